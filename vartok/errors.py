@@ -1,0 +1,37 @@
+"""What vartok raises on purpose: one line each, meant to be read by the user."""
+
+
+class VartokError(Exception):
+    """Base of every error that vartok raises on purpose; ``str(error)`` is one clear line."""
+
+
+class ConfigError(VartokError):
+    """A tokenizer configuration that no model can have."""
+
+
+class ScheduleError(VartokError):
+    """A schedule that is malformed, or that is not the latent's."""
+
+
+class CheckpointError(VartokError):
+    """A file that is not a checkpoint which vartok can run."""
+
+
+class ImageError(VartokError):
+    """A picture that cannot be read, or pixels that a model cannot take."""
+
+
+class TokensError(VartokError):
+    """Tokens of the wrong shape or outside the vocabulary."""
+
+
+class TokenFileError(TokensError):
+    """A token file that is malformed, or that belongs to another checkpoint."""
+
+
+class DeviceError(VartokError):
+    """A device or dtype that this machine or this torch does not have."""
+
+
+class VartokWarning(UserWarning):
+    """Something that a file does not say, or that was left out of it, and that the user should know."""

@@ -1,0 +1,117 @@
+"""Schedules: the (h, w) grid of every scale, coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from vartok.errors import ScheduleError
+
+Grid = tuple[int, int]
+Schedule = tuple[Grid, ...]
+
+MAX_SCALES = 64
+MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
+
+
+def square(*sides: int) -> Schedule:
+    """The schedule of square grids with these sides."""
+    return tuple((side, side) for side in sides)
+
+
+VAR_256 = square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+"""VAR's schedule for 256x256 pixels: 680 tokens."""
+
+
+def check_schedule(value: object) -> Schedule:
+    """Return `value`, a sequence of sides or (h, w) pairs, as a schedule.
+
+    Raises:
+        ScheduleError: not such a sequence, more than 64 scales, or a grid that is larger
+            than the last one on either side.
+    """
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_SCALES:
+        raise ScheduleError(f"a schedule is a list of 1 to {MAX_SCALES} grids, not {_short(value)}")
+    schedule = tuple(_check_grid(grid) for grid in value)
+    height, width = schedule[-1]
+    for k, (h, w) in enumerate(schedule):
+        if h > height or w > width:
+            raise ScheduleError(f"scale {k} is {h}x{w}: larger than the last scale, {height}x{width}")
+    return schedule
+
+
+def _check_grid(grid: object) -> Grid:
+    sides: list[Any] = list(grid) if isinstance(grid, (list, tuple)) else [grid, grid]
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+        raise ScheduleError(
+            f"a grid is a side or an [h, w] pair of 1 to {MAX_SIDE} cells, not {_short(grid)}"
+        )
+    return sides[0], sides[1]
+
+
+def parse_schedule(text: str) -> Schedule:
+    """Parse "1,2,3x4,16x24": sides, or hxw, coarse to fine.
+
+    Raises:
+        ScheduleError: anything else.
+    """
+    try:
+        grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
+    except ValueError:
+        raise ScheduleError(
+            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not "{text}"'
+        ) from None
+    return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
+
+
+def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
+    """Stretch a schedule to a latent of another size or aspect.
+
+    Every scale keeps its share of the latent's height and width, rounded to whole cells
+    (at least one), so the number of scales, and with it each scale's phi, stays the same.
+    A 1x1 scale stays 1x1: it is where next-scale models start.
+    """
+    height, width = grid
+    last_h, last_w = schedule[-1]
+
+    def stretched(h: int, w: int) -> Grid:
+        if (h, w) == (1, 1):
+            return h, w
+        return max(1, round(h * height / last_h)), max(1, round(w * width / last_w))
+
+    return (*(stretched(h, w) for h, w in schedule[:-1]), grid)
+
+
+def token_count(schedule: Iterable[Grid]) -> int:
+    """How many tokens a picture of this schedule has."""
+    return sum(math.prod(grid) for grid in schedule)
+
+
+def phi_index(k: int, scales: int, phis: int) -> int:
+    """Which of `phis` refinements serves scale `k` of `scales`: the one whose tick is nearest.
+
+    The ticks and their float64 rounding are VAR's (`PhiPartiallyShared`, `PhiNonShared`):
+    ten scales over four phis hold two exact ties that only this arithmetic decides as VAR does.
+    """
+    margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
+    ticks = np.linspace(margin, 1 - margin, phis)
+    position = k / (scales - 1) if scales > 1 else 0.0
+    return int(np.argmin(np.abs(ticks - position)))
+
+
+def to_json(schedule: Schedule) -> list[Any]:
+    """The schedule as JSON: a side where a grid is square, else [h, w]."""
+    return [h if h == w else [h, w] for h, w in schedule]
+
+
+def describe(schedule: Schedule) -> str:
+    """The schedule as `parse_schedule` reads it."""
+    return ",".join(str(h) if h == w else f"{h}x{w}" for h, w in schedule)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""The shipped checkpoint and its card."""

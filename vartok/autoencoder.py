@@ -1,0 +1,105 @@
+"""VAR's convolutional autoencoder: pixels to the latent and back.
+
+Attribute names are VAR's, so that its state dicts load unmapped.
+Source: Tian et al. 2024, arXiv:2404.02905, after the VQ-f16 model of arXiv:2112.10752.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vartok.config import TokenizerConfig
+from vartok.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
+
+
+class Mid(nn.Module):
+    """Block, attention, block at the lowest resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention where `attend`.
+
+    The encoder gives it a `downsample`, the decoder an `upsample`, to run after the blocks.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attend: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttnBlock(out_channels) for _ in range(blocks if attend else 0))
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, h, w] -> [B, out, h, w], h and w halved or doubled by what runs last."""
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[i](x)
+        resample = self.downsample or self.upsample
+        return x if resample is None else resample(x)
+
+
+class Encoder(nn.Module):
+    """Pixels to the latent, before quant_conv."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        channels = [config.ch * multiple for multiple in (1, *config.ch_mult)]
+        last = len(config.ch_mult) - 1
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        for i in range(last + 1):
+            level = Level(channels[i], channels[i + 1], blocks=config.num_res_blocks, attend=i == last)
+            if i != last:
+                level.downsample = Downsample2x(channels[i + 1])
+            self.down.append(level)
+        self.mid = Mid(channels[-1])
+        self.norm_out = group_norm(channels[-1])
+        self.conv_out = nn.Conv2d(channels[-1], config.z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d], d = 2 ** (levels - 1)."""
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
+
+
+class Decoder(nn.Module):
+    """The latent, after post_quant_conv, to pixels."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        channels = [config.ch * multiple for multiple in config.ch_mult]
+        last = len(channels) - 1
+        self.conv_in = nn.Conv2d(config.z_channels, channels[last], 3, padding=1)
+        self.mid = Mid(channels[last])
+        self.up = nn.ModuleList()  # up[0] has the pixels' resolution and runs last
+        for i in range(last + 1):
+            above = channels[min(i + 1, last)]
+            level = Level(above, channels[i], blocks=config.num_res_blocks + 1, attend=i == last)
+            if i != 0:
+                level.upsample = Upsample2x(channels[i])
+            self.up.append(level)
+        self.norm_out = group_norm(channels[0])
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[B, z, h, w] -> [B, 3, d h, d w], not clamped."""
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True))

@@ -1,0 +1,35 @@
+"""VAR's multi-scale VQ-VAE: autoencoder and quantizer, joined."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vartok import autoencoder, light
+from vartok.config import TokenizerConfig
+from vartok.quantizer import MultiScaleQuantizer
+
+
+class VQVAE(nn.Module):
+    """The whole model. Its state dict has VAR's names; encoder and decoder may be of a smaller dtype.
+
+    Source: Tian et al. 2024, arXiv:2404.02905.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        parts = light if config.autoencoder == "light" else autoencoder
+        z = config.z_channels
+        self.encoder = parts.Encoder(config)
+        self.quant_conv = nn.Conv2d(z, z, 3, padding=1)
+        self.quantize = MultiScaleQuantizer(config)
+        self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
+        self.decoder = parts.Decoder(config)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32, what the quantizer takes."""
+        return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
+
+    def picture(self, f_hat: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, 3, H, W] float32, clamped to [-1, 1]."""
+        z = self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype))
+        return self.decoder(z).float().clamp(-1, 1)

@@ -1,0 +1,77 @@
+"""Images to the tokens of VAR's multi-scale tokenizer and back.
+
+    tokenizer = vartok.load()
+    tokens = tokenizer.encode(images)      # [B, 3, H, W] in [-1, 1] -> TokenMaps
+    images = tokenizer.decode(tokens)      # -> [B, 3, H, W] in [-1, 1]
+
+Names load when they are first used, so that `import vartok` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vartok.config import TokenizerConfig
+    from vartok.errors import (
+        CheckpointError,
+        ConfigError,
+        DeviceError,
+        ImageError,
+        ScheduleError,
+        TokenFileError,
+        TokensError,
+        VartokError,
+        VartokWarning,
+    )
+    from vartok.tokenizer import Tokenizer, load
+    from vartok.tokens import ImageTokens, TokenMaps, read_tokens
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TokenizerConfig": "config",
+    "Tokenizer": "tokenizer",
+    "load": "tokenizer",
+    "ImageTokens": "tokens",
+    "TokenMaps": "tokens",
+    "read_tokens": "tokens",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DeviceError": "errors",
+    "ImageError": "errors",
+    "ScheduleError": "errors",
+    "TokenFileError": "errors",
+    "TokensError": "errors",
+    "VartokError": "errors",
+    "VartokWarning": "errors",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DeviceError",
+    "ImageError",
+    "ImageTokens",
+    "ScheduleError",
+    "TokenFileError",
+    "TokenMaps",
+    "Tokenizer",
+    "TokenizerConfig",
+    "TokensError",
+    "VartokError",
+    "VartokWarning",
+    "load",
+    "read_tokens",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vartok' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vartok.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,5 @@
+"""`python -m vartok`."""
+
+import importlib
+
+importlib.import_module("vartok.cli").main()

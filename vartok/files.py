@@ -1,0 +1,38 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its place when the block ends well.
+
+    Whatever ends the block or the process early leaves `path` as it was before.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    _refuse_existing(path, overwrite)
+    scratch = path.parent / f".vartok-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(scratch, "xb") as file:
+            yield file
+        _refuse_existing(path, overwrite)
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} exists")

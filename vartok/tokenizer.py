@@ -1,0 +1,302 @@
+"""The tokenizer: images to tokens and back, with one loaded checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
+from vartok.config import TokenizerConfig
+from vartok.errors import (
+    CheckpointError,
+    DeviceError,
+    ImageError,
+    ScheduleError,
+    TokenFileError,
+    TokensError,
+    VartokWarning,
+)
+from vartok.model import VQVAE
+from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
+from vartok.tokens import ModelInfo, TokenMaps
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    weights: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str = "float32"
+) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        weights: a checkpoint: safetensors, or a VAR-style .pth; the one installed with vartok if None.
+        device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
+        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
+            faster and change some. The quantizer computes in float32 always.
+
+    Raises:
+        CheckpointError: not a checkpoint that vartok can run.
+        DeviceError: no such device or dtype here.
+
+    Warns:
+        VartokWarning: something that the file does not say was assumed.
+    """
+    if dtype not in DTYPES:
+        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    chosen = choose_device(device)
+    path = shipped_checkpoint() if weights is None else Path(weights)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    for note in checkpoint.notes:
+        warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
+    return Tokenizer(
+        build_model(checkpoint), checkpoint.config, name=checkpoint.name, device=chosen, dtype=dtype
+    )
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of this name, which is known to be there.
+
+    Raises:
+        DeviceError: torch does not know it, or this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(f"no device {str(device)!r} here ({reason})") from None
+    return chosen
+
+
+class Tokenizer:
+    """Images to tokens and back. Immutable; made by `vartok.load`.
+
+    Images are [B, 3, H, W], RGB in [-1, 1], H and W multiples of `config.downsample`. Everything
+    returned is on `device`. On the CPU a batch goes through the model picture by picture: that is as
+    fast there, takes the memory of one, and no picture's tokens depend on which others share its batch.
+    """
+
+    def __init__(
+        self, model: VQVAE, config: TokenizerConfig, *, name: str, device: torch.device, dtype: str
+    ) -> None:
+        self.config = config
+        self.name = name
+        self.device = device
+        self.dtype = dtype
+        self._model = model.to(device)
+        for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
+            part.to(DTYPES[dtype])
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codebook, [V, C] float32; not a copy."""
+        return self._model.quantize.embedding.weight.detach()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256, in hex, of the codebook's float32 bytes: what a token file names its checkpoint by."""
+        return hashlib.sha256(self.codebook.cpu().contiguous().numpy().tobytes()).hexdigest()
+
+    @functools.cached_property
+    def info(self) -> ModelInfo:
+        """What token files say of this checkpoint."""
+        return ModelInfo(name=self.name, fingerprint=self.fingerprint, vocab_size=self.config.vocab_size)
+
+    def check_model(self, model: ModelInfo) -> None:
+        """Check that tokens which name `model` as theirs are this tokenizer's.
+
+        Raises:
+            TokenFileError: they index another codebook.
+        """
+        if model.fingerprint != self.fingerprint:
+            raise TokenFileError(
+                f"was encoded with {model.name} (codebook {model.fingerprint[:12]}), "
+                f"not with {self.name} ({self.fingerprint[:12]})"
+            )
+
+    def encode(self, images: Tensor, schedule: Schedule | None = None) -> TokenMaps:
+        """Tokenize images, coarse to fine.
+
+        Args:
+            images: [B, 3, H, W] floating point in [-1, 1]; H and W multiples of `config.downsample`.
+            schedule: (h, w) of every scale, the last one the latent's; if None the checkpoint's own,
+                stretched to the latent where that has another size.
+
+        Returns:
+            K maps; map k is [B, h_k, w_k] int64 in [0, V).
+
+        Raises:
+            ImageError: a shape or range that the encoder cannot take.
+            ScheduleError: a schedule whose last grid is not the latent's.
+
+        Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
+        """
+        self._check_images(images)
+        grid = (images.shape[2] // self.config.downsample, images.shape[3] // self.config.downsample)
+        schedule = self._schedule(schedule, grid)
+
+        def tokenize(part: Tensor) -> list[Tensor]:
+            latent = self._model.latent(part)
+            if not bool(latent.isfinite().all()):
+                raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
+            return [scale.indices for scale in self._model.quantize.scales(schedule, latent=latent)]
+
+        with _exact():
+            parts = [tokenize(part.to(self.device)) for part in self._parts(images)]
+        return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
+
+    def decode(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
+        """Draw the images of tokens.
+
+        Args:
+            tokens: maps of any schedule.
+            scales: take only the first `scales` scales; all if None.
+
+        Returns:
+            [B, 3, H, W] float32 in [-1, 1].
+
+        Raises:
+            TokensError: an index outside the vocabulary, or more scales than there are.
+
+        Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 2.
+        """
+        return self._map(
+            tokens, lambda maps, schedule: self._model.picture(self._f_hat(maps, schedule)), scales
+        )
+
+    def latent(self, images: Tensor) -> Tensor:
+        """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
+
+        Raises:
+            ImageError: a shape or range that the encoder cannot take.
+        """
+        self._check_images(images)
+        with _exact():
+            return torch.cat([self._model.latent(part.to(self.device)) for part in self._parts(images)])
+
+    def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
+        """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
+
+        Raises:
+            TokensError: an index outside the vocabulary, or more scales than there are.
+        """
+        return self._map(tokens, self._f_hat, scales)
+
+    def var_inputs(self, tokens: TokenMaps) -> Tensor:
+        """What a next-scale transformer is teacher-forced with: [B, L - h_0 w_0, C] float32.
+
+        For every scale but the first, the f_hat of the scales before it, area-pooled to its grid;
+        coarse to fine, row-major. L - 1 vectors where the first scale is 1x1.
+
+        Raises:
+            TokensError: an index outside the vocabulary.
+
+        Source: `idxBl_to_var_input` of VAR's code.
+        """
+
+        def inputs(maps: list[Tensor], schedule: Schedule) -> Tensor:
+            steps = zip(self._model.quantize.scales(schedule, maps=maps[:-1]), schedule[1:], strict=True)
+            pooled = [F.interpolate(step.f_hat, grid, mode="area") for step, grid in steps]
+            if not pooled:
+                return self.codebook.new_empty(len(maps[0]), 0, self.config.z_channels)
+            return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
+
+        return self._map(tokens, inputs)
+
+    def draw_codes(self) -> Tensor:
+        """What every code looks like by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
+
+        The middle of what a latent of 2x2 cells of that code decodes to, without phi. In a picture,
+        the codes of all scales add up before they are decoded, and the decoder sees neighbours too.
+        """
+        step = self.config.downsample
+        middle = slice(step // 2, step // 2 + step)
+        with _exact():
+            pictures = [
+                self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                for codes in torch.split(self.codebook, 64)
+            ]
+        return torch.cat(pictures)
+
+    def _f_hat(self, maps: list[Tensor], schedule: Schedule) -> Tensor:
+        *_, last = self._model.quantize.scales(schedule, maps=maps)
+        return last.f_hat
+
+    def _map(
+        self,
+        tokens: TokenMaps,
+        compute: Callable[[list[Tensor], Schedule], Tensor],
+        scales: int | None = None,
+    ) -> Tensor:
+        """Compute a tensor of tokens' first `scales` scales, in the parts that suit the device."""
+        count = len(tokens.maps)
+        if scales is not None and not 1 <= scales <= count:
+            raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
+        tokens.check_vocab(self.config.vocab_size)
+        flat = [self._parts(tokens_map) for tokens_map in tokens.maps[:scales]]
+        with _exact():
+            return torch.cat(
+                [
+                    compute([part.to(self.device) for part in maps], tokens.schedule)
+                    for maps in zip(*flat, strict=True)
+                ]
+            )
+
+    def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        return batch.split(1) if self.device.type == "cpu" else (batch,)
+
+    def _check_images(self, images: Tensor) -> None:
+        step = self.config.downsample
+        if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
+            raise ImageError(
+                f"images are [B, 3, H, W] floating point, not {list(images.shape)} {images.dtype}"
+            )
+        height, width = images.shape[2:]
+        if not height or not width or height % step or width % step:
+            raise ImageError(
+                f"a picture's sides are multiples of {step} pixels here, not {height} and {width}"
+            )
+        low, high = (float(bound) for bound in images.aminmax())
+        if not (
+            low >= -1.001 and high <= 1.001
+        ):  # also where one is NaN; resampled pictures overshoot a little
+            raise ImageError(f"pixels are in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
+
+    def _schedule(self, schedule: Schedule | None, grid: Grid) -> Schedule:
+        if schedule is None:
+            return adapt_schedule(self.config.patch_nums, grid)
+        schedule = check_schedule(schedule)
+        if schedule[-1] != grid:
+            raise ScheduleError(
+                f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
+            )
+        return schedule
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """No gradients, and float32 products in float32: TF32 would change tokens."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32

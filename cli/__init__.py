@@ -1,0 +1,44 @@
+"""The command line: parse, one library call, render."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .convert import convert
+from .decode import decode
+from .encode import encode
+from .inspect import inspect
+from .inspect_codebook import inspect_codebook
+
+app = typer.Typer(
+    name="vartok",
+    help="Images to the tokens of VAR's multi-scale tokenizer and back.",
+    epilog="vartok COMMAND --help shows a command's options and examples.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (encode, decode, inspect, inspect_codebook, convert):
+    app.command(name=command.__name__.replace("_", "-"))(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import vartok
+
+        print(f"vartok {vartok.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Images to the tokens of VAR's multi-scale tokenizer and back."""

@@ -1,0 +1,206 @@
+"""`vartok decode`: token files to pictures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from vartok.errors import VartokError
+
+from .files import (
+    TOKEN_ENDINGS,
+    TOKEN_SUFFIXES,
+    Input,
+    Output,
+    foreign,
+    gather,
+    is_free,
+    read_inputs,
+    stem,
+    write_file,
+)
+from .options import (
+    BatchSizeOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FilesFromOption,
+    ForceOption,
+    FullNamesOption,
+    NullOption,
+    OutputOption,
+    PictureFormat,
+    QuietOption,
+    RecursiveOption,
+    SkipExistingOption,
+    WeightsOption,
+    WorkersOption,
+    default_batch_size,
+    default_workers,
+    load_tokenizer,
+)
+from .report import Report, command, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vartok.tokens import ImageInfo, ImageTokens
+
+
+class Job(NamedTuple):
+    """One picture to draw: what messages call it, the file it goes to (None: stdout), what it was."""
+
+    label: str
+    path: Path | None
+    image: ImageInfo
+
+
+@command
+def decode(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Token files, folders (-r), or - for stdin."),
+    ] = None,
+    output: OutputOption = None,
+    format: Annotated[
+        PictureFormat | None, typer.Option("--format", help="Default: by -o's suffix, else png.")
+    ] = None,
+    scales: Annotated[
+        int | None,
+        typer.Option("--scales", min=1, help="Draw what the first SCALES scales give; default: all."),
+    ] = None,
+    strip: Annotated[
+        bool, typer.Option("--strip", help="One wide picture: after 1, 2, ... scales, side by side.")
+    ] = False,
+    restore_size: Annotated[
+        bool,
+        typer.Option(
+            "--restore-size", help="Undo --fit pad, stretch or native: the original's width and height."
+        ),
+    ] = False,
+    any_weights: Annotated[
+        bool, typer.Option("--any-weights", help="Draw tokens of another checkpoint's codebook all the same.")
+    ] = False,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    recursive: RecursiveOption = False,
+    files_from: FilesFromOption = None,
+    null: NullOption = False,
+    full_names: FullNamesOption = False,
+    force: ForceOption = False,
+    skip_existing: SkipExistingOption = False,
+    batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw the pictures of tokens: img.tokens.npz becomes img.decoded.png beside it, or under -o DIR.
+
+    The pictures of a JSONL file, or of stdin, are named by what their tokens call their source.
+
+    Examples:
+      vartok decode img.tokens.npz
+
+      vartok decode img.tokens.npz --scales 4 -o coarse.png
+
+      vartok decode img.tokens.npz --strip
+
+      vartok decode all.jsonl -o pictures --format webp
+    """
+    from vartok.images import SUFFIXES
+
+    suffix = PurePath(output or "").suffix.lower()
+    chosen: str = format or SUFFIXES.get(suffix, "png")
+
+    def rename(name: PurePath) -> PurePath:
+        base = stem(name, TOKEN_ENDINGS, full=full_names)
+        return base.with_name(f"{base.name}.{'strip' if strip else 'decoded'}.{chosen}")
+
+    files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=TOKEN_SUFFIXES)
+    single = [item for item in files if not _is_collection(item)]
+    report = Report(len(files) if single == files else None, verb="decoded", quiet=quiet)
+    many = len(files) > 1 or recursive or (single != files and suffix not in SUFFIXES)
+    target = Output.resolve(output, files, rename, many=many)
+    if target.file and not format and suffix not in SUFFIXES:
+        raise typer.BadParameter(f"-o {shown(output)}: pictures are written as {', '.join(SUFFIXES)}")
+    if target.stream and sys.stdout.isatty():
+        raise typer.BadParameter("a picture is binary, and stdout a terminal: use -o")
+    paths = dict(target.plan(single, report, force=force, skip=skip_existing))
+    todo = [item for item in files if item in paths or item not in single]
+    if not todo:
+        report.finish()
+        return
+
+    tokenizer = load_tokenizer(weights, device, dtype)
+    from vartok.pipeline import ahead, decode_tokens
+
+    def jobs() -> Iterator[tuple[Job, ImageTokens | VartokError]]:
+        taken: set[str] = set()
+        for item in todo:
+            for tokens in read_inputs(item, report):
+                label, path = str(item), paths.get(item)
+                if item not in paths:
+                    label, path = (
+                        f"{item}: {shown(tokens.image.source)}",
+                        target.path_in(item, tokens.image.source),
+                    )
+                    if path and not is_free(label, path, report, force=force, skip=skip_existing):
+                        continue
+                job, place = Job(label, path, tokens.image), os.path.abspath(path) if path else "stdout"
+                error: VartokError | None = None
+                if place in taken:
+                    error = VartokError(f"{shown(path or place)} has another picture: -o names a folder")
+                elif not any_weights:
+                    error = foreign(tokens, tokenizer)
+                taken.add(place)
+                yield job, error or tokens
+
+    def draw(drawn: tuple[Job, list[NDArray[np.uint8]] | VartokError]) -> tuple[Job, bytes | VartokError]:
+        job, pictures = drawn
+        if not isinstance(pictures, VartokError):
+            try:
+                return job, _draw(job, pictures, chosen, restore_size=restore_size, overwrite=force)
+            except VartokError as error:
+                return job, error
+        return job, pictures
+
+    threads = default_workers(workers)
+    batch = default_batch_size(batch_size, tokenizer)
+    pictures = decode_tokens(tokenizer, jobs(), scales=scales, strip=strip, batch_size=batch)
+    for job, result in ahead(draw, pictures, workers=threads, limit=2 * threads):
+        if isinstance(result, VartokError):
+            report.fail(job.label, result)
+            continue
+        if job.path is None:
+            sys.stdout.buffer.write(result)
+        report.succeed(job.label, f"drawn in {shown(job.path or 'stdout')}")
+    report.finish()
+
+
+def _is_collection(item: Input) -> bool:
+    """Whether it may hold several images, whose names then come from what they call their source."""
+    return item.path is None or item.path.suffix.lower() == ".jsonl"
+
+
+def _draw(
+    job: Job, pictures: list[NDArray[np.uint8]], format: str, *, restore_size: bool, overwrite: bool
+) -> bytes:
+    """The pictures side by side, as a file's bytes; written where the job has a path."""
+    import numpy as np
+
+    from vartok import images
+
+    if restore_size:
+        width, height, mode = job.image.width, job.image.height, job.image.fit
+        pictures = [images.restore_size(pixels, width=width, height=height, mode=mode) for pixels in pictures]
+    data = images.encode_picture(np.concatenate(pictures, axis=1), format)
+    if job.path is not None:
+        write_file(job.path, data, overwrite=overwrite)
+    return data

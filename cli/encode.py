@@ -1,0 +1,178 @@
+"""`vartok encode`: pictures to token files."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from vartok.errors import VartokError
+
+from .files import PICTURE_SUFFIXES, Output, gather, stem, write_file
+from .options import (
+    BatchSizeOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    FilesFromOption,
+    FitMode,
+    ForceOption,
+    FullNamesOption,
+    NullOption,
+    OutputOption,
+    QuietOption,
+    RecursiveOption,
+    SkipExistingOption,
+    TokenFormat,
+    WeightsOption,
+    WorkersOption,
+    default_batch_size,
+    default_workers,
+    load_tokenizer,
+)
+from .report import Report, command, shown
+
+if TYPE_CHECKING:
+    from vartok.tokens import ImageTokens
+
+FORMATS_BY_SUFFIX: dict[str, TokenFormat] = {".npz": "npz", ".json": "json", ".jsonl": "jsonl"}
+
+
+@command
+def encode(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Pictures, folders (-r), or - for stdin.")
+    ] = None,
+    output: OutputOption = None,
+    format: Annotated[
+        TokenFormat | None,
+        typer.Option(
+            "--format", help="Default: by -o's suffix, else npz. jsonl puts all pictures into one file."
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Side of the encoded pixels; default: the checkpoint's, 256."),
+    ] = None,
+    fit: Annotated[
+        FitMode,
+        typer.Option(
+            "--fit", help="crop: the centre; pad: all of it, framed; stretch; native: in its own size."
+        ),
+    ] = "crop",
+    zoom: Annotated[
+        float,
+        typer.Option("--zoom", help="With crop: scale up by this much first. VAR's own transform has 1.125."),
+    ] = 1.0,
+    background: Annotated[
+        str, typer.Option("--background", help="Colour under transparency and around a padded picture.")
+    ] = "white",
+    schedule: Annotated[
+        str | None,
+        typer.Option("--schedule", help="Scales, as 1,2,4,8x12,16x24 (h x w); default: the checkpoint's."),
+    ] = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option("--max-pixels", min=1, help="Larger pictures are turned away before they are decoded."),
+    ] = 100_000_000,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    recursive: RecursiveOption = False,
+    files_from: FilesFromOption = None,
+    null: NullOption = False,
+    full_names: FullNamesOption = False,
+    force: ForceOption = False,
+    skip_existing: SkipExistingOption = False,
+    batch_size: BatchSizeOption = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Turn pictures into tokens: img.png becomes img.tokens.npz beside it, or under -o DIR.
+
+    Examples:
+      vartok encode img.png
+
+      vartok encode -r photos -o tokens
+
+      vartok encode *.jpg -o all.jsonl
+
+      cat img.png | vartok encode | vartok decode > out.png
+    """
+    import PIL.Image
+
+    from vartok.images import Fit, parse_color
+    from vartok.schedule import parse_schedule, token_count
+
+    fitted = Fit(mode=fit, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
+    grids = parse_schedule(schedule) if schedule else None
+    PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
+    files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=PICTURE_SUFFIXES)
+    chosen = format or FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower(), "npz")
+    report = Report(len(files), verb="encoded", quiet=quiet)
+
+    def rename(name: PurePath) -> PurePath:
+        base = stem(name, (), full=full_names)
+        return base.with_name(f"{base.name}.tokens.{chosen}")
+
+    if chosen == "jsonl":
+        target = Output(rename, stream=True, file=None if output in (None, "-") else Path(str(output)))
+    else:
+        target = Output.resolve(output, files, rename, many=len(files) > 1 or recursive)
+        if target.stream and len(files) > 1:
+            raise typer.BadParameter(f"{chosen} holds one picture: use --format jsonl, or -o with a folder")
+        if target.stream and chosen == "npz" and sys.stdout.isatty():
+            raise typer.BadParameter("npz is binary, and stdout a terminal: use -o, or --format json")
+    planned = target.plan(files, report, force=force, skip=skip_existing)
+    if not planned:
+        report.finish()
+        return
+
+    tokenizer = load_tokenizer(weights, device, dtype)
+    from vartok.pipeline import encode_pictures
+
+    step = tokenizer.config.downsample
+    if size and size % step:
+        raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {size}")
+    results = encode_pictures(
+        tokenizer,
+        ((entry, entry[0].name.as_posix(), entry[0].read()) for entry in planned),
+        dataclasses.replace(
+            fitted, size=(size, size) if size else tokenizer.config.image_size, multiple=step
+        ),
+        schedule=grids,
+        batch_size=default_batch_size(batch_size, tokenizer),
+        workers=default_workers(workers),
+    )
+    with target.open(overwrite=force) as stream:
+        for (item, path), result in results:
+            if isinstance(result, VartokError):
+                report.fail(str(item), result)
+                continue
+            try:
+                _write(result.tokens, chosen, path, stream, overwrite=force)
+            except VartokError as error:
+                report.fail(str(item), error)
+            else:
+                place = shown(path or target.file or "stdout")
+                report.succeed(
+                    str(item), f"{token_count(result.tokens.schedule)} tokens in {place}", result.notes
+                )
+        if not report.done:
+            report.finish()  # leaves: a file of nothing is not wanted
+    report.finish()
+
+
+def _write(
+    tokens: ImageTokens, format: TokenFormat, path: Path | None, stream: BinaryIO, *, overwrite: bool
+) -> None:
+    data = tokens.to_npz() if format == "npz" else f"{tokens.to_json()}\n".encode()
+    if path is None:
+        stream.write(data)
+        stream.flush()  # who reads the pipe need not wait for the next picture
+    else:
+        write_file(path, data, overwrite=overwrite)

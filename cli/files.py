@@ -1,0 +1,286 @@
+"""Which files a command works on, and where what it makes of them goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, BinaryIO
+
+import typer
+
+from vartok.errors import VartokError
+from vartok.files import write_whole
+
+from .report import Report, shown
+
+if TYPE_CHECKING:
+    from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageTokens
+
+STDIN = "-"
+MAX_PIPED = 1 << 30  # bytes
+
+PICTURE_SUFFIXES = (
+    *(
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".ppm",
+    ),
+    *(".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico", ".qoi", ".psd", ".dds", ".pcx", ".sgi"),
+)
+TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
+"""What a folder is searched for; a file that is named is taken whatever it is called."""
+TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
+"""What decode takes off a name."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to work on.
+
+    Attributes:
+        path: the file; None for standard input.
+        name: its place below the folder that was named, or its own name: what its output is named by.
+    """
+
+    path: Path | None
+    name: PurePath
+
+    def __str__(self) -> str:
+        """What messages call it."""
+        return shown(self.path) if self.path else "standard input"
+
+    def read(self) -> Path | bytes:
+        """The path, or what comes through the pipe.
+
+        Raises:
+            VartokError: more than a gigabyte comes.
+        """
+        if self.path:
+            return self.path
+        data = sys.stdin.buffer.read(MAX_PIPED + 1)
+        if len(data) > MAX_PIPED:
+            raise VartokError("standard input is larger than 1 GiB")
+        return data
+
+
+def gather(
+    names: list[str] | None, *, recursive: bool, files_from: str | None, null: bool, suffixes: tuple[str, ...]
+) -> list[Input]:
+    """The files that a command line names, folders searched in sorted order.
+
+    Raises:
+        typer.BadParameter: a folder without -r, or with nothing in it; no input at all.
+    """
+    given = list(names or ())
+    if files_from is not None:
+        given += _read_list(files_from, null)
+    elif not given:
+        if sys.stdin.isatty():
+            raise typer.BadParameter("no INPUT: name files, or pipe one in")
+        given = [STDIN]
+    inputs: list[Input] = []
+    for name in given:
+        if name == STDIN:
+            inputs.append(Input(None, PurePath("stdin")))
+        elif os.path.isdir(name):
+            if not recursive:
+                raise typer.BadParameter(f"{shown(name)} is a folder: use -r to take the files in it")
+            found = sorted(_search(name, suffixes))
+            if not found:
+                raise typer.BadParameter(f"{shown(name)} holds no file that ends in {', '.join(suffixes)}")
+            inputs += [Input(path, path.relative_to(name)) for path in found]
+        else:
+            inputs.append(Input(Path(name), PurePath(Path(name).name)))
+    if sum(item.path is None for item in inputs) > (files_from != STDIN):
+        raise typer.BadParameter("standard input can be read only once")
+    return inputs
+
+
+def _read_list(source: str, null: bool) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
+    except OSError as error:
+        raise typer.BadParameter(f"--files-from {shown(source)}: {error.strerror}") from None
+    names = data.split(b"\0") if null else data.splitlines()
+    return [os.fsdecode(name) for name in names if name]
+
+
+def _search(folder: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(root, name)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go: all into one stream, or each into a file, under a folder or beside its input.
+
+    Attributes:
+        rename: makes the output's name of an input's.
+        stream: everything goes to stdout, or into `file` if there is one.
+        file: the one file that the one result goes to.
+        folder: what names are put under.
+    """
+
+    rename: Callable[[PurePath], PurePath]
+    stream: bool = False
+    file: Path | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def resolve(
+        cls, output: str | None, inputs: list[Input], rename: Callable[[PurePath], PurePath], *, many: bool
+    ) -> Output:
+        """What -o means for these inputs, where each has a file of its own; `many`: there may be several.
+
+        Raises:
+            typer.BadParameter: several files for one place.
+        """
+        if output is None and [item.path for item in inputs] == [None]:
+            output = STDIN
+        if output is None:
+            return cls(rename)
+        if output == STDIN:
+            return cls(rename, stream=True)
+        if many and os.path.isfile(output):
+            raise typer.BadParameter(
+                f"-o {shown(output)} is a file, and there are several results: name a folder"
+            )
+        if many or output.endswith(("/", os.sep)) or os.path.isdir(output):
+            return cls(rename, folder=Path(output))
+        return cls(rename, file=Path(output))
+
+    def path(self, item: Input) -> Path:
+        """The file that the result of `item` goes to."""
+        if self.file is not None:
+            return self.file
+        name = self.rename(item.name)
+        if self.folder is not None:
+            return self.folder / name
+        return item.path.with_name(name.name) if item.path else Path(name)
+
+    def path_in(self, item: Input, source: str) -> Path | None:
+        """The file for one of the results of `item`, named by what it calls its source; None: the stream."""
+        if self.stream or self.file is not None:
+            return self.file
+        beside = item.path.parent if item.path else Path()
+        return (self.folder or beside) / self.rename(safe_name(source))
+
+    def plan(
+        self, inputs: list[Input], report: Report, *, force: bool, skip: bool
+    ) -> list[tuple[Input, Path | None]]:
+        """The inputs that are to be worked on, and the file that each goes to, None for the stream.
+
+        Raises:
+            typer.BadParameter: two inputs would write one file.
+        """
+        if self.stream:
+            free = self.file is None or is_free(self.file, self.file, report, force=force, skip=skip)
+            return [(item, None) for item in inputs if free]
+        planned: dict[str, tuple[Input, Path]] = {}
+        for item in inputs:
+            path = self.path(item)
+            other, _ = planned.setdefault(os.path.abspath(path), (item, path))
+            if other is not item:
+                raise typer.BadParameter(
+                    f"{other} and {item} would both be written to {shown(path)}: use --full-names"
+                )
+        return [
+            (item, path)
+            for item, path in planned.values()
+            if is_free(item, path, report, force=force, skip=skip)
+        ]
+
+    @contextlib.contextmanager
+    def open(self, *, overwrite: bool) -> Iterator[BinaryIO]:
+        """The stream: stdout, or the file, which appears when the block ends well."""
+        if self.stream and self.file is not None:
+            with write_whole(self.file, overwrite=overwrite) as file:
+                yield file
+        else:
+            yield sys.stdout.buffer
+
+
+def is_free(item: object, path: Path, report: Report, *, force: bool, skip: bool) -> bool:
+    """Whether `path` may be written; tells the report where not."""
+    if force or not os.path.lexists(path):
+        return True
+    if skip:
+        report.skip()
+    else:
+        report.fail(
+            str(item), f"{shown(path)} exists: use --force to overwrite it, --skip-existing to pass over"
+        )
+    return False
+
+
+def read_inputs(item: Input, report: Report) -> Iterator[ImageTokens]:
+    """The images of a token file; what cannot be read is reported."""
+    from vartok.tokens import read_tokens
+
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if item.path is None else open(item.path, "rb") as file:
+            for tokens in read_tokens(file):
+                if isinstance(tokens, VartokError):
+                    report.fail(str(item), tokens)
+                else:
+                    yield tokens
+    except OSError as error:
+        report.fail(str(item), (error.strerror or str(error)).lower())
+
+
+def foreign(tokens: ImageTokens, tokenizer: Tokenizer) -> VartokError | None:
+    """Why the loaded checkpoint cannot draw the tokens, and the cure; None where it can."""
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        return VartokError(f"{shown(error)}: give its checkpoint with -w, or --any-weights")
+    return None
+
+
+def safe_name(source: str) -> PurePath:
+    """What a token file calls its source, as a path that leads nowhere but down."""
+    text = "".join(char if char.isprintable() else "_" for char in source.replace("\\", "/"))
+    parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
+    return PurePath(*parts) if parts else PurePath("image")
+
+
+def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a result, whole or not at all, and the folders above it.
+
+    Raises:
+        VartokError: it cannot be written; says where and why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path, overwrite=overwrite) as file:
+            file.write(data)
+    except OSError as error:
+        raise VartokError(f"cannot write {shown(path)}: {error.strerror or error}") from None
+
+
+def stem(name: PurePath, endings: tuple[str, ...], *, full: bool) -> PurePath:
+    """The name without its ending: the first of `endings` that fits, else its suffix; `full` keeps it."""
+    if full:
+        return name
+    for ending in endings:
+        if name.name.lower().endswith(ending) and len(name.name) > len(ending):
+            return name.with_name(name.name[: -len(ending)])
+    return name.with_suffix("")

@@ -1,0 +1,255 @@
+"""`vartok inspect-codebook`: what a codebook holds, and how token files use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vartok.errors import VartokError
+
+from .files import TOKEN_SUFFIXES, Input, gather, is_free, read_inputs, write_file
+from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
+from .report import Report, command, say, shown
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from vartok.codebook import CodebookReport, Usage, UsageReport
+    from vartok.schedule import Schedule
+    from vartok.tokenizer import Tokenizer
+
+
+@command
+def inspect_codebook(
+    tokens: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOKENS]...", help="More of what --usage takes.")
+    ] = None,
+    usage: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--usage", metavar="TOKENS...", help="Count the codes in these token files and folders."
+        ),
+    ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(
+            "--atlas",
+            metavar="OUT.png",
+            help="Draw all codes, each as it decodes by itself, like beside like. "
+            "In a picture codes interact: those of all scales add up, and the decoder blends neighbours.",
+        ),
+    ] = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = "auto",
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tell what the checkpoint's codebook holds and, with --usage, how every scale uses it.
+
+    Examples:
+      vartok inspect-codebook
+
+      vartok inspect-codebook --usage tokens/ more/*.npz
+
+      vartok inspect-codebook --atlas codes.png
+    """
+    named = [*(usage or ()), *(tokens or ())]
+    files = (
+        gather(named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES) if named else []
+    )
+    report = Report(len(files) or 1, verb="counted", quiet=as_json)
+    if atlas and not is_free("--atlas", atlas, report, force=force, skip=False):
+        report.finish()
+
+    tokenizer = load_tokenizer(weights, device, "float32")
+    from vartok.codebook import describe_codebook
+
+    codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
+    used = _count(tokenizer, files, report) if files else None
+    if as_json:
+        print(json.dumps(_as_json(tokenizer, codebook, used)))
+    else:
+        _print(tokenizer, codebook, used)
+    if atlas:
+        write_file(atlas, _draw_atlas(tokenizer), overwrite=force)
+        if not as_json:
+            say(f"drew {tokenizer.config.vocab_size} codes in {shown(atlas)}")
+    if report.failed:
+        report.finish()
+
+
+def _count(tokenizer: Tokenizer, files: list[Input], report: Report) -> tuple[Schedule | None, UsageReport]:
+    """How the images of token files use the codebook, and their schedule where they share one."""
+    from vartok.codebook import count_codes, describe_usage
+
+    schedules: set[Schedule] = set()
+
+    def images() -> Iterator[tuple[NDArray[Any], ...]]:
+        scales = None
+        for item in files:
+            for tokens in read_inputs(item, report):
+                try:
+                    tokenizer.check_model(tokens.model)
+                except VartokError as error:
+                    report.fail(str(item), shown(error))
+                    continue
+                scales = scales or len(tokens.scales)
+                if len(tokens.scales) != scales:
+                    report.fail(str(item), f"has {len(tokens.scales)} scales, the files before it {scales}")
+                    continue
+                schedules.add(tokens.schedule)
+                report.succeed(str(item), "counted")
+                yield tokens.scales
+
+    found = images()
+    first = next(found, None)
+    if first is None:
+        report.finish()
+        raise VartokError("no tokens to count")
+    counts = count_codes(itertools.chain([first], found), tokenizer.config.vocab_size, len(first))
+    return schedules.pop() if len(schedules) == 1 else None, describe_usage(counts)
+
+
+def _as_json(
+    tokenizer: Tokenizer, codebook: CodebookReport, used: tuple[Schedule | None, UsageReport] | None
+) -> dict[str, Any]:
+    config = tokenizer.config
+    return {
+        "model": dataclasses.asdict(tokenizer.info),
+        "codebook": dataclasses.asdict(codebook),
+        "schedule": config.patch_nums,
+        "phi": _phis(tokenizer),
+        "usage": used and {"schedule": used[0], **dataclasses.asdict(used[1])},
+    }
+
+
+def _phis(tokenizer: Tokenizer) -> list[int] | None:
+    """Which phi serves each scale of the checkpoint's own schedule; None where there is none."""
+    from vartok.schedule import phi_index
+
+    scales, phis = len(tokenizer.config.patch_nums), tokenizer.config.phi_count
+    return [phi_index(k, scales, phis) for k in range(scales)] if phis else None
+
+
+def _print(
+    tokenizer: Tokenizer, codebook: CodebookReport, used: tuple[Schedule | None, UsageReport] | None
+) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(_codebook_table(tokenizer, codebook))
+    if used:
+        console.print(_usage_table(*used))
+        console.print(_top_table(used[1]))
+
+
+def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
+    from vartok.schedule import describe
+
+    table = _table(f"Codebook of {shown(tokenizer.name)}", "", "")
+    norm, nearest, phis = codebook.norm, codebook.nearest, _phis(tokenizer)
+    table.add_row(
+        "codes", f"{codebook.vocab_size:,} of {codebook.channels} channels, {codebook.size_bytes:,} bytes"
+    )
+    table.add_row("fingerprint", tokenizer.fingerprint)
+    table.add_row("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}")
+    if nearest:
+        spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
+        table.add_row("nearest other", spread)
+    table.add_row("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near")
+    table.add_row(
+        "dimensions",
+        f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % {_bars(codebook.explained)}",
+    )
+    table.add_row("schedule", describe(tokenizer.config.patch_nums))
+    table.add_row(
+        "phi of each scale", ",".join(map(str, phis)) if phis else "none: what is looked up is added as it is"
+    )
+    return table
+
+
+def _usage_table(schedule: Schedule | None, usage: UsageReport) -> Table:
+    table = _table(
+        "Use of the codes", "scale", "grid", "tokens", "used", "of possible", "", "dead", "perplexity", "bits"
+    )
+    table.add_column("differs (by chance)", justify="right")
+    rows = zip(usage.scales, usage.divergence, usage.chance, strict=True)
+    for k, (scale, divergence, chance) in enumerate(rows):
+        grid = "x".join(map(str, schedule[k])) if schedule else ""
+        table.add_row(str(k), grid, *_usage_cells(scale), f"{divergence:.2f} ({chance:.2f})")
+    table.add_section()
+    table.add_row("all", "", *_usage_cells(usage.overall), "")
+    table.caption = (
+        "of possible: used / the most that so many tokens could show. differs: Jensen-Shannon divergence "
+        "from the other scales, 0 same, 1 disjoint, and what equal scales of so few tokens would show."
+    )
+    return table
+
+
+def _usage_cells(usage: Usage) -> list[str]:
+    return [
+        f"{usage.tokens:,}",
+        f"{usage.used:,}",
+        f"{usage.coverage:.1%}",
+        _bar(usage.coverage),
+        f"{usage.dead:,}",
+        f"{usage.perplexity:,.0f}",
+        f"{usage.entropy:.2f}",
+    ]
+
+
+def _top_table(usage: UsageReport) -> Table:
+    table = _table("Most used codes, and their share of the scale's tokens", "scale", "")
+    for k, scale in [*enumerate(usage.scales), ("all", usage.overall)]:
+        table.add_row(str(k), "  ".join(f"{code.code} {code.share:.1%}" for code in scale.top))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column not in ("", "scale", "grid") else "left")
+    return table
+
+
+def _bar(share: float, width: int = 10) -> str:
+    """A bar of eighths of a character."""
+    eighths = round(share * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _bars(values: tuple[float, ...]) -> str:
+    """A column a value, the highest full."""
+    top = max(values) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(value / top * 8))] for value in values[:64])
+
+
+def _draw_atlas(tokenizer: Tokenizer) -> bytes:
+    """All codes as one picture."""
+    import numpy as np
+
+    from vartok.codebook import atlas_order
+    from vartok.images import encode_picture, to_pixels
+
+    pictures = to_pixels(tokenizer.draw_codes())
+    V, side = pictures.shape[:2]
+    order = atlas_order(pictures.reshape(V, -1).astype(np.float32))
+    cells = np.concatenate([pictures, np.full_like(pictures[:1], 255)])[
+        order
+    ]  # -1, an empty cell, is the last: white
+    rows, columns = order.shape
+    return encode_picture(cells.swapaxes(1, 2).reshape(rows * side, columns * side, 3), "png")

@@ -1,0 +1,159 @@
+"""What a command says while it runs, and how it ends."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import typer
+
+from vartok.errors import VartokError, VartokWarning
+
+P = ParamSpec("P")
+
+FAILED, SOME_FAILED, INTERRUPTED, PIPE_CLOSED = 1, 3, 130, 141
+
+
+def shown(path: object) -> str:
+    """A path on one line, whatever characters it has."""
+    return "".join(char if char.isprintable() else "?" for char in str(path))
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(f"vartok: {message}", file=sys.stderr, flush=True)
+
+
+class Report:
+    """Counts what is done and what failed, says so on stderr, and knows the exit code.
+
+    A bar appears where stderr is a terminal and the work takes longer than a second.
+    """
+
+    def __init__(self, total: int | None, *, verb: str, quiet: bool) -> None:
+        self.done = self.failed = self.skipped = 0
+        self._total, self._verb, self._quiet = total, verb, quiet
+        self._start = time.monotonic()
+        self._bar: Any = None
+
+    def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
+        """Count a success; `result` says what came of `name`, for where it is the only one."""
+        self.done += 1
+        for note in notes:
+            self.note(f"{name}: {note}")
+        if self._total == 1 and not self._quiet:
+            self._say(f"{name}: {result}")
+        self._advance()
+
+    def fail(self, name: str, reason: object) -> None:
+        """Count a failure, and say why."""
+        self.failed += 1
+        self._say(f"{name}: {reason}")
+        self._advance()
+
+    def skip(self) -> None:
+        """Count an input that was passed over."""
+        self.skipped += 1
+        self._advance()
+
+    def note(self, text: str) -> None:
+        """Say something that is no failure."""
+        if not self._quiet:
+            self._say(text)
+
+    def finish(self) -> None:
+        """Sum up, and leave with the exit code.
+
+        Raises:
+            typer.Exit: something failed.
+        """
+        self.close()
+        if not self._quiet and self._total != 1:
+            parts = [f"{self._verb} {self.done}"]
+            parts += [f"{self.skipped} skipped"] * bool(self.skipped) + [f"{self.failed} failed"] * bool(
+                self.failed
+            )
+            say(f"{', '.join(parts)} in {time.monotonic() - self._start:.1f} s")
+        if self.failed:
+            raise typer.Exit(SOME_FAILED if self.done or self.skipped else FAILED)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _say(self, message: str) -> None:
+        if self._bar is None:
+            say(message)
+        else:
+            self._bar.console.print(f"vartok: {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+        elif not self._quiet and sys.stderr.isatty() and time.monotonic() - self._start > 1:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task(
+                self._verb, total=self._total, completed=self.done + self.failed + self.skipped
+            )
+            self._bar.start()
+
+
+def command(run: Callable[P, None]) -> Callable[P, None]:
+    """Give a command its ends: one line and an exit code for each, no traceback without --debug."""
+
+    @functools.wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        debug = bool(kwargs.pop("debug", False))
+        _quieten_warnings(debug)
+        try:
+            run(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered would raise again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except (VartokError, OSError) as error:
+            if debug:
+                raise
+            say(explain(error))
+            raise typer.Exit(FAILED) from None
+
+    return wrapped
+
+
+def explain(error: Exception) -> str:
+    """An error as one line: of the system's, which file and what."""
+    if isinstance(error, OSError):
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        return where + (error.strerror or str(error) or type(error).__name__)
+    return str(error)
+
+
+def _quieten_warnings(debug: bool) -> None:
+    """Vartok's own warnings are lines on stderr; other libraries' are for developers."""
+    if not debug:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", VartokWarning)
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        say(f"note: {message}")
+
+    warnings.showwarning = show

@@ -1,0 +1,36 @@
+# Everything happens in .venv, with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all format clean
+
+# Tokenize a photo, draw it again, and show how it builds up over the scales.
+demo: .venv/installed
+	$(BIN)/vartok encode examples/coffee.png -o demo/coffee.tokens.npz --force
+	$(BIN)/vartok inspect demo/coffee.tokens.npz
+	$(BIN)/vartok decode demo/coffee.tokens.npz --force
+	$(BIN)/vartok decode demo/coffee.tokens.npz --strip --force
+	@echo
+	@echo "Look at demo/coffee.decoded.png, and at demo/coffee.strip.png: the picture after 1, 2, ... 10 scales."
+
+# Lint, types, tests; where CI is set, the slow tests too.
+test: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest $(if $(CI),,-m "not slow")
+
+test-all: .venv/installed
+	$(BIN)/pytest
+
+format: .venv/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -57,7 +57,7 @@ def as_json(report: Any) -> Any:
 
 
 @pytest.mark.parametrize("block", [1, 1 << 12, codebook.BLOCK])
-@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_distances_are_those_of_brute_force(
     block: int, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +164,7 @@ def test_count_codes() -> None:
     assert count_codes([[np.zeros((0, 3), int)] * 2], 4, 2).sum() == 0
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, first=st.integers(0, 4), second=st.integers(0, 4))
 def test_counts_add_up(seed: int, first: int, second: int) -> None:
     random = np.random.default_rng(seed)
@@ -276,6 +277,7 @@ def test_empty_scales() -> None:
     assert described([2, 2], [0, 0], [3, 3]).divergence == (0.0, 0.0, 0.0)
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, scales=st.integers(1, 5), vocab=st.integers(1, 40), high=st.integers(1, 50))
 def test_usage_properties(seed: int, scales: int, vocab: int, high: int) -> None:
     counts = np.random.default_rng(seed).integers(0, high, (scales, vocab))
@@ -330,11 +332,11 @@ def test_equal_codes_have_an_atlas() -> None:
 
 
 def test_an_atlas_brings_like_codes_together() -> None:
-    # Four features of falling variance, V not a square. A sort into rows by two components gets to 0.54.
+    # Four features of falling variance, V not a square: 0.276; a sort by two components alone: 0.43.
     features = normal(1000, 4) * np.array([2.0, 1.5, 1.0, 0.5])
     grid = atlas_order(features)
     assert grid.shape == (32, 32)
-    assert neighbour_distance(features, grid) < 0.38 * neighbour_distance(features, random_grid(grid))
+    assert neighbour_distance(features, grid) < 0.3 * neighbour_distance(features, random_grid(grid))
     np.testing.assert_array_equal(atlas_order(features), grid)
 
 
@@ -343,7 +345,8 @@ def test_an_atlas_does_not_depend_on_the_order_of_the_codes_to_look_good() -> No
     shuffle = np.random.default_rng(3).permutation(500)
     grid = atlas_order(features[shuffle], 40)
     assert grid.shape == (13, 40)
-    assert neighbour_distance(features[shuffle], grid) < 0.4 * neighbour_distance(features, random_grid(grid))
+    # 0.284; a sort by two components alone: 0.54
+    assert neighbour_distance(features[shuffle], grid) < 0.3 * neighbour_distance(features, random_grid(grid))
 
 
 def test_an_atlas_of_one_row_is_sorted() -> None:
@@ -351,6 +354,15 @@ def test_an_atlas_of_one_row_is_sorted() -> None:
     line = values[atlas_order(values, 50)[0], 0]
     steps = np.diff(line)
     assert (steps > 0).all() or (steps < 0).all()
+
+
+@pytest.mark.parametrize("radius", [1, 2, 9])
+def test_windows_are_centred_and_clipped(radius: int) -> None:
+    grid = np.arange(5 * 7 * 2, dtype=np.float64).reshape(5, 7, 2)
+    sums = codebook._box_sums(grid, radius)
+    for y, x in np.ndindex(5, 7):
+        window = grid[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+        np.testing.assert_array_equal(sums[y, x], window.sum((0, 1)))
 
 
 def test_no_torch() -> None:

@@ -262,8 +262,8 @@ class ImageTokens:
             for k, scale in enumerate(self.scales):
                 # Stored: indices hardly deflate, and what is stored cannot inflate.
                 _write_entry(archive, _scale_name(k), scale, zipfile.ZIP_STORED)
-            meta = np.array(_dump(self._meta()), dtype="<U")
-            _write_entry(archive, "meta.npy", meta, zipfile.ZIP_DEFLATED)
+            meta = _dump(self._meta())
+            _write_entry(archive, "meta.npy", np.array(meta, dtype=f"<U{len(meta)}"), zipfile.ZIP_DEFLATED)
         return buffer.getvalue()
 
     @classmethod

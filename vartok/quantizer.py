@@ -67,7 +67,10 @@ class MultiScaleQuantizer(nn.Module):
         self.using_znorm = config.using_znorm
         self.ema_vocab_hit_SV: Tensor  # [K, V], the use counts of VAR's trainer; nothing here reads them
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(config.patch_nums), config.vocab_size))
-        self.embedding = nn.Embedding(config.vocab_size, config.z_channels)
+        # Zeros until trained or loaded: nn.Embedding's own random start, on the meta device where
+        # checkpoints are loaded, makes torch import its compiler, which takes longer than all the rest.
+        codes = torch.zeros(config.vocab_size, config.z_channels)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(codes, freeze=False)
         self._phis = [Phi(config.z_channels, config.quant_resi) for _ in range(config.phi_count)]
         self.quant_resi: nn.Module
         if not self._phis:

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all format clean
+.PHONY: demo test test-all pictures format clean
 
 # Tokenize a photo, draw it again, and show how it builds up over the scales.
 demo: .venv/installed
@@ -22,6 +22,13 @@ test: .venv/installed
 
 test-all: .venv/installed
 	$(BIN)/pytest
+
+# What the README shows.
+pictures: .venv/installed
+	$(BIN)/vartok encode -q examples/coffee.png -o docs/coffee.tokens.npz --force
+	for k in 1 2 3 4 5 6 7 8 9 10; do \
+	  $(BIN)/vartok decode -q docs/coffee.tokens.npz --scales $$k -o docs/coffee-$$k.jpg --force; done
+	rm docs/coffee.tokens.npz
 
 format: .venv/installed
 	$(BIN)/ruff check --fix

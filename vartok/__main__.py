@@ -2,4 +2,4 @@
 
 import importlib
 
-importlib.import_module("vartok.cli").main()
+importlib.import_module("vartok.cli").app()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -147,9 +148,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+    mapped = zipped and not path.name.endswith(".safetensors")  # by which torch.load goes, given a path
     try:
-        # Tensors and plain containers only: weights_only refuses whatever would run code.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with open(path, "rb") as file:
+            # Tensors and plain containers only: weights_only refuses whatever would run code.
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(
             "holds Python objects other than tensors, which vartok never loads: "
@@ -225,28 +229,32 @@ def _recognise(
         )
     notes.append(f"its schedule (patch_nums): assumed {schedules.describe(schedules.VAR_256)}")
     told = tuple(note for note in notes if not any(f"({key})" in note for key in overrides))
-    return TokenizerConfig(**{**values, **overrides}), tuple(f"the file does not say {note}" for note in told)
+    config = TokenizerConfig.from_json(json.dumps(values), **overrides)
+    return config, tuple(f"the file does not say {note}" for note in told)
 
 
 def _checked(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
     """The tensors of the model's state dict, each of the expected shape, and no others."""
     with torch.device("meta"):
         expected = VQVAE(config).state_dict()
-    hits = tensors.get(HITS)
-    if hits is None or hits.shape != expected[HITS].shape:
-        # Statistics that nothing reads: their absence, or a count for other scales, harms nothing.
-        tensors = {**tensors, HITS: torch.zeros(expected[HITS].shape)}
+    hits = expected.pop(HITS)
     for name, like in expected.items():
         if name not in tensors:
             raise CheckpointError(f"has no tensor {name}, expected {_shape(like)}")
-        if tensors[name].shape != like.shape:
-            raise CheckpointError(f"tensor {name} is {_shape(tensors[name])}, expected {_shape(like)}")
-        if not tensors[name].is_floating_point():
-            raise CheckpointError(f"tensor {name} is {tensors[name].dtype}, expected floating point")
-    extra = tensors.keys() - expected.keys()
+        tensor = tensors[name]
+        if tensor.shape != like.shape:
+            raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise CheckpointError(f"tensor {name} is sparse or without data, expected plain values")
+    extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
         raise CheckpointError(f"has a tensor that this kind of tokenizer does not, {_line(min(extra))}")
-    return {name: tensors[name] for name in expected}
+    counts = tensors.get(HITS)
+    if counts is None or counts.shape != hits.shape or not counts.is_floating_point():
+        counts = torch.zeros(hits.shape)  # nothing reads them: their absence harms nothing
+    return {**{name: tensors[name] for name in expected}, HITS: counts}
 
 
 def _shape(tensor: Tensor) -> str:

@@ -111,6 +111,10 @@ class TokenizerConfig:
     def from_json(cls, text: str, **overrides: Any) -> TokenizerConfig:
         """Read what `to_json` wrote; keys left out take the published VAR checkpoint's values.
 
+        Args:
+            text: a JSON object.
+            overrides: values that replace its own.
+
         Raises:
             ConfigError: not a JSON object, an unknown key, or a value that no model can have.
         """
@@ -120,10 +124,11 @@ class TokenizerConfig:
             raise ConfigError(f"the configuration is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError("the configuration is not a JSON object")
+        values |= overrides
         unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"the configuration has an unknown key, {sorted(unknown)[0]!r}")
-        return cls(**{**values, **overrides})
+        return cls(**values)
 
 
 def _check(name: str, value: object, low: int, high: int) -> None:

@@ -62,7 +62,7 @@ def parse_schedule(text: str) -> Schedule:
         grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
     except ValueError:
         raise ScheduleError(
-            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not "{text}"'
+            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {_short(text)}'
         ) from None
     return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
 

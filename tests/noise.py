@@ -1,0 +1,68 @@
+"""Checkpoints of noise, drawn from a seed: what the parity cases were computed with, and stand-ins."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import vartok
+from vartok.checkpoint import CODEBOOK, FORMAT, HITS, VERSION
+from vartok.config import TokenizerConfig
+from vartok.model import VQVAE
+
+torch.set_num_threads(1)  # with two, a busy machine takes ten times as long over small tensors
+
+DATA = Path(__file__).parent / "data" / "parity"
+COFFEE = Path(__file__).parent.parent / "examples" / "coffee.png"
+
+SMALL = TokenizerConfig(
+    vocab_size=64, z_channels=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_nums=((1, 1), (2, 2), (4, 4))
+)
+"""The smallest that has every kind of tensor."""
+
+
+def shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the model, without making any."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in VQVAE(config).state_dict().items()}
+
+
+def draw(
+    config: TokenizerConfig, seed: int = 0, codebook_std: float = 0.4, gain: float = 1.4
+) -> dict[str, Tensor]:
+    """A state dict whose activations and residuals stay of order 1, so that many codes are used."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in sorted(shapes(config).items()):
+        if name == HITS:
+            value = np.zeros(shape)
+        elif name == CODEBOOK:
+            value = rng.standard_normal(shape) * codebook_std
+        elif len(shape) >= 2:
+            value = rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:])) * gain
+        elif name.endswith(".weight"):
+            value = 1 + 0.1 * rng.standard_normal(shape)
+        else:
+            value = 0.1 * rng.standard_normal(shape)
+        tensors[name] = torch.from_numpy(value.astype(np.float32))
+    return tensors
+
+
+def save(path: Path, config: TokenizerConfig, tensors: dict[str, Tensor] | None = None) -> Path:
+    """Write a checkpoint in vartok's format, of noise unless `tensors` are given."""
+    metadata = {"format": FORMAT, "version": VERSION, "name": path.stem, "config": config.to_json()}
+    save_file(draw(config) if tensors is None else tensors, path, metadata)
+    return path
+
+
+def bare(path: Path, tensors: dict[str, Tensor]) -> Path:
+    """Write a safetensors file without vartok's metadata."""
+    save_file(tensors, path)
+    return path
+
+
+def tokenizer(path: Path, config: TokenizerConfig, seed: int = 0, **options: str) -> vartok.Tokenizer:
+    """Write a checkpoint of noise, and load it on the CPU."""
+    return vartok.load(save(path, config, draw(config, seed)), device="cpu", **options)

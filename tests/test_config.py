@@ -1,0 +1,140 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vartok.config import TokenizerConfig
+from vartok.errors import ConfigError
+from vartok.schedule import VAR_256, square
+
+PUBLISHED = {
+    "vocab_size": 4096,
+    "z_channels": 32,
+    "using_znorm": False,
+    "quant_resi": 0.5,
+    "share_quant_resi": 4,
+    "patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+    "autoencoder": "var",
+    "ch": 160,
+    "ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+}
+
+
+def test_the_defaults_are_the_published_checkpoint() -> None:
+    assert json.loads(TokenizerConfig().to_json()) == PUBLISHED
+    assert TokenizerConfig.from_json("{}") == TokenizerConfig()
+
+
+def test_a_light_configuration_tells_nothing_of_the_other_kind() -> None:
+    keys = json.loads(TokenizerConfig(autoencoder="light").to_json()).keys()
+    assert keys == (PUBLISHED.keys() - {"ch", "ch_mult", "num_res_blocks"}) | {"widths", "depths"}
+
+
+def test_lists_become_tuples_so_that_configurations_compare_and_hash() -> None:
+    values: dict[str, Any] = {"ch_mult": [1, 2], "patch_nums": [1, [2, 3]]}
+    config = TokenizerConfig(**values)
+    assert config == TokenizerConfig(ch_mult=(1, 2), patch_nums=((1, 1), (2, 3)))
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.ch = 32  # type: ignore[misc]
+
+
+def test_derived_sizes() -> None:
+    assert TokenizerConfig().downsample == 16
+    assert TokenizerConfig(ch_mult=(1,)).downsample == 1
+    assert TokenizerConfig(autoencoder="light", ch_mult=(1,)).downsample == 16
+    assert TokenizerConfig().image_size == (256, 256)
+    assert TokenizerConfig(patch_nums=((1, 1), (16, 24))).image_size == (256, 384)
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ({}, 4),
+        ({"share_quant_resi": 1}, 1),
+        ({"share_quant_resi": 0}, 10),
+        ({"share_quant_resi": 0, "patch_nums": square(1, 2)}, 2),
+        ({"quant_resi": 0}, 0),
+        ({"quant_resi": -1e-6}, 0),  # VAR's threshold
+        ({"quant_resi": -1e-5}, 4),
+    ],
+)
+def test_phi_count(values: dict[str, Any], count: int) -> None:
+    assert TokenizerConfig(**values).phi_count == count
+
+
+@given(
+    st.builds(
+        TokenizerConfig,
+        vocab_size=st.integers(1, 1 << 24),
+        z_channels=st.integers(1, 1 << 14),
+        using_znorm=st.booleans(),
+        quant_resi=st.floats(-1000, 1000),
+        share_quant_resi=st.integers(0, 64),
+        patch_nums=st.sampled_from([VAR_256, ((1, 1), (2, 3)), ((7, 5),)]),
+        autoencoder=st.sampled_from(["var", "light"]),
+        ch=st.integers(1, 100).map(lambda n: n * 32),
+        ch_mult=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+        num_res_blocks=st.integers(1, 16),
+    )
+)
+def test_json_round_trip(config: TokenizerConfig) -> None:
+    again = TokenizerConfig.from_json(config.to_json())
+    if config.autoencoder == "light":  # which has none of these
+        config = dataclasses.replace(config, ch=160, ch_mult=(1, 1, 2, 2, 4), num_res_blocks=2)
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"vocab_size": 1 << 25}, "vocab_size"),
+        ({"vocab_size": 4096.0}, "vocab_size"),
+        ({"z_channels": "32"}, "z_channels"),
+        ({"z_channels": True}, "z_channels"),
+        ({"using_znorm": 1}, "using_znorm"),
+        ({"quant_resi": "0.5"}, "quant_resi"),
+        ({"quant_resi": float("nan")}, "quant_resi"),
+        ({"quant_resi": float("inf")}, "quant_resi"),
+        ({"quant_resi": True}, "quant_resi"),
+        ({"share_quant_resi": -1}, "share_quant_resi"),
+        ({"patch_nums": []}, "patch_nums"),
+        ({"patch_nums": [16, 8]}, "patch_nums"),
+        ({"patch_nums": None}, "patch_nums"),
+        ({"autoencoder": "VAR"}, "autoencoder"),
+        ({"autoencoder": None}, "autoencoder"),
+        ({"ch": 100}, "multiple of 32"),
+        ({"ch": 16, "ch_mult": [2, 1]}, "multiple of 32"),
+        ({"ch_mult": []}, "ch_mult"),
+        ({"ch_mult": [1] * 9}, "ch_mult"),
+        ({"ch_mult": [0]}, "ch_mult"),
+        ({"ch_mult": 4}, "ch_mult"),
+        ({"num_res_blocks": 0}, "num_res_blocks"),
+        ({"autoencoder": "light", "widths": [64], "depths": [2]}, "newer vartok"),
+        ({"dropout": 0.0}, "unknown key, 'dropout'"),
+    ],
+)
+def test_what_no_model_can_have_is_refused_in_one_line(values: dict[str, Any], names: str) -> None:
+    for text, overrides in ((json.dumps(values), {}), ("{}", values)):
+        with pytest.raises(ConfigError, match=names) as error:
+            TokenizerConfig.from_json(text, **overrides)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", "1", "null", '"{}"', "[" * 100_000, "{}{}"])
+def test_what_is_no_json_object_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not"):
+        TokenizerConfig.from_json(text)
+
+
+def test_overrides_replace_what_the_text_says() -> None:
+    config = TokenizerConfig.from_json('{"ch": 64, "using_znorm": false}', using_znorm=True)
+    assert (config.ch, config.using_znorm) == (64, True)
+    assert TokenizerConfig.from_json('{"patch_nums": "damaged"}', patch_nums=[1, 2]).patch_nums == square(
+        1, 2
+    )

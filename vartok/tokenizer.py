@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,8 @@ def load(
         weights: a checkpoint: safetensors, or a VAR-style .pth; the one installed with vartok if None.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
         dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
-            faster and change some. The quantizer computes in float32 always.
+            faster and change many, since a coarse token that changes moves all finer ones. The
+            quantizer computes in float32 always.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.
@@ -98,7 +101,7 @@ class Tokenizer:
         self.name = name
         self.device = device
         self.dtype = dtype
-        self._model = model.to(device)
+        self._model: VQVAE = model.to(device)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype])
 
@@ -156,7 +159,7 @@ class Tokenizer:
                 raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
             return [scale.indices for scale in self._model.quantize.scales(schedule, latent=latent)]
 
-        with _exact():
+        with _exact(self.device):
             parts = [tokenize(part.to(self.device)) for part in self._parts(images)]
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
@@ -186,7 +189,7 @@ class Tokenizer:
             ImageError: a shape or range that the encoder cannot take.
         """
         self._check_images(images)
-        with _exact():
+        with _exact(self.device):
             return torch.cat([self._model.latent(part.to(self.device)) for part in self._parts(images)])
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
@@ -226,7 +229,7 @@ class Tokenizer:
         """
         step = self.config.downsample
         middle = slice(step // 2, step // 2 + step)
-        with _exact():
+        with _exact(self.device):
             pictures = [
                 self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
@@ -249,7 +252,7 @@ class Tokenizer:
             raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
         tokens.check_vocab(self.config.vocab_size)
         flat = [self._parts(tokens_map) for tokens_map in tokens.maps[:scales]]
-        with _exact():
+        with _exact(self.device):
             return torch.cat(
                 [
                     compute([part.to(self.device) for part in maps], tokens.schedule)
@@ -271,7 +274,7 @@ class Tokenizer:
             raise ImageError(
                 f"a picture's sides are multiples of {step} pixels here, not {height} and {width}"
             )
-        low, high = (float(bound) for bound in images.aminmax())
+        low, high = (float(bound) for bound in images.detach().aminmax())
         if not (
             low >= -1.001 and high <= 1.001
         ):  # also where one is NaN; resampled pictures overshoot a little
@@ -289,14 +292,45 @@ class Tokenizer:
 
 
 @contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """No gradients, and float32 products in float32: TF32 would change tokens."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
+def _exact(device: torch.device) -> Iterator[None]:
+    """No gradients, and float32 products in float32, also inside the caller's autocast."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _float32_products:
+        yield
+
+
+class _Float32Products:
+    """While a thread is inside, float32 products are float32: TF32 or bfloat16 would change tokens.
+
+    torch keeps this for the whole process, so the first thread in changes it and the last one out
+    puts back what the user had chosen.
+    """
+
+    def __init__(self) -> None:
+        backends: Any = torch.backends
+        self._settings: list[tuple[Any, str, Any]]  # where torch keeps it, and what is exact there
+        if hasattr(backends, "fp32_precision"):  # since torch 2.9, and then the only way that never raises
+            parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+            self._settings = [(part, "fp32_precision", "ieee") for part in parts]
+        else:
+            self._settings = [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found: list[Any] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._found = [getattr(part, name) for part, name, _ in self._settings]
+                for part, name, exact in self._settings:
+                    setattr(part, name, exact)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for (part, name, _), value in zip(self._settings, self._found, strict=True):
+                    setattr(part, name, value)
+
+
+_float32_products = _Float32Products()

@@ -1,0 +1,313 @@
+"""Many files through the tokenizer: in order, in batches, each failing for itself alone."""
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from noise import COFFEE
+from PIL import Image
+
+import vartok
+from vartok.errors import DeviceError, ImageError, ScheduleError, TokenFileError, VartokError
+from vartok.images import Fit, to_pixels, to_tensor
+from vartok.pipeline import Encoded, ahead, decode_tokens, encode_pictures, in_batches
+from vartok.schedule import adapt_schedule, square
+from vartok.tokens import ImageTokens, stack
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> vartok.Tokenizer:
+    return vartok.load(device="cpu")
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    """A piece of a photo."""
+    left, top = np.random.default_rng(seed).integers(0, 256, 2).tolist()
+    buffer = io.BytesIO()
+    Image.open(COFFEE).crop((left, top, left + width, top + height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+SIZES = [(32, 32), (48, 32), (32, 32), (32, 32), (48, 32), (64, 64), (32, 32)]
+PICTURES: list[tuple[int, str, Path | bytes]] = [
+    (i, f"{i}.png", png(*size, seed=i)) for i, size in enumerate(SIZES)
+]
+NATIVE = Fit(mode="native")
+
+
+def encoded(results: Iterator[tuple[Any, Encoded | VartokError]]) -> list[Encoded]:
+    found = []
+    for _, item in results:
+        assert isinstance(item, Encoded)
+        found.append(item)
+    return found
+
+
+# Encoding.
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_pictures_come_back_in_order_whatever_the_batches(
+    tokenizer: vartok.Tokenizer, batch_size: int, workers: int
+) -> None:
+    results = list(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=batch_size, workers=workers))
+    assert [caller for caller, _ in results] == list(range(len(SIZES)))
+    for (i, (_, item)), (width, height) in zip(enumerate(results), SIZES, strict=True):
+        assert isinstance(item, Encoded)
+        assert item.notes == ()
+        assert item.tokens.image.source == f"{i}.png"
+        assert (item.tokens.image.width, item.tokens.image.height) == (width, height)
+        assert item.tokens.image.size == (height, width)
+        assert item.tokens.model == tokenizer.info
+        pixels = np.asarray(Image.open(io.BytesIO(PICTURES[i][2])).convert("RGB"))  # type: ignore[arg-type]
+        alone = tokenizer.encode(to_tensor(pixels[None]))
+        assert torch.equal(stack([item.tokens]).flatten(), alone.flatten())
+
+
+def test_what_cannot_be_read_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp_path: Path) -> None:
+    pictures = [*PICTURES[:2], (2, "text", b"no picture"), (3, "none", tmp_path / "none"), *PICTURES[4:]]
+    results = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=4, workers=2))
+    assert [caller for caller, _ in results] == list(range(len(SIZES)))
+    assert [i for i, item in results if isinstance(item, ImageError)] == [2, 3]
+    assert [i for i, item in results if isinstance(item, Encoded)] == [0, 1, 4, 5, 6]
+
+
+def test_a_picture_that_the_schedule_does_not_fit_fails_alone(tokenizer: vartok.Tokenizer) -> None:
+    results = list(encode_pictures(tokenizer, PICTURES, NATIVE, schedule=square(1, 2), batch_size=7))
+    for (_, item), size in zip(results, SIZES, strict=True):
+        assert isinstance(item, Encoded if size == (32, 32) else ScheduleError)
+
+
+def test_an_item_that_fails_in_a_batch_fails_alone(
+    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, calls = tokenizer.encode, []
+    bad = to_tensor(np.asarray(Image.open(io.BytesIO(png(32, 32, seed=2))).convert("RGB"))[None])
+
+    def fussy(images: torch.Tensor, schedule: Any = None) -> vartok.TokenMaps:
+        calls.append(len(images))
+        if (images == bad).flatten(1).all(1).any():
+            raise ScheduleError("not this one")
+        return encode(images, schedule)
+
+    monkeypatch.setattr(tokenizer, "encode", fussy)
+    pictures = [(i, str(i), png(32, 32, seed=i)) for i in range(4)]
+    results = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=4))
+    failed = {i: str(item) for i, item in results if isinstance(item, VartokError)}
+    assert failed == {2: "not this one"}
+    assert calls == [4, 1, 1, 1, 1]
+
+
+def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (40, 60), level) for level in (0, 255)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    fit = Fit(mode="crop", size=(32, 64), zoom=2.0)
+    (item,) = encoded(encode_pictures(tokenizer, [(None, "a.gif", buffer.getvalue())], fit))
+    assert item.notes == ("animation: took the first of 2 frames",)
+    image = item.tokens.image
+    assert (image.fit, image.zoom, image.size, image.width, image.height) == ("crop", 2.0, (32, 64), 40, 60)
+    assert (image.device, image.dtype) == ("cpu", "float32")
+    assert item.tokens.schedule == adapt_schedule(tokenizer.config.patch_nums, (2, 4))
+
+
+# Decoding.
+
+
+def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
+    tokens = [item.tokens for item in encoded(encode_pictures(tokenizer, PICTURES, NATIVE))]
+    error = TokenFileError("damaged")
+    items: list[tuple[int, ImageTokens | VartokError]] = [*enumerate(tokens), (7, error)]
+    results = list(decode_tokens(tokenizer, items, batch_size=3))
+    assert [caller for caller, _ in results] == list(range(8))
+    assert results[7][1] is error
+    for (_, pictures), item, (width, height) in zip(results, tokens, SIZES, strict=False):
+        assert isinstance(pictures, list)
+        (pixels,) = pictures
+        assert pixels.shape == (height, width, 3)
+        assert np.array_equal(pixels, to_pixels(tokenizer.decode(stack([item])))[0])
+
+
+def test_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
+    (item,) = encoded(encode_pictures(tokenizer, PICTURES[:1], NATIVE))
+    want = [to_pixels(tokenizer.decode(stack([item.tokens]), scales=k))[0] for k in range(1, 11)]
+    cases = [(None, False, want[9:]), (3, False, want[2:3]), (3, True, want[:3]), (None, True, want)]
+    for scales, strip, expected in cases:
+        ((_, pictures),) = decode_tokens(tokenizer, [(0, item.tokens)], scales=scales, strip=strip)
+        assert isinstance(pictures, list)
+        assert len(pictures) == len(expected)
+        assert all(np.array_equal(a, b) for a, b in zip(pictures, expected, strict=True))
+    ((_, failed),) = decode_tokens(tokenizer, [(0, item.tokens)], scales=11)
+    assert isinstance(failed, VartokError)
+
+
+# Working ahead.
+
+
+@pytest.mark.parametrize(("workers", "limit"), [(1, 1), (1, 4), (4, 2), (3, 7)])
+def test_ahead_keeps_order_and_never_holds_more_than_its_limit(workers: int, limit: int) -> None:
+    taken: list[int] = []
+    done: list[int] = []
+    most = 0
+
+    def items() -> Iterator[int]:
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    def work(i: int) -> int:
+        time.sleep(0.002 * (i % 3))
+        return -i
+
+    for result in ahead(work, items(), workers=workers, limit=limit):
+        most = max(most, len(taken) - len(done))
+        done.append(result)
+    assert done == [-i for i in range(40)]
+    assert most == limit
+
+
+def test_ahead_works_on_several_at_once() -> None:
+    barrier = threading.Barrier(3)
+    assert len(list(ahead(lambda _: barrier.wait(timeout=10), range(6), workers=3, limit=3))) == 6
+
+
+def workers_running() -> int:
+    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
+
+
+def test_stopping_early_stops_the_threads() -> None:
+    before = workers_running()
+    started = []
+
+    def work(i: int) -> int:
+        started.append(i)
+        time.sleep(0.01)
+        return i
+
+    results = ahead(work, iter(range(10_000)), workers=4, limit=50)
+    assert next(results) == 0
+    assert workers_running() > before
+    results.close()  # type: ignore[attr-defined]
+    assert workers_running() == before
+    assert len(started) <= 50
+    time.sleep(0.05)
+    assert len(started) <= 50
+
+
+def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(tokenizer: vartok.Tokenizer) -> None:
+    before = workers_running()
+    taken: list[int] = []
+
+    def endless() -> Iterator[tuple[int, str, bytes]]:
+        while True:
+            taken.append(len(taken))
+            yield len(taken), "a", png(32, 32)
+
+    results = encode_pictures(tokenizer, endless(), NATIVE, batch_size=2, workers=2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert workers_running() == before
+    assert len(taken) <= 5  # four in hand, one more as the batch took its second
+
+
+def test_an_error_that_is_not_ours_goes_on_and_stops_the_threads() -> None:
+    before = workers_running()
+
+    def work(i: int) -> float:
+        return 1 / (3 - i)
+
+    results = ahead(work, range(9), workers=2, limit=4)
+    with pytest.raises(ZeroDivisionError):
+        list(results)
+    assert workers_running() == before
+
+
+def test_an_error_of_the_source_goes_on_too() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    with pytest.raises(KeyError, match="source"):
+        list(ahead(lambda i: i, items(), workers=2, limit=4))
+
+
+# Batches.
+
+item_lists = st.lists(st.one_of(st.integers(-3, 12), st.just(None)), max_size=30)
+
+
+@given(item_lists, st.integers(1, 8))
+def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int) -> None:
+    """Negative values fail, None failed before; values of one tens digit, or sign, can share a batch."""
+    handed_on = TokenFileError("before")
+    seen: list[list[int]] = []
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        seen.append(batch)
+        if any(value < 0 for value in batch):
+            raise TokenFileError(f"negative among {batch}")
+        return [value * 2 for value in batch]
+
+    items: list[tuple[int, int | VartokError]] = [
+        (i, handed_on if value is None else value) for i, value in enumerate(values)
+    ]
+    results = list(in_batches(compute, items, size=size, key=lambda value: value // 10))
+
+    assert [caller for caller, _ in results] == list(range(len(values)))
+    for value, (_, result) in zip(values, results, strict=True):
+        if value is None:
+            assert result is handed_on
+        elif value < 0:
+            assert str(result) == f"negative among [{value}]"
+        else:
+            assert result == value * 2
+    assert all(len(batch) <= size and len({value // 10 for value in batch}) == 1 for batch in seen)
+
+
+def test_batches_are_as_large_as_they_can_be() -> None:
+    seen = []
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        seen.append(batch)
+        return [*batch]
+
+    list(in_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
+    assert seen == [[1, 2], [11, 12], [3, 4], [13]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_want_of_memory_is_told_of_the_item_that_is_too_large(error: Exception) -> None:
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        if sum(batch) > 10:
+            raise error
+        return [*batch]
+
+    results = [result for _, result in in_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)]
+    assert results[:2] == [4, 5]
+    assert results[3] == 6
+    assert isinstance(results[2], DeviceError)
+    assert "not enough memory" in str(results[2])
+
+
+def test_a_defect_is_not_hidden() -> None:
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(in_batches(compute, [(0, 1)], size=2, key=lambda _: 0))

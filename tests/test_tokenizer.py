@@ -1,0 +1,468 @@
+"""The tokenizer: images to tokens and back."""
+
+import hashlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from noise import COFFEE, SMALL, bare, draw, save, tokenizer
+from PIL import Image
+from torch import Tensor, nn
+
+import vartok
+from vartok.checkpoint import read_checkpoint, shipped_checkpoint
+from vartok.config import TokenizerConfig
+from vartok.errors import (
+    CheckpointError,
+    DeviceError,
+    ImageError,
+    ScheduleError,
+    TokenFileError,
+    TokensError,
+    VartokWarning,
+)
+from vartok.images import to_pixels, to_tensor
+from vartok.quantizer import MultiScaleQuantizer
+from vartok.schedule import VAR_256, adapt_schedule, square, token_count
+from vartok.tokenizer import choose_device
+from vartok.tokens import ModelInfo, TokenMaps
+
+VAR_32 = TokenizerConfig(ch=32)
+
+
+@pytest.fixture(scope="module")
+def coffee() -> Tensor:
+    """[1, 3, 512, 512]."""
+    return to_tensor(np.asarray(Image.open(COFFEE).convert("RGB"))[None])
+
+
+@pytest.fixture(scope="module")
+def photos(coffee: Tensor) -> Tensor:
+    """[16, 3, 64, 64]: pieces of a photo."""
+    pieces = coffee.unfold(2, 64, 128).unfold(3, 64, 128)
+    return pieces.permute(0, 2, 3, 1, 4, 5).reshape(16, 3, 64, 64).contiguous()
+
+
+@pytest.fixture(scope="module")
+def light() -> vartok.Tokenizer:
+    return vartok.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def var(tmp_path_factory: pytest.TempPathFactory) -> vartok.Tokenizer:
+    return tokenizer(tmp_path_factory.mktemp("var") / "var.safetensors", VAR_32)
+
+
+@pytest.fixture(scope="module", params=["light", "var"])
+def either(request: pytest.FixtureRequest) -> vartok.Tokenizer:
+    found: vartok.Tokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+# What comes out.
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (16, 16)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes_and_dtypes(either: vartok.Tokenizer, coffee: Tensor, size: Any, batch: int) -> None:
+    height, width = size
+    images = coffee[:, :, :height, :width].expand(batch, -1, -1, -1)
+    h, w = height // 16, width // 16
+    tokens = either.encode(images)
+    schedule = adapt_schedule(VAR_256, (h, w))
+    assert tokens.schedule == schedule
+    assert [tuple(m.shape) for m in tokens.maps] == [(batch, *grid) for grid in schedule]
+    assert {m.dtype for m in tokens.maps} == {torch.int64}
+    assert 0 <= int(tokens.flatten().min()) <= int(tokens.flatten().max()) < 4096
+    for result, shape in [
+        (either.latent(images), (batch, 32, h, w)),
+        (either.f_hat(tokens), (batch, 32, h, w)),
+        (either.f_hat(tokens, scales=1), (batch, 32, h, w)),
+        (either.decode(tokens), (batch, 3, height, width)),
+        (either.decode(tokens, scales=2), (batch, 3, height, width)),
+        (either.var_inputs(tokens), (batch, token_count(schedule) - 1, 32)),
+    ]:
+        assert tuple(result.shape) == shape
+        assert result.dtype == torch.float32
+        assert not result.requires_grad
+        assert result.isfinite().all()
+    assert either.decode(tokens).abs().max() <= 1
+
+
+def test_the_default_schedule_is_the_own_one_stretched(light: vartok.Tokenizer, coffee: Tensor) -> None:
+    assert light.encode(coffee[:, :, :256, :256]).schedule == VAR_256
+    assert light.encode(coffee).schedule == square(1, 4, 6, 8, 10, 12, 16, 20, 26, 32)
+    own = square(1, 2, 32)
+    tokens = light.encode(coffee, own)
+    assert tokens.schedule == own
+    assert light.decode(tokens).shape == coffee.shape
+    assert light.encode(coffee, [1, 2, 32]).schedule == own  # type: ignore[arg-type]
+
+
+def test_all_scales_are_the_default_of_decode(either: vartok.Tokenizer, photos: Tensor) -> None:
+    tokens = either.encode(photos[:2])
+    assert torch.equal(either.decode(tokens), either.decode(tokens, scales=10))
+    assert not torch.equal(either.decode(tokens), either.decode(tokens, scales=9))
+
+
+def test_the_picture_is_drawn_of_f_hat(either: vartok.Tokenizer, photos: Tensor) -> None:
+    tokens = either.encode(photos[:2])
+    for scales in (1, 4, 10):
+        with torch.no_grad():
+            want = either._model.picture(either.f_hat(tokens, scales))
+        torch.testing.assert_close(either.decode(tokens, scales), want, rtol=0, atol=1e-4)
+
+
+def test_var_inputs_are_f_hat_pooled_to_the_next_grid(either: vartok.Tokenizer, photos: Tensor) -> None:
+    tokens = either.encode(photos[:2])
+    inputs = either.var_inputs(tokens).split([h * w for h, w in tokens.schedule[1:]], dim=1)
+    for k, grid in enumerate(tokens.schedule[1:]):
+        pooled = nn.functional.adaptive_avg_pool2d(either.f_hat(tokens, scales=k + 1), grid)
+        torch.testing.assert_close(inputs[k], pooled.flatten(2).mT, rtol=0, atol=1e-5)
+    one = TokenMaps(either.encode(photos[:2], square(4)).maps)
+    assert either.var_inputs(one).shape == (2, 0, 32)
+
+
+def test_var_inputs_can_be_trained_on(light: vartok.Tokenizer, photos: Tensor) -> None:
+    head = nn.Linear(32, 4)
+    tokens = light.encode(photos[:2].clone().requires_grad_())
+    head(light.var_inputs(tokens)).square().mean().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().sum() > 0
+    scale = torch.ones(1, requires_grad=True)
+    (light.decode(tokens) * scale).mean().backward()
+    assert scale.grad is not None
+
+
+def test_an_empty_batch_of_tokens_decodes_to_an_empty_batch(light: vartok.Tokenizer, photos: Tensor) -> None:
+    none = TokenMaps(tuple(m[:0] for m in light.encode(photos[:1]).maps))
+    assert light.decode(none).shape == (0, 3, 64, 64)
+    assert light.f_hat(none).shape == (0, 32, 4, 4)
+
+
+def test_codes_are_drawn_one_by_one(light: vartok.Tokenizer) -> None:
+    pictures = light.draw_codes()
+    assert pictures.shape == (4096, 3, 16, 16)
+    cells = torch.full((1, 2, 2), 7)
+    with torch.no_grad():
+        codes = light._model.quantize.embedding(cells).permute(0, 3, 1, 2)
+        want = light._model.picture(codes)[0, :, 8:24, 8:24]
+    torch.testing.assert_close(pictures[7], want, rtol=0, atol=1e-5)
+
+
+def psnr(found: Tensor, wanted: Tensor) -> float:
+    difference = to_pixels(found).astype(np.float64) - to_pixels(wanted)
+    return float(10 * np.log10(255**2 / np.square(difference).mean()))
+
+
+def test_the_shipped_checkpoint_draws_as_well_as_ever(light: vartok.Tokenizer, coffee: Tensor) -> None:
+    tokens = light.encode(coffee)
+    assert token_count(tokens.schedule) == 2_717
+    found = [psnr(light.decode(tokens, scales), coffee) for scales in (1, 5, 10)]
+    assert found == pytest.approx([12.03, 17.35, 24.94], abs=0.02)
+    with torch.no_grad():
+        unquantized = light._model.picture(light.latent(coffee))
+    assert psnr(unquantized, coffee) == pytest.approx(29.04, abs=0.02)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "floating point, not [1, 3, 64, 64] torch.uint8"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "floating point"),
+        (torch.full((1, 3, 64, 64), 255.0), "pixels are in [-1, 1] (RGB / 127.5 - 1), not 255 to 255"),
+        (torch.full((1, 3, 64, 64), -1.5), "not -1.5 to -1.5"),
+        (torch.full((1, 3, 64, 64), 1.0)[:, :, :, :] + 0.1, "not 1.1 to 1.1"),
+        (torch.zeros(1, 3, 64, 64).index_fill(3, torch.tensor(5), float("nan")), "nan"),
+        (torch.full((1, 3, 64, 64), float("inf")), "inf"),
+        (torch.zeros(1, 3, 65, 64), "multiples of 16 pixels here, not 65 and 64"),
+        (torch.zeros(1, 3, 64, 8), "multiples of 16"),
+        (torch.zeros(1, 3, 0, 64), "multiples of 16"),
+        (torch.zeros(0, 3, 64, 64), "images are [B, 3, H, W]"),
+        (torch.zeros(1, 1, 64, 64), "images are [B, 3, H, W]"),
+        (torch.zeros(1, 64, 64, 3), "images are [B, 3, H, W]"),
+        (torch.zeros(3, 64, 64), "images are [B, 3, H, W]"),
+    ],
+)
+def test_images_that_no_model_takes_are_refused(light: vartok.Tokenizer, images: Tensor, reason: str) -> None:
+    for take in (light.encode, light.latent):
+        with pytest.raises(ImageError, match=re.escape(reason)) as error:
+            take(images)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("over", [-1.0005, 1.0005])
+def test_resampled_pictures_may_overshoot_a_little(light: vartok.Tokenizer, over: float) -> None:
+    light.encode(torch.full((1, 3, 16, 16), over))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_float_are_taken(light: vartok.Tokenizer, photos: Tensor, dtype: torch.dtype) -> None:
+    images = photos[:2].to(dtype)
+    assert torch.equal(light.encode(images).flatten(), light.encode(images.float()).flatten())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (square(1, 2, 3), "the schedule 1,2,3 does not end in the latent's grid, 4"),
+        (((1, 1), (2, 4)), "does not end in the latent's grid"),
+        (square(1, 8, 4), "larger than the last scale"),
+        ((), "a schedule is a list"),
+        ("1,2,4", "a schedule is a list"),
+    ],
+)
+def test_schedules_that_are_not_the_latents_are_refused(
+    light: vartok.Tokenizer, photos: Tensor, schedule: Any, reason: str
+) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        light.encode(photos[:1], schedule)
+
+
+@pytest.mark.parametrize("index", [-1, 4096, 1 << 40])
+def test_tokens_outside_the_vocabulary_are_refused(light: vartok.Tokenizer, index: int) -> None:
+    maps = TokenMaps((torch.tensor([[[3]]]), torch.tensor([[[5, index]]])))
+    for take in (light.decode, light.f_hat, light.var_inputs):
+        with pytest.raises(TokensError, match=f"index {index} is outside the vocabulary of 4096"):
+            take(maps)
+
+
+@pytest.mark.parametrize("scales", [0, -1, 11])
+def test_scales_that_do_not_exist_are_refused(light: vartok.Tokenizer, photos: Tensor, scales: int) -> None:
+    tokens = light.encode(photos[:1])
+    for take in (light.decode, light.f_hat):
+        with pytest.raises(TokensError, match=f"the first {scales} scales of 10 do not exist: give 1 to 10"):
+            take(tokens, scales)
+
+
+def test_a_latent_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    tensors = draw(SMALL)
+    tensors["quant_conv.bias"].fill_(float("inf"))
+    broken = vartok.load(save(tmp_path / "a.safetensors", SMALL, tensors), device="cpu")
+    with pytest.raises(ImageError, match="not finite in float32"):
+        broken.encode(torch.zeros(1, 3, 8, 8))
+
+
+# Loading.
+
+
+def test_the_shipped_checkpoint_is_the_default(light: vartok.Tokenizer) -> None:
+    assert light.name == "vartok-light-v0"
+    assert light.config == TokenizerConfig(autoencoder="light")
+    assert light.device == torch.device("cpu")
+    assert light.dtype == "float32"
+
+
+def test_the_fingerprint_is_of_the_codebook(light: vartok.Tokenizer, tmp_path: Path) -> None:
+    codes = read_checkpoint(shipped_checkpoint()).tensors["quantize.embedding.weight"]
+    want = hashlib.sha256(codes.numpy().astype("<f4").tobytes()).hexdigest()
+    assert light.fingerprint == want
+    assert light.info.fingerprint == want
+    assert (light.info.name, light.info.vocab_size) == ("vartok-light-v0", 4096)
+    assert torch.equal(light.codebook, codes)
+    for dtype in ("float32", "bfloat16"):
+        assert tokenizer(tmp_path / f"{dtype}.safetensors", SMALL, seed=1, dtype=dtype).fingerprint == (
+            hashlib.sha256(draw(SMALL, 1)["quantize.embedding.weight"].numpy().tobytes()).hexdigest()
+        )
+
+
+def test_a_checkpoint_that_does_not_tell_all_warns(tmp_path: Path) -> None:
+    path = bare(tmp_path / "bare.safetensors", draw(TokenizerConfig(autoencoder="light", vocab_size=8)))
+    with pytest.warns(VartokWarning) as caught:
+        vartok.load(path, device="cpu")
+    assert [str(warning.message).partition(": ")[0] for warning in caught] == [str(path)] * 3
+    assert {warning.filename for warning in caught} == {__file__}  # it is the caller who should know
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pth", str(tmp_path / "none.pth")):
+        with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'none.pth'}: No such file")):
+            vartok.load(path)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "", "cpu:x"])
+def test_devices_that_are_not_here_are_refused(device: str) -> None:
+    with pytest.raises(DeviceError, match=f"no device '{device}' here") as error:
+        vartok.load(device=device)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "fp16", "", "torch.float32"])
+def test_dtypes_that_are_not_ours_are_refused(dtype: str) -> None:
+    with pytest.raises(DeviceError, match="dtype is one of float32, bfloat16, float16, not"):
+        vartok.load(dtype=dtype)
+
+
+@pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
+def test_auto_takes_the_fastest_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
+    assert choose_device() == torch.device(chosen)
+
+
+def test_tokens_of_another_codebook_are_told_from_ones_own(light: vartok.Tokenizer) -> None:
+    light.check_model(light.info)
+    light.check_model(ModelInfo(name="renamed", fingerprint=light.fingerprint, vocab_size=4096))
+    other = ModelInfo(name=light.name, fingerprint="0123456789ab" + "c" * 52, vocab_size=4096)
+    with pytest.raises(TokenFileError, match=f"not with vartok-light-v0 .{light.fingerprint[:12]}"):
+        light.check_model(other)
+
+
+def test_a_device_may_be_torchs_own() -> None:
+    assert vartok.load(device=torch.device("cpu")).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["light", "var"])
+def test_smaller_dtypes_keep_most_tokens(
+    light: vartok.Tokenizer, var: vartok.Tokenizer, photos: Tensor, tmp_path: Path, kind: str, dtype: str
+) -> None:
+    exact = light if kind == "light" else var
+    small = (
+        vartok.load(device="cpu", dtype=dtype)
+        if kind == "light"
+        else tokenizer(tmp_path / "var.safetensors", VAR_32, dtype=dtype)
+    )
+    assert small.dtype == dtype
+    assert small.fingerprint == exact.fingerprint
+    some = photos[:2] if (kind, dtype) == ("var", "float16") else photos  # which CPUs take long over
+    tokens, want = small.encode(some), exact.encode(some)
+    kept = (tokens.flatten() == want.flatten()).float().mean()
+    assert (0.8 if dtype == "float16" else 0.5) < kept < 1
+    assert psnr(small.decode(want), exact.decode(want)) > 35
+    assert small.decode(want).dtype == small.var_inputs(want).dtype == torch.float32
+    assert torch.equal(small.var_inputs(want), exact.var_inputs(want))  # the quantizer is exact always
+
+
+# Exactness: whatever else the process does, the tokens are the same.
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_no_picture_depends_on_its_batch(either: vartok.Tokenizer, photos: Tensor, size: int) -> None:
+    together = either.encode(photos)
+    parts = [either.encode(part) for part in photos.split(size)]
+    assert len(photos) == 16
+    assert torch.equal(torch.cat([part.flatten() for part in parts]), together.flatten())
+    parted = torch.cat([either.decode(part) for part in parts])
+    assert torch.equal(parted, either.decode(together))
+
+
+def test_memory_layout_makes_no_difference(either: vartok.Tokenizer, photos: Tensor) -> None:
+    want = either.encode(photos).flatten()
+    assert torch.equal(either.encode(photos.to(memory_format=torch.channels_last)).flatten(), want)
+    padded = torch.zeros(16, 4, 70, 70)
+    padded[:, 1:, 3:67, 3:67] = photos
+    assert torch.equal(either.encode(padded[:, 1:, 3:67, 3:67]).flatten(), want)
+
+
+def precisions() -> dict[str, Any]:
+    backends: Any = torch.backends
+    return {
+        "matmul": backends.cuda.matmul.fp32_precision,
+        "conv": backends.cudnn.conv.fp32_precision,
+        "cpu matmul": backends.mkldnn.matmul.fp32_precision,
+        "cpu conv": backends.mkldnn.conv.fp32_precision,
+    }
+
+
+new_precisions = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+
+
+SETTINGS = (
+    'torch.set_float32_matmul_precision("high")',
+    'torch.set_float32_matmul_precision("medium")',
+    "torch.backends.cudnn.allow_tf32 = True",
+    'torch.backends.cuda.matmul.fp32_precision = "tf32"',  # now what the first three set cannot be read
+    'torch.backends.cudnn.conv.fp32_precision = "ieee"',
+    'torch.backends.mkldnn.matmul.fp32_precision = "bf16"',
+    'torch.backends.mkldnn.conv.fp32_precision = "bf16"',
+    'torch.backends.fp32_precision = "bf16"',
+)
+
+
+@new_precisions
+def test_precision_settings_change_no_tokens_and_are_put_back(tmp_path: Path) -> None:
+    """In a process of its own, as some settings cannot be undone."""
+    path = save(tmp_path / "var.safetensors", VAR_32)
+    code = f"""
+import torch, vartok
+torch.set_num_threads(1)
+backends = torch.backends
+parts = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+tokenizers = [vartok.load(weights, device="cpu") for weights in (None, {str(path)!r})]
+tokens = [tokenizer.encode(images) for tokenizer in tokenizers]
+pictures = [tokenizer.decode(maps) for tokenizer, maps in zip(tokenizers, tokens)]
+for setting in {SETTINGS!r}:
+    exec(setting)
+    before = [part.fp32_precision for part in parts]
+    for tokenizer, maps, picture in zip(tokenizers, tokens, pictures):
+        assert torch.equal(tokenizer.encode(images).flatten(), maps.flatten()), (setting, "tokens changed")
+        assert torch.equal(tokenizer.decode(maps), picture), (setting, "pictures changed")
+    assert [part.fp32_precision for part in parts] == before, (setting, "was not put back")
+    for word in ("high", "medium"):
+        assert f'"{{word}}"' not in setting or torch.get_float32_matmul_precision() == word
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "done\n", run.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_callers_autocast_changes_no_tokens(
+    either: vartok.Tokenizer, photos: Tensor, dtype: torch.dtype
+) -> None:
+    want = either.encode(photos[:4])
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(either.encode(photos[:4]).flatten(), want.flatten())
+        inputs = either.var_inputs(want)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype  # still on for the caller
+    assert torch.equal(inputs, either.var_inputs(want))
+
+
+def test_threads_get_the_same_tokens(either: vartok.Tokenizer, photos: Tensor) -> None:
+    want = [either.encode(photo[None]).flatten() for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda photo: either.encode(photo[None]).flatten(), photos))
+            assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@new_precisions
+def test_threads_put_the_settings_back_when_the_last_is_done(
+    light: vartok.Tokenizer, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, inside = precisions(), []
+    scales = MultiScaleQuantizer.scales
+
+    def watched(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
+        for scale in scales(self, *args, **options):
+            inside.append(precisions())
+            yield scale
+
+    monkeypatch.setattr(MultiScaleQuantizer, "scales", watched)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda photo: light.encode(photo[None]), [*photos] * 4))
+    assert len(inside) == 16 * 4 * 10
+    assert all(set(seen.values()) == {"ieee"} for seen in inside)
+    assert precisions() == before
+
+
+def test_gradients_stay_on_for_the_caller(light: vartok.Tokenizer, photos: Tensor) -> None:
+    light.encode(photos[:1])
+    assert torch.is_grad_enabled()
+    with pytest.raises(ImageError):
+        light.encode(photos[:1, :1])
+    assert torch.is_grad_enabled()

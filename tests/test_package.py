@@ -1,0 +1,206 @@
+"""What is installed, what is public, and what imports what."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vartok
+from vartok import errors
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "vartok").glob("*.py"))
+
+# Each may import those before it, of its own line too where that is not mutual.
+ORDER = (
+    {"errors"},
+    {"schedule", "files"},
+    {"config", "images", "tokens", "codebook"},
+    {"layers"},
+    {"autoencoder", "light", "quantizer"},
+    {"model"},
+    {"checkpoint"},
+    {"tokenizer"},
+    {"pipeline"},
+)
+MODEL = {"layers", "autoencoder", "light", "quantizer", "model", "checkpoint", "tokenizer", "pipeline"}
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of vartok that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "vartok":
+            names = [f"vartok.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [("." * node.level) + (node.module or "")]
+        found |= {name.removeprefix("vartok.") for name in names if name.startswith(("vartok", "."))}
+    return found
+
+
+def heavy(path: Path) -> set[str]:
+    """Other packages that a file imports as it is loaded itself."""
+    tree = ast.parse(path.read_text())
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_every_module_has_its_place() -> None:
+    assert set().union(*ORDER) == set(MODULES) - {"__init__", "__main__"}
+
+
+@pytest.mark.parametrize("module", sorted(set().union(*ORDER)))
+def test_imports_run_one_way(module: str) -> None:
+    place = next(i for i, line in enumerate(ORDER) if module in line)
+    before = set().union(*ORDER[:place])
+    assert imported(ROOT / "vartok" / f"{module}.py") <= before
+
+
+@pytest.mark.parametrize("module", ["images", "tokens", "codebook"])
+def test_what_knows_no_model_imports_none(module: str) -> None:
+    path = ROOT / "vartok" / f"{module}.py"
+    assert not imported(path) & MODEL
+    assert "torch" not in heavy(path)
+
+
+def test_the_library_neither_prints_nor_parses_arguments_nor_imports_the_command_line() -> None:
+    for module in MODULES:
+        path = ROOT / "vartok" / f"{module}.py"
+        text = path.read_text()
+        assert not re.search(r"\bprint\(|\bargv\b", text), module
+        assert not heavy(path) & {"typer", "rich", "argparse", "click"}, module
+        assert not any(name == "cli" or name.startswith("cli.") for name in imported(path)), module
+
+
+def test_the_command_line_imports_the_library_absolutely_and_its_siblings_relatively() -> None:
+    for path in (ROOT / "cli").glob("*.py"):
+        assert not any(name.partition(".")[0] == "cli" for name in imported(path)), path.name
+        assert "torch" not in heavy(path), path.name
+
+
+# What is public.
+
+
+def test_public_names_resolve() -> None:
+    assert vartok.__all__ == sorted(vartok.__all__)
+    for name in vartok.__all__:
+        value = getattr(vartok, name)
+        assert value.__name__ == name
+        assert value.__doc__
+    assert set(dir(vartok)) == {*vartok.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        vartok.nonsense  # noqa: B018
+
+
+def test_public_names_are_where_type_checkers_look() -> None:
+    tree = ast.parse((ROOT / "vartok" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    told = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {name: getattr(vartok, name).__module__ for name in vartok.__all__}
+
+
+def test_every_error_is_public_and_ours() -> None:
+    raised = {
+        name: value
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and value.__module__ == "vartok.errors"
+    }
+    assert raised.keys() <= set(vartok.__all__)
+    assert all(issubclass(value, vartok.VartokError | Warning) for value in raised.values())
+
+
+def test_importing_vartok_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, vartok; print(sorted({'torch', 'numpy', 'PIL', 'typer', 'rich'} & sys.modules.keys()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["config", "schedule", "tokens", "images", "codebook", "files"])
+def test_importing_what_knows_no_model_imports_no_torch(module: str) -> None:
+    code = f"import sys, vartok.{module}; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_the_version_is_the_installed_one() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'\nversion = "{vartok.__version__}"\n' in text
+
+
+# What is installed.
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel, built offline from a copy of the tree."""
+    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in ("vartok", "cli", "weights"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+    run = subprocess.run([*build, "--quiet", "--wheel-dir", out, tree], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (path,) = out.iterdir()
+    assert path.name == f"vartok-{vartok.__version__}-py3-none-any.whl"
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_vartok_alone(wheel: zipfile.ZipFile) -> None:
+    top = {name.partition("/")[0] for name in wheel.namelist()}
+    assert top == {"vartok", f"vartok-{vartok.__version__}.dist-info"}
+
+
+def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> None:
+    installed = {name for name in wheel.namelist() if name.startswith("vartok/")}
+    wanted = {"vartok/py.typed"}
+    for folder, package in (("vartok", "vartok"), ("cli", "vartok/cli"), ("weights", "vartok/weights")):
+        wanted |= {f"{package}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+    weights = {f"vartok/weights/{path.name}" for path in (ROOT / "weights").glob("*.[sm]*")}
+    assert {"vartok/weights/vartok-light-v0.safetensors", "vartok/weights/vartok-light-v0.md"} <= weights
+    assert installed == wanted | weights
+    for name in ("vartok/weights/vartok-light-v0.safetensors", "vartok/py.typed"):
+        folder, _, file = name.removeprefix("vartok/").rpartition("/")
+        assert wheel.read(name) == (ROOT / (folder or "vartok") / file).read_bytes()
+
+
+def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
+    info = f"vartok-{vartok.__version__}.dist-info"
+    assert "vartok = vartok.cli:app" in wheel.read(f"{info}/entry_points.txt").decode()
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "License-Expression: MIT" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+
+
+def test_the_wheel_runs_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import torch, vartok
+assert vartok.__file__.startswith({str(tmp_path)!r}), vartok.__file__
+tokens = vartok.load(device="cpu").encode(torch.zeros(1, 3, 256, 256))
+print(tokens.flatten().shape)
+"""
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.stdout == "torch.Size([1, 680])\n", run.stderr

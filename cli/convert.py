@@ -41,7 +41,6 @@ def convert(
 
     Examples:
       vartok convert vae_ch160v4096z32.pth vae.safetensors
-
       vartok convert trained.pth mine.safetensors --config '{"using_znorm": true}'
     """
     overrides = _parse(config)
@@ -64,7 +63,10 @@ def convert(
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
-    checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
+    try:
+        checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {shown(output)}: {error.strerror or error}") from None
 
     report = {
         "name": checkpoint.name,

@@ -23,6 +23,7 @@ from .files import (
     read_inputs,
     stem,
     write_file,
+    write_stream,
 )
 from .options import (
     BatchSizeOption,
@@ -65,7 +66,7 @@ class Job(NamedTuple):
 def decode(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[INPUT]...", help="Token files, folders (-r), or - for stdin."),
+        typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
     ] = None,
     output: OutputOption = None,
     format: Annotated[
@@ -107,11 +108,8 @@ def decode(
 
     Examples:
       vartok decode img.tokens.npz
-
       vartok decode img.tokens.npz --scales 4 -o coarse.png
-
       vartok decode img.tokens.npz --strip
-
       vartok decode all.jsonl -o pictures --format webp
     """
     from vartok.images import SUFFIXES
@@ -125,11 +123,10 @@ def decode(
 
     files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=TOKEN_SUFFIXES)
     single = [item for item in files if not _is_collection(item)]
-    report = Report(len(files) if single == files else None, verb="decoded", quiet=quiet)
-    many = len(files) > 1 or recursive or (single != files and suffix not in SUFFIXES)
-    target = Output.resolve(output, files, rename, many=many)
-    if target.file and not format and suffix not in SUFFIXES:
-        raise typer.BadParameter(f"-o {shown(output)}: pictures are written as {', '.join(SUFFIXES)}")
+    report = Report(len(files) if single == files else None, verb="decoded", quiet=quiet, debug=debug)
+    many = len(files) > 1 or recursive or files_from is not None
+    many = many or (single != files and suffix not in SUFFIXES)
+    target = Output.resolve(output, files, rename, many=many, suffixes=SUFFIXES)
     if target.stream and sys.stdout.isatty():
         raise typer.BadParameter("a picture is binary, and stdout a terminal: use -o")
     paths = dict(target.plan(single, report, force=force, skip=skip_existing))
@@ -156,7 +153,12 @@ def decode(
                 job, place = Job(label, path, tokens.image), os.path.abspath(path) if path else "stdout"
                 error: VartokError | None = None
                 if place in taken:
-                    error = VartokError(f"{shown(path or place)} has another picture: -o names a folder")
+                    cure = (
+                        ": name a folder with -o"
+                        if path == target.file
+                        else ", whose source is called so too"
+                    )
+                    error = VartokError(f"{shown(path or place)} has another picture{cure}")
                 elif not any_weights:
                     error = foreign(tokens, tokenizer)
                 taken.add(place)
@@ -179,7 +181,7 @@ def decode(
             report.fail(job.label, result)
             continue
         if job.path is None:
-            sys.stdout.buffer.write(result)
+            write_stream(sys.stdout.buffer, result, "stdout")
         report.succeed(job.label, f"drawn in {shown(job.path or 'stdout')}")
     report.finish()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import sys
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
 from vartok.errors import VartokError
 
-from .files import PICTURE_SUFFIXES, Output, gather, stem, write_file
+from .files import PICTURE_SUFFIXES, Output, gather, stem, write_file, write_stream
 from .options import (
     BatchSizeOption,
     DebugOption,
@@ -33,10 +35,7 @@ from .options import (
     default_workers,
     load_tokenizer,
 )
-from .report import Report, command, shown
-
-if TYPE_CHECKING:
-    from vartok.tokens import ImageTokens
+from .report import Report, command, shown, usage_errors
 
 FORMATS_BY_SUFFIX: dict[str, TokenFormat] = {".npz": "npz", ".json": "json", ".jsonl": "jsonl"}
 
@@ -44,7 +43,7 @@ FORMATS_BY_SUFFIX: dict[str, TokenFormat] = {".npz": "npz", ".json": "json", ".j
 @command
 def encode(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Pictures, folders (-r), or - for stdin.")
+        list[str] | None, typer.Argument(metavar="INPUT", help="Pictures, folders (-r), or - for stdin.")
     ] = None,
     output: OutputOption = None,
     format: Annotated[
@@ -96,33 +95,45 @@ def encode(
 
     Examples:
       vartok encode img.png
-
       vartok encode -r photos -o tokens
-
       vartok encode *.jpg -o all.jsonl
-
       cat img.png | vartok encode | vartok decode > out.png
     """
     import PIL.Image
 
     from vartok.images import Fit, parse_color
-    from vartok.schedule import parse_schedule, token_count
+    from vartok.schedule import describe, parse_schedule, token_count
 
-    fitted = Fit(mode=fit, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
-    grids = parse_schedule(schedule) if schedule else None
+    with usage_errors():
+        fitted = Fit(mode=fit, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
+        grids = parse_schedule(schedule) if schedule is not None else None
+    if zoom != 1 and fit != "crop":
+        raise typer.BadParameter(f"--zoom is for --fit crop, not {fit}")
+    if size and fit == "native":
+        raise typer.BadParameter("--fit native keeps the picture's own size: leave --size out")
     PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
+    if not debug:
+        _silence_libtiff()
     files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=PICTURE_SUFFIXES)
     chosen = format or FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower(), "npz")
-    report = Report(len(files), verb="encoded", quiet=quiet)
+    report = Report(len(files), verb="encoded", quiet=quiet, debug=debug)
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, (), full=full_names)
         return base.with_name(f"{base.name}.tokens.{chosen}")
 
     if chosen == "jsonl":
+        if output and (output.endswith("/") or Path(output).is_dir()):
+            raise typer.BadParameter(f"-o {shown(output)} is a folder: name the one jsonl file in it")
         target = Output(rename, stream=True, file=None if output in (None, "-") else Path(str(output)))
     else:
-        target = Output.resolve(output, files, rename, many=len(files) > 1 or recursive)
+        target = Output.resolve(
+            output,
+            files,
+            rename,
+            many=len(files) > 1 or recursive or files_from is not None,
+            suffixes=FORMATS_BY_SUFFIX,
+        )
         if target.stream and len(files) > 1:
             raise typer.BadParameter(f"{chosen} holds one picture: use --format jsonl, or -o with a folder")
         if target.stream and chosen == "npz" and sys.stdout.isatty():
@@ -138,12 +149,17 @@ def encode(
     step = tokenizer.config.downsample
     if size and size % step:
         raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {size}")
+    with usage_errors():
+        fitted = dataclasses.replace(
+            fitted, size=(size, size) if size else tokenizer.config.image_size, multiple=step
+        )
+    latent = (fitted.size[0] // step, fitted.size[1] // step)
+    if grids and fit != "native" and grids[-1] != latent:
+        raise typer.BadParameter(f"--schedule ends in the latent's grid, here {describe((latent,))}")
     results = encode_pictures(
         tokenizer,
-        ((entry, entry[0].name.as_posix(), entry[0].read()) for entry in planned),
-        dataclasses.replace(
-            fitted, size=(size, size) if size else tokenizer.config.image_size, multiple=step
-        ),
+        ((entry, entry[0].source, entry[0].read()) for entry in planned),
+        fitted,
         schedule=grids,
         batch_size=default_batch_size(batch_size, tokenizer),
         workers=default_workers(workers),
@@ -153,26 +169,27 @@ def encode(
             if isinstance(result, VartokError):
                 report.fail(str(item), result)
                 continue
+            tokens, place = result.tokens, shown(path or target.file or "stdout")
+            data = tokens.to_npz() if chosen == "npz" else f"{tokens.to_json()}\n".encode()
             try:
-                _write(result.tokens, chosen, path, stream, overwrite=force)
+                if path is None:
+                    write_stream(stream, data, place)
+                else:
+                    write_file(path, data, overwrite=force)
             except VartokError as error:
                 report.fail(str(item), error)
             else:
-                place = shown(path or target.file or "stdout")
-                report.succeed(
-                    str(item), f"{token_count(result.tokens.schedule)} tokens in {place}", result.notes
-                )
+                report.succeed(str(item), f"{token_count(tokens.schedule)} tokens in {place}", result.notes)
         if not report.done:
             report.finish()  # leaves: a file of nothing is not wanted
     report.finish()
 
 
-def _write(
-    tokens: ImageTokens, format: TokenFormat, path: Path | None, stream: BinaryIO, *, overwrite: bool
-) -> None:
-    data = tokens.to_npz() if format == "npz" else f"{tokens.to_json()}\n".encode()
-    if path is None:
-        stream.write(data)
-        stream.flush()  # who reads the pipe need not wait for the next picture
-    else:
-        write_file(path, data, overwrite=overwrite)
+def _silence_libtiff() -> None:
+    """It writes to stderr by itself, hundreds of lines about a broken file; our one line says enough."""
+    import PIL._imaging
+
+    with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
+        library = ctypes.CDLL(PIL._imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)

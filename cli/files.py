@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO
@@ -64,6 +64,11 @@ class Input:
         """What messages call it."""
         return shown(self.path) if self.path else "standard input"
 
+    @property
+    def source(self) -> str:
+        """What its tokens call it: the name, which may not be Unicode, in Unicode."""
+        return self.name.as_posix().encode(errors="replace").decode()
+
     def read(self) -> Path | bytes:
         """The path, or what comes through the pipe.
 
@@ -87,6 +92,8 @@ def gather(
         typer.BadParameter: a folder without -r, or with nothing in it; no input at all.
     """
     given = list(names or ())
+    if null and files_from is None:
+        raise typer.BadParameter("-0 is about --files-from")
     if files_from is not None:
         given += _read_list(files_from, null)
     elif not given:
@@ -95,6 +102,8 @@ def gather(
         given = [STDIN]
     inputs: list[Input] = []
     for name in given:
+        if not name:
+            raise typer.BadParameter("an INPUT is empty")
         if name == STDIN:
             inputs.append(Input(None, PurePath("stdin")))
         elif os.path.isdir(name):
@@ -116,6 +125,8 @@ def _read_list(source: str, null: bool) -> list[str]:
         data = sys.stdin.buffer.read() if source == STDIN else Path(source).read_bytes()
     except OSError as error:
         raise typer.BadParameter(f"--files-from {shown(source)}: {error.strerror}") from None
+    if b"\0" in data and not null:
+        raise typer.BadParameter(f"--files-from {shown(source)}: its names end with NUL, so use -0")
     names = data.split(b"\0") if null else data.splitlines()
     return [os.fsdecode(name) for name in names if name]
 
@@ -146,9 +157,22 @@ class Output:
 
     @classmethod
     def resolve(
-        cls, output: str | None, inputs: list[Input], rename: Callable[[PurePath], PurePath], *, many: bool
+        cls,
+        output: str | None,
+        inputs: list[Input],
+        rename: Callable[[PurePath], PurePath],
+        *,
+        many: bool,
+        suffixes: Collection[str],
     ) -> Output:
-        """What -o means for these inputs, where each has a file of its own; `many`: there may be several.
+        """What -o means for these inputs, where each has a file of its own.
+
+        Args:
+            output: -o's value.
+            inputs: the files to work on.
+            rename: makes the output's name of an input's.
+            many: whether there may be several results.
+            suffixes: what files that are written end in; without a suffix -o is a folder.
 
         Raises:
             typer.BadParameter: several files for one place.
@@ -159,13 +183,16 @@ class Output:
             return cls(rename)
         if output == STDIN:
             return cls(rename, stream=True)
-        if many and os.path.isfile(output):
-            raise typer.BadParameter(
-                f"-o {shown(output)} is a file, and there are several results: name a folder"
-            )
-        if many or output.endswith(("/", os.sep)) or os.path.isdir(output):
+        suffix = PurePath(output).suffix.lower()
+        if output.endswith(("/", os.sep)) or os.path.isdir(output):
             return cls(rename, folder=Path(output))
-        return cls(rename, file=Path(output))
+        if suffix in suffixes and not many:
+            return cls(rename, file=Path(output))
+        if suffix and not many:
+            raise typer.BadParameter(f"-o {shown(output)}: files end in {', '.join(suffixes)}, folders in /")
+        if suffix in suffixes or os.path.lexists(output):
+            raise typer.BadParameter(f"-o {shown(output)} is a file: name a folder")
+        return cls(rename, folder=Path(output))
 
     def path(self, item: Input) -> Path:
         """The file that the result of `item` goes to."""
@@ -189,18 +216,22 @@ class Output:
         """The inputs that are to be worked on, and the file that each goes to, None for the stream.
 
         Raises:
-            typer.BadParameter: two inputs would write one file.
+            typer.BadParameter: two inputs would write one file, or a result would replace an input.
         """
+        sources = {os.path.realpath(item.path) for item in inputs if item.path}
         if self.stream:
+            _keep(self.file, sources)
             free = self.file is None or is_free(self.file, self.file, report, force=force, skip=skip)
             return [(item, None) for item in inputs if free]
         planned: dict[str, tuple[Input, Path]] = {}
         for item in inputs:
             path = self.path(item)
+            _keep(path, sources)
             other, _ = planned.setdefault(os.path.abspath(path), (item, path))
             if other is not item:
+                cure = "-r on the folder above" if item.name == other.name else "--full-names"
                 raise typer.BadParameter(
-                    f"{other} and {item} would both be written to {shown(path)}: use --full-names"
+                    f"{other} and {item} would both be written to {shown(path)}: use {cure}, or two runs"
                 )
         return [
             (item, path)
@@ -212,10 +243,15 @@ class Output:
     def open(self, *, overwrite: bool) -> Iterator[BinaryIO]:
         """The stream: stdout, or the file, which appears when the block ends well."""
         if self.stream and self.file is not None:
-            with write_whole(self.file, overwrite=overwrite) as file:
+            with write_named(self.file, overwrite=overwrite) as file:
                 yield file
         else:
             yield sys.stdout.buffer
+
+
+def _keep(path: Path | None, sources: set[str]) -> None:
+    if path and os.path.realpath(path) in sources:
+        raise typer.BadParameter(f"-o: {shown(path)} is an input, which would be lost")
 
 
 def is_free(item: object, path: Path, report: Report, *, force: bool, skip: bool) -> bool:
@@ -262,18 +298,43 @@ def safe_name(source: str) -> PurePath:
     return PurePath(*parts) if parts else PurePath("image")
 
 
+@contextlib.contextmanager
+def write_named(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Open a file that appears whole or not at all, and make the folders above it.
+
+    Raises:
+        VartokError: it cannot be written; names this file, and not the temporary one, as the system does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path, overwrite=overwrite) as file:
+            yield file
+    except OSError as error:
+        raise VartokError(f"cannot write {shown(path)}: {error.strerror or error}") from None
+
+
 def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
     """Write a result, whole or not at all, and the folders above it.
 
     Raises:
         VartokError: it cannot be written; says where and why.
     """
+    with write_named(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+def write_stream(stream: BinaryIO, data: bytes, name: object) -> None:
+    """Write a result among others, now: who reads the pipe need not wait for the next one.
+
+    Raises:
+        OSError: it cannot be written; tells the stream's name.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path, overwrite=overwrite) as file:
-            file.write(data)
+        stream.write(data)
+        stream.flush()
     except OSError as error:
-        raise VartokError(f"cannot write {shown(path)}: {error.strerror or error}") from None
+        error.filename = name
+        raise
 
 
 def stem(name: PurePath, endings: tuple[str, ...], *, full: bool) -> PurePath:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .files import TOKEN_SUFFIXES, gather, read_inputs
-from .options import DebugOption, JsonOption, RecursiveOption
+from .options import DebugOption, JsonOption
 from .report import Report, command, shown
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ SHOWN_INDICES = 8
 def inspect(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[INPUT]...", help="Token files, folders (-r), or - for stdin."),
+        typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
     ] = None,
-    recursive: RecursiveOption = False,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders.")] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -33,11 +33,10 @@ def inspect(
 
     Examples:
       vartok inspect img.tokens.npz
-
       vartok inspect all.jsonl --json | jq .image.source
     """
     files = gather(inputs, recursive=recursive, files_from=None, null=False, suffixes=TOKEN_SUFFIXES)
-    report = Report(len(files), verb="read", quiet=True)
+    report = Report(len(files), verb="read", quiet=True, debug=debug)
     for item in files:
         for tokens in read_inputs(item, report):
             if as_json:

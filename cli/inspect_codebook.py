@@ -66,7 +66,9 @@ def inspect_codebook(
     files = (
         gather(named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES) if named else []
     )
-    report = Report(len(files) or 1, verb="counted", quiet=as_json)
+    if atlas and atlas.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
+    report = Report(len(files) or 1, verb="counted", quiet=as_json, debug=debug)
     if atlas and not is_free("--atlas", atlas, report, force=force, skip=False):
         report.finish()
 

@@ -30,11 +30,15 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are faster and change some."),
+    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are faster and change many."),
 ]
 OutputOption = Annotated[
     str | None,
-    typer.Option("--output", "-o", help="A file, a folder, or - for stdout; default: beside each input."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="A file (by its suffix), a folder, or - for stdout; default: beside each input.",
+    ),
 ]
 RecursiveOption = Annotated[
     bool, typer.Option("--recursive", "-r", help="Search folders; their tree is mirrored under -o.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
+import logging
 import os
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 import typer
@@ -35,9 +39,9 @@ class Report:
     A bar appears where stderr is a terminal and the work takes longer than a second.
     """
 
-    def __init__(self, total: int | None, *, verb: str, quiet: bool) -> None:
+    def __init__(self, total: int | None, *, verb: str, quiet: bool, debug: bool = False) -> None:
         self.done = self.failed = self.skipped = 0
-        self._total, self._verb, self._quiet = total, verb, quiet
+        self._total, self._verb, self._quiet, self._debug = total, verb, quiet, debug
         self._start = time.monotonic()
         self._bar: Any = None
 
@@ -53,6 +57,8 @@ class Report:
     def fail(self, name: str, reason: object) -> None:
         """Count a failure, and say why."""
         self.failed += 1
+        if self._debug and isinstance(reason, BaseException):
+            self._say("".join(traceback.format_exception(reason)).rstrip())
         self._say(f"{name}: {reason}")
         self._advance()
 
@@ -111,6 +117,7 @@ class Report:
             self._bar.add_task(
                 self._verb, total=self._total, completed=self.done + self.failed + self.skipped
             )
+            atexit.register(self._bar.stop)  # gives the cursor back, whatever ends the command
             self._bar.start()
 
 
@@ -119,8 +126,9 @@ def command(run: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(run)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        debug = bool(kwargs.pop("debug", False))
-        _quieten_warnings(debug)
+        debug = bool(kwargs.get("debug"))
+        _open_closed_streams()
+        _quieten_libraries(debug)
         try:
             run(*args, **kwargs)
             sys.stdout.flush()
@@ -136,7 +144,18 @@ def command(run: Callable[P, None]) -> Callable[P, None]:
             say(explain(error))
             raise typer.Exit(FAILED) from None
 
+    # \b: what follows is shown line by line, as it stands.
+    wrapped.__doc__ = (run.__doc__ or "").replace("    Examples:", "    \b\n    Examples:")
     return wrapped
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Errors about what the command line says end it with click's exit code, and its hint."""
+    try:
+        yield
+    except VartokError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def explain(error: Exception) -> str:
@@ -147,9 +166,17 @@ def explain(error: Exception) -> str:
     return str(error)
 
 
-def _quieten_warnings(debug: bool) -> None:
+def _open_closed_streams() -> None:
+    """Where whoever started us closed a standard stream: nothing to read, nowhere to write."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull)  # noqa: SIM115 - to read: what is written fails, and is not lost
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _quieten_libraries(debug: bool) -> None:
     """Vartok's own warnings are lines on stderr; other libraries' are for developers."""
     if not debug:
+        logging.lastResort = logging.NullHandler()
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", VartokWarning)
 

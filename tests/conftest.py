@@ -1,0 +1,82 @@
+"""What several test files need: pictures, and the command line in this process."""
+
+import contextlib
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+ROOT = Path(__file__).parent.parent
+
+
+class Vartok(Protocol):
+    """Runs a command in this process, and checks how it ends."""
+
+    def __call__(self, *args: object, code: int = 0, stdin: bytes = b"") -> Result: ...
+
+
+@pytest.fixture(scope="session")
+def app() -> typer.Typer:
+    """The command line; imported by name, as type checkers do not see where it is installed."""
+    app: typer.Typer = importlib.import_module("vartok.cli").app
+    return app
+
+
+@pytest.fixture
+def vartok(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vartok]:
+    """Run `vartok ARGS` in this process, on a terminal of no kind."""
+    for name in ("VARTOK_WEIGHTS", "VARTOK_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+
+    def run(*args: object, code: int = 0, stdin: bytes = b"") -> Result:
+        result = CliRunner().invoke(
+            app, [os.fspath(a) if isinstance(a, Path) else str(a) for a in args], stdin
+        )
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    with warnings.catch_warnings():
+        yield run
+
+
+def photo(seed: int, width: int = 256, height: int = 256) -> Image.Image:
+    """Soft shapes, an edge and some grain: what a photo is to a tokenizer."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    pixels = np.asarray(soft).astype(np.int16) + rng.integers(-8, 9, (height, width, 3))
+    pixels[:, width // 3 : width // 2] //= 2
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def save(path: Path, seed: int = 0, width: int = 256, height: int = 256) -> Path:
+    """Save a photo, and make the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo(seed, width, height).save(path)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    """All files under a folder, hidden ones too."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the test's own, and the working directory."""
+    with contextlib.chdir(tmp_path):
+        yield tmp_path

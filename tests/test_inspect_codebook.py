@@ -1,0 +1,123 @@
+"""`vartok inspect-codebook`: the figures that it prints, and the atlas."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Vartok, names, save
+from PIL import Image
+
+import vartok as library
+from vartok.checkpoint import read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.images import to_pixels
+from vartok.tokens import ImageTokens
+
+
+@pytest.fixture
+def tokens(vartok: Vartok, here: Path) -> list[ImageTokens]:
+    """Three pictures' tokens, of which one in a JSONL file; in the folder `tokens`."""
+    for seed in range(2):
+        save(here / f"{seed}.png", seed)
+    save(here / "2.png", 2, 200, 300)
+    vartok("encode", "0.png", "1.png", "-o", "tokens")
+    vartok("encode", "2.png", "-o", "tokens/rest.jsonl")
+    files = sorted((here / "tokens").glob("*.npz"))
+    rest = (here / "tokens" / "rest.jsonl").read_text()
+    return [*(ImageTokens.from_npz(file.read_bytes()) for file in files), ImageTokens.from_json(rest)]
+
+
+def test_codebook_alone(vartok: Vartok) -> None:
+    report = json.loads(vartok("inspect-codebook", "--json").stdout)
+    tokenizer = library.load()
+    norms = tokenizer.codebook.norm(dim=1)
+    assert report["model"]["fingerprint"] == tokenizer.fingerprint
+    assert report["phi"] == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert report["schedule"][-1] == [16, 16]
+    assert report["usage"] is None
+    codebook = report["codebook"]
+    assert (codebook["vocab_size"], codebook["channels"], codebook["size_bytes"]) == (4096, 32, 524_288)
+    assert codebook["norm"]["maximum"] == pytest.approx(float(norms.max()))
+    text = vartok("inspect-codebook").stdout
+    for part in ("4,096 of 32 channels, 524,288 bytes", tokenizer.fingerprint, "0,0,1,1,1,2,2,3,3,3"):
+        assert part in text
+
+
+def test_usage_counts_every_token(vartok: Vartok, tokens: list[ImageTokens]) -> None:
+    report = json.loads(vartok("inspect-codebook", "--usage", "tokens", "--json").stdout)
+    usage = report["usage"]
+    assert usage["schedule"] == [list(grid) for grid in tokens[0].schedule]
+    for k, scale in enumerate(usage["scales"]):
+        seen = np.concatenate([item.scales[k].ravel() for item in tokens])
+        assert scale["tokens"] == len(seen)
+        assert scale["used"] == len(set(seen.tolist()))
+        assert scale["dead"] == 4096 - scale["used"]
+        codes, counts = np.unique(seen, return_counts=True)
+        assert scale["top"][0]["count"] == counts.max()
+        assert scale["top"][0]["code"] == codes[counts.argmax()]
+    assert usage["overall"]["tokens"] == 3 * 680
+
+
+def test_usage_takes_files_and_folders(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
+    several = ["--usage", "tokens/0.tokens.npz", "tokens/1.tokens.npz", "tokens/rest.jsonl"]
+    assert (
+        vartok("inspect-codebook", *several).stdout == vartok("inspect-codebook", "--usage", "tokens").stdout
+    )
+    lines = vartok("inspect-codebook", *several).stdout.splitlines()
+    finest = next(line for line in lines if "16x16" in line)
+    assert finest.split()[:3] == ["9", "16x16", "768"]
+
+
+def test_other_schedules(vartok: Vartok, here: Path) -> None:
+    save(here / "a.png")
+    vartok("encode", "a.png", "--size", "64", "-o", "a.npz")
+    vartok("encode", "a.png", "--size", "64", "--schedule", "1,4", "-o", "b.npz")
+    vartok("encode", "a.png", "--size", "128", "-o", "c.npz")
+    result = vartok("inspect-codebook", "--usage", "a.npz", "b.npz", "c.npz", "--json", code=3)
+    assert result.stderr == "vartok: b.npz: has 2 scales, the files before it 10\n"
+    usage = json.loads(result.stdout)["usage"]
+    assert usage["schedule"] is None  # two sizes, the same number of scales
+    assert usage["scales"][-1]["tokens"] == 16 + 64
+
+
+def test_what_cannot_be_counted(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
+    (here / "bad.npz").write_bytes(b"PK, but no zip")
+    result = vartok(
+        "inspect-codebook", "--usage", "tokens/0.tokens.npz", "bad.npz", "gone.npz", "--json", code=3
+    )
+    assert json.loads(result.stdout)["usage"]["overall"]["tokens"] == 680
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == ["bad.npz", "gone.npz"]
+    result = vartok("inspect-codebook", "--usage", "bad.npz", code=1)
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+def test_tokens_of_another_codebook(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
+    shipped = read_checkpoint(shipped_checkpoint())
+    changed = {name: tensor * 2 for name, tensor in shipped.tensors.items()}
+    write_checkpoint(here / "other.safetensors", type(shipped)("other", None, shipped.config, changed))
+    result = vartok("inspect-codebook", "-w", "other.safetensors", "--usage", "tokens/0.tokens.npz", code=1)
+    assert "was encoded with vartok-light-v0" in result.stderr
+
+
+def test_atlas_shows_every_code_once(vartok: Vartok, here: Path) -> None:
+    vartok("inspect-codebook", "--atlas", "atlas.png", "--json")
+    with Image.open("atlas.png") as image:
+        atlas = np.asarray(image)
+    assert atlas.shape == (64 * 16, 64 * 16, 3)
+    cells = atlas.reshape(64, 16, 64, 16, 3).swapaxes(1, 2).reshape(4096, -1)
+    codes = to_pixels(library.load().draw_codes()).reshape(4096, -1)
+    assert sorted(map(bytes, cells)) == sorted(map(bytes, codes))
+    steps = np.abs(np.diff(atlas.reshape(64, 16, 64, 16, 3).mean((1, 3)), axis=1)).mean()
+    shuffled = np.random.default_rng(0).permutation(cells).reshape(64, 64, 256, 3).mean(2)
+    assert steps < 0.6 * np.abs(np.diff(shuffled, axis=1)).mean()  # neighbours look alike
+
+
+def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
+    (here / "atlas.png").write_bytes(b"mine")
+    result = vartok("inspect-codebook", "--atlas", "atlas.png", code=1)
+    assert "atlas.png exists: use --force" in result.stderr
+    assert (here / "atlas.png").read_bytes() == b"mine"
+    vartok("inspect-codebook", "--atlas", "atlas.png", "--force")
+    assert names(here) == ["atlas.png"]
+    assert (here / "atlas.png").read_bytes().startswith(b"\x89PNG")

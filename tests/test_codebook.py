@@ -164,7 +164,6 @@ def test_count_codes() -> None:
     assert count_codes([[np.zeros((0, 3), int)] * 2], 4, 2).sum() == 0
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, first=st.integers(0, 4), second=st.integers(0, 4))
 def test_counts_add_up(seed: int, first: int, second: int) -> None:
     random = np.random.default_rng(seed)
@@ -277,7 +276,6 @@ def test_empty_scales() -> None:
     assert described([2, 2], [0, 0], [3, 3]).divergence == (0.0, 0.0, 0.0)
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, scales=st.integers(1, 5), vocab=st.integers(1, 40), high=st.integers(1, 50))
 def test_usage_properties(seed: int, scales: int, vocab: int, high: int) -> None:
     counts = np.random.default_rng(seed).integers(0, high, (scales, vocab))
@@ -313,7 +311,7 @@ def random_grid(grid: Integers) -> Integers:
     return shuffled
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 60), width=st.integers(1, 5), columns=st.none() | st.integers(1, 70), seed=SEEDS)
 def test_an_atlas_holds_every_code_once(count: int, width: int, columns: int | None, seed: int) -> None:
     grid = atlas_order(normal(count, width, seed), columns)

@@ -122,7 +122,7 @@ def test_json_round_trip(config: TokenizerConfig) -> None:
 def test_what_no_model_can_have_is_refused_in_one_line(values: dict[str, Any], names: str) -> None:
     for text, overrides in ((json.dumps(values), {}), ("{}", values)):
         with pytest.raises(ConfigError, match=names) as error:
-            TokenizerConfig.from_json(text, **overrides)
+            TokenizerConfig.from_json(text, overrides)
         assert "\n" not in str(error.value)
 
 
@@ -133,8 +133,8 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
 
 
 def test_overrides_replace_what_the_text_says() -> None:
-    config = TokenizerConfig.from_json('{"ch": 64, "using_znorm": false}', using_znorm=True)
+    config = TokenizerConfig.from_json('{"ch": 64, "using_znorm": false}', {"using_znorm": True})
     assert (config.ch, config.using_znorm) == (64, True)
-    assert TokenizerConfig.from_json('{"patch_nums": "damaged"}', patch_nums=[1, 2]).patch_nums == square(
-        1, 2
-    )
+    assert TokenizerConfig.from_json(
+        '{"patch_nums": "damaged"}', {"patch_nums": [1, 2]}
+    ).patch_nums == square(1, 2)

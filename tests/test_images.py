@@ -376,9 +376,9 @@ def test_sides_that_fit_are_kept(mode: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("mode", images.FITS)
 def test_odd_shapes_take_no_time(width: int, height: int, mode: str) -> None:
     data = saved(Image.new("RGB", (width, height), (9, 8, 7)), "PNG")
-    start = time.perf_counter()
+    start = time.process_time()
     pixels = read_picture(data, Fit(mode=mode, background=(9, 8, 7))).pixels
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
     assert (pixels == [9, 8, 7]).all()
 
 
@@ -425,7 +425,7 @@ def test_native_is_the_nearest_multiple(shape: tuple[int, int], expected: tuple[
         read_picture(saved(image, "PNG"), Fit(mode="native", max_pixels=70_000, multiple=512))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     width=st.integers(1, 90),
     height=st.integers(1, 90),
@@ -511,7 +511,7 @@ def test_every_level_is_exact() -> None:
         assert np.array_equal(to_pixels(tensor.to(dtype)), levels)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 2**32 - 1))
 def test_tensor_round_trip(shape: tuple[int, int, int], seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
@@ -588,10 +588,10 @@ def check_message(error: BaseException) -> None:
 
 
 def refused(file: Path | bytes, fit: Fit = AS_IS) -> str:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ImageError) as caught:
         read_picture(file, fit)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5
     check_message(caught.value)
     return str(caught.value)
 
@@ -712,7 +712,7 @@ def test_mutations_are_read_or_refused(name: str) -> None:
         (MemoryError(), "not enough memory to decode it"),
         (RecursionError(), "is broken: RecursionError"),
         (OverflowError("a\nb\x1b[31m\0c"), "is broken: a b [31m c"),
-        (ValueError("x" * 5000), "is broken: " + "x" * 97 + "..."),
+        (ValueError("x" * 5000), "is broken: " + "x" * 117 + "..."),
     ],
 )
 def test_whatever_pillow_raises_is_one_line(
@@ -734,3 +734,15 @@ def test_threads_read_what_one_reads(monkeypatch: pytest.MonkeyPatch) -> None:
             picture.pixels for picture in pool.map(read_picture, files, itertools.repeat(Fit(size=(32, 32))))
         ]
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize(("format", "share"), [("WEBP", 1.5), ("JPEG2000", 2), ("PNG", 1)])
+def test_formats_that_take_more_memory_may_have_fewer_pixels(format: str, share: float) -> None:
+    data = saved(Image.new("RGB", (60, 50)), format)
+    assert read_picture(data, Fit(size=(16, 16), max_pixels=int(3000 * share))).width == 60
+    assert "3,000" not in refused(data, Fit(size=(16, 16), max_pixels=int(3000 * share) - 2))
+
+
+def test_a_limit_on_files_is_none_on_what_is_encoded() -> None:
+    data = saved(Image.new("RGB", (60, 50)), "PNG")
+    assert read_picture(data, Fit(size=(256, 256), max_pixels=3000)).pixels.shape == (256, 256, 3)

@@ -366,7 +366,7 @@ def test_latent_and_picture_convert_into_the_autoencoders_dtype_and_back() -> No
 
 
 @pytest.mark.parametrize("part", ["latent", "picture"])
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 99))
 def test_pictures_of_a_batch_do_not_mix(part: str, seed: int) -> None:
     model = noisy(SMALL)

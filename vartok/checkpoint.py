@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from vartok import schedule as schedules
 from vartok.config import TokenizerConfig
-from vartok.errors import CheckpointError, ConfigError
+from vartok.errors import CheckpointError, ConfigError, one_line
 from vartok.files import write_whole
 from vartok.model import VQVAE
 
@@ -61,7 +62,7 @@ def shipped_checkpoint() -> Path:
     return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v0.safetensors"))
 
 
-def read_checkpoint(path: Path, overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
     """Read a safetensors file, with our metadata or bare, or a VAR-style .pth.
 
     Args:
@@ -83,18 +84,17 @@ def read_checkpoint(path: Path, overrides: Mapping[str, Any] | None = None) -> C
         metadata, tensors = {}, _read_pickle(path, zipped=start.startswith(b"PK"))
     else:
         raise CheckpointError("neither a safetensors nor a PyTorch file")
-    if CODEBOOK not in tensors:
-        raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
+    tensors = _without_prefix(tensors)
     try:
         if metadata.get("format") == FORMAT:
             if metadata.get("version") != VERSION:
                 raise CheckpointError(
                     f"is of version {metadata.get('version', '?')[:20]}, this vartok reads version {VERSION}"
                 )
-            config = TokenizerConfig.from_json(metadata.get("config", ""), **overrides or {})
+            config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
             notes: tuple[str, ...] = ()
         else:
-            config, notes = _recognise(tensors, overrides or {})
+            config, notes = _recognise(tensors, overrides)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     name = metadata.get("name") or path.stem
@@ -144,7 +144,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"is not a whole safetensors file ({_line(error)})") from None
+        raise CheckpointError(f"is not a whole safetensors file ({one_line(error)})") from None
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
@@ -160,14 +160,18 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
             "save its state_dict() alone, or is not a whole PyTorch file"
         ) from None
     except Exception as error:  # torch.load raises nearly every type on a damaged file
-        raise CheckpointError(f"is not a whole PyTorch file ({_line(error)})") from None
-    tensors = dict(_flatten(content))
+        raise CheckpointError(f"is not a whole PyTorch file ({one_line(error)})") from None
+    return dict(_flatten(content))
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tokenizer's tensors, under VAR's names: what a trainer kept them under is taken off."""
     prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
     if len(prefixes) > 1:
-        raise CheckpointError(
-            f"holds {len(prefixes)} tokenizers, under {', '.join(map(repr, prefixes))}: keep one"
-        )
-    prefix = prefixes[0] if prefixes else ""
+        raise CheckpointError(f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: keep one")
+    if not prefixes:
+        raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
+    prefix = prefixes[0]
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -229,7 +233,7 @@ def _recognise(
         )
     notes.append(f"its schedule (patch_nums): assumed {schedules.describe(schedules.VAR_256)}")
     told = tuple(note for note in notes if not any(f"({key})" in note for key in overrides))
-    config = TokenizerConfig.from_json(json.dumps(values), **overrides)
+    config = TokenizerConfig.from_json(json.dumps(values), overrides)
     return config, tuple(f"the file does not say {note}" for note in told)
 
 
@@ -250,17 +254,14 @@ def _checked(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str
             raise CheckpointError(f"tensor {name} is sparse or without data, expected plain values")
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
-        raise CheckpointError(f"has a tensor that this kind of tokenizer does not, {_line(min(extra))}")
+        raise CheckpointError(f"has a tensor that this kind of tokenizer does not, {one_line(min(extra))}")
     counts = tensors.get(HITS)
     if counts is None or counts.shape != hits.shape or not counts.is_floating_point():
         counts = torch.zeros(hits.shape)  # nothing reads them: their absence harms nothing
+    if not bool(tensors[CODEBOOK].isfinite().all()):
+        raise CheckpointError(f"tensor {CODEBOOK} holds values that are no numbers")
     return {**{name: tensors[name] for name in expected}, HITS: counts}
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
-def _line(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from vartok import schedule as schedules
-from vartok.errors import ConfigError, ScheduleError
+from vartok.errors import ConfigError, ScheduleError, quoted
 from vartok.schedule import VAR_256, Schedule
 
 LIGHT_PATCH = 16
@@ -58,13 +60,13 @@ class TokenizerConfig:
         _check("ch", self.ch, 1, 1 << 14)
         _check("num_res_blocks", self.num_res_blocks, 1, 16)
         if not isinstance(self.using_znorm, bool):
-            raise ConfigError(f"using_znorm is true or false, not {self.using_znorm!r}")
+            raise ConfigError(f"using_znorm is true or false, not {quoted(self.using_znorm)}")
         if type(self.quant_resi) not in (int, float) or not abs(self.quant_resi) <= 1e3:
-            raise ConfigError(f"quant_resi is a number, not {self.quant_resi!r}")
+            raise ConfigError(f"quant_resi is a number, not {quoted(self.quant_resi)}")
         for name in ("ch_mult", "widths", "depths"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or len(values) > 8:
-                raise ConfigError(f"{name} is a list of at most 8 whole numbers, not {values!r}")
+                raise ConfigError(f"{name} is a list of at most 8 whole numbers, not {quoted(values)}")
             for value in values:
                 _check(name, value, 1, 1 << 14)
             object.__setattr__(self, name, tuple(values))
@@ -78,7 +80,7 @@ class TokenizerConfig:
             if any((self.ch * multiple) % 32 for multiple in self.ch_mult):
                 raise ConfigError(f"ch = {self.ch}: every level's channels must be a multiple of 32")
         elif self.autoencoder != "light":
-            raise ConfigError(f'autoencoder is "var" or "light", not {self.autoencoder!r}')
+            raise ConfigError(f'autoencoder is "var" or "light", not {quoted(self.autoencoder)}')
         elif self.widths or self.depths:
             raise ConfigError('a "light" autoencoder with a network (widths, depths) needs a newer vartok')
 
@@ -108,7 +110,7 @@ class TokenizerConfig:
         return json.dumps(values)
 
     @classmethod
-    def from_json(cls, text: str, **overrides: Any) -> TokenizerConfig:
+    def from_json(cls, text: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> TokenizerConfig:
         """Read what `to_json` wrote; keys left out take the published VAR checkpoint's values.
 
         Args:
@@ -124,13 +126,13 @@ class TokenizerConfig:
             raise ConfigError(f"the configuration is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError("the configuration is not a JSON object")
-        values |= overrides
+        values = {**values, **overrides}
         unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:
-            raise ConfigError(f"the configuration has an unknown key, {sorted(unknown)[0]!r}")
+            raise ConfigError(f"the configuration has an unknown key, {quoted(min(unknown))}")
         return cls(**values)
 
 
 def _check(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is a whole number from {low} to {high}, not {value!r}")
+        raise ConfigError(f"{name} is a whole number from {low} to {high}, not {quoted(value)}")

@@ -35,3 +35,14 @@ class DeviceError(VartokError):
 
 class VartokWarning(UserWarning):
     """Something that a file does not say, or that was left out of it, and that the user should know."""
+
+
+def one_line(text: object, limit: int = 120) -> str:
+    """`text` as a message may quote it: on one line, printable, of at most `limit` characters."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def quoted(value: object) -> str:
+    """A value that is not what it should be, as a message shows it."""
+    return one_line(repr(value), 60)

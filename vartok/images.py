@@ -10,7 +10,7 @@ import io
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,7 +29,7 @@ from PIL import (
 from PIL.Image import Resampling, Transpose
 from PIL.ImageFile import ImageFile
 
-from vartok.errors import ImageError
+from vartok.errors import ImageError, one_line, quoted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,6 +42,10 @@ SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 1 << 18  # pixels; resampling takes up to 72 bytes for each pixel of a side
 MAX_ZOOM = 100.0
+MAX_PIPED = 1 << 30  # bytes of a picture that is no file
+
+COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
+"""Formats whose decoders take so many times the memory of others: max_pixels is divided by it."""
 
 LARGE = 1 << 24  # pixels; larger pictures are decoded one at a time
 STRIP = 1 << 20  # pixels that are converted at once, to hold no second copy of a whole picture
@@ -87,7 +91,9 @@ class Fit:
         zoom: from 1 to 100, crop only: covers round(size * zoom), then the centre.
         background: RGB under transparency, and around a padded picture.
         multiple: of native sides, in pixels; a side is at least one multiple.
-        max_pixels: larger pictures are turned away before they are decoded.
+        max_pixels: larger files are turned away before they are decoded; WebP from two thirds of it,
+            JPEG 2000 from half. Pillow has a limit of its own, PIL.Image.MAX_IMAGE_PIXELS: raise that too
+            for more than 178 million.
 
     Raises:
         ImageError: a value that no picture can have.
@@ -103,7 +109,7 @@ class Fit:
     def __post_init__(self) -> None:
         """Check every value."""
         if self.mode not in FITS:
-            raise ImageError(f"a fit is one of {', '.join(FITS)}, not {self.mode!r}")
+            raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
         if self.max_pixels < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError("max_pixels and multiple are at least 1")
         if not 1 <= self.zoom <= MAX_ZOOM:
@@ -111,7 +117,7 @@ class Fit:
         if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):
             raise ImageError(f"a background is three levels from 0 to 255, not {self.background!r}")
         height, width = self.size
-        _check_size(width, height, self.max_pixels)
+        _check_size(width, height, MAX_PIXELS)  # max_pixels is about files
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,11 @@ class Picture:
     width: int
     height: int
     notes: tuple[str, ...]
+
+
+def one_if_large(pixels: int) -> AbstractContextManager[object]:
+    """Wait until no other thread works on a large picture, if this one is: they would add up in memory."""
+    return _one_large_picture if pixels > LARGE else nullcontext()
 
 
 def read_picture(file: Path | bytes, fit: Fit) -> Picture:
@@ -224,7 +235,7 @@ def restore_size(
     _check_pixels(pixels, "HW3")
     _check_size(width, height, max_pixels)
     if mode not in FITS:
-        raise ImageError(f"a fit is one of {', '.join(FITS)}, not {mode!r}")
+        raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(mode)}")
     if mode == "crop":
         raise ImageError("a cropped picture has no original size to go back to: encode with another fit")
     if mode == "pad":
@@ -245,7 +256,7 @@ def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
     """
     _check_pixels(pixels, "HW3")
     if format not in FORMATS:
-        raise ImageError(f"pictures are written as {', '.join(FORMATS)}, not {format!r}")
+        raise ImageError(f"pictures are written as {', '.join(FORMATS)}, not {quoted(format)}")
     name, options = _SAVE[format]
     stream = io.BytesIO()
     try:
@@ -267,7 +278,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
     except ValueError:
         color = ()
     if len(color) != 3 or not all(0 <= level <= 255 for level in color):
-        raise ImageError(f'a colour looks like "white" or "#aabbcc", not {_one_line(repr(text))}')
+        raise ImageError(f'a colour looks like "white" or "#aabbcc", not {quoted(text)}')
     red, green, blue = color
     return red, green, blue
 
@@ -276,6 +287,8 @@ def _open(file: Path | bytes) -> BinaryIO:
     if isinstance(file, bytes):
         stream: BinaryIO = io.BytesIO(file)
         size = len(file)
+        if size > MAX_PIPED:
+            raise ImageError(f"is larger than {MAX_PIPED:,} bytes: give the file itself")
     else:
         try:
             status = file.stat()
@@ -303,7 +316,8 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     formats = [name for name in READABLE if name in Image.OPEN]
     _check_icon(stream, fit.max_pixels)
     source = Image.open(stream, formats=formats)
-    _check_size(source.width, source.height, fit.max_pixels)
+    max_pixels = int(fit.max_pixels / COSTLY.get(source.format or "", 1))
+    _check_size(source.width, source.height, max_pixels)
     notes = []
     try:
         frames = getattr(source, "n_frames", 1)
@@ -316,10 +330,10 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
         notes.append(f"animation: took the first of {frames} frames")
 
     # Rebinding `image` lets go of each full-size copy as soon as the next one stands.
-    with _one_large_picture if source.width * source.height > LARGE else nullcontext():
+    with one_if_large(source.width * source.height):
         _scale_transparency(source)
         source.load()
-        _check_size(source.width, source.height, fit.max_pixels)  # some plugins learn it only now
+        _check_size(source.width, source.height, max_pixels)  # some plugins learn it only now
         grey = _grey_scale(source, notes)
         image = _upright(source, notes)
         del source
@@ -515,7 +529,7 @@ def _scale(
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if not all(type(side) is int and side >= 1 for side in (width, height)):
-        raise ImageError(f"{_one_line(f'{width!r} x {height!r}')} pixels are no picture")
+        raise ImageError(f"{quoted(width)} x {quoted(height)} pixels are no picture")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"has a side of more than {MAX_SIDE:,} pixels")
     if width * height > max_pixels:
@@ -538,12 +552,7 @@ def _explain(error: Exception, max_pixels: int) -> str:
         return f"has more than {limit:,} pixels: raise max-pixels if you trust it"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
-    message = _one_line(str(error)).removesuffix(" when reading image file") or type(error).__name__
+    message = one_line(str(error)).removesuffix(" when reading image file") or type(error).__name__
     if "truncated" in message.lower():
         return "is truncated: the file ends before its picture does"
     return f"is broken: {message}"
-
-
-def _one_line(text: str) -> str:
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return text if len(text) <= 100 else text[:97] + "..."

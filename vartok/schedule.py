@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vartok.errors import ScheduleError
+from vartok.errors import ScheduleError, quoted
 
 Grid = tuple[int, int]
 Schedule = tuple[Grid, ...]
@@ -34,7 +34,7 @@ def check_schedule(value: object) -> Schedule:
             than the last one on either side.
     """
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_SCALES:
-        raise ScheduleError(f"a schedule is a list of 1 to {MAX_SCALES} grids, not {_short(value)}")
+        raise ScheduleError(f"a schedule is a list of 1 to {MAX_SCALES} grids, not {quoted(value)}")
     schedule = tuple(_check_grid(grid) for grid in value)
     height, width = schedule[-1]
     for k, (h, w) in enumerate(schedule):
@@ -47,7 +47,7 @@ def _check_grid(grid: object) -> Grid:
     sides: list[Any] = list(grid) if isinstance(grid, (list, tuple)) else [grid, grid]
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ScheduleError(
-            f"a grid is a side or an [h, w] pair of 1 to {MAX_SIDE} cells, not {_short(grid)}"
+            f"a grid is a side or an [h, w] pair of 1 to {MAX_SIDE} cells, not {quoted(grid)}"
         )
     return sides[0], sides[1]
 
@@ -62,7 +62,7 @@ def parse_schedule(text: str) -> Schedule:
         grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
     except ValueError:
         raise ScheduleError(
-            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {_short(text)}'
+            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}'
         ) from None
     return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
 
@@ -110,8 +110,3 @@ def to_json(schedule: Schedule) -> list[Any]:
 def describe(schedule: Schedule) -> str:
     """The schedule as `parse_schedule` reads it."""
     return ",".join(str(h) if h == w else f"{h}x{w}" for h, w in schedule)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

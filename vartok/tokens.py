@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
 
-from vartok.errors import ScheduleError, TokenFileError, TokensError
+from vartok.errors import ScheduleError, TokenFileError, TokensError, quoted
 from vartok.schedule import Schedule, check_schedule, token_count
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ VERSION = 1
 # Together they mean that whatever can be written can be read: a token takes at most 8 digits, a
 # comma and two brackets of JSON. The limit is for JSON's sake, which parses to 25 times its size.
 MAX_TOKENS = 1 << 22
-MAX_BYTES = 1 << 26
+MAX_BYTES = 40 << 20
 MAX_VOCAB = 1 << 24
-MAX_PIXELS = 1 << 24  # a side
+MAX_SIDE = 1 << 24  # pixels
 MAX_TEXT = 4096  # characters of a name or a path
 MAX_META = 1 << 20  # bytes of meta.npy, at four a character: five names of which every character is escaped
 MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
@@ -133,7 +133,7 @@ class ModelInfo:
         """Check every value."""
         _check_text("model name", self.name)
         if not isinstance(self.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
-            raise TokensError(f"fingerprint is 64 hex digits, not {_short(self.fingerprint)}")
+            raise TokensError(f"fingerprint is 64 hex digits, not {quoted(self.fingerprint)}")
         _check_whole("vocab_size", self.vocab_size, MAX_VOCAB)
 
 
@@ -147,7 +147,7 @@ class ImageInfo:
         height: of the same.
         size: (height, width) of the pixels that were encoded.
         fit: how the image was brought to that size.
-        zoom: by what factor it was scaled on the way, above 0 and up to a million.
+        zoom: what `--zoom` was, above 0 and up to a million: 1 covers `size` exactly.
         device: what the encoder ran on.
         dtype: what it computed in.
 
@@ -169,12 +169,12 @@ class ImageInfo:
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
-            raise TokensError(f"size is [height, width], not {_short(self.size)}")
+            raise TokensError(f"size is [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
         for name, side in (("width", self.width), ("height", self.height), *(("size", n) for n in self.size)):
-            _check_whole(name, side, MAX_PIXELS)
+            _check_whole(name, side, MAX_SIDE)
         if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
-            raise TokensError(f"zoom is a number above 0 and up to a million, not {_short(self.zoom)}")
+            raise TokensError(f"zoom is a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))
 
 
@@ -425,10 +425,10 @@ def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedul
         raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
     version = document.get("version")
     if type(version) is not int or version < 1:
-        raise TokenFileError(f"version is a whole number from 1, not {_short(version)}")
+        raise TokenFileError(f"version is a whole number from 1, not {quoted(version)}")
     if version != VERSION:
         raise TokenFileError(
-            f"version {_short(version)}: this vartok reads version {VERSION}; upgrade vartok"
+            f"version {quoted(version)}: this vartok reads version {VERSION}; upgrade vartok"
         )
     schedule = _check_grids(document.get("schedule"))
     return _info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule
@@ -503,9 +503,9 @@ def _read_entry(
     except Exception:  # struct.error, zlib.error, EOFError, NotImplementedError, tokenize.TokenError, ...
         raise TokenFileError(f"{name} is damaged, or not an npy array") from None
     if dtype.kind not in kinds:
-        raise TokenFileError(f"{name} holds {_short(dtype.str)}, not numpy's kind {' or '.join(kinds)}")
+        raise TokenFileError(f"{name} holds {quoted(dtype.str)}, not numpy's kind {' or '.join(kinds)}")
     if found != shape:
-        raise TokenFileError(f"{name} has shape {_short(found)}, not {shape}")
+        raise TokenFileError(f"{name} has shape {quoted(found)}, not {shape}")
     start = stream.tell()
     if len(npy) - start != math.prod(shape) * dtype.itemsize:
         raise TokenFileError(f"{name} has {len(npy) - start} bytes of data, not what its header says")
@@ -547,14 +547,14 @@ def _check_range(low: int, high: int, vocab_size: int, where: str = "") -> None:
 
 def _check_whole(name: str, value: object, high: int) -> None:
     if type(value) is not int or not 1 <= value <= high:
-        raise TokensError(f"{name} is a whole number from 1 to {high}, not {_short(value)}")
+        raise TokensError(f"{name} is a whole number from 1 to {high}, not {quoted(value)}")
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TokensError(f"{name} is a text of up to {MAX_TEXT} characters, not {_short(value)}")
+        raise TokensError(f"{name} is a text of up to {MAX_TEXT} characters, not {quoted(value)}")
     if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
-        raise TokensError(f"{name} is not Unicode: {_short(value)}")
+        raise TokensError(f"{name} is not Unicode: {quoted(value)}")
 
 
 def _check_size(data: str | bytes) -> None:
@@ -571,8 +571,3 @@ def _as_file_errors() -> Iterator[None]:
         raise TokenFileError(str(error)) from None
     except RecursionError:
         raise TokenFileError("nested too deeply") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

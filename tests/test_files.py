@@ -1,9 +1,12 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,37 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
         write()
     assert path.is_dir()
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_two_at_once_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    """Both find the name free and are about to take it: one gets it, the other is told."""
+    path, both = tmp_path / "a", threading.Barrier(2)
+
+    def write(data: bytes) -> bool:
+        try:
+            with write_whole(path) as file:
+                file.write(data)
+                both.wait(10)
+        except FileExistsError:
+            return False
+        return True
+
+    for _ in range(50):
+        with ThreadPoolExecutor(2) as pool:
+            done = list(pool.map(write, (b"1", b"2")))
+        assert sorted(done) == [False, True]
+        assert path.read_bytes() == (b"1" if done[0] else b"2")
+        path.unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", link)
+    with write_whole(tmp_path / "a") as file:
+        file.write(b"new")
+    with pytest.raises(FileExistsError), write_whole(tmp_path / "a") as file:
+        file.write(b"newer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]

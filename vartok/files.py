@@ -25,12 +25,27 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     try:
         with open(scratch, "xb") as file:
             yield file
-        _refuse_existing(path, overwrite)
-        os.replace(scratch, path)
+        if not overwrite:
+            _place_new(scratch, path)
+        else:
+            os.replace(scratch, path)
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise
+
+
+def _place_new(scratch: Path, path: Path) -> None:
+    """Give a file its name, unless another process has meanwhile taken it."""
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists") from None
+    except OSError:  # a file system without hard links
+        _refuse_existing(path, overwrite=False)
+        os.replace(scratch, path)
+    else:
+        scratch.unlink()
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

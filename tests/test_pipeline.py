@@ -1,5 +1,6 @@
 """Many files through the tokenizer: in order, in batches, each failing for itself alone."""
 
+import dataclasses
 import io
 import threading
 import time
@@ -16,7 +17,7 @@ from noise import COFFEE
 from PIL import Image
 
 import vartok
-from vartok.errors import DeviceError, ImageError, ScheduleError, TokenFileError, VartokError
+from vartok.errors import DeviceError, ImageError, ScheduleError, TokenFileError, TokensError, VartokError
 from vartok.images import Fit, to_pixels, to_tensor
 from vartok.pipeline import Encoded, ahead, decode_tokens, encode_pictures, in_batches
 from vartok.schedule import adapt_schedule, square
@@ -311,3 +312,14 @@ def test_a_defect_is_not_hidden() -> None:
 
     with pytest.raises(RuntimeError, match="a defect"):
         list(in_batches(compute, [(0, 1)], size=2, key=lambda _: 0))
+
+
+def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: vartok.Tokenizer) -> None:
+    """A small file may claim a schedule of any size."""
+    [(_, small)] = encode_pictures(tokenizer, [(0, "a.png", png(32, 32))], NATIVE)
+    assert isinstance(small, Encoded)
+    scales = tuple(np.zeros(grid, np.uint16) for grid in ((1, 1), (700, 700)))
+    tokens = dataclasses.replace(small.tokens, scales=scales)
+    [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
+    assert isinstance(result, TokensError)
+    assert "11,200 x 11,200 pixels" in str(result)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vartok.errors import DeviceError, VartokError
-from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.errors import DeviceError, TokensError, VartokError
+from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageInfo, ImageTokens, split, stack
@@ -109,6 +109,9 @@ def decode_tokens(
     def decode(batch: list[ImageTokens]) -> list[list[NDArray[np.uint8]]]:
         maps = stack(batch)
         count = len(maps.maps) if scales is None else scales
+        height, width = (cells * tokenizer.config.downsample for cells in maps.schedule[-1])
+        if height * width * (count if strip else 1) > MAX_PIXELS:
+            raise TokensError(f"would draw {width:,} x {height:,} pixels: more than {MAX_PIXELS:,} in all")
         drawn = [to_pixels(tokenizer.decode(maps, n)) for n in (range(1, count + 1) if strip else [count])]
         return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
 

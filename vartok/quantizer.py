@@ -13,10 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.config import TokenizerConfig
-from vartok.schedule import Schedule, phi_index
+from vartok.schedule import Grid, Schedule, phi_index
 
 LOOKUP_ROWS = 4096
 """Vectors looked up at once: bounds the table of distances to 64 MiB at 4096 codes."""
+
+
+def pool(f: Tensor, grid: Grid) -> Tensor:
+    """Average [B, C, h, w] over the cells of a coarser grid: [B, C, *grid]."""
+    if f.device.type == "mps":  # which pools only where grids divide
+        return pool(f.cpu(), grid).to(f.device)
+    return F.interpolate(f, grid, mode="area")
 
 
 class Phi(nn.Conv2d):
@@ -103,7 +110,7 @@ class MultiScaleQuantizer(nn.Module):
                 indices = maps[k]
             else:
                 assert residual is not None  # either latent or maps is given
-                indices = self.nearest(residual if last else F.interpolate(residual, grid, mode="area"))
+                indices = self.nearest(residual if last else pool(residual, grid))
             h = self.embedding(indices).permute(0, 3, 1, 2).contiguous()
             if not last:
                 h = F.interpolate(h, schedule[-1], mode="bicubic")

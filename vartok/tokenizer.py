@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
@@ -25,8 +24,10 @@ from vartok.errors import (
     TokenFileError,
     TokensError,
     VartokWarning,
+    quoted,
 )
 from vartok.model import VQVAE
+from vartok.quantizer import pool
 from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
 from vartok.tokens import ModelInfo, TokenMaps
 
@@ -41,8 +42,8 @@ def load(
     Args:
         weights: a checkpoint: safetensors, or a VAR-style .pth; the one installed with vartok if None.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
-        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
-            faster and change many, since a coarse token that changes moves all finer ones. The
+        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are for
+            GPUs and change many, since a coarse token that changes moves all finer ones. The
             quantizer computes in float32 always.
 
     Raises:
@@ -53,7 +54,7 @@ def load(
         VartokWarning: something that the file does not say was assumed.
     """
     if dtype not in DTYPES:
-        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(dtype)}")
     chosen = choose_device(device)
     path = shipped_checkpoint() if weights is None else Path(weights)
     try:
@@ -82,7 +83,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(f"no device {str(device)!r} here ({reason})") from None
+        raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
     return chosen
 
 
@@ -214,7 +215,7 @@ class Tokenizer:
 
         def inputs(maps: list[Tensor], schedule: Schedule) -> Tensor:
             steps = zip(self._model.quantize.scales(schedule, maps=maps[:-1]), schedule[1:], strict=True)
-            pooled = [F.interpolate(step.f_hat, grid, mode="area") for step, grid in steps]
+            pooled = [pool(step.f_hat, grid) for step, grid in steps]
             if not pooled:
                 return self.codebook.new_empty(len(maps[0]), 0, self.config.z_channels)
             return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)

@@ -44,8 +44,12 @@ def convert(
       vartok convert trained.pth mine.safetensors --config '{"using_znorm": true}'
     """
     overrides = _parse(config)
+    if output.suffix != ".safetensors":
+        raise typer.BadParameter(f"{shown(output)}: the file to write is named .safetensors")
     if output.exists() and not force:
         raise CheckpointError(f"{shown(output)} exists: use --force to overwrite it")
+    if output.exists() and output.samefile(source):
+        raise typer.BadParameter(f"{shown(output)} is the input, which would be lost")
     import dataclasses
 
     from vartok import checkpoint as checkpoints
@@ -64,6 +68,7 @@ def convert(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
     except OSError as error:
         raise CheckpointError(f"cannot write {shown(output)}: {error.strerror or error}") from None
@@ -86,11 +91,11 @@ def convert(
         print("This is the tokenizer that VAR's authors published.")
     for key in ("name", "license", "sha256", "tensors", "parameters"):
         value = report[key]
-        print(f"{key:<12}{f'{value:,}' if isinstance(value, int) else value or 'not told'}")
+        print(f"{key:<12}{f'{value:,}' if isinstance(value, int) else shown(value or 'not told')}")
     for key, value in json.loads(checkpoint.config.to_json()).items():
-        print(f"  {key:<18}{value}")
+        print(f"  {key:<18}{shown(value)}")
     for note in checkpoint.notes:
-        print(f"note: {note}")
+        print(f"note: {shown(note)}")
     print(f"written to {shown(output)}")
 
 

@@ -130,7 +130,7 @@ def decode(
     if target.stream and sys.stdout.isatty():
         raise typer.BadParameter("a picture is binary, and stdout a terminal: use -o")
     paths = dict(target.plan(single, report, force=force, skip=skip_existing))
-    todo = [item for item in files if item in paths or item not in single]
+    todo = [item for item in files if item in paths or _is_collection(item)]
     if not todo:
         report.finish()
         return
@@ -153,12 +153,9 @@ def decode(
                 job, place = Job(label, path, tokens.image), os.path.abspath(path) if path else "stdout"
                 error: VartokError | None = None
                 if place in taken:
-                    cure = (
-                        ": name a folder with -o"
-                        if path == target.file
-                        else ", whose source is called so too"
+                    error = VartokError(
+                        f"{shown(path or place)} has a picture already: {_cure(item, target)}"
                     )
-                    error = VartokError(f"{shown(path or place)} has another picture{cure}")
                 elif not any_weights:
                     error = foreign(tokens, tokenizer)
                 taken.add(place)
@@ -171,6 +168,8 @@ def decode(
                 return job, _draw(job, pictures, chosen, restore_size=restore_size, overwrite=force)
             except VartokError as error:
                 return job, error
+            except MemoryError:
+                return job, VartokError("not enough memory to draw it")
         return job, pictures
 
     threads = default_workers(workers)
@@ -191,6 +190,13 @@ def _is_collection(item: Input) -> bool:
     return item.path is None or item.path.suffix.lower() == ".jsonl"
 
 
+def _cure(item: Input, target: Output) -> str:
+    """What to do where a second picture would go to the place of a first."""
+    if target.stream or target.file:
+        return "-o names a folder"
+    return "two are called so" if _is_collection(item) else "a file of several is named .jsonl"
+
+
 def _draw(
     job: Job, pictures: list[NDArray[np.uint8]], format: str, *, restore_size: bool, overwrite: bool
 ) -> bytes:
@@ -201,8 +207,15 @@ def _draw(
 
     if restore_size:
         width, height, mode = job.image.width, job.image.height, job.image.fit
-        pictures = [images.restore_size(pixels, width=width, height=height, mode=mode) for pixels in pictures]
-    data = images.encode_picture(np.concatenate(pictures, axis=1), format)
+        room = images.MAX_PIXELS // len(pictures)
+        with images.one_if_large(len(pictures) * width * height):
+            pictures = [
+                images.restore_size(pixels, width=width, height=height, mode=mode, max_pixels=room)
+                for pixels in pictures
+            ]
+            data = images.encode_picture(np.concatenate(pictures, axis=1), format)
+    else:
+        data = images.encode_picture(np.concatenate(pictures, axis=1), format)
     if job.path is not None:
         write_file(job.path, data, overwrite=overwrite)
     return data

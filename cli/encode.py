@@ -134,8 +134,6 @@ def encode(
             many=len(files) > 1 or recursive or files_from is not None,
             suffixes=FORMATS_BY_SUFFIX,
         )
-        if target.stream and len(files) > 1:
-            raise typer.BadParameter(f"{chosen} holds one picture: use --format jsonl, or -o with a folder")
         if target.stream and chosen == "npz" and sys.stdout.isatty():
             raise typer.BadParameter("npz is binary, and stdout a terminal: use -o, or --format json")
     planned = target.plan(files, report, force=force, skip=skip_existing)
@@ -181,7 +179,7 @@ def encode(
             else:
                 report.succeed(str(item), f"{token_count(tokens.schedule)} tokens in {place}", result.notes)
         if not report.done:
-            report.finish()  # leaves: a file of nothing is not wanted
+            report.finish()  # raises, so that no file of nothing appears
     report.finish()
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import typer
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vartok.tokens import ImageTokens
 
 STDIN = "-"
-MAX_PIPED = 1 << 30  # bytes
 
 PICTURE_SUFFIXES = (
     *(
@@ -70,17 +69,10 @@ class Input:
         return self.name.as_posix().encode(errors="replace").decode()
 
     def read(self) -> Path | bytes:
-        """The path, or what comes through the pipe.
+        """The path, or what comes through the pipe, up to more than what is read of it."""
+        from vartok.images import MAX_PIPED
 
-        Raises:
-            VartokError: more than a gigabyte comes.
-        """
-        if self.path:
-            return self.path
-        data = sys.stdin.buffer.read(MAX_PIPED + 1)
-        if len(data) > MAX_PIPED:
-            raise VartokError("standard input is larger than 1 GiB")
-        return data
+        return self.path or sys.stdin.buffer.read(MAX_PIPED + 1)
 
 
 def gather(
@@ -92,6 +84,8 @@ def gather(
         typer.BadParameter: a folder without -r, or with nothing in it; no input at all.
     """
     given = list(names or ())
+    if "" in given:
+        raise typer.BadParameter("an INPUT is empty")
     if null and files_from is None:
         raise typer.BadParameter("-0 is about --files-from")
     if files_from is not None:
@@ -102,8 +96,6 @@ def gather(
         given = [STDIN]
     inputs: list[Input] = []
     for name in given:
-        if not name:
-            raise typer.BadParameter("an INPUT is empty")
         if name == STDIN:
             inputs.append(Input(None, PurePath("stdin")))
         elif os.path.isdir(name):
@@ -132,11 +124,15 @@ def _read_list(source: str, null: bool) -> list[str]:
 
 
 def _search(folder: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield Path(root, name)
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise typer.BadParameter(f"{shown(error.filename)} cannot be searched: {error.strerror}")
 
 
 @dataclass(frozen=True)
@@ -182,6 +178,8 @@ class Output:
         if output is None:
             return cls(rename)
         if output == STDIN:
+            if len(inputs) > 1:
+                raise typer.BadParameter("stdout takes one result: name a folder with -o, or encode to jsonl")
             return cls(rename, stream=True)
         suffix = PurePath(output).suffix.lower()
         if output.endswith(("/", os.sep)) or os.path.isdir(output):
@@ -229,6 +227,8 @@ class Output:
             _keep(path, sources)
             other, _ = planned.setdefault(os.path.abspath(path), (item, path))
             if other is not item:
+                if other.path == item.path:
+                    raise typer.BadParameter(f"{item} is named twice")
                 cure = "-r on the folder above" if item.name == other.name else "--full-names"
                 raise typer.BadParameter(
                     f"{other} and {item} would both be written to {shown(path)}: use {cure}, or two runs"

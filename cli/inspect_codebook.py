@@ -68,7 +68,7 @@ def inspect_codebook(
     )
     if atlas and atlas.suffix.lower() != ".png":
         raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
-    report = Report(len(files) or 1, verb="counted", quiet=as_json, debug=debug)
+    report = Report(None, verb="counted", quiet=True, debug=debug)
     if atlas and not is_free("--atlas", atlas, report, force=force, skip=False):
         report.finish()
 
@@ -85,8 +85,7 @@ def inspect_codebook(
         write_file(atlas, _draw_atlas(tokenizer), overwrite=force)
         if not as_json:
             say(f"drew {tokenizer.config.vocab_size} codes in {shown(atlas)}")
-    if report.failed:
-        report.finish()
+    report.finish()
 
 
 def _count(tokenizer: Tokenizer, files: list[Input], report: Report) -> tuple[Schedule | None, UsageReport]:
@@ -148,10 +147,12 @@ def _print(
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(_codebook_table(tokenizer, codebook))
-    if used:
-        console.print(_usage_table(*used))
-        console.print(_top_table(used[1]))
+    with console.capture() as text:
+        console.print(_codebook_table(tokenizer, codebook))
+        if used:
+            console.print(_usage_table(*used))
+            console.print(_top_table(used[1]))
+    print(text.get(), end="")  # not by Rich, which takes a closed pipe for a failure
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:

@@ -30,7 +30,7 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are faster and change many."),
+    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are for GPUs, and change many."),
 ]
 OutputOption = Annotated[
     str | None,

@@ -20,17 +20,19 @@ from vartok.errors import VartokError, VartokWarning
 
 P = ParamSpec("P")
 
+BAR_AFTER = 1.0  # seconds: what is done sooner needs no progress bar
+
 FAILED, SOME_FAILED, INTERRUPTED, PIPE_CLOSED = 1, 3, 130, 141
 
 
-def shown(path: object) -> str:
-    """A path on one line, whatever characters it has."""
-    return "".join(char if char.isprintable() else "?" for char in str(path))
+def shown(text: object) -> str:
+    """A path, or what a file says of itself, on one line, whatever characters it has."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
 
 
 def say(message: str) -> None:
     """One line on stderr."""
-    print(f"vartok: {message}", file=sys.stderr, flush=True)
+    print(f"vartok: {shown(message)}", file=sys.stderr, flush=True)
 
 
 class Report:
@@ -58,7 +60,8 @@ class Report:
         """Count a failure, and say why."""
         self.failed += 1
         if self._debug and isinstance(reason, BaseException):
-            self._say("".join(traceback.format_exception(reason)).rstrip())
+            self.close()
+            traceback.print_exception(reason)
         self._say(f"{name}: {reason}")
         self._advance()
 
@@ -98,12 +101,14 @@ class Report:
         if self._bar is None:
             say(message)
         else:
-            self._bar.console.print(f"vartok: {message}", markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(
+                f"vartok: {shown(message)}", markup=False, highlight=False, soft_wrap=True
+            )
 
     def _advance(self) -> None:
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
-        elif not self._quiet and sys.stderr.isatty() and time.monotonic() - self._start > 1:
+        elif not self._quiet and sys.stderr.isatty() and time.monotonic() - self._start > BAR_AFTER:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -128,7 +133,7 @@ def command(run: Callable[P, None]) -> Callable[P, None]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = bool(kwargs.get("debug"))
         _open_closed_streams()
-        _quieten_libraries(debug)
+        _quieten_libraries(debug, notes=not kwargs.get("quiet"))
         try:
             run(*args, **kwargs)
             sys.stdout.flush()
@@ -138,7 +143,7 @@ def command(run: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(PIPE_CLOSED) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except (VartokError, OSError) as error:
+        except (VartokError, OSError, MemoryError) as error:
             if debug:
                 raise
             say(explain(error))
@@ -163,7 +168,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{shown(error.filename)}: " if error.filename else ""
         return where + (error.strerror or str(error) or type(error).__name__)
-    return str(error)
+    return str(error) or "not enough memory"
 
 
 def _open_closed_streams() -> None:
@@ -173,7 +178,7 @@ def _open_closed_streams() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
-def _quieten_libraries(debug: bool) -> None:
+def _quieten_libraries(debug: bool, *, notes: bool) -> None:
     """Vartok's own warnings are lines on stderr; other libraries' are for developers."""
     if not debug:
         logging.lastResort = logging.NullHandler()
@@ -181,6 +186,7 @@ def _quieten_libraries(debug: bool) -> None:
         warnings.simplefilter("always", VartokWarning)
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        say(f"note: {message}")
+        if notes:
+            say(f"note: {message}")
 
     warnings.showwarning = show

@@ -1,12 +1,13 @@
 """The command line: names, formats, exit codes, pipes, and what is left when it is stopped."""
 
 import contextlib
+import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
 import pty
-import random
 import re
 import resource
 import shlex
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ import typer
 from conftest import Vartok, names, photo, save
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save as to_safetensors
 
 import vartok as library
 from vartok.checkpoint import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
@@ -33,6 +35,7 @@ from vartok.schedule import Schedule
 from vartok.tokens import ImageTokens, read_tokens, stack
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("VARTOK_")} | {
+    "VARTOK_DEVICE": "cpu",
     "COLUMNS": "80",
     "TERM": "xterm",
 }
@@ -43,7 +46,7 @@ QUICK = ["--size", "64", "--schedule", "1,4"]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> library.Tokenizer:
-    return library.load()
+    return library.load(device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,8 @@ def test_several_results_for_one_place(vartok: Vartok, here: Path) -> None:
         save(here / name)
     for output in ("all.npz", "all.json", "a.png", "/dev/null"):
         assert "-o" in vartok("encode", "a.png", "b.png", "-o", output, code=2).stderr
-    assert "--format jsonl" in vartok("encode", "a.png", "b.png", "-o", "-", code=2).stderr
+    assert "jsonl" in vartok("encode", "a.png", "b.png", "-o", "-", code=2).stderr
+    assert "takes one" in vartok("decode", "a.npz", "b.npz", "-o", "-", code=2).stderr
     assert "jsonl" in vartok("encode", "a.png", "--format", "jsonl", "-o", f"{here}/", code=2).stderr
     assert names(here) == ["a.png", "b.png"]
     vartok("encode", "a.png", "b.png", "-o", "all.jsonl", *QUICK)
@@ -381,7 +385,7 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
         "encode img.png --dtype int8",
         "encode img.png --nonsense",
         "encode ''",
-        "encode - -",
+        "encode - - -o x/",
         "encode --files-from gone.txt",
         "decode img.npz -o img.txt",
         "encode img.png -o img.txt",
@@ -683,10 +687,10 @@ def test_full_disk(vartok: Vartok, here: Path) -> None:
 # Processes
 
 
-def start(*args: object, **streams: Any) -> subprocess.Popen[bytes]:
+def start(*args: object, program: list[str] = PROGRAM, **streams: Any) -> subprocess.Popen[bytes]:
     streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, **streams}
     process: subprocess.Popen[bytes] = subprocess.Popen(
-        [*PROGRAM, *map(str, args)],
+        [*program, *map(str, args)],
         env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(
             signal.SIGINT, signal.SIG_DFL
@@ -742,18 +746,25 @@ def test_full_stdout(many: Path) -> None:
     assert (process.returncode, messages) == (1, b"vartok: stdout: No space left on device\n")
 
 
+def encode_without_end(many: Path, output: Path, program: list[str] = PROGRAM, **streams: Any) -> Any:
+    """A run that has all but its last few pictures to encode, and then waits for one on standard input."""
+    return start("encode", "-r", many, "-", "-o", output, program=program, stdin=subprocess.PIPE, **streams)
+
+
 def test_interrupted(many: Path, tmp_path: Path) -> None:
-    process = start("encode", "-r", many, "-o", tmp_path, stdout=subprocess.PIPE)
-    wait_for(lambda: names(tmp_path), process)
+    process = encode_without_end(many, tmp_path, stdout=subprocess.PIPE)
+    wait_for(lambda: len(names(tmp_path)) > 20, process)
     process.send_signal(signal.SIGINT)
     output, messages = process.communicate(timeout=120)
     assert (process.returncode, output, messages) == (130, b"", b"")
-    assert 1 <= whole(tmp_path) == len(names(tmp_path)) < 60
+    assert 20 < whole(tmp_path) == len(names(tmp_path)) < 60
 
 
 def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
+    at_once = "import importlib as i; i.import_module('vartok.cli.report').BAR_AFTER = 0; "
+    program = [sys.executable, "-c", at_once + "i.import_module('vartok.cli').app()"]
     terminal, inside = pty.openpty()
-    process = start("encode", "-r", many, "-o", tmp_path, stderr=inside)
+    process = encode_without_end(many, tmp_path, program, stderr=inside)
     os.close(inside)
     shown = b""
     while b"encoded" not in shown:
@@ -768,18 +779,16 @@ def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1  # the cursor is visible again
 
 
-@pytest.mark.parametrize("place", ["folder", "file"])
-def test_killed(many: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "done"), [("out", 1), ("out", 40), ("all.jsonl", 1)])
+def test_killed(many: Path, tmp_path: Path, place: str, done: int) -> None:
     before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in many.iterdir()}
-    output = tmp_path / ("out" if place == "folder" else "all.jsonl")
-    process = start("encode", "-r", many, "-o", output)
-    wait_for(lambda: names(tmp_path), process)
-    time.sleep(random.uniform(0, 1))
+    process = encode_without_end(many, tmp_path / place)
+    wait_for(lambda: len(names(tmp_path)) >= done, process)
     process.kill()
     process.communicate()
     left = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".vartok-")]
-    if process.returncode == -signal.SIGKILL:  # and not done before
-        assert whole(tmp_path) == len(left) < 60
+    assert whole(tmp_path) == len(left) < 60
+    assert len(left) >= done - 1 if place == "out" else not left
     assert {path.name: hashlib.sha256(path.read_bytes()).digest() for path in many.iterdir()} == before
 
 
@@ -927,3 +936,83 @@ def test_published_checkpoint_is_recognised(
         "This is the tokenizer that VAR's authors published.\nname        vae_ch160v4096z32\n"
     )
     assert "note:" not in text
+
+
+# What files may not bring about
+
+
+def test_a_token_file_does_not_choose_how_much_memory_is_taken(vartok: Vartok, here: Path) -> None:
+    save(here / "img.png")
+    vartok("encode", "img.png", "-o", "img.npz", "--fit", "stretch")
+    [item] = tokens_of((here / "img.npz").read_bytes())
+    for side, strip in ((10_001, []), (4000, ["--strip"])):
+        image = dataclasses.replace(item.image, width=side, height=side)
+        (here / "big.npz").write_bytes(dataclasses.replace(item, image=image).to_npz())
+        result = vartok("decode", "big.npz", "--restore-size", *strip, code=1)
+        assert "more than 10" in result.stderr
+    assert names(here) == ["big.npz", "img.npz", "img.png"]
+
+
+def test_a_file_of_several_by_another_name(vartok: Vartok, here: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(here / name)
+    vartok("encode", "a.png", "b.png", "-o", "all.jsonl", *QUICK)
+    (here / "all.jsonl").rename(here / "all.json")
+    result = vartok("decode", "all.json", code=3)
+    assert "a file of several is named .jsonl" in result.stderr
+    assert names(here) == ["a.png", "all.decoded.png", "all.json", "b.png"]
+
+
+def test_what_files_say_is_printed_on_one_line(vartok: Vartok, here: Path) -> None:
+    shipped = read_checkpoint(shipped_checkpoint())
+    harmful = type(shipped)("\x1b[31mred\nfake line", None, shipped.config, shipped.tensors)
+    write_checkpoint(here / "in.safetensors", harmful)
+    result = vartok("convert", "in.safetensors", "out.safetensors")
+    assert "\x1b" not in result.stdout
+    assert "\nfake line" not in result.stdout
+    save(here / "a.png")
+    gone = vartok("encode", "a.png", "-w", "gone\nz.pth", code=1)
+    assert gone.stderr.count("\n") == 1
+
+
+def test_convert_keeps_its_input(vartok: Vartok, here: Path) -> None:
+    write_checkpoint(here / "a.safetensors", read_checkpoint(shipped_checkpoint()))
+    before = (here / "a.safetensors").read_bytes()
+    assert "is the input" in vartok("convert", "a.safetensors", "a.safetensors", "-f", code=2).stderr
+    assert "named .safetensors" in vartok("convert", "a.safetensors", "-", code=2).stderr
+    vartok("convert", "a.safetensors", "new/b.safetensors")
+    assert (here / "a.safetensors").read_bytes() == before
+    assert names(here) == ["a.safetensors", "new/b.safetensors"]
+
+
+def test_quiet_means_failures_alone(vartok: Vartok, here: Path) -> None:
+    save(here / "a.png")
+    checkpoint = read_checkpoint(shipped_checkpoint())
+    (here / "bare.safetensors").write_bytes(to_safetensors(dict(checkpoint.tensors)))
+    assert "note: " in vartok("encode", "a.png", "-w", "bare.safetensors").stderr
+    assert vartok("encode", "a.png", "-w", "bare.safetensors", "-q", "-f").stderr == ""
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may search every folder")
+def test_a_folder_that_cannot_be_searched(vartok: Vartok, here: Path) -> None:
+    save(here / "in" / "closed" / "a.png")
+    (here / "in" / "closed").chmod(0)
+    assert "cannot be searched" in vartok("encode", "-r", "in", code=2).stderr
+
+
+def test_inspect_codebook_ends_quietly_where_the_pipe_does(here: Path) -> None:
+    process = start("inspect-codebook", stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr
+    assert process.stderr.read() == b""
+
+
+def test_choices_are_those_of_the_library() -> None:
+    from vartok import images, tokenizer
+
+    options: Any = importlib.import_module("vartok.cli.options")
+    assert get_args(options.FitMode) == images.FITS
+    assert get_args(options.PictureFormat) == images.FORMATS
+    assert get_args(options.Dtype) == tuple(tokenizer.DTYPES)

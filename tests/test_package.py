@@ -1,6 +1,7 @@
 """What is installed, what is public, and what imports what."""
 
 import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -114,7 +115,8 @@ def test_public_names_are_where_type_checkers_look() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert told == {name: getattr(vartok, name).__module__ for name in vartok.__all__}
+    lazy = {name for name in vartok.__all__ if getattr(vartok, name).__module__ != "vartok.errors"}
+    assert told == {name: getattr(vartok, name).__module__ for name in lazy}
 
 
 def test_every_error_is_public_and_ours() -> None:
@@ -143,8 +145,7 @@ def test_importing_what_knows_no_model_imports_no_torch(module: str) -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    assert f'\nversion = "{vartok.__version__}"\n' in text
+    assert importlib.metadata.version("vartok") == vartok.__version__
 
 
 # What is installed.

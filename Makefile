@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all pictures format clean
+.PHONY: demo test coverage pictures format clean
 
 # Tokenize a photo, draw it again, and show how it builds up over the scales.
 demo: .venv/installed
@@ -20,8 +20,8 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest $(if $(CI),,-m "not slow")
 
-test-all: .venv/installed
-	$(BIN)/pytest
+coverage: .venv/installed
+	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing --cov-fail-under=90
 
 # What the README shows.
 pictures: .venv/installed

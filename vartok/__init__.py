@@ -12,41 +12,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vartok.errors import (
+    CheckpointError,
+    ConfigError,
+    DeviceError,
+    ImageError,
+    ScheduleError,
+    TokenFileError,
+    TokensError,
+    VartokError,
+    VartokWarning,
+)
+
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
-    from vartok.errors import (
-        CheckpointError,
-        ConfigError,
-        DeviceError,
-        ImageError,
-        ScheduleError,
-        TokenFileError,
-        TokensError,
-        VartokError,
-        VartokWarning,
-    )
     from vartok.tokenizer import Tokenizer, load
     from vartok.tokens import ImageTokens, TokenMaps, read_tokens
 
 __version__ = "0.1.0"
-
-_HOMES = {
-    "TokenizerConfig": "config",
-    "Tokenizer": "tokenizer",
-    "load": "tokenizer",
-    "ImageTokens": "tokens",
-    "TokenMaps": "tokens",
-    "read_tokens": "tokens",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "DeviceError": "errors",
-    "ImageError": "errors",
-    "ScheduleError": "errors",
-    "TokenFileError": "errors",
-    "TokensError": "errors",
-    "VartokError": "errors",
-    "VartokWarning": "errors",
-}
 
 __all__ = [
     "CheckpointError",
@@ -65,6 +48,15 @@ __all__ = [
     "load",
     "read_tokens",
 ]
+
+_HOMES = {
+    "TokenizerConfig": "config",
+    "Tokenizer": "tokenizer",
+    "load": "tokenizer",
+    "ImageTokens": "tokens",
+    "TokenMaps": "tokens",
+    "read_tokens": "tokens",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -121,7 +121,14 @@ def decode(
         base = stem(name, TOKEN_ENDINGS, full=full_names)
         return base.with_name(f"{base.name}.{'strip' if strip else 'decoded'}.{chosen}")
 
-    files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=TOKEN_SUFFIXES)
+    files = gather(
+        inputs,
+        recursive=recursive,
+        files_from=files_from,
+        null=null,
+        suffixes=TOKEN_SUFFIXES,
+        kind="token files",
+    )
     single = [item for item in files if not _is_collection(item)]
     report = Report(len(files) if single == files else None, verb="decoded", quiet=quiet, debug=debug)
     many = len(files) > 1 or recursive or files_from is not None

@@ -13,7 +13,7 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import PICTURE_SUFFIXES, Output, gather, stem, write_file, write_stream
+from .files import Output, gather, stem, write_file, write_stream
 from .options import (
     BatchSizeOption,
     DebugOption,
@@ -101,7 +101,7 @@ def encode(
     """
     import PIL.Image
 
-    from vartok.images import Fit, parse_color
+    from vartok.images import Fit, parse_color, picture_suffixes
     from vartok.schedule import describe, parse_schedule, token_count
 
     with usage_errors():
@@ -114,7 +114,14 @@ def encode(
     PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
     if not debug:
         _silence_libtiff()
-    files = gather(inputs, recursive=recursive, files_from=files_from, null=null, suffixes=PICTURE_SUFFIXES)
+    files = gather(
+        inputs,
+        recursive=recursive,
+        files_from=files_from,
+        null=null,
+        suffixes=picture_suffixes(),
+        kind="pictures",
+    )
     chosen = format or FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower(), "npz")
     report = Report(len(files), verb="encoded", quiet=quiet, debug=debug)
 

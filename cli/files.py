@@ -23,24 +23,6 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 
-PICTURE_SUFFIXES = (
-    *(
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".ppm",
-    ),
-    *(".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".ico", ".qoi", ".psd", ".dds", ".pcx", ".sgi"),
-)
 TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
 """What a folder is searched for; a file that is named is taken whatever it is called."""
 TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
@@ -76,7 +58,13 @@ class Input:
 
 
 def gather(
-    names: list[str] | None, *, recursive: bool, files_from: str | None, null: bool, suffixes: tuple[str, ...]
+    names: list[str] | None,
+    *,
+    recursive: bool,
+    files_from: str | None,
+    null: bool,
+    suffixes: tuple[str, ...],
+    kind: str,
 ) -> list[Input]:
     """The files that a command line names, folders searched in sorted order.
 
@@ -103,7 +91,7 @@ def gather(
                 raise typer.BadParameter(f"{shown(name)} is a folder: use -r to take the files in it")
             found = sorted(_search(name, suffixes))
             if not found:
-                raise typer.BadParameter(f"{shown(name)} holds no file that ends in {', '.join(suffixes)}")
+                raise typer.BadParameter(f"{shown(name)} holds no {kind}, by their names")
             inputs += [Input(path, path.relative_to(name)) for path in found]
         else:
             inputs.append(Input(Path(name), PurePath(Path(name).name)))

@@ -35,7 +35,9 @@ def inspect(
       vartok inspect img.tokens.npz
       vartok inspect all.jsonl --json | jq .image.source
     """
-    files = gather(inputs, recursive=recursive, files_from=None, null=False, suffixes=TOKEN_SUFFIXES)
+    files = gather(
+        inputs, recursive=recursive, files_from=None, null=False, suffixes=TOKEN_SUFFIXES, kind="token files"
+    )
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     for item in files:
         for tokens in read_inputs(item, report):

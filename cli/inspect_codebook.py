@@ -64,7 +64,11 @@ def inspect_codebook(
     """
     named = [*(usage or ()), *(tokens or ())]
     files = (
-        gather(named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES) if named else []
+        gather(
+            named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES, kind="token files"
+        )
+        if named
+        else []
     )
     if atlas and atlas.suffix.lower() != ".png":
         raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")

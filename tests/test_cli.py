@@ -166,7 +166,7 @@ def test_recursion_mirrors_the_tree(vartok: Vartok, here: Path) -> None:
 def test_a_folder_needs_recursion_and_pictures(vartok: Vartok, here: Path) -> None:
     (here / "in").mkdir()
     assert "in is a folder: use -r" in vartok("encode", "in", code=2).stderr
-    assert "in holds no file" in vartok("encode", "in", "-r", code=2).stderr
+    assert "in holds no pictures" in vartok("encode", "in", "-r", code=2).stderr
 
 
 def test_two_inputs_of_one_output(vartok: Vartok, here: Path) -> None:

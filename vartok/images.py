@@ -137,6 +137,12 @@ class Picture:
     notes: tuple[str, ...]
 
 
+def picture_suffixes() -> tuple[str, ...]:
+    """What the names of picture files end in, in lower case: ".png", ".jpg", ..."""
+    Image.init()
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in READABLE)
+
+
 def one_if_large(pixels: int) -> AbstractContextManager[object]:
     """Wait until no other thread works on a large picture, if this one is: they would add up in memory."""
     return _one_large_picture if pixels > LARGE else nullcontext()

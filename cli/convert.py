@@ -35,9 +35,10 @@ def convert(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turn a checkpoint into a safetensors file that tells its own configuration.
+    """Bring a checkpoint into vartok's format.
 
-    VAR's published vae_ch160v4096z32.pth is recognised by its hash.
+    That is safetensors with the configuration in it. VAR's published vae_ch160v4096z32.pth is
+    recognised by its hash.
 
     Examples:
       vartok convert vae_ch160v4096z32.pth vae.safetensors

@@ -102,9 +102,10 @@ def decode(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the pictures of tokens: img.tokens.npz becomes img.decoded.png beside it, or under -o DIR.
+    """Draw the pictures of tokens.
 
-    The pictures of a JSONL file, or of stdin, are named by what their tokens call their source.
+    img.tokens.npz becomes img.decoded.png beside it, or under -o DIR. The pictures of
+    a JSONL file, or of stdin, are named by what their tokens call their source.
 
     Examples:
       vartok decode img.tokens.npz

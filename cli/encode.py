@@ -91,7 +91,9 @@ def encode(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Turn pictures into tokens: img.png becomes img.tokens.npz beside it, or under -o DIR.
+    """Turn pictures into tokens.
+
+    img.png becomes img.tokens.npz beside it, or under -o DIR.
 
     Examples:
       vartok encode img.png

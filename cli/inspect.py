@@ -29,7 +29,9 @@ def inspect(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell what token files hold: picture, checkpoint, schedule, the first indices of every scale.
+    """Tell what token files hold.
+
+    The picture, the checkpoint, the schedule, and the first indices of every scale.
 
     Examples:
       vartok inspect img.tokens.npz

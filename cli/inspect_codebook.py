@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @command
 def inspect_codebook(
     tokens: Annotated[
-        list[str] | None, typer.Argument(metavar="[TOKENS]...", help="More of what --usage takes.")
+        list[str] | None, typer.Argument(metavar="TOKENS", help="More of what --usage takes.")
     ] = None,
     usage: Annotated[
         list[str] | None,
@@ -53,13 +53,13 @@ def inspect_codebook(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell what the checkpoint's codebook holds and, with --usage, how every scale uses it.
+    """Tell what the codebook holds.
+
+    Norms, distances, duplicates, dimensions; with --usage, how every scale uses it.
 
     Examples:
       vartok inspect-codebook
-
       vartok inspect-codebook --usage tokens/ more/*.npz
-
       vartok inspect-codebook --atlas codes.png
     """
     named = [*(usage or ()), *(tokens or ())]

@@ -144,3 +144,11 @@ def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(FileExistsError), write_whole(tmp_path / "a") as file:
         file.write(b"newer")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
+
+
+def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.npz"
+    os.mkfifo(path)
+    with pytest.raises(FileExistsError, match="not a regular file"), write_whole(path, overwrite=True):
+        pass
+    assert stat.S_ISFIFO(path.lstat().st_mode)

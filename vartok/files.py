@@ -17,7 +17,7 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     Whatever ends the block or the process early leaves `path` as it was before.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is false.
+        FileExistsError: `path` exists and `overwrite` is false, or it is no regular file.
         OSError: the folder cannot be written to, or the disk is full.
     """
     _refuse_existing(path, overwrite)
@@ -51,3 +51,5 @@ def _place_new(scratch: Path, path: Path) -> None:
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists")
+    if os.path.lexists(path) and not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file")  # a device would become one

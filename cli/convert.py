@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -46,12 +47,11 @@ def convert(
     """
     overrides = _parse(config)
     if output.suffix != ".safetensors":
-        raise typer.BadParameter(f"{shown(output)}: the file to write is named .safetensors")
+        raise typer.BadParameter(f"{shown(output)}: name the output .safetensors")
     if output.exists() and not force:
         raise CheckpointError(f"{shown(output)} exists: use --force to overwrite it")
     if output.exists() and output.samefile(source):
         raise typer.BadParameter(f"{shown(output)} is the input, which would be lost")
-    import dataclasses
 
     from vartok import checkpoint as checkpoints
 

@@ -152,18 +152,16 @@ def decode(
             for tokens in read_inputs(item, report):
                 label, path = str(item), paths.get(item)
                 if item not in paths:
-                    label, path = (
-                        f"{item}: {shown(tokens.image.source)}",
-                        target.path_in(item, tokens.image.source),
-                    )
-                    if path and not is_free(label, path, report, force=force, skip=skip_existing):
-                        continue
+                    source = tokens.image.source
+                    label, path = f"{item}: {shown(source)}", target.path_in(item, source)
                 job, place = Job(label, path, tokens.image), os.path.abspath(path) if path else "stdout"
                 error: VartokError | None = None
                 if place in taken:
                     error = VartokError(
                         f"{shown(path or place)} has a picture already: {_cure(item, target)}"
                     )
+                elif path and not is_free(label, path, report, force=force, skip=skip_existing):
+                    continue
                 elif not any_weights:
                     error = foreign(tokens, tokenizer)
                 taken.add(place)

@@ -13,7 +13,7 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import Output, gather, stem, write_file, write_stream
+from .files import Input, Output, gather, is_free, stem, write_file, write_stream
 from .options import (
     BatchSizeOption,
     DebugOption,
@@ -124,7 +124,10 @@ def encode(
         suffixes=picture_suffixes(),
         kind="pictures",
     )
-    chosen = format or FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower(), "npz")
+    told = FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower())
+    if format and told and told != format:
+        raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
+    chosen = format or told or "npz"
     report = Report(len(files), verb="encoded", quiet=quiet, debug=debug)
 
     def rename(name: PurePath) -> PurePath:
@@ -153,6 +156,9 @@ def encode(
     tokenizer = load_tokenizer(weights, device, dtype)
     from vartok.pipeline import encode_pictures
 
+    def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder
+        return path is None or is_free(item, path, report, force=force, skip=skip_existing)
+
     step = tokenizer.config.downsample
     if size and size % step:
         raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {size}")
@@ -165,7 +171,7 @@ def encode(
         raise typer.BadParameter(f"--schedule ends in the latent's grid, here {describe((latent,))}")
     results = encode_pictures(
         tokenizer,
-        ((entry, entry[0].source, entry[0].read()) for entry in planned),
+        ((entry, entry[0].source, entry[0].read()) for entry in planned if free(*entry)),
         fitted,
         schedule=grids,
         batch_size=default_batch_size(batch_size, tokenizer),
@@ -184,7 +190,8 @@ def encode(
                 else:
                     write_file(path, data, overwrite=force)
             except VartokError as error:
-                report.fail(str(item), error)
+                if path is None or free(item, path):  # else it appeared just now, and that is said
+                    report.fail(str(item), error)
             else:
                 report.succeed(str(item), f"{token_count(tokens.schedule)} tokens in {place}", result.notes)
         if not report.done:

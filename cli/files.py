@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
 """What a folder is searched for; a file that is named is taken whatever it is called."""
 TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
 """What decode takes off a name."""
+DRAWN = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
+"""What decode calls its pictures; beside their inputs, a search for pictures is not about them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _search(folder: str, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith(".") and not DRAWN.search(name):
                 yield Path(root, name)
 
 
@@ -202,8 +205,11 @@ class Output:
         """The inputs that are to be worked on, and the file that each goes to, None for the stream.
 
         Raises:
-            typer.BadParameter: two inputs would write one file, or a result would replace an input.
+            typer.BadParameter: two inputs would write one file, a result would replace an input, or
+                `force` and `skip` are both wanted.
         """
+        if force and skip:
+            raise typer.BadParameter("--force and --skip-existing: which one?")
         sources = {os.path.realpath(item.path) for item in inputs if item.path}
         if self.stream:
             _keep(self.file, sources)

@@ -14,7 +14,7 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import TOKEN_SUFFIXES, Input, gather, is_free, read_inputs, write_file
+from .files import TOKEN_SUFFIXES, Input, gather, read_inputs, write_file
 from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
 from .report import Report, command, say, shown
 
@@ -72,9 +72,9 @@ def inspect_codebook(
     )
     if atlas and atlas.suffix.lower() != ".png":
         raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
+    if atlas and atlas.exists() and not force:
+        raise VartokError(f"{shown(atlas)} exists: use --force to overwrite it")
     report = Report(None, verb="counted", quiet=True, debug=debug)
-    if atlas and not is_free("--atlas", atlas, report, force=force, skip=False):
-        report.finish()
 
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook

@@ -41,7 +41,12 @@ OutputOption = Annotated[
     ),
 ]
 RecursiveOption = Annotated[
-    bool, typer.Option("--recursive", "-r", help="Search folders; their tree is mirrored under -o.")
+    bool,
+    typer.Option(
+        "--recursive",
+        "-r",
+        help="Search folders, but not for what decode drew; their tree is mirrored under -o.",
+    ),
 ]
 FilesFromOption = Annotated[
     str | None,

@@ -322,4 +322,4 @@ def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: va
     tokens = dataclasses.replace(small.tokens, scales=scales)
     [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
     assert isinstance(result, TokensError)
-    assert "11,200 x 11,200 pixels" in str(result)
+    assert "1 of 11,200 x 11,200 pixels" in str(result)

@@ -110,8 +110,11 @@ def decode_tokens(
         maps = stack(batch)
         count = len(maps.maps) if scales is None else scales
         height, width = (cells * tokenizer.config.downsample for cells in maps.schedule[-1])
-        if height * width * (count if strip else 1) > MAX_PIXELS:
-            raise TokensError(f"would draw {width:,} x {height:,} pixels: more than {MAX_PIXELS:,} in all")
+        pictures = count if strip else 1
+        if height * width * pictures > MAX_PIXELS:
+            raise TokensError(
+                f"{pictures} of {width:,} x {height:,} pixels would be drawn, more than {MAX_PIXELS:,} in all"
+            )
         drawn = [to_pixels(tokenizer.decode(maps, n)) for n in (range(1, count + 1) if strip else [count])]
         return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
 

@@ -115,7 +115,9 @@ def test_json_round_trip(config: TokenizerConfig) -> None:
         ({"ch_mult": [0]}, "ch_mult"),
         ({"ch_mult": 4}, "ch_mult"),
         ({"num_res_blocks": 0}, "num_res_blocks"),
-        ({"autoencoder": "light", "widths": [64], "depths": [2]}, "newer vartok"),
+        ({"autoencoder": "light", "widths": [64], "depths": [2]}, "three numbers each"),
+        ({"autoencoder": "light", "widths": [64, 64, 64]}, "three numbers each"),
+        ({"autoencoder": "light", "widths": [64, 64, 64], "depths": [1, 0, 1]}, "depths"),
         ({"dropout": 0.0}, "unknown key, 'dropout'"),
     ],
 )

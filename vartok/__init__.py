@@ -20,6 +20,7 @@ from vartok.errors import (
     ScheduleError,
     TokenFileError,
     TokensError,
+    TrainError,
     VartokError,
     VartokWarning,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "TokensError",
+    "TrainError",
     "VartokError",
     "VartokWarning",
     "load",

@@ -205,6 +205,11 @@ def _recognise(
     values: dict[str, Any] = {"vocab_size": size(CODEBOOK, 0), "z_channels": size(CODEBOOK, 1)}
     if "encoder.linear.weight" in tensors:
         values["autoencoder"] = "light"
+        if "encoder.net.stem.weight" in tensors:
+            layers = ("stem", "down1", "down2")
+            values["widths"] = [size(f"encoder.net.{layer}.weight", 0) for layer in layers]
+            maps = ("quarter", "eighth", "sixteenth")
+            values["depths"] = [count(f"encoder.net.{level}.{{}}.conv1.weight") for level in maps]
     else:
         ch = size("encoder.conv_in.weight", 0)
         levels = count("encoder.down.{}.block.0.conv1.weight")

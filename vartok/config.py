@@ -28,12 +28,13 @@ class TokenizerConfig:
         quant_resi: r in phi(h) = (1 - r) h + r conv(h); 0: phi is the identity and has no tensors.
         share_quant_resi: how many phis the scales share; 0: one for each scale.
         patch_nums: the checkpoint's own schedule, the last grid that of its latent.
-        autoencoder: "var", VAR's convolutional one, or "light", a linear transform of 16x16 patches.
+        autoencoder: "var", VAR's convolutional one, or "light", a linear transform of 16x16 patches
+            and a small network that adds to it.
         ch: channels of the first level (var).
         ch_mult: multiple of `ch` at each level; each further level halves the resolution (var).
         num_res_blocks: residual blocks a level in the encoder; the decoder has one more (var).
         widths: channels of the network at 1/4, 1/8, 1/16 of the picture; empty: linear alone (light).
-        depths: its residual blocks there (light).
+        depths: its residual blocks there in the encoder; the decoder has one more at each (light).
 
     Raises:
         ConfigError: a value that no model can have.
@@ -81,8 +82,8 @@ class TokenizerConfig:
                 raise ConfigError(f"ch = {self.ch}: every level's channels must be a multiple of 32")
         elif self.autoencoder != "light":
             raise ConfigError(f'autoencoder is "var" or "light", not {quoted(self.autoencoder)}')
-        elif self.widths or self.depths:
-            raise ConfigError('a "light" autoencoder with a network (widths, depths) needs a newer vartok')
+        elif len(self.widths) != len(self.depths) or len(self.widths) not in (0, 3):
+            raise ConfigError("widths and depths are three numbers each, at 1/4, 1/8, 1/16, or none")
 
     @property
     def downsample(self) -> int:

@@ -33,6 +33,10 @@ class DeviceError(VartokError):
     """A device or dtype that this machine or this torch does not have."""
 
 
+class TrainError(VartokError):
+    """Data that cannot be trained on, a run that cannot go on, or training that went wrong."""
+
+
 class VartokWarning(UserWarning):
     """Something that a file does not say, or that was left out of it, and that the user should know."""
 

@@ -1,4 +1,10 @@
-"""The shipped checkpoint's autoencoder: a linear transform of 16x16 patches."""
+"""The shipped checkpoint's autoencoder: a linear transform of 16x16 patches, and a network that adds to it.
+
+The transform alone (principal components) already has the PSNR of much larger networks, at a thousandth of
+their arithmetic, but its patches do not know each other. The networks see across patch borders and mend
+that; their last layers start at zero, so that training starts from what the transform gives. They have no
+normalisation, which would hide brightness and contrast from them.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +13,105 @@ from torch import Tensor, nn
 
 from vartok.config import LIGHT_PATCH, TokenizerConfig
 
+CELL = 4
+"""Pixels a side of one cell of the networks' finest maps: they never work at full resolution."""
+
+
+class Block(nn.Module):
+    """h + conv(relu(conv(relu(h)))), [B, C, h, w] -> the same; the identity until trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = _zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, h, w]."""
+        return h + self.conv2(F.relu(self.conv1(F.relu(h))))
+
+
+class EncoderNet(nn.Module):
+    """What the latent needs beyond the linear transform; zero until trained."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        quarter, eighth, sixteenth = config.widths
+        blocks = [
+            [Block(width) for _ in range(n)] for width, n in zip(config.widths, config.depths, strict=True)
+        ]
+        self.stem = nn.Conv2d(3 * CELL**2, quarter, 3, padding=1)
+        self.quarter = nn.Sequential(*blocks[0])
+        self.down1 = nn.Conv2d(quarter, eighth, 2, stride=2)
+        self.eighth = nn.Sequential(*blocks[1])
+        self.down2 = nn.Conv2d(eighth, sixteenth, 2, stride=2)
+        self.sixteenth = nn.Sequential(*blocks[2])
+        self.out = _zeroed(nn.Conv2d(sixteenth, config.z_channels, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, z, H/16, W/16]."""
+        h = self.quarter(self.stem(F.pixel_unshuffle(x, CELL)))
+        h = self.eighth(self.down1(h))
+        h = self.sixteenth(self.down2(h))
+        return self.out(F.relu(h))
+
+
+class DecoderNet(nn.Module):
+    """What the picture needs beyond the linear transform; zero until trained."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        quarter, eighth, sixteenth = config.widths
+        blocks = [
+            [Block(width) for _ in range(n + 1)]
+            for width, n in zip(config.widths, config.depths, strict=True)
+        ]
+        self.stem = nn.Conv2d(config.z_channels, sixteenth, 3, padding=1)
+        self.sixteenth = nn.Sequential(*blocks[2])
+        self.up1 = nn.Conv2d(sixteenth, 4 * eighth, 1)
+        self.eighth = nn.Sequential(*blocks[1])
+        self.up2 = nn.Conv2d(eighth, 4 * quarter, 1)
+        self.look = nn.Conv2d(3 * CELL**2, quarter, 1)
+        self.quarter = nn.Sequential(*blocks[0])
+        self.out = _zeroed(nn.Conv2d(quarter, 3 * CELL**2, 3, padding=1))
+
+    def forward(self, z: Tensor, blocky: Tensor) -> Tensor:
+        """[B, z, h, w], and the linear transform's picture of it, [B, 3, 16 h, 16 w] -> the same as that."""
+        h = self.sixteenth(self.stem(z))
+        h = self.eighth(F.pixel_shuffle(self.up1(h), 2))
+        h = F.pixel_shuffle(self.up2(h), 2) + self.look(F.pixel_unshuffle(blocky, CELL))
+        return F.pixel_shuffle(self.out(F.relu(self.quarter(h))), CELL)
+
 
 class Encoder(nn.Module):
-    """Patches to their coefficients: one convolution whose stride is its kernel."""
+    """Patches to their coefficients, one convolution whose stride is its kernel; plus the network."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.linear = nn.Conv2d(3, config.z_channels, LIGHT_PATCH, stride=LIGHT_PATCH)
+        self.net = EncoderNet(config) if config.widths else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, z, H/16, W/16]."""
-        return self.linear(x)
+        f = self.linear(x)
+        return f if self.net is None else f + self.net(x)
 
 
 class Decoder(nn.Module):
-    """Coefficients to patches, laid side by side."""
+    """Coefficients to patches, laid side by side; plus the network."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.linear = nn.Conv2d(config.z_channels, 3 * LIGHT_PATCH**2, 1)
+        self.net = DecoderNet(config) if config.widths else None
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z, h, w] -> [B, 3, 16 h, 16 w], not clamped."""
-        return F.pixel_shuffle(self.linear(z), LIGHT_PATCH)
+        x = F.pixel_shuffle(self.linear(z), LIGHT_PATCH)
+        return x if self.net is None else x + self.net(z, x)
+
+
+def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv

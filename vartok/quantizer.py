@@ -60,10 +60,12 @@ class Scale(NamedTuple):
     Attributes:
         indices: [B, h_k, w_k] int64, the scale's token map.
         f_hat: [B, C, h, w] float32, the latent as the scales so far approximate it.
+        cells: [B, C, h_k, w_k] float32, what was looked up; None where token maps are replayed.
     """
 
     indices: Tensor
     f_hat: Tensor
+    cells: Tensor | None
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -106,19 +108,21 @@ class MultiScaleQuantizer(nn.Module):
         f_hat, residual = None, latent
         for k, grid in enumerate(schedule if maps is None else schedule[: len(maps)]):
             last = k == len(schedule) - 1
+            cells = None
             if maps is not None:
                 indices = maps[k]
             else:
                 assert residual is not None  # either latent or maps is given
-                indices = self.nearest(residual if last else pool(residual, grid))
+                cells = residual if last else pool(residual, grid)
+                indices = self.nearest(cells)
             h = self.embedding(indices).permute(0, 3, 1, 2).contiguous()
             if not last:
                 h = F.interpolate(h, schedule[-1], mode="bicubic")
             h = self.refine(h, k, len(schedule))
             f_hat = h if f_hat is None else f_hat + h
             if residual is not None:
-                residual = residual - h  # not latent - f_hat: VAR's tokens need VAR's rounding
-            yield Scale(indices, f_hat)
+                residual = residual - h.detach()  # not latent - f_hat: VAR's tokens need VAR's rounding
+            yield Scale(indices, f_hat, cells)
 
     def nearest(self, z: Tensor) -> Tensor:
         """Look every cell of [B, C, h, w] up in the codebook: [B, h, w] int64, the lowest index of equals."""

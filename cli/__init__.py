@@ -9,6 +9,7 @@ import typer
 from .convert import convert
 from .decode import decode
 from .encode import encode
+from .eval import eval
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
 
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, inspect, inspect_codebook, convert):
+for command in (encode, decode, inspect, inspect_codebook, eval, convert):
     app.command(name=command.__name__.replace("_", "-"))(command)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import dataclasses
 import sys
 from pathlib import Path, PurePath
 from typing import Annotated
@@ -13,27 +10,34 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import Input, Output, gather, is_free, stem, write_file, write_stream
+from .files import Input, Output, gather_pictures, is_free, stem, write_file, write_stream
 from .options import (
+    BackgroundOption,
     BatchSizeOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
     FilesFromOption,
-    FitMode,
+    FitOption,
     ForceOption,
     FullNamesOption,
+    MaxPixelsOption,
     NullOption,
     OutputOption,
     QuietOption,
     RecursiveOption,
+    ScheduleOption,
+    SizeOption,
     SkipExistingOption,
     TokenFormat,
     WeightsOption,
     WorkersOption,
+    ZoomOption,
     default_batch_size,
     default_workers,
+    fit_to,
     load_tokenizer,
+    parse_fit,
 )
 from .report import Report, command, shown, usage_errors
 
@@ -52,31 +56,12 @@ def encode(
             "--format", help="Default: by -o's suffix, else npz. jsonl puts all pictures into one file."
         ),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option("--size", min=1, help="Side of the encoded pixels; default: the checkpoint's, 256."),
-    ] = None,
-    fit: Annotated[
-        FitMode,
-        typer.Option(
-            "--fit", help="crop: the centre; pad: all of it, framed; stretch; native: in its own size."
-        ),
-    ] = "crop",
-    zoom: Annotated[
-        float,
-        typer.Option("--zoom", help="With crop: scale up by this much first. VAR's own transform has 1.125."),
-    ] = 1.0,
-    background: Annotated[
-        str, typer.Option("--background", help="Colour under transparency and around a padded picture.")
-    ] = "white",
-    schedule: Annotated[
-        str | None,
-        typer.Option("--schedule", help="Scales, as 1,2,4,8x12,16x24 (h x w); default: the checkpoint's."),
-    ] = None,
-    max_pixels: Annotated[
-        int,
-        typer.Option("--max-pixels", min=1, help="Larger pictures are turned away before they are decoded."),
-    ] = 100_000_000,
+    size: SizeOption = None,
+    fit: FitOption = "crop",
+    zoom: ZoomOption = 1.0,
+    background: BackgroundOption = "white",
+    schedule: ScheduleOption = None,
+    max_pixels: MaxPixelsOption = 100_000_000,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -101,29 +86,12 @@ def encode(
       vartok encode *.jpg -o all.jsonl
       cat img.png | vartok encode | vartok decode > out.png
     """
-    import PIL.Image
+    from vartok.schedule import parse_schedule, token_count
 
-    from vartok.images import Fit, parse_color, picture_suffixes
-    from vartok.schedule import describe, parse_schedule, token_count
-
+    fitted = parse_fit(fit, size, zoom, background, max_pixels)
     with usage_errors():
-        fitted = Fit(mode=fit, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
         grids = parse_schedule(schedule) if schedule is not None else None
-    if zoom != 1 and fit != "crop":
-        raise typer.BadParameter(f"--zoom is for --fit crop, not {fit}")
-    if size and fit == "native":
-        raise typer.BadParameter("--fit native keeps the picture's own size: leave --size out")
-    PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
-    if not debug:
-        _silence_libtiff()
-    files = gather(
-        inputs,
-        recursive=recursive,
-        files_from=files_from,
-        null=null,
-        suffixes=picture_suffixes(),
-        kind="pictures",
-    )
+    files = gather_pictures(inputs, recursive=recursive, files_from=files_from, null=null, debug=debug)
     told = FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower())
     if format and told and told != format:
         raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
@@ -159,20 +127,10 @@ def encode(
     def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder
         return path is None or is_free(item, path, report, force=force, skip=skip_existing)
 
-    step = tokenizer.config.downsample
-    if size and size % step:
-        raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {size}")
-    with usage_errors():
-        fitted = dataclasses.replace(
-            fitted, size=(size, size) if size else tokenizer.config.image_size, multiple=step
-        )
-    latent = (fitted.size[0] // step, fitted.size[1] // step)
-    if grids and fit != "native" and grids[-1] != latent:
-        raise typer.BadParameter(f"--schedule ends in the latent's grid, here {describe((latent,))}")
     results = encode_pictures(
         tokenizer,
         ((entry, entry[0].source, entry[0].read()) for entry in planned if free(*entry)),
-        fitted,
+        fit_to([tokenizer], fitted, size, grids),
         schedule=grids,
         batch_size=default_batch_size(batch_size, tokenizer),
         workers=default_workers(workers),
@@ -197,13 +155,3 @@ def encode(
         if not report.done:
             report.finish()  # raises, so that no file of nothing appears
     report.finish()
-
-
-def _silence_libtiff() -> None:
-    """It writes to stderr by itself, hundreds of lines about a broken file; our one line says enough."""
-    import PIL._imaging
-
-    with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
-        library = ctypes.CDLL(PIL._imaging.__file__)
-        library.TIFFSetErrorHandler(None)
-        library.TIFFSetWarningHandler(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -101,6 +102,41 @@ def gather(
     if sum(item.path is None for item in inputs) > (files_from != STDIN):
         raise typer.BadParameter("standard input can be read only once")
     return inputs
+
+
+def gather_pictures(
+    names: list[str] | None, *, recursive: bool, files_from: str | None, null: bool, debug: bool
+) -> list[Input]:
+    """The picture files that a command line names; makes Pillow ready to read them.
+
+    Raises:
+        typer.BadParameter: as `gather`.
+    """
+    import PIL.Image
+
+    from vartok.images import picture_suffixes
+
+    PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
+    if not debug:
+        _silence_libtiff()
+    return gather(
+        names,
+        recursive=recursive,
+        files_from=files_from,
+        null=null,
+        suffixes=picture_suffixes(),
+        kind="pictures",
+    )
+
+
+def _silence_libtiff() -> None:
+    """It writes to stderr by itself, hundreds of lines about a broken file; our one line says enough."""
+    import PIL._imaging
+
+    with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
+        library = ctypes.CDLL(PIL._imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def _read_list(source: str, null: bool) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from vartok.errors import VartokError
 from .files import TOKEN_SUFFIXES, Input, gather, read_inputs, write_file
 from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
 from .report import Report, command, say, shown
+from .tables import new_table, print_tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,21 +148,15 @@ def _phis(tokenizer: Tokenizer) -> list[int] | None:
 def _print(
     tokenizer: Tokenizer, codebook: CodebookReport, used: tuple[Schedule | None, UsageReport] | None
 ) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    with console.capture() as text:
-        console.print(_codebook_table(tokenizer, codebook))
-        if used:
-            console.print(_usage_table(*used))
-            console.print(_top_table(used[1]))
-    print(text.get(), end="")  # not by Rich, which takes a closed pipe for a failure
+    print_tables(
+        _codebook_table(tokenizer, codebook), *([_usage_table(*used), _top_table(used[1])] if used else [])
+    )
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
     from vartok.schedule import describe
 
-    table = _table(f"Codebook of {shown(tokenizer.name)}", "", "")
+    table = new_table(f"Codebook of {shown(tokenizer.name)}", "", "")
     norm, nearest, phis = codebook.norm, codebook.nearest, _phis(tokenizer)
     table.add_row(
         "codes", f"{codebook.vocab_size:,} of {codebook.channels} channels, {codebook.size_bytes:,} bytes"
@@ -185,7 +179,7 @@ def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
 
 
 def _usage_table(schedule: Schedule | None, usage: UsageReport) -> Table:
-    table = _table(
+    table = new_table(
         "Use of the codes", "scale", "grid", "tokens", "used", "of possible", "", "dead", "perplexity", "bits"
     )
     table.add_column("differs (by chance)", justify="right")
@@ -215,21 +209,9 @@ def _usage_cells(usage: Usage) -> list[str]:
 
 
 def _top_table(usage: UsageReport) -> Table:
-    table = _table("Most used codes, and their share of the scale's tokens", "scale", "")
+    table = new_table("Most used codes, and their share of the scale's tokens", "scale", "")
     for k, scale in [*enumerate(usage.scales), ("all", usage.overall)]:
         table.add_row(str(k), "  ".join(f"{code.code} {code.share:.1%}" for code in scale.top))
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column not in ("", "scale", "grid") else "left")
     return table
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from .report import usage_errors
+
 if TYPE_CHECKING:
+    from vartok.images import Fit
+    from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -16,6 +23,29 @@ TokenFormat = Literal["npz", "json", "jsonl"]
 PictureFormat = Literal["png", "jpg", "webp"]
 FitMode = Literal["crop", "pad", "stretch", "native"]
 
+SizeOption = Annotated[
+    int | None,
+    typer.Option("--size", min=1, help="Side of the encoded pixels; default: the checkpoint's, 256."),
+]
+FitOption = Annotated[
+    FitMode,
+    typer.Option("--fit", help="crop: the centre; pad: all of it, framed; stretch; native: in its own size."),
+]
+ZoomOption = Annotated[
+    float,
+    typer.Option("--zoom", help="With crop: scale up by this much first. VAR's own transform has 1.125."),
+]
+BackgroundOption = Annotated[
+    str, typer.Option("--background", help="Colour under transparency and around a padded picture.")
+]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option("--schedule", help="Scales, as 1,2,4,8x12,16x24 (h x w); default: the checkpoint's."),
+]
+MaxPixelsOption = Annotated[
+    int,
+    typer.Option("--max-pixels", min=1, help="Larger pictures are turned away before they are decoded."),
+]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
@@ -100,3 +130,39 @@ def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:
     import vartok
 
     return vartok.load(weights, device=device, dtype=dtype)
+
+
+def parse_fit(mode: FitMode, size: int | None, zoom: float, background: str, max_pixels: int) -> Fit:
+    """The fit that the options describe, before the checkpoint is known: `fit_to` gives it its size.
+
+    Raises:
+        typer.BadParameter: options that contradict each other, or a value that no fit can have.
+    """
+    from vartok.images import Fit, parse_color
+
+    if zoom != 1 and mode != "crop":
+        raise typer.BadParameter(f"--zoom is for --fit crop, not {mode}")
+    if size and mode == "native":
+        raise typer.BadParameter("--fit native keeps the picture's own size: leave --size out")
+    with usage_errors():
+        return Fit(mode=mode, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
+
+
+def fit_to(tokenizers: Sequence[Tokenizer], fit: Fit, size: int | None, schedule: Schedule | None) -> Fit:
+    """The fit whose pixels all the tokenizers take; where no size is given, the first one's own.
+
+    Raises:
+        typer.BadParameter: one cannot take that size, or not with that schedule.
+    """
+    from vartok.schedule import describe
+
+    side = (size, size) if size else tokenizers[0].config.image_size
+    for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
+        if any(pixels % step for pixels in side):
+            raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {side[0]}")
+        latent = (side[0] // step, side[1] // step)
+        if schedule and schedule[-1] != latent:
+            raise typer.BadParameter(f"--schedule ends in the latent's grid, here {describe((latent,))}")
+    multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
+    with usage_errors():
+        return dataclasses.replace(fit, size=side, multiple=multiple)

@@ -28,6 +28,7 @@ ORDER = (
     {"checkpoint"},
     {"tokenizer"},
     {"pipeline"},
+    {"evaluate"},
 )
 MODEL = {"layers", "autoencoder", "light", "quantizer", "model", "checkpoint", "tokenizer", "pipeline"}
 

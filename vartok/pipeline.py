@@ -55,13 +55,6 @@ def encode_pictures(
         What the caller knows a picture by, and its tokens or why there are none; in order.
     """
 
-    def read(item: tuple[S, str, Path | bytes]) -> tuple[S, tuple[str, Picture] | VartokError]:
-        caller, name, file = item
-        try:
-            return caller, (name, read_picture(file, fit))
-        except VartokError as error:
-            return caller, error
-
     def encode(batch: list[tuple[str, Picture]]) -> list[Encoded]:
         images = to_tensor(np.stack([picture.pixels for _, picture in batch]))
         infos = [
@@ -80,7 +73,7 @@ def encode_pictures(
         tokens = split(tokenizer.encode(images, schedule), tokenizer.info, infos)
         return [Encoded(item, picture.notes) for item, (_, picture) in zip(tokens, batch, strict=True)]
 
-    ready = ahead(read, pictures, workers=workers, limit=workers + batch_size)
+    ready = read_pictures(pictures, fit, workers=workers, limit=workers + batch_size)
     return in_batches(encode, ready, size=batch_size, key=lambda item: item[1].pixels.shape)
 
 
@@ -115,10 +108,26 @@ def decode_tokens(
             raise TokensError(
                 f"{pictures} of {width:,} x {height:,} pixels would be drawn, more than {MAX_PIXELS:,} in all"
             )
-        drawn = [to_pixels(tokenizer.decode(maps, n)) for n in (range(1, count + 1) if strip else [count])]
+        images = tokenizer.decode_prefixes(maps, scales) if strip else [tokenizer.decode(maps, scales)]
+        drawn = [to_pixels(image) for image in images]
         return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
 
     return in_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
+
+
+def read_pictures(
+    pictures: Iterable[tuple[S, str, Path | bytes]], fit: Fit, *, workers: int, limit: int
+) -> Iterator[tuple[S, tuple[str, Picture] | VartokError]]:
+    """Read picture files in threads, at most `limit` ahead; each keeps what the caller knows it by."""
+
+    def read(item: tuple[S, str, Path | bytes]) -> tuple[S, tuple[str, Picture] | VartokError]:
+        caller, name, file = item
+        try:
+            return caller, (name, read_picture(file, fit))
+        except VartokError as error:
+            return caller, error
+
+    return ahead(read, pictures, workers=workers, limit=limit)
 
 
 def ahead(work: Callable[[T], R], items: Iterable[T], *, workers: int, limit: int) -> Iterator[R]:

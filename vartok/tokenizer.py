@@ -183,6 +183,36 @@ class Tokenizer:
             tokens, lambda maps, schedule: self._model.picture(self._f_hat(maps, schedule)), scales
         )
 
+    def decode_prefixes(self, tokens: TokenMaps, scales: int | None = None) -> Iterator[Tensor]:
+        """Draw the images after 1, 2, ... scales, in one pass over the scales.
+
+        Args:
+            tokens: maps of any schedule.
+            scales: end after the first `scales` scales; after all if None.
+
+        Yields:
+            What `decode` gives of the first scale, of the first two, ...: [B, 3, H, W] float32 in [-1, 1].
+
+        Raises:
+            TokensError: an index outside the vocabulary, or more scales than there are.
+        """
+        replays = [
+            self._model.quantize.scales(tokens.schedule, maps=[part.to(self.device) for part in maps])
+            for maps in self._token_parts(tokens, scales)
+        ]
+        for _ in tokens.maps[:scales]:
+            with _exact(self.device):  # not around the yield, where the caller's settings hold
+                images = torch.cat([self._model.picture(next(replay).f_hat) for replay in replays])
+            yield images
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """What the decoder alone makes of a latent: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1].
+
+        Of `latent(images)` it draws the images as they would be if quantization lost nothing.
+        """
+        with _exact(self.device):
+            return torch.cat([self._model.picture(part.to(self.device)) for part in self._parts(latent)])
+
     def latent(self, images: Tensor) -> Tensor:
         """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
 
@@ -248,18 +278,19 @@ class Tokenizer:
         scales: int | None = None,
     ) -> Tensor:
         """Compute a tensor of tokens' first `scales` scales, in the parts that suit the device."""
+        parts = self._token_parts(tokens, scales)
+        with _exact(self.device):
+            return torch.cat(
+                [compute([part.to(self.device) for part in maps], tokens.schedule) for maps in parts]
+            )
+
+    def _token_parts(self, tokens: TokenMaps, scales: int | None) -> list[tuple[Tensor, ...]]:
+        """The maps of the first `scales` scales, checked, in the parts that suit the device."""
         count = len(tokens.maps)
         if scales is not None and not 1 <= scales <= count:
             raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
         tokens.check_vocab(self.config.vocab_size)
-        flat = [self._parts(tokens_map) for tokens_map in tokens.maps[:scales]]
-        with _exact(self.device):
-            return torch.cat(
-                [
-                    compute([part.to(self.device) for part in maps], tokens.schedule)
-                    for maps in zip(*flat, strict=True)
-                ]
-            )
+        return [*zip(*(self._parts(tokens_map) for tokens_map in tokens.maps[:scales]), strict=True)]
 
     def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         return batch.split(1) if self.device.type == "cpu" else (batch,)

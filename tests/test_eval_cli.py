@@ -1,0 +1,203 @@
+"""`vartok eval`: the report, its JSON, and how it ends."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Vartok, photo, save
+
+import vartok as library
+from vartok.checkpoint import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+
+QUICK = ("--size", "64")
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """Three pictures, one below the others."""
+    for seed, name in enumerate(("a.png", "b.png", "deep/c.png")):
+        save(here / "in" / name, seed)
+    return here / "in"
+
+
+@pytest.fixture
+def other(here: Path) -> Path:
+    """The shipped checkpoint with another codebook, worse than its own."""
+    shipped = read_checkpoint(shipped_checkpoint())
+    tensors = {**shipped.tensors, CODEBOOK: shipped.tensors[CODEBOOK] * 0.8}
+    write_checkpoint(here / "other.safetensors", type(shipped)("[other]", None, shipped.config, tensors))
+    return here / "other.safetensors"
+
+
+def report_of(vartok: Vartok, *args: object, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(vartok("eval", *args, "--json", code=code).stdout)
+    return found
+
+
+def test_json(vartok: Vartok, folder: Path) -> None:
+    report = report_of(vartok, "-r", "in", "--zoom", "1.125", "--background", "#102030", "--baselines")
+    assert report.keys() == {
+        *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
+        *("preprocessing", "methods", "device", "dtype", "versions"),
+    }
+    assert (report["pictures"], report["failures"], report["worst"]) == (3, [], [])
+    assert report["preprocessing"] == {
+        "fit": "crop",
+        "size": [256, 256],
+        "multiple": None,
+        "zoom": 1.125,
+        "background": [16, 32, 48],
+        "resampling": "lanczos",
+    }
+    assert "uint8" in report["methods"]["reference"]
+    assert "rounded" in report["methods"]["reference"]
+    assert not report["methods"].keys() & {"lpips", "rfid"}
+    assert (report["device"], report["dtype"]) == ("cpu", "float32")
+    assert report["versions"].keys() == {"vartok", "torch", "torchmetrics", "pillow"}
+    [model] = report["models"]
+    assert model["weights"] is None
+    assert model["model"]["fingerprint"] == library.load(device="cpu").fingerprint
+    assert len(model["prefix_psnr"]) == len(model["usage"]["scales"]) == 10
+    assert model["prefix_psnr"][-1] == model["psnr"]
+    assert model["lpips"] is model["rfid"] is None
+    assert (model["size_bytes"], model["schedule"][-1]) == (1020, [16, 16])
+    assert [one["format"] for one in report["baselines"]] == ["jpeg", "webp"]
+
+
+def test_table(vartok: Vartok, folder: Path) -> None:
+    found = report_of(vartok, "-r", "in", "--baselines", "--worst", "1")
+    result = vartok("eval", "-r", "in", "--baselines", "--worst", "1")
+    assert re.fullmatch(r"vartok: evaluated 3 in [\d.]+ s\n", result.stderr)
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    assert lines[0] == ["3", "pictures"]
+    both = [*found["models"], *found["baselines"]]
+    assert ["vartok-light-v0", "JPEG", "WebP"] in lines
+    assert ["PSNR,", "dB", *(f"{one['psnr']:.2f}" for one in both)] in lines
+    assert ["SSIM", *(f"{one['ssim']:.4f}" for one in both)] in lines
+    assert ["MS-SSIM", *(f"{one['ms_ssim']:.4f}" for one in both)] in lines
+    assert ["bits", "per", "pixel", *(f"{one['bits_per_pixel']:.4f}" for one in both)] in lines
+    scale = found["models"][0]["usage"]["scales"][9]
+    assert ["9", "16x16", f"{found['models'][0]['psnr']:.2f}"] == next(
+        line[:3] for line in lines if line[:2] == ["9", "16x16"]
+    )
+    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["9", "16x16"])
+    assert [found["worst"][0]["name"], "256", "x", "256"] in [line[:4] for line in lines]
+    for text in found["methods"].values():
+        assert text in result.stdout
+    assert "crop, 256 x 256, zoom 1, Lanczos; transparency on #ffffff" in result.stdout
+    assert "float32 on cpu; vartok" in result.stdout
+
+
+def test_sizes_of_their_own(vartok: Vartok, here: Path) -> None:
+    save(here / "a.png", 0, 180, 200)
+    save(here / "b.png", 1, 33, 60)
+    report = report_of(vartok, "a.png", "b.png", "--fit", "native", "--worst", "2")
+    assert (report["preprocessing"]["size"], report["preprocessing"]["multiple"]) == (None, 16)
+    assert report["models"][0]["schedule"] is None
+    sizes = {one["name"]: (one["width"], one["height"]) for one in report["worst"]}
+    assert sizes == {"a.png": (176, 192), "b.png": (32, 64)}
+    assert report["ms_ssim_pictures"] == 1
+    text = vartok("eval", "a.png", "b.png", "--fit", "native").stdout
+    assert "MS-SSIM, of 1 pictures" in text
+    assert "native, each side to the nearest multiple of 16, Lanczos" in text
+    lines = vartok("eval", "b.png", "--fit", "native").stdout.splitlines()
+    assert [line.split() for line in lines if "MS-SSIM" in line] == [["MS-SSIM", "-"]]
+
+
+def test_compared_side_by_side(vartok: Vartok, folder: Path, other: Path) -> None:
+    together = report_of(vartok, "-r", "in", *QUICK, "--compare", other)
+    mine, theirs = together["models"]
+    assert (mine["weights"], theirs["weights"]) == (None, str(other))
+    assert mine == report_of(vartok, "-r", "in", *QUICK)["models"][0]
+    assert theirs == report_of(vartok, "-r", "in", *QUICK, "-w", other)["models"][0]
+    assert mine["psnr"] > theirs["psnr"]
+    text = vartok("eval", "-r", "in", *QUICK, "--compare", other, "--worst", "1").stdout
+    lines = [line.split() for line in text.splitlines()]
+    assert ["vartok-light-v0", "[other]"] in lines  # brackets are no markup
+    assert ["PSNR,", "dB", f"{mine['psnr']:.2f}", f"{theirs['psnr']:.2f}"] in lines
+    assert "Scales of [other]" in text
+    assert "PSNR of [other]" in text
+    same = vartok("eval", "-r", "in", *QUICK, "--compare", shipped_checkpoint()).stdout
+    assert "Scales of shipped" in same  # names that do not tell them apart are not used
+
+
+def test_the_worst_first(vartok: Vartok, folder: Path) -> None:
+    every = report_of(vartok, "-r", "in", *QUICK, "--worst", "99")["worst"]
+    values = [one["models"][0]["psnr"] for one in every]
+    assert values == sorted(values)
+    assert {one["name"] for one in every} == {"in/a.png", "in/b.png", "in/deep/c.png"}
+    assert report_of(vartok, "-r", "in", *QUICK, "--worst", "2")["worst"] == every[:2]
+    for one in every:
+        alone = report_of(vartok, one["name"], *QUICK)["models"][0]
+        assert alone["psnr"] == one["models"][0]["psnr"]
+
+
+def test_some_pictures_fail(vartok: Vartok, folder: Path) -> None:
+    good = report_of(vartok, "-r", "in", *QUICK)
+    (folder / "a2.png").write_bytes(b"no picture")
+    result = vartok("eval", "-r", "in", *QUICK, "--json", code=3)
+    report = json.loads(result.stdout)
+    assert report["failures"] == [{"picture": "in/a2.png", "error": "not a picture that vartok can read"}]
+    assert {**report, "failures": []} == good
+    failed, summed = result.stderr.splitlines()
+    assert failed == "vartok: in/a2.png: not a picture that vartok can read"
+    assert summed.startswith("vartok: evaluated 3, 1 failed in ")
+    assert vartok("eval", "-r", "in", *QUICK, "-q", code=3).stderr == f"{failed}\n"
+
+
+def test_no_picture_can_be_read(vartok: Vartok, here: Path) -> None:
+    (here / "a.png").write_bytes(b"no picture")
+    result = vartok("eval", "a.png", "gone.png", "--json", code=1)
+    assert result.stdout == ""
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()[:2]] == ["a.png", "gone.png"]
+
+
+def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
+    [line] = vartok("eval", *QUICK, stdin=(folder / "a.png").read_bytes()).stderr.splitlines()
+    assert re.fullmatch(r"vartok: standard input: PSNR \d\d\.\d\d dB", line)
+    Path("list").write_bytes(b"in/a.png\0in/b.png\0")
+    assert report_of(vartok, "--files-from", "list", "-0", *QUICK)["pictures"] == 2
+    photo(0).save("in/a.decoded.png")
+    assert report_of(vartok, "-r", "in", *QUICK)["pictures"] == 3
+    own = report_of(vartok, "in/a.png", *QUICK, "--schedule", "1,4")["models"][0]
+    assert own["schedule"] == [[1, 1], [4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("args", "cause"),
+    [
+        (["in"], "in is a folder: use -r"),
+        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom is for --fit crop, not pad"),
+        (["-r", "in", "--size", "100"], "--size is a multiple of 16"),
+        (["-r", "in", "--schedule", "1,2"], "--schedule ends in the latent's grid, here 16"),
+        (["-r", "in", "--worst", "-1"], "--worst"),
+    ],
+)
+def test_wrong_usage(vartok: Vartok, folder: Path, args: list[str], cause: str) -> None:
+    result = vartok("eval", *args, code=2)
+    assert cause in re.sub(r"\s+", " ", result.stderr)
+    assert result.stdout == ""
+
+
+def test_without_torchmetrics(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    result = vartok("eval", "-r", "in", code=1)
+    assert result.stderr == "vartok: vartok eval needs torchmetrics: pip install 'vartok[train]'\n"
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(("option", "package"), [("--lpips", "torchvision"), ("--rfid", "torch-fidelity")])
+def test_networks_that_are_not_there(
+    vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch, option: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(folder))
+    (folder / "broken.png").write_bytes(b"never read")
+    [line] = vartok("eval", "-r", "in", option, code=1).stderr.splitlines()
+    assert f"pip install {package}, and download https://" in line
+    assert str(folder / "checkpoints") in line

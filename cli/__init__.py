@@ -12,6 +12,7 @@ from .encode import encode
 from .eval import eval
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
+from .train import train
 
 app = typer.Typer(
     name="vartok",
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, inspect, inspect_codebook, eval, convert):
+for command in (encode, decode, inspect, inspect_codebook, eval, train, convert):
     app.command(name=command.__name__.replace("_", "-"))(command)
 
 

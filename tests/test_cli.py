@@ -866,7 +866,15 @@ def commands(app: typer.Typer) -> dict[str, Any]:
 
 def test_help(app: typer.Typer, vartok: Vartok) -> None:
     text = vartok("--help").stdout
-    assert set(commands(app)) == {"encode", "decode", "inspect", "inspect-codebook", "eval", "convert"}
+    assert set(commands(app)) == {
+        "encode",
+        "decode",
+        "inspect",
+        "inspect-codebook",
+        "eval",
+        "train",
+        "convert",
+    }
     for name, command in commands(app).items():
         assert name in text
         assert command.help.partition("\n")[0].endswith((".", ","))

@@ -15,7 +15,10 @@ import vartok
 from vartok import errors
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "vartok").glob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT / "vartok").with_suffix("").parts)
+    for path in (ROOT / "vartok").rglob("*.py")
+)
 
 # Each may import those before it, of its own line too where that is not mutual.
 ORDER = (
@@ -29,8 +32,16 @@ ORDER = (
     {"tokenizer"},
     {"pipeline"},
     {"evaluate"},
+    {"train.settings", "train.adversary"},
+    {"train.card", "train.data", "train.start", "train.upkeep"},
+    {"train.objective"},
+    {"train.trainer"},
 )
 MODEL = {"layers", "autoencoder", "light", "quantizer", "model", "checkpoint", "tokenizer", "pipeline"}
+
+
+def path_of(module: str) -> Path:
+    return ROOT / "vartok" / f"{module.replace('.', '/')}.py"
 
 
 def imported(path: Path) -> set[str]:
@@ -61,26 +72,26 @@ def heavy(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    assert set().union(*ORDER) == set(MODULES) - {"__init__", "__main__"}
+    assert set().union(*ORDER) == set(MODULES) - {"__init__", "__main__", "train.__init__"}
 
 
 @pytest.mark.parametrize("module", sorted(set().union(*ORDER)))
 def test_imports_run_one_way(module: str) -> None:
     place = next(i for i, line in enumerate(ORDER) if module in line)
     before = set().union(*ORDER[:place])
-    assert imported(ROOT / "vartok" / f"{module}.py") <= before
+    assert imported(path_of(module)) <= before
 
 
 @pytest.mark.parametrize("module", ["images", "tokens", "codebook"])
 def test_what_knows_no_model_imports_none(module: str) -> None:
-    path = ROOT / "vartok" / f"{module}.py"
+    path = path_of(module)
     assert not imported(path) & MODEL
     assert "torch" not in heavy(path)
 
 
 def test_the_library_neither_prints_nor_parses_arguments_nor_imports_the_command_line() -> None:
     for module in MODULES:
-        path = ROOT / "vartok" / f"{module}.py"
+        path = path_of(module)
         text = path.read_text()
         assert not re.search(r"\bprint\(|\bargv\b", text), module
         assert not heavy(path) & {"typer", "rich", "argparse", "click"}, module
@@ -177,7 +188,8 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
     installed = {name for name in wheel.namelist() if name.startswith("vartok/")}
     wanted = {"vartok/py.typed"}
     for folder, package in (("vartok", "vartok"), ("cli", "vartok/cli"), ("weights", "vartok/weights")):
-        wanted |= {f"{package}/{path.name}" for path in (ROOT / folder).glob("*.py")}
+        found = (path for kind in ("*.py", "*.toml") for path in (ROOT / folder).rglob(kind))
+        wanted |= {f"{package}/{path.relative_to(ROOT / folder)}" for path in found}
     weights = {f"vartok/weights/{path.name}" for path in (ROOT / "weights").glob("*.[sm]*")}
     assert {"vartok/weights/vartok-light-v0.safetensors", "vartok/weights/vartok-light-v0.md"} <= weights
     assert installed == wanted | weights

@@ -1,0 +1,224 @@
+"""Pictures for training: from folders, tar shards and lists to batches of crops, in an order that is known.
+
+All processes go through one stream of pictures; of N processes, number r takes every Nth, from the rth on.
+So any number of processes sees the same batches, and a run that is resumed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from PIL.Image import Resampling
+
+from vartok.errors import ImageError, TrainError, one_line
+from vartok.images import Fit, picture_suffixes, read_picture
+from vartok.pipeline import ahead
+from vartok.train.settings import DataSettings
+
+SHUFFLED = 1000
+"""Pictures out of which the next is drawn: tars are read in order, and this mixes them."""
+
+
+class Item(NamedTuple):
+    """A picture that has not been read: its name, by which it may be held out, and its file or bytes."""
+
+    name: str
+    file: Path | bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the stream: so many pictures into an epoch, or beyond its end into the next."""
+
+    epoch: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops for a step of one process, and where the stream goes on after it.
+
+    Attributes:
+        pixels: [B, H, W, 3] uint8.
+        unreadable: what could not be read, a line each; readable ones stand in for them.
+        after: the place of the next batch.
+    """
+
+    pixels: NDArray[np.uint8]
+    unreadable: tuple[str, ...]
+    after: Place
+
+
+class Pictures:
+    """The pictures of folders, tar shards (WebDataset's layout), lists and files.
+
+    Args:
+        sources: paths; folders are searched, .txt files hold a path a line.
+        settings: how pictures become crops.
+        size: (height, width) of a crop, in pixels.
+        seed: of order and crops.
+
+    Raises:
+        TrainError: a source that does not exist, or none that holds a picture.
+    """
+
+    def __init__(
+        self, sources: Sequence[str | Path], settings: DataSettings, size: tuple[int, int], seed: int
+    ) -> None:
+        self.settings = settings
+        self.size = size
+        self.seed = seed
+        self._units = sorted(itertools.chain.from_iterable(map(_find, sources)))
+        if not self._units:
+            raise TrainError("no pictures: name folders that hold some, tar shards, or files")
+
+    def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
+        """The pictures kept for validation, [H, W, 3] uint8 each: scaled to cover, then the centre."""
+        fit = Fit(size=self.size)
+
+        def read(item: Item) -> NDArray[np.uint8] | None:
+            try:
+                return read_picture(item.file, fit).pixels
+            except ImageError:
+                return None
+
+        chosen = (item for item in self._expand(self._units) if self._is_held_out(item))
+        pixels = (
+            found for found in ahead(read, chosen, workers=workers, limit=2 * workers) if found is not None
+        )
+        return list(itertools.islice(pixels, self.settings.validation_pictures))
+
+    def batches(
+        self, size: int, place: Place, *, rank: int = 0, world: int = 1, workers: int = 1
+    ) -> Iterator[Batch]:
+        """Batches without end, read ahead in threads.
+
+        Args:
+            size: crops a batch, for this process.
+            place: where the stream begins.
+            rank: which of the processes this is.
+            world: how many there are.
+            workers: threads that read.
+
+        Raises:
+            TrainError: of the pictures of a first batch none can be read.
+        """
+
+        def read(entry: tuple[Place, int, Item]) -> tuple[Place, NDArray[np.uint8] | str]:
+            after, number, item = entry
+            try:
+                return after, self._crop(item, np.random.default_rng([self.seed, after.epoch, number]))
+            except ImageError as error:
+                return after, f"{item.name}: {error}"
+
+        mine = itertools.islice(self._stream(place), rank, None, world)
+        found = ahead(read, mine, workers=workers, limit=3 * size + workers)
+        before: list[NDArray[np.uint8]] = []
+        while part := list(itertools.islice(found, size)):
+            good = [pixels for _, pixels in part if not isinstance(pixels, str)]
+            bad = tuple(text for _, text in part if isinstance(text, str))
+            before = good or before
+            if not before:
+                raise TrainError(f"none of the first {size} pictures can be read; one says: {bad[0]}")
+            filled = itertools.islice(itertools.cycle(before), size - len(good))
+            last = part[-1][0]
+            # The last of this process's pictures is followed by those of the processes after it.
+            yield Batch(np.stack([*good, *filled]), bad, Place(last.epoch, last.offset + world - 1 - rank))
+
+    def _stream(self, place: Place) -> Iterator[tuple[Place, int, Item]]:
+        """Pictures to train on, without end: the place after each, its number in the epoch, and itself."""
+        skipped = place.offset
+        for epoch in itertools.count(place.epoch):
+            number = 0
+            for item in self._epoch(epoch):
+                number += 1
+                if number > skipped:
+                    yield Place(epoch, number), number, item
+            if not number:
+                raise TrainError("no pictures to train on")
+            skipped = max(0, skipped - number)
+
+    def _epoch(self, epoch: int) -> Iterator[Item]:
+        """Every picture to train on once, in this epoch's order."""
+        import webdataset
+
+        order = random.Random(f"{self.seed}/{epoch}")
+        units = order.sample(self._units, len(self._units))
+        mixed: Iterable[Item] = webdataset.shuffle(SHUFFLED, rng=order)(self._expand(units))
+        return (item for item in mixed if not self._is_held_out(item))
+
+    def _is_held_out(self, item: Item) -> bool:
+        return zlib.crc32(item.name.encode(errors="replace")) % self.settings.hold_out == 0
+
+    def _expand(self, units: Iterable[Path]) -> Iterator[Item]:
+        for unit in units:
+            if unit.suffix == ".tar":
+                yield from _read_tar(unit)
+            else:
+                yield Item(unit.name, unit)
+
+    def _crop(self, item: Item, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """A random part of a picture, perhaps mirrored, its colours a little changed: [H, W, 3] uint8."""
+        height, width = self.size
+        whole = read_picture(item.file, Fit(mode="native", multiple=1)).pixels
+        picture = Image.fromarray(whole)
+        zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
+        # The part of the original that the crop shows, placed at random; scaled down, never all of it.
+        part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
+        left, top = rng.uniform(0, picture.width - part_w), rng.uniform(0, picture.height - part_h)
+        box = (left, top, left + part_w, top + part_h)
+        picture = picture.resize((width, height), Resampling.LANCZOS, box=box)
+        if rng.random() < 0.5:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if rng.random() < self.settings.grey:
+            picture = picture.convert("L").convert("RGB")
+        if self.settings.jitter:
+            low, high = 1 - self.settings.jitter, 1 + self.settings.jitter
+            picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(low, high))
+            picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(low, high))
+        return np.asarray(picture)
+
+
+def _find(source: str | Path) -> Iterator[Path]:
+    path = Path(source)
+    if path.is_dir():
+        suffixes = (*picture_suffixes(), ".tar")
+        yield from (
+            found
+            for found in path.rglob("*")
+            if found.name.lower().endswith(suffixes) and not found.name.startswith(".") and found.is_file()
+        )
+    elif not path.exists():
+        raise TrainError(f"{source}: no such file or folder")
+    elif path.suffix == ".txt":
+        yield from (Path(name) for name in path.read_text().splitlines() if name)
+    else:
+        yield path
+
+
+def _read_tar(path: Path) -> Iterator[Item]:
+    """The pictures of a shard, by WebDataset's rule: a sample is what shares a name up to the first dot."""
+    import webdataset
+
+    suffixes = tuple(suffix[1:] for suffix in picture_suffixes())
+    # Every process reads all shards and picks its own pictures, so no splitting here.
+    samples: Iterable[dict[str, Any]] = webdataset.WebDataset(
+        [str(path)], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
+    )
+    try:
+        for sample in samples:
+            for key, value in sample.items():
+                if key.lower().endswith(suffixes):
+                    yield Item(sample["__key__"], value)
+    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+        raise TrainError(f"{path}: is not a whole tar file ({one_line(error.args[0])})") from None

@@ -1,0 +1,126 @@
+"""What is computed of a batch in training: the model's forward with gradients, and its losses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vartok.model import VQVAE
+from vartok.quantizer import Scale
+from vartok.schedule import Schedule
+from vartok.train.settings import LossSettings
+from vartok.train.start import LinearTransform
+
+
+class Forward(NamedTuple):
+    """What a training forward gives.
+
+    Attributes:
+        picture: [B, 3, H, W] float32, not clamped.
+        commitment: scalar, mean over scales of the squared distance of latents from what quantizes them.
+        codebook: scalar, the same with the gradient going the other way, to codebook and phis.
+        anchor: scalar, mean squared distance of latents from the linear transform's.
+        scales: of every scale, coarse to fine.
+    """
+
+    picture: Tensor
+    commitment: Tensor
+    codebook: Tensor
+    anchor: Tensor
+    scales: list[Scale]
+
+
+class Trainee(nn.Module):
+    """The model in training.
+
+    Args:
+        model: what is trained.
+        linear: what its latents are held to.
+        schedule: (h, w) of every scale.
+    """
+
+    def __init__(self, model: VQVAE, linear: LinearTransform, schedule: Schedule) -> None:
+        super().__init__()
+        self.model = model
+        self.linear = linear.requires_grad_(False)
+        self.schedule = schedule
+
+    def forward(self, images: Tensor, taught: bool) -> Forward:
+        """Encode, quantize, decode.
+
+        Gradients pass the quantizer as if it were not there, and reach codebook and phis beside.
+
+        Args:
+            images: [B, 3, H, W] float32 in [-1, 1].
+            taught: quantize the linear transform's latents instead of the encoder's.
+
+        Source: Tian et al. 2024, arXiv:2404.02905, section 3.2; the straight-through gradient:
+        Bengio et al. 2013, arXiv:1308.3432.
+        """
+        model = self.model
+        latent = model.quant_conv(model.encoder(images)).float()
+        with torch.autocast(images.device.type, enabled=False):
+            wanted = self.linear(images)
+            f = wanted if taught else latent
+            scales = list(model.quantize.scales(self.schedule, latent=f.detach()))
+            commitment = torch.stack([F.mse_loss(f, scale.f_hat.detach()) for scale in scales]).mean()
+            codebook = torch.stack([F.mse_loss(scale.f_hat, f.detach()) for scale in scales]).mean()
+            f_hat = scales[-1].f_hat + (f - f.detach())
+            anchor = F.mse_loss(latent, wanted)
+        picture = model.decoder(model.post_quant_conv(f_hat)).float()
+        return Forward(picture, commitment, codebook, anchor, scales)
+
+
+def reconstruction_loss(
+    picture: Tensor, images: Tensor, settings: LossSettings, lpips: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """How far pictures are from what they should be, weighted; and their squared errors.
+
+    Args:
+        picture: [B, 3, H, W] in about [-1, 1], as it was decoded.
+        images: likewise, as it should be.
+        settings: the weights.
+        lpips: gives the distances of two batches; needed where its weight is not 0.
+
+    Returns:
+        A scalar, and the mean squared error of every picture, [B], without gradient.
+    """
+    error = picture - images
+    squared = error.square().mean((1, 2, 3))
+    loss = torch.zeros((), device=images.device)
+    if settings.mse:
+        loss = loss + settings.mse * squared.mean()
+    if settings.log_mse:
+        loss = loss + settings.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: 56 dB is good enough
+    if settings.l1:
+        loss = loss + settings.l1 * error.abs().mean()
+    if settings.gradient:
+        loss = loss + settings.gradient * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+    if lpips is not None:
+        loss = loss + settings.lpips * lpips(picture, images).mean()
+    return loss, squared.detach()
+
+
+def parameter_groups(
+    model: VQVAE, rate: float, encoder_rate: float, train_codebook: bool
+) -> list[dict[str, Any]]:
+    """The parameters that an optimizer moves, by how fast.
+
+    Args:
+        model: what is trained.
+        rate: of decoder and phis.
+        encoder_rate: of encoder and codebook.
+        train_codebook: whether the codebook is among them; else it needs no gradient from here on.
+    """
+    codebook = model.quantize.embedding.weight
+    codebook.requires_grad_(train_codebook)
+    slow = [*model.encoder.parameters(), *model.quant_conv.parameters(), *([codebook] * train_codebook)]
+    known = {id(parameter) for parameter in (*slow, codebook)}
+    fast = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    return [
+        {"params": fast, "lr": rate, "base": rate},
+        {"params": slow, "lr": encoder_rate, "base": encoder_rate},
+    ]

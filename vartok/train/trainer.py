@@ -1,0 +1,544 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vartok.checkpoint import Checkpoint, write_checkpoint
+from vartok.codebook import count_codes, describe_usage
+from vartok.errors import TrainError, one_line
+from vartok.evaluate import load_lpips
+from vartok.files import write_whole
+from vartok.images import encode_picture, to_pixels, to_tensor
+from vartok.model import VQVAE
+from vartok.pipeline import ahead
+from vartok.schedule import token_count
+from vartok.tokenizer import Tokenizer
+from vartok.train.adversary import Adversary
+from vartok.train.card import Validation, describe
+from vartok.train.data import Batch, Pictures, Place
+from vartok.train.objective import Trainee, parameter_groups, reconstruction_loss
+from vartok.train.settings import TrainSettings
+from vartok.train.start import (
+    LinearTransform,
+    principal_components,
+    start_as_var,
+    start_light,
+    start_quantizer,
+)
+from vartok.train.upkeep import CodebookUpkeep
+
+STATE, SETTINGS, SAMPLES, LOGS = "state.pt", "settings.toml", "samples", "log"
+WEIGHTS, CARD = "weights.safetensors", "weights.md"
+"""What a run's folder holds."""
+
+PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
+REPORT_EVERY = 10  # steps: what is reported is read off the device, which waits for it
+RESTART_EVERY = 50  # steps
+SHOWN = 8  # pictures in a sample
+COLLAPSED = 0.1  # of the perplexity at the start: below it, training has gone wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is; means over the steps since the last report.
+
+    Attributes:
+        step: steps done.
+        share: of the run that is done, in [0, 1].
+        seconds: that the run has taken so far, over all sessions.
+        loss: what is minimised.
+        psnr: of the crops trained on, in dB.
+        perplexity: of every scale's use of the codebook, a moving average.
+        restarted: codes that were dead and started anew.
+        images_per_second: over all processes.
+        unreadable: pictures that could not be read, in this session.
+    """
+
+    step: int
+    share: float
+    seconds: float
+    loss: float
+    psnr: float
+    perplexity: tuple[float, ...]
+    restarted: int
+    images_per_second: float
+    unreadable: int
+
+
+def check_packages() -> None:
+    """Check that what training needs besides vartok is installed.
+
+    Raises:
+        TrainError: it is not.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TrainError(f"training needs {', '.join(missing)}: pip install 'vartok[train]'")
+
+
+def train(
+    settings: TrainSettings,
+    sources: Sequence[str | Path],
+    run: Path,
+    *,
+    resume: bool = False,
+    cpu: bool = False,
+    workers: int = 1,
+    report: Callable[[Progress | Validation | str], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train a tokenizer, and export it.
+
+    Started by `accelerate launch`, every process calls this; the first one writes and reports.
+
+    Args:
+        settings: of the run.
+        sources: folders, tar shards and files of pictures.
+        run: the folder that the run is kept in; made if it does not exist.
+        resume: go on from the state that `run` holds.
+        cpu: on the CPU, whatever else is there.
+        workers: threads that read pictures, in each process.
+        report: is told how it goes; texts are notes.
+        should_stop: asked after every step; the run's state is saved before it ends.
+
+    Returns:
+        The exported checkpoint, `run`/weights.safetensors.
+
+    Raises:
+        TrainError: no pictures, a folder that holds another run, or training that went wrong.
+    """
+    check_packages()
+    return _Run(settings, sources, run, resume, cpu, workers, report, should_stop).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        sources: Sequence[str | Path],
+        run: Path,
+        resume: bool,
+        cpu: bool,
+        workers: int,
+        report: Callable[[Progress | Validation | str], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        self.begin = time.monotonic()
+        self.settings, self.run, self.workers = settings, run, workers
+        self.should_stop = should_stop
+        self.pictures = Pictures(sources, settings.data, settings.model.image_size, settings.run.seed)
+        self.precision = "bf16" if _takes_bf16(settings.run.precision, cpu) else "float32"
+        self.lpips = load_lpips() if settings.loss.lpips else None
+        self.accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=self.precision.replace("float32", "no"),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.report = report if self.accelerator.is_main_process else lambda _: None
+        self.device: torch.device = self.accelerator.device
+        self.world: int = self.accelerator.num_processes
+        if settings.data.batch_size % self.world:
+            raise TrainError(
+                f"a batch of {settings.data.batch_size} pictures cannot be shared by {self.world} processes"
+            )
+        if not resume and run.exists() and (run / STATE).exists():
+            raise TrainError(f"{run} holds a run already: resume it, or name another folder")
+        if resume and not (run / STATE).is_file():
+            raise TrainError(f"{run} holds no state of a run to resume")
+        run.mkdir(parents=True, exist_ok=True)
+
+        self.validation = self.pictures.held_out(workers) if self.accelerator.is_main_process else []
+        torch.manual_seed(settings.run.seed)
+        self.step, self.place, self.spent = 0, Place(), 0.0
+        self.restarted = self.unreadable = 0
+        self._build(self._read_state() if resume else None)
+        if not self.validation:
+            self.report("no picture is held out for validation: there are too few")
+
+    def _build(self, state: dict[str, Any] | None) -> None:
+        settings = self.settings
+        config = settings.model
+        model = VQVAE(config).to(self.device)
+        linear = LinearTransform.empty(config).to(self.device)
+        if state is None:
+            linear = self._start(model)
+        self.trainee = Trainee(model, linear, config.patch_nums)
+        self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model
+        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        tokens = [token_count([grid]) for grid in config.patch_nums]
+        self.upkeep = CodebookUpkeep(model.quantize, tokens, settings.quantizer, settings.data.batch_size)
+        rates = settings.optimizer
+        groups = parameter_groups(
+            model, rates.rate, rates.encoder_rate, settings.quantizer.codebook == "gradient"
+        )
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
+        self.healthy = self.upkeep.total_perplexity()
+        self.lpips = self.lpips and self.lpips.to(self.device).requires_grad_(False)
+        self.adversary = Adversary(self.accelerator, rates.rate) if settings.loss.adversarial else None
+        if state is not None:
+            self._restore(state)
+        self.parallel, self.prepared = self.accelerator.prepare(self.trainee, self.optimizer)
+
+    def _start(self, model: VQVAE) -> LinearTransform:
+        """Set the model up from a first look at the pictures; the same in every process."""
+        settings = self.settings
+        config, start = settings.model, settings.start
+        self.report(f"looking at {start.pictures:,} crops")
+        stream = self.pictures.batches(min(64, start.pictures), Place(), workers=self.workers)
+        crops = np.concatenate([next(stream).pixels for _ in range(-(-start.pictures // 64))])
+        linear = principal_components(crops, config, self.device)
+        if config.autoencoder == "light":
+            start_light(model, linear)
+        if start.rounds:
+            parts = np.array_split(crops, -(-len(crops) // 64))
+            latents = torch.cat([linear(to_tensor(part).to(self.device)) for part in parts])
+            self.report(f"k-means over their residuals, {start.rounds} rounds")
+            start_quantizer(model.quantize, latents, config.patch_nums, start.rounds, settings.run.seed)
+        else:
+            start_as_var(model.quantize, settings.run.seed)
+        return linear
+
+    def go(self) -> Path:
+        """Train until the run is done or is stopped."""
+        if self.accelerator.is_main_process:
+            with write_whole(self.run / SETTINGS, overwrite=True) as file:
+                file.write(self.settings.to_toml().encode())
+        batches = self.pictures.batches(
+            self.settings.data.batch_size // self.world,
+            self.place,
+            rank=self.accelerator.process_index,
+            world=self.world,
+            workers=self.workers,
+        )
+        saved = self.step
+        meter = _Meter()
+        share = self._share()
+        for batch, images in ahead(self._to_device, batches, workers=1, limit=2):
+            if share >= 1:
+                break
+            meter.add(self._train_step(batch, images, share), len(images) * self.world)
+            share = self._share()
+            if self.step % REPORT_EVERY == 0 or share >= 1:
+                self._tell(meter, share)
+                meter = _Meter()
+            if self._agree(self.should_stop()):
+                break
+            if self.step - saved >= self.settings.run.validate_every:
+                self.save()
+                self.validate()
+                saved = self.step
+        self.save()
+        self.validate()
+        return self.run / WEIGHTS
+
+    def _to_device(self, batch: Batch) -> tuple[Batch, Tensor]:
+        images = to_tensor(batch.pixels)
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return batch, images
+
+    def _train_step(self, batch: Batch, images: Tensor, share: float) -> dict[str, Tensor]:
+        settings = self.settings
+        self._set_rates(share)
+        taught = self.step < settings.optimizer.taught
+        try:
+            out = self.parallel(images, taught)
+            weights = settings.loss
+            loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
+            total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
+            judged = self.adversary is not None and self.step >= weights.adversarial_start
+            if self.adversary is not None and judged:
+                total = total + weights.adversarial * self.adversary.opinion(out.picture, loss)
+            self.accelerator.backward(total)
+        except torch.OutOfMemoryError:
+            raise TrainError(
+                f"a batch of {settings.data.batch_size} pictures does not fit into memory: use a smaller one"
+            ) from None
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.trainee.parameters(), settings.optimizer.clip)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        if self.adversary is not None and judged:
+            self.adversary.learn(images, out.picture)
+        self.upkeep.observe(out.scales, self._mean)
+        self.step += 1
+        self.place = batch.after
+        self.unreadable += len(batch.unreadable)
+        for text in batch.unreadable:
+            self.report(text)
+        self._average()
+        if (
+            self.step % RESTART_EVERY == 0
+            and settings.quantizer.restart
+            and share < 1 - settings.optimizer.cooldown
+        ):
+            moved = self.upkeep.restart(settings.run.seed * 1_000_003 + self.step, self._broadcast)
+            averaged = self.averaged.quantize.embedding.weight
+            averaged[moved] = self.model.quantize.embedding.weight.detach()[moved]
+            self.restarted += len(moved)
+        return {
+            "loss": total.detach(),
+            "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
+            "commitment": out.commitment.detach(),
+            "anchor": out.anchor.detach(),
+        }
+
+    def _set_rates(self, share: float) -> None:
+        settings = self.settings.optimizer
+        factor = min(1.0, (self.step + 1) / max(1, settings.warmup))
+        if settings.cooldown:
+            factor *= min(1.0, max(0.0, (1 - share) / settings.cooldown))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * factor
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights; sooner at first, when the start is no good estimate."""
+        decay = min(self.settings.optimizer.average, (1 + self.step) / (10 + self.step))
+        pairs = list(zip(self.averaged.parameters(), self.model.parameters(), strict=True))
+        torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
+
+    def _share(self) -> float:
+        """How much of the run is done; by the first process's clock."""
+        run = self.settings.run
+        share = self.step / run.steps
+        if run.minutes is not None:
+            share = max(share, self._seconds() / (60 * run.minutes))
+            if self.world > 1:
+                share = float(self._broadcast(torch.tensor([share], device=self.device)))
+        return min(1.0, share)
+
+    def _seconds(self) -> float:
+        return self.spent + time.monotonic() - self.begin
+
+    def _tell(self, meter: _Meter, share: float) -> None:
+        means = {name: float(self._mean(value)) for name, value in meter.means().items()}
+        if not math.isfinite(means["loss"]):
+            raise TrainError(
+                f"the loss is not a number at step {self.step}: use smaller rates; "
+                f"{self.run / STATE} holds the last good state"
+            )
+        total = self.upkeep.total_perplexity()
+        if total < COLLAPSED * self.healthy:
+            raise TrainError(
+                f"the codebook has collapsed at step {self.step}: its perplexity fell from "
+                f"{self.healthy:.0f} to {total:.0f}; use a smaller encoder_rate or a larger anchor"
+            )
+        self.healthy = max(self.healthy, total) if self.step > 1000 else self.healthy
+        perplexity = tuple(self.upkeep.perplexity().tolist())
+        progress = Progress(
+            step=self.step,
+            share=share,
+            seconds=self._seconds(),
+            loss=means["loss"],
+            psnr=means["psnr"],
+            perplexity=perplexity,
+            restarted=self.restarted,
+            images_per_second=meter.rate(),
+            unreadable=self.unreadable,
+        )
+        self.report(progress)
+        self._log(
+            {
+                **{f"train/{name}": value for name, value in means.items()},
+                **{f"perplexity/scale_{k:02}": value for k, value in enumerate(perplexity)},
+                "perplexity/all": total,
+                "train/restarted": self.restarted,
+                "train/images_per_second": progress.images_per_second,
+                "train/rate": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+
+    def validate(self) -> None:
+        """Export the averaged weights, and measure them on the pictures held out."""
+        if self.accelerator.is_main_process:
+            self._export(self._measure() if self.validation else None)
+        self.accelerator.wait_for_everyone()
+
+    def _measure(self) -> Validation:
+        config = self.settings.model
+        tokenizer = Tokenizer(
+            self.averaged, config, name=self.settings.name, device=self.device, dtype="float32"
+        )
+        errors: list[float] = []
+        maps: list[list[NDArray[np.int64]]] = []
+        decoded: list[NDArray[np.uint8]] = []
+        for pixels in self.validation:
+            tokens = tokenizer.encode(to_tensor(pixels[None]))
+            drawn = to_pixels(tokenizer.decode(tokens))[0]
+            errors.append(np.square(drawn.astype(np.float64) - pixels).mean())
+            maps.append([tokens_map.cpu().numpy() for tokens_map in tokens.maps])
+            if len(decoded) < SHOWN:
+                decoded.append(drawn)
+        usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
+        psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-4))))
+        sheet = np.concatenate(
+            [np.concatenate(self.validation[:SHOWN], axis=1), np.concatenate(decoded, axis=1)]
+        )
+        (self.run / SAMPLES).mkdir(exist_ok=True)
+        with write_whole(self.run / SAMPLES / f"{self.step:07}.png", overwrite=True) as file:
+            file.write(encode_picture(sheet, "png"))
+        result = Validation(
+            step=self.step,
+            pictures=len(self.validation),
+            psnr=psnr,
+            used=tuple(scale.used for scale in usage.scales),
+            perplexity=tuple(scale.perplexity for scale in usage.scales),
+            total=usage.overall.used,
+        )
+        self.report(result)
+        self._log(
+            {
+                "validation/psnr": psnr,
+                "validation/used": result.total,
+                **{f"validation/used_{k:02}": float(used) for k, used in enumerate(result.used)},
+            }
+        )
+        return result
+
+    def _export(self, validation: Validation | None) -> None:
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.averaged.state_dict().items()}
+        settings = self.settings
+        checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)
+        write_checkpoint(self.run / WEIGHTS, checkpoint, overwrite=True)
+        card = describe(
+            settings,
+            step=self.step,
+            seconds=self._seconds(),
+            processes=self.world,
+            device=self.device,
+            precision=self.precision,
+            validation=validation,
+        )
+        with write_whole(self.run / CARD, overwrite=True) as file:
+            file.write(card.encode())
+
+    def save(self) -> None:
+        """Write what the run needs to go on as if it had never stopped."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "settings": self.settings.to_toml(),
+            "step": self.step,
+            "place": dataclasses.astuple(self.place),
+            "seconds": self._seconds(),
+            "restarted": self.restarted,
+            "healthy": self.healthy,
+            "trainee": self.trainee.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "use": self.upkeep.use,
+            "sums": self.upkeep.sums,
+            "adversary": self.adversary and self.adversary.state_dict(),
+        }
+        with write_whole(self.run / STATE, overwrite=True) as file:
+            torch.save(state, file)
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            # Tensors and plain containers only: weights_only refuses whatever would run code.
+            state: dict[str, Any] = torch.load(self.run / STATE, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises nearly every type on a damaged file
+            raise TrainError(f"{self.run / STATE} is not a run's state ({one_line(error)})") from None
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            self.trainee.load_state_dict(state["trainee"])
+            self.averaged.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.upkeep.use.copy_(state["use"])
+            self.upkeep.sums.copy_(state["sums"])
+            if self.adversary is not None:
+                self.adversary.load_state_dict(state["adversary"])
+            self.step, self.place, self.spent = state["step"], Place(*state["place"]), state["seconds"]
+            self.restarted, self.healthy = state["restarted"], state["healthy"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TrainError(f"{self.run / STATE} is not this run's state ({one_line(error)})") from None
+        rates = self.settings.optimizer
+        for group, base in zip(self.optimizer.param_groups, (rates.rate, rates.encoder_rate), strict=True):
+            group["base"] = base
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run / LOGS))
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, self.step)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        if self.world == 1:
+            return value
+        found: Tensor = self.accelerator.reduce(value, "mean")
+        return found
+
+    def _broadcast(self, value: Tensor) -> Tensor:
+        if self.world == 1:
+            return value
+        from accelerate.utils import broadcast
+
+        found: Tensor = broadcast(value)
+        return found
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether any process wants to stop."""
+        if self.world == 1:
+            return stop
+        return float(self._mean(torch.tensor([float(stop)], device=self.device))) > 0
+
+
+class _Meter:
+    """Sums of what steps gave, kept on the device, and the time since it was made."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._steps = self._images = 0
+        self._begin = time.monotonic()
+
+    def add(self, values: dict[str, Tensor], images: int) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._steps += 1
+        self._images += images
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self._steps for name, value in self._sums.items()}
+
+    def rate(self) -> float:
+        return self._images / max(time.monotonic() - self._begin, 1e-9)
+
+
+def _takes_bf16(precision: str, cpu: bool) -> bool:
+    """Whether to compute in bfloat16: where it is asked for, or where the processor is built for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available() and not cpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = (
+        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("avx512_bf16", "amx_tile")
+    )
+    return not torch.backends.mps.is_available() and any(found)

@@ -1,0 +1,121 @@
+"""The codebook in training: a moving average of what its codes are picked for, and an eye on their use.
+
+A code of the 1x1 scale sees one token a picture, one of the 16x16 scale may see hundreds. Counted alike, the
+fine scales would own the codebook, and codes of the coarse ones would seem dead: the collapse that trainers
+of multi-scale tokenizers report. So each scale weighs the same here.
+
+Sources: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1 (the moving average); Dhariwal et al. 2020,
+arXiv:2005.00341, section 3 (the restart of dead codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vartok.quantizer import MultiScaleQuantizer, Scale
+from vartok.train.settings import QuantizerSettings
+
+
+class CodebookUpkeep:
+    """Keeps a quantizer's codebook close to what it codes, and all of it in use.
+
+    Attributes:
+        use: [K, V] float32: for each scale, the moving average of each code's share of its tokens.
+        sums: [V, C] float32: the moving average of the residuals that a code was picked for, times the
+            mean over scales of its share.
+    """
+
+    def __init__(
+        self,
+        quantizer: MultiScaleQuantizer,
+        tokens: Sequence[int],
+        settings: QuantizerSettings,
+        batch_size: int,
+    ) -> None:
+        """Begin with even use.
+
+        Args:
+            quantizer: whose codebook it is.
+            tokens: of every scale, in a picture.
+            settings: how the codebook follows.
+            batch_size: pictures a step.
+        """
+        codes = quantizer.embedding.weight.detach()
+        self.use = codes.new_full((len(tokens), len(codes)), 1 / len(codes))
+        self.sums = codes / len(codes)
+        self._quantizer = quantizer
+        self._settings = settings
+        seen = batch_size / max(1 - settings.decay, 1e-6)  # pictures that the average remembers
+        self._possible = torch.tensor([min(len(codes), seen * count) for count in tokens])
+        self._cells: list[Tensor] = []
+
+    def observe(self, scales: Sequence[Scale], mean: Callable[[Tensor], Tensor]) -> None:
+        """Take in a step's scales, and move the codes if they are to follow as averages.
+
+        Args:
+            scales: of this process's part of the batch.
+            mean: makes the mean over all processes of a tensor.
+        """
+        share, sums = torch.zeros_like(self.use), torch.zeros_like(self.sums)
+        self._cells = []
+        for k, scale in enumerate(scales):
+            assert scale.cells is not None  # in training a latent is quantized
+            indices = scale.indices.flatten()
+            rows = scale.cells.detach().permute(0, 2, 3, 1).reshape(len(indices), -1)
+            share[k] = torch.bincount(indices, minlength=share.shape[1]) / len(indices)
+            sums.index_add_(0, indices, rows, alpha=1 / len(indices) / len(scales))
+            self._cells.append(rows)
+        decay = self._settings.decay
+        self.use.lerp_(mean(share), 1 - decay)
+        self.sums.lerp_(mean(sums), 1 - decay)
+        if self._settings.codebook == "average":
+            share = self.use.mean(0)[:, None]
+            kept = share > 1e-3 / len(share)  # of what was hardly ever picked the average is noise
+            codes = self._quantizer.embedding.weight
+            codes.data.copy_(torch.where(kept, self.sums / share.clamp(min=1e-12), codes))
+
+    def restart(self, seed: int, broadcast: Callable[[Tensor], Tensor]) -> Tensor:
+        """Give dead codes new places: residuals of the last step, of scales that show too few codes.
+
+        Args:
+            seed: of what is drawn at random.
+            broadcast: makes a tensor what the first process has.
+
+        Returns:
+            [n] int64, the codes that were moved.
+        """
+        share = self.use.mean(0)
+        dead = (share < self._settings.restart / len(share)).nonzero().flatten()
+        if not len(dead):
+            return dead
+        random = torch.Generator().manual_seed(seed)
+        lack = (1 - self.perplexity().cpu() / self._possible).clamp(min=1e-3).square()
+        scale_of = torch.multinomial(lack, len(dead), replacement=True, generator=random)
+        codes = self._quantizer.embedding.weight
+        new = torch.empty(len(dead), codes.shape[1], device=codes.device)
+        for k, rows in enumerate(self._cells):
+            mine = (scale_of == k).nonzero().flatten()
+            chosen = torch.randint(len(rows), (len(mine),), generator=random)
+            new[mine.to(new.device)] = rows[chosen.to(rows.device)]
+        new = broadcast(new)
+        codes.data[dead] = new
+        self.use[:, dead] = 1 / len(share)
+        self.sums[dead] = new / len(share)
+        return dead
+
+    def perplexity(self) -> Tensor:
+        """[K]: 2 ** entropy of every scale's use, codes that it uses evenly would be so many."""
+        return _perplexity(self.use)
+
+    def total_perplexity(self) -> float:
+        """Of all scales together, each weighing the same."""
+        return float(_perplexity(self.use.mean(0)))
+
+
+def _perplexity(use: Tensor) -> Tensor:
+    """[..., V] -> [...]."""
+    found: Tensor = torch.special.entr(use / use.sum(-1, keepdim=True)).sum(-1).exp()
+    return found

@@ -96,7 +96,8 @@ def train(
     if not debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's, where TensorFlow is installed
 
-    display = _Display(settings.run.steps, settings.run.minutes, quiet=quiet)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    display = _Display(quiet=quiet or not first)
     stopper = _Stopper()
     try:
         weights = train(
@@ -140,8 +141,8 @@ class _Stopper:
 class _Display:
     """Shows on stderr how training goes: a line that changes on a terminal, else one every half minute."""
 
-    def __init__(self, steps: int, minutes: float | None, *, quiet: bool) -> None:
-        self._steps, self._minutes, self._quiet = steps, minutes, quiet
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._live = sys.stderr.isatty() and not quiet
         self._shown_at = -LINE_EVERY
         self._open = False

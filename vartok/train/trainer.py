@@ -150,7 +150,8 @@ class _Run:
         self.accelerator = Accelerator(
             cpu=cpu,
             mixed_precision=self.precision.replace("float32", "no"),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            # A schedule of few scales leaves phis without use.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.report = report if self.accelerator.is_main_process else lambda _: None
         self.device: torch.device = self.accelerator.device

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from noise import COFFEE
+from noise import COFFEE, DATA, shapes
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import vartok
@@ -662,3 +663,38 @@ def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path, preset: 
     for name, tensor in one["trainee"].items():
         assert torch.allclose(tensor, two["trainee"][name], rtol=1e-2, atol=1e-3), name
     assert torch.allclose(one["use"], two["use"], atol=0.05)
+
+
+# VAR's architecture.
+
+
+def wanted_of_var() -> dict[str, tuple[int, ...]]:
+    """The names and shapes that VAR's own class gives at ch = 32."""
+    lines = (DATA / "var-small.txt").read_text().splitlines()
+    return {
+        name: tuple(map(int, shape.split("x"))) for name, _, shape in (line.partition(" ") for line in lines)
+    }
+
+
+def test_the_small_preset_has_vars_tensors() -> None:
+    assert shapes(read_settings("var-small").model) == wanted_of_var()
+
+
+@pytest.mark.slow
+def test_the_small_preset_trains_and_exports_what_vars_class_loads(tiles: Path, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"batch_size": 4},
+        "start": {"pictures": 64, "rounds": 1},
+        "optimizer": {"taught": 20, "warmup": 5},
+        "run": {"steps": 40, "precision": "float32"},
+        "model": {"patch_nums": [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]},  # as many scales as VAR's, in 64 pixels
+    }
+    told = go(read_settings("var-small", changes), tiles, tmp_path / "run")
+    steps = [event for event in told if isinstance(event, Progress)]
+    assert steps[1].loss < steps[0].loss  # while it is taught
+    assert steps[-1].loss < steps[2].loss  # and after
+    assert steps[-1].psnr > steps[0].psnr
+    assert min(steps[-1].perplexity) > 0.3 * max(steps[-1].perplexity)
+    with safe_open(tmp_path / "run" / WEIGHTS, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert found == wanted_of_var()

@@ -145,7 +145,7 @@ class _Run:
         self.settings, self.run, self.workers = settings, run, workers
         self.should_stop = should_stop
         self.pictures = Pictures(sources, settings.data, settings.model.image_size, settings.run.seed)
-        self.precision = "bf16" if _takes_bf16(settings.run.precision, cpu) else "float32"
+        self.precision = "bf16" if takes_bf16(settings.run.precision, cpu) else "float32"
         self.lpips = load_lpips() if settings.loss.lpips else None
         self.accelerator = Accelerator(
             cpu=cpu,
@@ -533,7 +533,7 @@ class _Meter:
         return self._images / max(time.monotonic() - self._begin, 1e-9)
 
 
-def _takes_bf16(precision: str, cpu: bool) -> bool:
+def takes_bf16(precision: str, cpu: bool) -> bool:
     """Whether to compute in bfloat16: where it is asked for, or where the processor is built for it."""
     if precision != "auto":
         return precision == "bf16"

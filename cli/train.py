@@ -36,19 +36,24 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", "-p", help="light, var-small, var, or a TOML file of your own; default: light."
+            "--preset", "-p", help="light (the default), var-small, var, or a TOML file of your own."
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in RUN, with the settings it has.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run in RUN; its settings hold, other options may change them."
+        ),
     ] = False,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of the run.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Length of the run; default: 100,000.")
+    ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0, help="Its length in time; the rates fall in time for its end."),
+        typer.Option("--minutes", min=0.01, help="Its length in time, if that is less."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Crops a step, over all processes.")
+        int | None, typer.Option("--batch-size", min=1, help="Crops a step, over all processes; default: 16.")
     ] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0, help="Learning rate of the decoder.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of everything random.")] = None,
@@ -64,6 +69,7 @@ def train(
 
     RUN/weights.safetensors is what encode and decode take with -w. RUN also holds the settings, the state to
     resume from, pictures held out as they come back (samples/), and logs for TensorBoard (log/).
+    Needs pip install 'vartok[train]'.
 
     Examples:
       vartok train photos -o run --minutes 30
@@ -84,7 +90,7 @@ def train(
         raise typer.BadParameter("a run that is resumed has its settings: leave --preset out")
 
     from vartok.train.settings import read_settings
-    from vartok.train.trainer import SETTINGS, check_packages, train
+    from vartok.train.trainer import SETTINGS, WEIGHTS, check_packages, train
 
     check_packages()
     if resume and not (output / SETTINGS).is_file():
@@ -98,9 +104,8 @@ def train(
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     display = _Display(quiet=quiet or not first)
-    stopper = _Stopper()
     try:
-        weights = train(
+        done = train(
             settings,
             data,
             output,
@@ -108,34 +113,40 @@ def train(
             cpu=cpu,
             workers=workers or max(1, default_workers(None) // 2),
             report=display.show,
-            should_stop=stopper.asked,
+            should_stop=_Stopper(display),
         )
     finally:
         display.close()
-    if stopper.asked():
+    if not done:
         flags = ["--cpu"] if cpu else []
         again = shlex.join(["vartok", "train", *data, "-o", str(output), *flags, "--resume"])
         display.say(f"stopped; everything is saved. Go on with: {again}")
         raise typer.Exit(INTERRUPTED)
-    display.say(f"trained: vartok encode -w {shlex.quote(str(weights))} img.png")
+    display.say(f"trained: vartok encode -w {shlex.quote(str(output / WEIGHTS))} img.png")
 
 
 class _Stopper:
-    """Takes the first Ctrl-C, or a cluster's SIGTERM, as a wish; a second one ends the program at once."""
+    """Takes the first Ctrl-C, or a cluster's SIGTERM, as a wish; a second one ends the program at once.
 
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+    From the first step on: before it there is nothing to save, and one is enough.
+    """
 
-    def asked(self) -> bool:
+    def __init__(self, display: _Display) -> None:
+        self._display = display
+        self._asked = self._listening = False
+
+    def __call__(self) -> bool:
+        if not self._listening:
+            self._listening = True
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._ask)
         return self._asked
 
-    def _ask(self, *_: object) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
+    def _ask(self, number: int, _: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.default_int_handler)
         self._asked = True
-        say("stopping after this step; once more to stop at once")
+        self._display.say("stopping after this step; once more to stop at once")
 
 
 class _Display:

@@ -45,17 +45,18 @@ class Adversary:
         self._adam = torch.optim.AdamW(self._plain.parameters(), lr=rate, betas=(0.5, 0.9))
         self._parallel, self._optimizer = accelerator.prepare(self._plain, self._adam)
 
-    def opinion(self, picture: Tensor, loss: Tensor) -> Tensor:
+    def opinion(self, images: Tensor, picture: Tensor, loss: Tensor) -> Tensor:
         """How unreal pictures look, scaled so that its gradient is as large as that of `loss`.
 
         Args:
-            picture: [B, 3, H, W], with gradient.
+            images: [B, 3, H, W], real ones: batches are normalised together, here as when it learns.
+            picture: likewise, as decoded, with gradient.
             loss: what else is minimised about them.
 
         Source: Esser et al. 2021, arXiv:2012.09841, section 3.1; gradients are taken at the picture,
         not at the decoder's last layer.
         """
-        unreal = -self._plain(picture).mean()
+        unreal = -self._plain(torch.cat([images, picture])).chunk(2)[1].mean()
         (theirs,) = torch.autograd.grad(loss, picture, retain_graph=True)
         (ours,) = torch.autograd.grad(unreal, picture, retain_graph=True)
         weight = (theirs.norm() / (ours.norm() + 1e-6)).clamp(max=LARGEST)
@@ -65,8 +66,7 @@ class Adversary:
     def learn(self, images: Tensor, picture: Tensor) -> None:
         """A step of telling real images from decoded ones, by the hinge loss."""
         self._optimizer.zero_grad()  # the opinion has left gradients here
-        with self._accelerator.autocast():
-            real, drawn = self._parallel(torch.cat([images, picture.detach()])).float().chunk(2)
+        real, drawn = self._parallel(torch.cat([images, picture.detach()])).chunk(2)
         loss = (F.relu(1 - real).mean() + F.relu(1 + drawn).mean()) / 2
         self._accelerator.backward(loss)
         self._optimizer.step()

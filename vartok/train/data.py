@@ -7,6 +7,7 @@ So any number of processes sees the same batches, and a run that is resumed goes
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import tarfile
 import zlib
@@ -29,11 +30,20 @@ SHUFFLED = 1000
 """Pictures out of which the next is drawn: tars are read in order, and this mixes them."""
 
 
+GIVE_UP = 64
+"""Pictures in a row that cannot be read, after which none is expected to be readable."""
+
+
 class Item(NamedTuple):
-    """A picture that has not been read: its name, by which it may be held out, and its file or bytes."""
+    """A picture that has not been read.
+
+    Attributes:
+        name: its path within its folder or shard, without suffix; by it a picture is held out.
+        file: its file or bytes; or why there are none.
+    """
 
     name: str
-    file: Path | bytes
+    file: Path | bytes | ImageError
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Batch:
 
     Attributes:
         pixels: [B, H, W, 3] uint8.
-        unreadable: what could not be read, a line each; readable ones stand in for them.
+        unreadable: what could not be read, a line each; others stand in for them.
         after: the place of the next batch.
     """
 
@@ -67,20 +77,30 @@ class Pictures:
         settings: how pictures become crops.
         size: (height, width) of a crop, in pixels.
         seed: of order and crops.
+        without: a folder whose pictures are left out, if it lies in one that is searched.
 
     Raises:
         TrainError: a source that does not exist, or none that holds a picture.
     """
 
     def __init__(
-        self, sources: Sequence[str | Path], settings: DataSettings, size: tuple[int, int], seed: int
+        self,
+        sources: Sequence[str | Path],
+        settings: DataSettings,
+        size: tuple[int, int],
+        seed: int,
+        without: Path | None = None,
     ) -> None:
         self.settings = settings
         self.size = size
         self.seed = seed
-        self._units = sorted(itertools.chain.from_iterable(map(_find, sources)))
+        # A picture or a shard each: its name, and where it is.
+        self._units = sorted(unit for source in sources for unit in _find(Path(source), without))
         if not self._units:
             raise TrainError("no pictures: name folders that hold some, tar shards, or files")
+        names = "\n".join(name for name, _ in self._units)
+        self.fingerprint = zlib.crc32(names.encode(errors="replace"))
+        """Of the names of files: of others, the stream's order is another."""
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
         """The pictures kept for validation, [H, W, 3] uint8 each: scaled to cover, then the centre."""
@@ -88,7 +108,7 @@ class Pictures:
 
         def read(item: Item) -> NDArray[np.uint8] | None:
             try:
-                return read_picture(item.file, fit).pixels
+                return _read(item, fit)
             except ImageError:
                 return None
 
@@ -111,7 +131,7 @@ class Pictures:
             workers: threads that read.
 
         Raises:
-            TrainError: of the pictures of a first batch none can be read.
+            TrainError: of many pictures in a row none can be read.
         """
 
         def read(entry: tuple[Place, int, Item]) -> tuple[Place, NDArray[np.uint8] | str]:
@@ -123,14 +143,21 @@ class Pictures:
 
         mine = itertools.islice(self._stream(place), rank, None, world)
         found = ahead(read, mine, workers=workers, limit=3 * size + workers)
-        before: list[NDArray[np.uint8]] = []
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
             bad = tuple(text for _, text in part if isinstance(text, str))
-            before = good or before
-            if not before:
-                raise TrainError(f"none of the first {size} pictures can be read; one says: {bad[0]}")
-            filled = itertools.islice(itertools.cycle(before), size - len(good))
+            stand_ins = good
+            if not good:  # the next one that can be read, which then also has its own turn
+                further = []
+                for entry in itertools.islice(found, GIVE_UP):
+                    further.append(entry)
+                    if not isinstance(entry[1], str):
+                        stand_ins = [entry[1]]
+                        break
+                else:
+                    raise TrainError(f"no picture can be read, of many in a row; one says: {bad[0]}")
+                found = itertools.chain(further, found)
+            filled = itertools.islice(itertools.cycle(stand_ins), size - len(good))
             last = part[-1][0]
             # The last of this process's pictures is followed by those of the processes after it.
             yield Batch(np.stack([*good, *filled]), bad, Place(last.epoch, last.offset + world - 1 - rank))
@@ -160,18 +187,17 @@ class Pictures:
     def _is_held_out(self, item: Item) -> bool:
         return zlib.crc32(item.name.encode(errors="replace")) % self.settings.hold_out == 0
 
-    def _expand(self, units: Iterable[Path]) -> Iterator[Item]:
-        for unit in units:
-            if unit.suffix == ".tar":
-                yield from _read_tar(unit)
+    def _expand(self, units: Iterable[tuple[str, Path]]) -> Iterator[Item]:
+        for name, path in units:
+            if path.suffix.lower() == ".tar":
+                yield from _read_tar(path)
             else:
-                yield Item(unit.name, unit)
+                yield Item(name, path)
 
     def _crop(self, item: Item, rng: np.random.Generator) -> NDArray[np.uint8]:
         """A random part of a picture, perhaps mirrored, its colours a little changed: [H, W, 3] uint8."""
         height, width = self.size
-        whole = read_picture(item.file, Fit(mode="native", multiple=1)).pixels
-        picture = Image.fromarray(whole)
+        picture = Image.fromarray(_read(item, Fit(mode="native", multiple=1)))
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
         # The part of the original that the crop shows, placed at random; scaled down, never all of it.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
@@ -189,36 +215,47 @@ class Pictures:
         return np.asarray(picture)
 
 
-def _find(source: str | Path) -> Iterator[Path]:
-    path = Path(source)
-    if path.is_dir():
+def _find(source: Path, without: Path | None) -> Iterator[tuple[str, Path]]:
+    """The pictures and shards of a source: what each is called, and where it is."""
+    if source.is_dir():
         suffixes = (*picture_suffixes(), ".tar")
-        yield from (
-            found
-            for found in path.rglob("*")
-            if found.name.lower().endswith(suffixes) and not found.name.startswith(".") and found.is_file()
-        )
-    elif not path.exists():
+        for path in source.rglob("*"):
+            if path.name.startswith(".") or not path.name.lower().endswith(suffixes) or not path.is_file():
+                continue
+            if without is None or not path.resolve().is_relative_to(without.resolve()):
+                yield path.relative_to(source).with_suffix("").as_posix(), path
+    elif not source.exists():
         raise TrainError(f"{source}: no such file or folder")
-    elif path.suffix == ".txt":
-        yield from (Path(name) for name in path.read_text().splitlines() if name)
+    elif source.suffix.lower() == ".txt":
+        for line in source.read_bytes().splitlines():
+            if line:
+                path = Path(os.fsdecode(line))
+                yield path.with_suffix("").as_posix(), path
     else:
-        yield path
+        yield source.stem, source
 
 
 def _read_tar(path: Path) -> Iterator[Item]:
-    """The pictures of a shard, by WebDataset's rule: a sample is what shares a name up to the first dot."""
-    import webdataset
+    """The pictures of a shard, by WebDataset's rule: a sample is what shares a name up to its first dot."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    suffixes = tuple(suffix[1:] for suffix in picture_suffixes())
-    # Every process reads all shards and picks its own pictures, so no splitting here.
-    samples: Iterable[dict[str, Any]] = webdataset.WebDataset(
-        [str(path)], shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
-    )
+    suffixes = {suffix[1:] for suffix in picture_suffixes()}
     try:
-        for sample in samples:
-            for key, value in sample.items():
-                if key.lower().endswith(suffixes):
-                    yield Item(sample["__key__"], value)
+        # Opened here: webdataset takes names for URLs, some of which run commands.
+        with open(path, "rb") as stream:
+            samples: Iterable[dict[str, Any]] = group_by_keys(
+                tar_file_expander([{"url": str(path), "stream": stream}])
+            )
+            for sample in samples:
+                for key, value in sample.items():
+                    if key.lower() in suffixes:
+                        yield Item(sample["__key__"], value)
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        raise TrainError(f"{path}: is not a whole tar file ({one_line(error.args[0])})") from None
+        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
+        yield Item(str(path), ImageError(f"is not a whole tar file: {one_line(reason)}"))
+
+
+def _read(item: Item, fit: Fit) -> NDArray[np.uint8]:
+    if isinstance(item.file, ImageError):
+        raise item.file
+    return read_picture(item.file, fit).pixels

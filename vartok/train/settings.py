@@ -105,7 +105,7 @@ class OptimizerSettings:
     Attributes:
         rate: of the decoder and the phis.
         encoder_rate: of the encoder, and of a codebook that is trained by gradient.
-        weight_decay: decoupled, of convolutions.
+        weight_decay: decoupled, of all weights.
         warmup: steps in which the rate rises.
         cooldown: share of the run, at its end, in which the rate falls.
         taught: steps in which the quantizer is given the linear transform's latents; the encoder meanwhile
@@ -171,7 +171,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Check what no run can have."""
-        loss, data, run = self.loss, self.data, self.run
+        loss, data, rates, run = self.loss, self.data, self.optimizer, self.run
         if not (loss.mse or loss.log_mse or loss.l1 or loss.gradient):
             raise ConfigError("[loss] has no reconstruction loss: give mse, log_mse, l1 or gradient a weight")
         if self.quantizer.codebook not in ("average", "gradient"):
@@ -194,11 +194,21 @@ class TrainSettings:
             ("[optimizer] cooldown", self.optimizer.cooldown, 0, 1),
             ("[optimizer] average", self.optimizer.average, 0, 1),
             ("[run] steps", run.steps, 1, 1 << 40),
-            ("[run] minutes", 1 if run.minutes is None else run.minutes, 0, 1 << 30),
+            ("[run] minutes", 1 if run.minutes is None else run.minutes, 1e-3, 1 << 30),
+            ("[run] seed", run.seed, 0, 1 << 31),
+            *((f"[loss] {name}", value, 0, 1e9) for name, value in dataclasses.asdict(loss).items()),
+            ("[optimizer] rate", rates.rate, 0, 1e9),
+            ("[optimizer] encoder_rate", rates.encoder_rate, 0, 1e9),
+            ("[optimizer] weight_decay", rates.weight_decay, 0, 1e3),
+            ("[optimizer] warmup", rates.warmup, 0, 1 << 40),
+            ("[optimizer] taught", rates.taught, 0, 1 << 40),
+            ("[optimizer] clip", rates.clip, 1e-9, 1e9),
             ("[run] validate_every", run.validate_every, 1, 1 << 40),
         ):
             if not low <= value <= high:
                 raise ConfigError(f"{name} is from {low:,} to {high:,}, not {value!r}")
+        if rates.taught and not loss.anchor and self.model.autoencoder == "var":
+            raise ConfigError("[optimizer] taught: without [loss] anchor nothing teaches the encoder")
         height, width = self.model.image_size
         if self.model.z_channels > 3 * self.model.downsample**2:
             raise ConfigError("[model] z_channels: more than a patch has values")
@@ -263,10 +273,10 @@ def read_settings(preset: str, overrides: Mapping[str, Mapping[str, Any]] | None
         ConfigError: no such preset or file, or what `TrainSettings.from_toml` refuses.
     """
     if preset in PRESETS:
-        text = (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text()
+        text = (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text("utf-8")
         return TrainSettings.from_toml(text, overrides)
     try:
-        text = Path(preset).read_text()
+        text = Path(preset).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{quoted(preset)} is no preset ({', '.join(PRESETS)}) and no file that can be read "
@@ -304,4 +314,4 @@ _KINDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a tex
 
 def _toml(key: str, value: Any) -> str | None:
     """A line of TOML; JSON writes texts, numbers, booleans and lists of them as TOML does."""
-    return None if value is None else f"{key} = {json.dumps(value)}"
+    return None if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"

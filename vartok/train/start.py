@@ -71,8 +71,8 @@ def principal_components(
     for start in range(0, len(pictures), CHUNK):
         patches = F.pixel_unshuffle(to_tensor(pictures[start : start + CHUNK]).to(device), d)
         rows = patches.permute(0, 2, 3, 1).reshape(-1, size)
-        total += rows.sum(0).double().cpu()
-        products += (rows.T @ rows).double().cpu()
+        total += rows.sum(0).cpu().double()
+        products += (rows.T @ rows).cpu().double()
         count += len(rows)
     mean = total / count
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))

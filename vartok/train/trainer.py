@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from vartok.checkpoint import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.errors import TrainError, one_line
-from vartok.evaluate import load_lpips
+from vartok.evaluate import load_lpips, psnr
 from vartok.files import write_whole
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.model import VQVAE
@@ -50,7 +51,7 @@ PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
 REPORT_EVERY = 10  # steps: what is reported is read off the device, which waits for it
 RESTART_EVERY = 50  # steps
 SHOWN = 8  # pictures in a sample
-COLLAPSED = 0.1  # of the perplexity at the start: below it, training has gone wrong
+COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Progress:
         perplexity: of every scale's use of the codebook, a moving average.
         restarted: codes that were dead and started anew.
         images_per_second: over all processes.
-        unreadable: pictures that could not be read, in this session.
+        unreadable: pictures that could not be read, since training was begun or resumed.
     """
 
     step: int
@@ -101,8 +102,8 @@ def train(
     workers: int = 1,
     report: Callable[[Progress | Validation | str], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Path:
-    """Train a tokenizer, and export it.
+) -> bool:
+    """Train a tokenizer, and export it as `run`/weights.safetensors.
 
     Started by `accelerate launch`, every process calls this; the first one writes and reports.
 
@@ -117,10 +118,11 @@ def train(
         should_stop: asked after every step; the run's state is saved before it ends.
 
     Returns:
-        The exported checkpoint, `run`/weights.safetensors.
+        Whether the run is done; False if it was stopped.
 
     Raises:
-        TrainError: no pictures, a folder that holds another run, or training that went wrong.
+        TrainError: no pictures, a folder that holds another run, training that went wrong, or a run that
+            cannot be written.
     """
     check_packages()
     return _Run(settings, sources, run, resume, cpu, workers, report, should_stop).go()
@@ -144,15 +146,21 @@ class _Run:
         self.begin = time.monotonic()
         self.settings, self.run, self.workers = settings, run, workers
         self.should_stop = should_stop
-        self.pictures = Pictures(sources, settings.data, settings.model.image_size, settings.run.seed)
+        self.pictures = Pictures(
+            sources, settings.data, settings.model.image_size, settings.run.seed, without=run
+        )
         self.precision = "bf16" if takes_bf16(settings.run.precision, cpu) else "float32"
         self.lpips = load_lpips() if settings.loss.lpips else None
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=self.precision.replace("float32", "no"),
-            # A schedule of few scales leaves phis without use.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        # A schedule of few scales leaves phis without use.
+        parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+        try:
+            self.accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision=self.precision.replace("float32", "no"),
+                kwargs_handlers=[parallel],
+            )
+        except ValueError as error:  # bf16 on a GPU that has none
+            raise TrainError(f"cannot train in {self.precision} here: {one_line(error)}") from None
         self.report = report if self.accelerator.is_main_process else lambda _: None
         self.device: torch.device = self.accelerator.device
         self.world: int = self.accelerator.num_processes
@@ -169,7 +177,9 @@ class _Run:
         self.validation = self.pictures.held_out(workers) if self.accelerator.is_main_process else []
         torch.manual_seed(settings.run.seed)
         self.step, self.place, self.spent = 0, Place(), 0.0
-        self.restarted = self.unreadable = 0
+        self.restarted = 0
+        self.unreadable: set[str] = set()
+        self.healthy = 0.0  # the codebook's largest perplexity, once it has been measured
         self._build(self._read_state() if resume else None)
         if not self.validation:
             self.report("no picture is held out for validation: there are too few")
@@ -184,23 +194,23 @@ class _Run:
         self.trainee = Trainee(model, linear, config.patch_nums)
         self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
-        tokens = [token_count([grid]) for grid in config.patch_nums]
-        self.upkeep = CodebookUpkeep(model.quantize, tokens, settings.quantizer, settings.data.batch_size)
         rates = settings.optimizer
         groups = parameter_groups(
             model, rates.rate, rates.encoder_rate, settings.quantizer.codebook == "gradient"
         )
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
-        self.healthy = self.upkeep.total_perplexity()
         self.lpips = self.lpips and self.lpips.to(self.device).requires_grad_(False)
         self.adversary = Adversary(self.accelerator, rates.rate) if settings.loss.adversarial else None
+        self.parallel, self.prepared = self.accelerator.prepare(self.trainee, self.optimizer)
+        # From here on all processes have the same weights.
+        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        tokens = [token_count([grid]) for grid in config.patch_nums]
+        self.upkeep = CodebookUpkeep(model.quantize, tokens, settings.quantizer, settings.data.batch_size)
         if state is not None:
             self._restore(state)
-        self.parallel, self.prepared = self.accelerator.prepare(self.trainee, self.optimizer)
 
     def _start(self, model: VQVAE) -> LinearTransform:
-        """Set the model up from a first look at the pictures; the same in every process."""
+        """Set the model up from a first look at the pictures."""
         settings = self.settings
         config, start = settings.model, settings.start
         self.report(f"looking at {start.pictures:,} crops")
@@ -218,10 +228,10 @@ class _Run:
             start_as_var(model.quantize, settings.run.seed)
         return linear
 
-    def go(self) -> Path:
-        """Train until the run is done or is stopped."""
+    def go(self) -> bool:
+        """Train until the run is done or is stopped; whether it is done."""
         if self.accelerator.is_main_process:
-            with write_whole(self.run / SETTINGS, overwrite=True) as file:
+            with self._written(SETTINGS) as file:
                 file.write(self.settings.to_toml().encode())
         batches = self.pictures.batches(
             self.settings.data.batch_size // self.world,
@@ -236,7 +246,15 @@ class _Run:
         for batch, images in ahead(self._to_device, batches, workers=1, limit=2):
             if share >= 1:
                 break
-            meter.add(self._train_step(batch, images, share), len(images) * self.world)
+            try:
+                meter.add(self._train_step(batch, images, share), len(images) * self.world)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
+                    raise
+                raise TrainError(
+                    f"a batch of {self.settings.data.batch_size} pictures does not fit into memory: "
+                    "use a smaller one"
+                ) from None
             share = self._share()
             if self.step % REPORT_EVERY == 0 or share >= 1:
                 self._tell(meter, share)
@@ -247,36 +265,31 @@ class _Run:
                 self.save()
                 self.validate()
                 saved = self.step
+                meter = _Meter()
         self.save()
         self.validate()
-        return self.run / WEIGHTS
+        return share >= 1
 
     def _to_device(self, batch: Batch) -> tuple[Batch, Tensor]:
         images = to_tensor(batch.pixels)
         if self.device.type == "cuda":
             images = images.pin_memory()
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        return batch, images
+            return batch, images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return batch, images.to(self.device, memory_format=torch.channels_last)
 
     def _train_step(self, batch: Batch, images: Tensor, share: float) -> dict[str, Tensor]:
         settings = self.settings
         self._set_rates(share)
         taught = self.step < settings.optimizer.taught
-        try:
-            out = self.parallel(images, taught)
-            weights = settings.loss
-            loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
-            total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
-            judged = self.adversary is not None and self.step >= weights.adversarial_start
-            if self.adversary is not None and judged:
-                total = total + weights.adversarial * self.adversary.opinion(out.picture, loss)
-            self.accelerator.backward(total)
-        except torch.OutOfMemoryError:
-            raise TrainError(
-                f"a batch of {settings.data.batch_size} pictures does not fit into memory: use a smaller one"
-            ) from None
-        if self.accelerator.sync_gradients:
-            self.accelerator.clip_grad_norm_(self.trainee.parameters(), settings.optimizer.clip)
+        out = self.parallel(images, taught)
+        weights = settings.loss
+        loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
+        total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
+        judged = self.step >= weights.adversarial_start
+        if self.adversary is not None and judged:
+            total = total + weights.adversarial * self.adversary.opinion(images, out.picture, loss)
+        self.accelerator.backward(total)
+        self.accelerator.clip_grad_norm_(self.trainee.parameters(), settings.optimizer.clip)
         self.prepared.step()
         self.prepared.zero_grad()
         if self.adversary is not None and judged:
@@ -284,9 +297,10 @@ class _Run:
         self.upkeep.observe(out.scales, self._mean)
         self.step += 1
         self.place = batch.after
-        self.unreadable += len(batch.unreadable)
         for text in batch.unreadable:
-            self.report(text)
+            if text not in self.unreadable:
+                self.report(text)
+            self.unreadable.add(text)
         self._average()
         if (
             self.step % RESTART_EVERY == 0
@@ -335,18 +349,19 @@ class _Run:
     def _tell(self, meter: _Meter, share: float) -> None:
         means = {name: float(self._mean(value)) for name, value in meter.means().items()}
         if not math.isfinite(means["loss"]):
-            raise TrainError(
-                f"the loss is not a number at step {self.step}: use smaller rates; "
-                f"{self.run / STATE} holds the last good state"
-            )
+            raise self._diverged()
         total = self.upkeep.total_perplexity()
+        if (
+            self.step * (1 - self.settings.quantizer.decay) > 3
+        ):  # the even use that it began with is forgotten
+            self.healthy = max(self.healthy, total)
         if total < COLLAPSED * self.healthy:
             raise TrainError(
                 f"the codebook has collapsed at step {self.step}: its perplexity fell from "
                 f"{self.healthy:.0f} to {total:.0f}; use a smaller encoder_rate or a larger anchor"
             )
-        self.healthy = max(self.healthy, total) if self.step > 1000 else self.healthy
         perplexity = tuple(self.upkeep.perplexity().tolist())
+        bad = torch.tensor(float(len(self.unreadable)), device=self.device)
         progress = Progress(
             step=self.step,
             share=share,
@@ -356,7 +371,7 @@ class _Run:
             perplexity=perplexity,
             restarted=self.restarted,
             images_per_second=meter.rate(),
-            unreadable=self.unreadable,
+            unreadable=round(float(self._mean(bad)) * self.world),
         )
         self.report(progress)
         self._log(
@@ -381,28 +396,27 @@ class _Run:
         tokenizer = Tokenizer(
             self.averaged, config, name=self.settings.name, device=self.device, dtype="float32"
         )
-        errors: list[float] = []
+        found: list[float] = []
         maps: list[list[NDArray[np.int64]]] = []
         decoded: list[NDArray[np.uint8]] = []
         for pixels in self.validation:
             tokens = tokenizer.encode(to_tensor(pixels[None]))
             drawn = to_pixels(tokenizer.decode(tokens))[0]
-            errors.append(np.square(drawn.astype(np.float64) - pixels).mean())
+            found.append(psnr(pixels, drawn))
             maps.append([tokens_map.cpu().numpy() for tokens_map in tokens.maps])
             if len(decoded) < SHOWN:
                 decoded.append(drawn)
         usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
-        psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-4))))
         sheet = np.concatenate(
             [np.concatenate(self.validation[:SHOWN], axis=1), np.concatenate(decoded, axis=1)]
         )
         (self.run / SAMPLES).mkdir(exist_ok=True)
-        with write_whole(self.run / SAMPLES / f"{self.step:07}.png", overwrite=True) as file:
+        with self._written(f"{SAMPLES}/{self.step:07}.png") as file:
             file.write(encode_picture(sheet, "png"))
         result = Validation(
             step=self.step,
             pictures=len(self.validation),
-            psnr=psnr,
+            psnr=float(np.mean(found)),
             used=tuple(scale.used for scale in usage.scales),
             perplexity=tuple(scale.perplexity for scale in usage.scales),
             total=usage.overall.used,
@@ -410,7 +424,7 @@ class _Run:
         self.report(result)
         self._log(
             {
-                "validation/psnr": psnr,
+                "validation/psnr": result.psnr,
                 "validation/used": result.total,
                 **{f"validation/used_{k:02}": float(used) for k, used in enumerate(result.used)},
             }
@@ -421,7 +435,10 @@ class _Run:
         tensors = {name: tensor.detach().cpu() for name, tensor in self.averaged.state_dict().items()}
         settings = self.settings
         checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)
-        write_checkpoint(self.run / WEIGHTS, checkpoint, overwrite=True)
+        try:
+            write_checkpoint(self.run / WEIGHTS, checkpoint, overwrite=True)
+        except OSError as error:
+            raise _unwritten(self.run / WEIGHTS, error) from None
         card = describe(
             settings,
             step=self.step,
@@ -431,15 +448,17 @@ class _Run:
             precision=self.precision,
             validation=validation,
         )
-        with write_whole(self.run / CARD, overwrite=True) as file:
+        with self._written(CARD) as file:
             file.write(card.encode())
 
     def save(self) -> None:
         """Write what the run needs to go on as if it had never stopped."""
         if not self.accelerator.is_main_process:
             return
+        if not all(bool(tensor.isfinite().all()) for tensor in self.trainee.state_dict().values()):
+            raise self._diverged()
         state = {
-            "settings": self.settings.to_toml(),
+            "pictures": self.pictures.fingerprint,
             "step": self.step,
             "place": dataclasses.astuple(self.place),
             "seconds": self._seconds(),
@@ -452,8 +471,22 @@ class _Run:
             "sums": self.upkeep.sums,
             "adversary": self.adversary and self.adversary.state_dict(),
         }
-        with write_whole(self.run / STATE, overwrite=True) as file:
+        with self._written(STATE) as file:
             torch.save(state, file)
+
+    def _diverged(self) -> TrainError:
+        kept = f"; {self.run / STATE} holds the last good state" * (self.run / STATE).exists()
+        return TrainError(f"the loss is not a number at step {self.step}: use smaller rates{kept}")
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[BinaryIO]:
+        """A file of the run, which appears whole or not at all."""
+        path = self.run / name
+        try:
+            with write_whole(path, overwrite=True) as file:
+                yield file
+        except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
+            raise _unwritten(path, error) from None
 
     def _read_state(self) -> dict[str, Any]:
         try:
@@ -473,6 +506,8 @@ class _Run:
             if self.adversary is not None:
                 self.adversary.load_state_dict(state["adversary"])
             self.step, self.place, self.spent = state["step"], Place(*state["place"]), state["seconds"]
+            if state["pictures"] != self.pictures.fingerprint:
+                self.report("the pictures are not those that the run began with: they come in another order")
             self.restarted, self.healthy = state["restarted"], state["healthy"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TrainError(f"{self.run / STATE} is not this run's state ({one_line(error)})") from None
@@ -510,6 +545,11 @@ class _Run:
         if self.world == 1:
             return stop
         return float(self._mean(torch.tensor([float(stop)], device=self.device))) > 0
+
+
+def _unwritten(path: Path, error: Exception) -> TrainError:
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return TrainError(f"{path} cannot be written: {reason}; what it held before is kept")
 
 
 class _Meter:

@@ -92,7 +92,7 @@ class CodebookUpkeep:
         if not len(dead):
             return dead
         random = torch.Generator().manual_seed(seed)
-        lack = (1 - self.perplexity().cpu() / self._possible).clamp(min=1e-3).square()
+        lack = (1 - self.perplexity() / self._possible).clamp(min=1e-3).square()
         scale_of = torch.multinomial(lack, len(dead), replacement=True, generator=random)
         codes = self._quantizer.embedding.weight
         new = torch.empty(len(dead), codes.shape[1], device=codes.device)
@@ -117,5 +117,6 @@ class CodebookUpkeep:
 
 def _perplexity(use: Tensor) -> Tensor:
     """[..., V] -> [...]."""
+    use = use.cpu()  # a small table, and not every device has entr
     found: Tensor = torch.special.entr(use / use.sum(-1, keepdim=True)).sum(-1).exp()
     return found

@@ -49,7 +49,7 @@ class EncoderNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, z, H/16, W/16]."""
-        h = self.quarter(self.stem(F.pixel_unshuffle(x, CELL)))
+        h = self.quarter(self.stem(_cells(x)))
         h = self.eighth(self.down1(h))
         h = self.sixteenth(self.down2(h))
         return self.out(F.relu(h))
@@ -78,7 +78,7 @@ class DecoderNet(nn.Module):
         """[B, z, h, w], and the linear transform's picture of it, [B, 3, 16 h, 16 w] -> the same as that."""
         h = self.sixteenth(self.stem(z))
         h = self.eighth(F.pixel_shuffle(self.up1(h), 2))
-        h = F.pixel_shuffle(self.up2(h), 2) + self.look(F.pixel_unshuffle(blocky, CELL))
+        h = F.pixel_shuffle(self.up2(h), 2) + self.look(_cells(blocky))
         return F.pixel_shuffle(self.out(F.relu(self.quarter(h))), CELL)
 
 
@@ -108,6 +108,13 @@ class Decoder(nn.Module):
         """[B, z, h, w] -> [B, 3, 16 h, 16 w], not clamped."""
         x = F.pixel_shuffle(self.linear(z), LIGHT_PATCH)
         return x if self.net is None else x + self.net(z, x)
+
+
+def _cells(x: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 48, H/4, W/4], as pixel_unshuffle, which returns an empty batch as it is."""
+    B, C, H, W = x.shape
+    cells = x.reshape(B, C, H // CELL, CELL, W // CELL, CELL).permute(0, 1, 3, 5, 2, 4)
+    return cells.reshape(B, C * CELL**2, H // CELL, W // CELL)
 
 
 def _zeroed(conv: nn.Conv2d) -> nn.Conv2d:

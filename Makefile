@@ -29,6 +29,7 @@ pictures: .venv/installed
 	for k in 1 2 3 4 5 6 7 8 9 10; do \
 	  $(BIN)/vartok decode -q docs/coffee.tokens.npz --scales $$k -o docs/coffee-$$k.jpg --force; done
 	rm docs/coffee.tokens.npz
+	$(BIN)/python docs/draw.py
 
 format: .venv/installed
 	$(BIN)/ruff check --fix

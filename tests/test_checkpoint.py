@@ -37,6 +37,7 @@ from vartok.checkpoint import (
 from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError
 from vartok.schedule import VAR_256, square
+from vartok.train.settings import read_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
@@ -131,8 +132,8 @@ def test_overrides_win_over_the_files_own_words(tmp_path: Path) -> None:
 
 def test_the_shipped_checkpoint() -> None:
     found = read_checkpoint(shipped_checkpoint())
-    assert (found.name, found.license, found.notes) == ("vartok-light-v0", "MIT", ())
-    assert found.config == TokenizerConfig(autoencoder="light")
+    assert (found.name, found.license, found.notes) == ("vartok-light-v1", "MIT", ())
+    assert found.config == read_settings("light").model
 
 
 @pytest.mark.parametrize(

@@ -570,7 +570,7 @@ def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, stranger: Path
     vartok("encode", "own.png", "-o", "own.npz")
     [line] = vartok("decode", "img.npz", code=1).stderr.splitlines()
     assert line.startswith("vartok: img.npz: ")
-    for part in ("stranger", "vartok-light-v0", "-w", "--any-weights"):
+    for part in ("stranger", "vartok-light-v1", "-w", "--any-weights"):
         assert part in line
     assert not (here / "img.decoded.png").exists()
     assert "decoded 1, 1 failed" in vartok("decode", "img.npz", "own.npz", "-o", "out", code=3).stderr

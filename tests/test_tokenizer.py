@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from noise import COFFEE, SMALL, bare, draw, save, tokenizer
+from noise import COFFEE, DATA, SMALL, bare, draw, save, tokenizer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from vartok.quantizer import MultiScaleQuantizer
 from vartok.schedule import VAR_256, adapt_schedule, square, token_count
 from vartok.tokenizer import choose_device
 from vartok.tokens import ModelInfo, TokenMaps
+from vartok.train.settings import read_settings
 
 VAR_32 = TokenizerConfig(ch=32)
 
@@ -162,14 +163,23 @@ def psnr(found: Tensor, wanted: Tensor) -> float:
     return float(10 * np.log10(255**2 / np.square(difference).mean()))
 
 
-def test_the_shipped_checkpoint_draws_as_well_as_ever(light: vartok.Tokenizer, coffee: Tensor) -> None:
-    tokens = light.encode(coffee)
+@pytest.mark.parametrize(
+    ("weights", "prefixes", "unquantized"),
+    [
+        (shipped_checkpoint(), [12.02, 17.48, 26.68], 27.9),
+        (DATA.parent / "vartok-light-v0.safetensors", [12.03, 17.35, 24.94], 29.04),  # linear alone
+    ],
+    ids=["shipped", "v0"],
+)
+def test_checkpoints_draw_as_well_as_ever(
+    weights: Path, prefixes: list[float], unquantized: float, coffee: Tensor
+) -> None:
+    loaded = vartok.load(weights, device="cpu")
+    tokens = loaded.encode(coffee)
     assert token_count(tokens.schedule) == 2_717
-    found = [psnr(light.decode(tokens, scales), coffee) for scales in (1, 5, 10)]
-    assert found == pytest.approx([12.03, 17.35, 24.94], abs=0.02)
-    with torch.no_grad():
-        unquantized = light._model.picture(light.latent(coffee))
-    assert psnr(unquantized, coffee) == pytest.approx(29.04, abs=0.02)
+    found = [psnr(loaded.decode(tokens, scales), coffee) for scales in (1, 5, 10)]
+    assert found == pytest.approx(prefixes, abs=0.02)
+    assert psnr(loaded.decode_latent(loaded.latent(coffee)), coffee) == pytest.approx(unquantized, abs=0.02)
 
 
 # What is refused.
@@ -257,8 +267,8 @@ def test_a_latent_that_is_not_finite_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_checkpoint_is_the_default(light: vartok.Tokenizer) -> None:
-    assert light.name == "vartok-light-v0"
-    assert light.config == TokenizerConfig(autoencoder="light")
+    assert light.name == "vartok-light-v1"
+    assert light.config == read_settings("light").model
     assert light.device == torch.device("cpu")
     assert light.dtype == "float32"
 
@@ -268,7 +278,7 @@ def test_the_fingerprint_is_of_the_codebook(light: vartok.Tokenizer, tmp_path: P
     want = hashlib.sha256(codes.numpy().astype("<f4").tobytes()).hexdigest()
     assert light.fingerprint == want
     assert light.info.fingerprint == want
-    assert (light.info.name, light.info.vocab_size) == ("vartok-light-v0", 4096)
+    assert (light.info.name, light.info.vocab_size) == ("vartok-light-v1", 4096)
     assert torch.equal(light.codebook, codes)
     for dtype in ("float32", "bfloat16"):
         assert tokenizer(tmp_path / f"{dtype}.safetensors", SMALL, seed=1, dtype=dtype).fingerprint == (
@@ -316,7 +326,7 @@ def test_tokens_of_another_codebook_are_told_from_ones_own(light: vartok.Tokeniz
     light.check_model(light.info)
     light.check_model(ModelInfo(name="renamed", fingerprint=light.fingerprint, vocab_size=4096))
     other = ModelInfo(name=light.name, fingerprint="0123456789ab" + "c" * 52, vocab_size=4096)
-    with pytest.raises(TokenFileError, match=f"not with vartok-light-v0 .{light.fingerprint[:12]}"):
+    with pytest.raises(TokenFileError, match=f"not with vartok-light-v1 .{light.fingerprint[:12]}"):
         light.check_model(other)
 
 

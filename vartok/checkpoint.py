@@ -59,7 +59,7 @@ class Checkpoint:
 
 def shipped_checkpoint() -> Path:
     """The checkpoint that is installed with vartok."""
-    return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v0.safetensors"))
+    return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v1.safetensors"))
 
 
 def read_checkpoint(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:

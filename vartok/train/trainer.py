@@ -50,6 +50,7 @@ WEIGHTS, CARD = "weights.safetensors", "weights.md"
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
 REPORT_EVERY = 10  # steps: what is reported is read off the device, which waits for it
 RESTART_EVERY = 50  # steps
+RESTART_UNTIL = 0.95  # of the run; use falls again where it ends sooner, and new codes need time to settle
 SHOWN = 8  # pictures in a sample
 COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
 
@@ -302,11 +303,7 @@ class _Run:
                 self.report(text)
             self.unreadable.add(text)
         self._average()
-        if (
-            self.step % RESTART_EVERY == 0
-            and settings.quantizer.restart
-            and share < 1 - settings.optimizer.cooldown
-        ):
+        if self.step % RESTART_EVERY == 0 and settings.quantizer.restart and share < RESTART_UNTIL:
             moved = self.upkeep.restart(settings.run.seed * 1_000_003 + self.step, self._broadcast)
             averaged = self.averaged.quantize.embedding.weight
             averaged[moved] = self.model.quantize.embedding.weight.detach()[moved]

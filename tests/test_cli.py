@@ -728,7 +728,10 @@ def test_pipe(vartok: Vartok, here: Path) -> None:
     assert (decode.returncode, encode.wait(60)) == (0, 0), messages
     assert encode.stderr
     encode.stderr.close()
-    assert shown == vartok("decode", stdin=vartok("encode", stdin=data).stdout_bytes).stdout_bytes
+    wanted = vartok("decode", stdin=vartok("encode", stdin=data).stdout_bytes).stdout_bytes
+    # Other processes use as many threads as there are cores, which round otherwise.
+    one, two = (np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (shown, wanted))
+    assert np.abs(one - two).max() <= 1
 
 
 def test_closed_pipe(many: Path) -> None:
@@ -758,7 +761,7 @@ def test_interrupted(many: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, messages = process.communicate(timeout=120)
     assert (process.returncode, output, messages) == (130, b"", b"")
-    assert 20 < whole(tmp_path) == len(names(tmp_path)) < 60
+    assert 20 <= whole(tmp_path) == len(names(tmp_path)) < 60  # the last one seen may have been half-written
 
 
 def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ WEIGHTS, CARD = "weights.safetensors", "weights.md"
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
 REPORT_EVERY = 10  # steps: what is reported is read off the device, which waits for it
-RESTART_EVERY = 50  # steps
+RESTART_EVERY = 200  # crops
 RESTART_UNTIL = 0.95  # of the run; use falls again where it ends sooner, and new codes need time to settle
 SHOWN = 8  # pictures in a sample
 COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
@@ -284,7 +284,9 @@ class _Run:
         taught = self.step < settings.optimizer.taught
         out = self.parallel(images, taught)
         weights = settings.loss
-        loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
+        loss, squared = reconstruction_loss(
+            out.picture, images, weights, settings.model.downsample, self.lpips
+        )
         total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
         judged = self.step >= weights.adversarial_start
         if self.adversary is not None and judged:
@@ -303,7 +305,7 @@ class _Run:
                 self.report(text)
             self.unreadable.add(text)
         self._average()
-        if self.step % RESTART_EVERY == 0 and settings.quantizer.restart and share < RESTART_UNTIL:
+        if self._restarts() and share < RESTART_UNTIL:
             moved = self.upkeep.restart(settings.run.seed * 1_000_003 + self.step, self._broadcast)
             averaged = self.averaged.quantize.embedding.weight
             averaged[moved] = self.model.quantize.embedding.weight.detach()[moved]
@@ -314,6 +316,11 @@ class _Run:
             "commitment": out.commitment.detach(),
             "anchor": out.anchor.detach(),
         }
+
+    def _restarts(self) -> bool:
+        """Whether dead codes start anew at this step."""
+        every = max(1, RESTART_EVERY // self.settings.data.batch_size)
+        return self.settings.quantizer.restart > 0 and self.step % every == 0
 
     def _set_rates(self, share: float) -> None:
         settings = self.settings.optimizer

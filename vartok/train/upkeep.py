@@ -85,7 +85,8 @@ class CodebookUpkeep:
             broadcast: makes a tensor what the first process has.
 
         Returns:
-            [n] int64, the codes that were moved.
+            [n] int64, the codes that were moved: no two to one residual, so after a small step some may be
+            left for the next time.
         """
         share = self.use.mean(0)
         dead = (share < self._settings.restart / len(share)).nonzero().flatten()
@@ -93,15 +94,12 @@ class CodebookUpkeep:
             return dead
         random = torch.Generator().manual_seed(seed)
         lack = (1 - self.perplexity() / self._possible).clamp(min=1e-3).square()
-        scale_of = torch.multinomial(lack, len(dead), replacement=True, generator=random)
-        codes = self._quantizer.embedding.weight
-        new = torch.empty(len(dead), codes.shape[1], device=codes.device)
-        for k, rows in enumerate(self._cells):
-            mine = (scale_of == k).nonzero().flatten()
-            chosen = torch.randint(len(rows), (len(mine),), generator=random)
-            new[mine.to(new.device)] = rows[chosen.to(rows.device)]
-        new = broadcast(new)
-        codes.data[dead] = new
+        weights = [gap.expand(len(rows)) / len(rows) for gap, rows in zip(lack, self._cells, strict=True)]
+        candidates = torch.cat(self._cells)
+        chosen = torch.multinomial(torch.cat(weights), min(len(dead), len(candidates)), generator=random)
+        new = broadcast(candidates[chosen.to(candidates.device)])
+        dead = dead[: len(new)]
+        self._quantizer.embedding.weight.data[dead] = new
         self.use[:, dead] = 1 / len(share)
         self.sums[dead] = new / len(share)
         return dead

@@ -1,6 +1,6 @@
 """How much of a bare training loop's speed the trainer keeps.
 
-    python benchmarks/trainer.py DATA... [--preset light] [--batch-size 16] [--steps 20] [--rounds 3]
+    python benchmarks/trainer.py DATA... [--preset light] [--batch-size N] [--steps 20] [--rounds 3]
 
 The bare loop does forward, backward and optimizer step, in the trainer's precision, on one batch in
 memory. The trainer reads pictures, keeps codebook and averages, clips and reports besides. They take
@@ -30,12 +30,14 @@ def main() -> None:
     )
     parser.add_argument("data", nargs="+")
     parser.add_argument("--preset", default="light")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, help="instead of the preset's")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     run = {"steps": given.steps + WARMUP, "validate_every": 1 << 30}
-    changes = {"data": {"batch_size": given.batch_size}, "start": {"pictures": 64, "rounds": 1}, "run": run}
+    changes = {"start": {"pictures": 64, "rounds": 1}, "run": run}
+    if given.batch_size:
+        changes["data"] = {"batch_size": given.batch_size}
     settings = read_settings(given.preset, changes)
 
     bare, whole = [], []
@@ -45,8 +47,9 @@ def main() -> None:
         print(f"bare loop {bare[-1]:.1f} images/s, trainer {whole[-1]:.1f} images/s", flush=True)
     ratio = statistics.median(b / a for a, b in zip(bare, whole, strict=True))
     precision = "bf16" if takes_bf16(settings.run.precision, cpu=False) else "float32"
+    size = settings.data.batch_size
     print(
-        f"{given.preset}, batches of {given.batch_size}, {precision}, {torch.get_num_threads()} threads: "
+        f"{given.preset}, batches of {size}, {precision}, {torch.get_num_threads()} threads: "
         f"bare {statistics.median(bare):.1f}, trainer {statistics.median(whole):.1f} images/s: {ratio:.1%}"
     )
 

@@ -395,13 +395,27 @@ def test_dead_codes_start_anew_and_a_code_of_the_coarsest_scale_is_not_dead() ->
     cells = [torch.randn(4, 8, *index.shape[1:]) for index in maps]
     keeper.observe([Scale(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same)
     before = quantizer.embedding.weight.clone()
-    moved = keeper.restart(seed=3, broadcast=same)
-    assert moved.tolist() == list(range(32, 64))
+    moved = keeper.restart(seed=3, gather=same)
+    assert moved.tolist() == list(range(32, 53))  # a quarter of the 84 residuals is enough for one time
     assert torch.equal(quantizer.embedding.weight[:32], before[:32])
     candidates = torch.cat([rows.permute(0, 2, 3, 1).reshape(-1, 8) for rows in cells])
-    chosen = [int((candidates == code).all(1).nonzero()) for code in quantizer.embedding.weight[32:]]
-    assert len(set(chosen)) == 32
-    assert not len(keeper.restart(seed=4, broadcast=same))  # they are given time
+    chosen = [int((candidates == code).all(1).nonzero()) for code in quantizer.embedding.weight[32:53]]
+    assert len(set(chosen)) == 21
+    assert 5 <= sum(index < 20 for index in chosen) <= 20  # the coarse scales lack use no less than the fine
+    assert keeper.restart(seed=4, gather=same).tolist() == list(range(53, 64))
+    assert not len(keeper.restart(seed=5, gather=same))  # they are given time
+
+
+def test_restarts_draw_from_the_residuals_of_all_processes() -> None:
+    quantizer = started(2)
+    keeper = upkeep(quantizer, decay=0.0, restart=0.3)
+    maps = [torch.zeros(4, side, side, dtype=torch.long) for side in (1, 2, 4)]
+    cells = [torch.rand(4, 8, *index.shape[1:]) for index in maps]
+    keeper.observe([Scale(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same)
+    moved = keeper.restart(seed=3, gather=lambda rows: torch.cat([rows, rows + 10]))
+    codes = quantizer.embedding.weight[moved]
+    assert len(codes) == 42
+    assert 10 <= int((codes > 5).all(1).sum()) <= 32
 
 
 # The objective.
@@ -458,9 +472,21 @@ def test_losses_are_what_they_say() -> None:
         (LossSettings(mse=2.0, border=1.0), 2 * (0.01 + 0.08 + 0.16 / 2) / 2),
         (LossSettings(log_mse=1.0, border=1.0), (math.log(0.01 + 1e-5) + math.log(0.16 + 1e-5)) / 2),
     ):
-        loss, squared = reconstruction_loss(picture, images, settings, cell=2)
-        assert float(loss) == pytest.approx(wanted, rel=1e-5)
-        assert squared.tolist() == pytest.approx([0.01, 0.08])
+        for turned in (picture, picture.mT):
+            loss, squared = reconstruction_loss(turned, images, settings, cell=2)
+            assert float(loss) == pytest.approx(wanted, rel=1e-5)
+            assert squared.tolist() == pytest.approx([0.01, 0.08])
+
+
+def test_borders_are_those_of_cells_and_a_lone_cell_has_none() -> None:
+    wave = torch.arange(6.0).square().expand(1, 3, 6, 6)
+    settings = LossSettings(mse=1.0, border=1.0)
+    plain = float(reconstruction_loss(wave, torch.zeros_like(wave), LossSettings(mse=1.0), 2)[0])
+    for turned in (wave, wave.mT):
+        loss, _ = reconstruction_loss(turned, torch.zeros_like(wave), settings, 2)
+        assert float(loss) - plain == pytest.approx((3**2 + 7**2) / 4)  # 4 - 1 and 16 - 9; none the other way
+    alone, _ = reconstruction_loss(wave, torch.zeros_like(wave), settings, 6)
+    assert float(alone) == pytest.approx(plain)
 
 
 def test_the_adversarys_opinion_weighs_as_much_as_the_loss_and_it_learns() -> None:
@@ -526,10 +552,7 @@ def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_p
 
 
 @pytest.mark.parametrize("codebook", ["average", "gradient"])
-def test_a_resumed_run_is_as_one_that_never_stopped(
-    tiles: Path, tmp_path: Path, codebook: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("vartok.train.trainer.RESTART_EVERY", 12)
+def test_a_resumed_run_is_as_one_that_never_stopped(tiles: Path, tmp_path: Path, codebook: str) -> None:
     settings = tiny(
         quantizer={"codebook": codebook, "restart": 0.9, "decay": 0.8},
         loss={"adversarial": 0.1, "adversarial_start": 3},
@@ -691,6 +714,20 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 
 
 @pytest.mark.slow
+def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
+    process = command(tiles, "-o", tmp_path / "run", "--cpu")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "looking at" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "vartok: stopped at once; the run had saved nothing yet\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_an_interrupted_command_saves_and_tells_how_to_go_on(
     tiles: Path, tmp_path: Path, preset: Path
 ) -> None:
@@ -711,20 +748,24 @@ def test_an_interrupted_command_saves_and_tells_how_to_go_on(
     assert torch.load(run / STATE, weights_only=True)["step"] == step + 3
 
 
+def launched(count: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`vartok train` in `count` processes of this machine."""
+    # What runs processes is named after GPUs; our own --cpu makes them speak gloo.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    many = ["--multi_gpu"] * (count != "1") + ["--num_processes", count]
+    return subprocess.run(
+        [*launcher, *many, "-m", "vartok", "train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path, preset: Path) -> None:
-    arguments = ["-m", "vartok", "train", str(tiles), "-p", str(preset), "--cpu", "--steps", "12", "-o"]
-    # What runs processes is named after GPUs; our own --cpu makes them speak gloo.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     for count in ("1", "2"):
-        many = ["--multi_gpu"] * (count == "2") + ["--num_processes", count]
-        done = subprocess.run(
-            [*launch, *many, *arguments, str(tmp_path / count)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        done = launched(count, tiles, "-p", preset, "--cpu", "--steps", "12", "-o", tmp_path / count)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("vartok: trained") == 1
         assert f"on {count} process" in (tmp_path / count / "weights.md").read_text()
@@ -734,6 +775,22 @@ def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path, preset: 
     for name, tensor in one["trainee"].items():
         assert torch.allclose(tensor, two["trainee"][name], rtol=1e-2, atol=1e-3), name
     assert torch.allclose(one["use"], two["use"], atol=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_restart_codes_and_ask_an_adversary(tiles: Path, tmp_path: Path) -> None:
+    extra = "[quantizer]\nrestart = 0.9\ndecay = 0.8\n"
+    judged = TINY.replace("[loss]\n", "[loss]\nadversarial = 0.1\nadversarial_start = 3\n")
+    (tmp_path / "lively.toml").write_text(judged + extra)
+    run = tmp_path / "run"
+    done = launched("2", tiles, "-p", tmp_path / "lively.toml", "--cpu", "--minutes", "1", "-o", run)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(run / STATE, weights_only=True)
+    assert state["step"] == 8
+    assert state["restarted"] > 0
+    done = launched("2", tiles, "-p", tmp_path / "lively.toml", "-o", tmp_path / "lone")
+    assert done.returncode
+    assert "2 processes were started that do not know each other: without a GPU add --cpu" in done.stderr
 
 
 # VAR's architecture.

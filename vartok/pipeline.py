@@ -182,10 +182,16 @@ def in_batches(
             yield caller, results[i]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is wanting, the processor's or a device's."""
+    # On the CPU torch says so in a RuntimeError like any other.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def _as_vartok_error(error: Exception) -> VartokError:
     """What the user should read; anything but want of memory is a defect of ours, and goes on."""
     if isinstance(error, VartokError):
         return error
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return DeviceError("not enough memory for a picture of this size: use a smaller one")
     raise error

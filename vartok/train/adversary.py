@@ -76,6 +76,9 @@ class Adversary:
         return {"network": self._plain.state_dict(), "optimizer": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Go on from what `state_dict` gave, at this one's rate."""
+        rates = [group["lr"] for group in self._adam.param_groups]
         self._plain.load_state_dict(state["network"])
         self._adam.load_state_dict(state["optimizer"])
+        for group, rate in zip(self._adam.param_groups, rates, strict=True):
+            group["lr"] = rate

@@ -112,7 +112,9 @@ class Pictures:
             except ImageError:
                 return None
 
-        chosen = (item for item in self._expand(self._units) if self._is_held_out(item))
+        # Mixed: in order they might all be of one folder, or of one shard.
+        units = random.Random(0).sample(self._units, len(self._units))
+        chosen = (item for item in self._expand(units) if self._is_held_out(item))
         pixels = (
             found for found in ahead(read, chosen, workers=workers, limit=2 * workers) if found is not None
         )

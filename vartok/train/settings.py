@@ -77,7 +77,8 @@ class LossSettings:
 
     Attributes:
         mse: mean squared error.
-        log_mse: mean over pictures of the logarithm of their mean squared error: PSNR itself.
+        log_mse: mean over pictures of the logarithm of their mean squared error: PSNR itself, but for
+            border.
         l1: mean absolute error.
         gradient: mean absolute error of the differences between neighbouring pixels.
         border: of the mean squared error of the steps across the borders of a latent's cells, which is added
@@ -112,7 +113,8 @@ class OptimizerSettings:
         warmup: steps in which the rate rises.
         cooldown: share of the run, at its end, in which the rate falls.
         taught: steps in which the quantizer is given the linear transform's latents; the encoder meanwhile
-            learns to give them itself (anchor), and the decoder what to do with quantized ones.
+            learns to give them itself (anchor), and the decoder what to do with quantized ones. A shorter run
+            is taught to its end.
         clip: the gradient's largest norm.
         average: decay, a step, of the average of the weights that is validated and exported.
     """

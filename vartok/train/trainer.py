@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from vartok.evaluate import load_lpips, psnr
 from vartok.files import write_whole
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.model import VQVAE
-from vartok.pipeline import ahead
+from vartok.pipeline import ahead, is_out_of_memory
 from vartok.schedule import token_count
 from vartok.tokenizer import Tokenizer
 from vartok.train.adversary import Adversary
@@ -49,7 +50,6 @@ WEIGHTS, CARD = "weights.safetensors", "weights.md"
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
 REPORT_EVERY = 10  # steps: what is reported is read off the device, which waits for it
-RESTART_EVERY = 200  # crops
 RESTART_UNTIL = 0.95  # of the run; use falls again where it ends sooner, and new codes need time to settle
 SHOWN = 8  # pictures in a sample
 COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
@@ -122,11 +122,23 @@ def train(
         Whether the run is done; False if it was stopped.
 
     Raises:
-        TrainError: no pictures, a folder that holds another run, training that went wrong, or a run that
-            cannot be written.
+        TrainError: no pictures, a folder that holds another run, training that went wrong, too little memory,
+            or a run that cannot be written.
+        VartokError: weights of LPIPS that are wanted and not there.
     """
     check_packages()
-    return _Run(settings, sources, run, resume, cpu, workers, report, should_stop).go()
+    ours = not run.exists()
+    try:
+        return _Run(settings, sources, run, resume, cpu, workers, report, should_stop).go()
+    except BaseException as error:
+        if ours:
+            with contextlib.suppress(OSError):  # something was saved
+                run.rmdir()
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            raise TrainError(
+                f"batches of {settings.data.batch_size} pictures do not fit into memory: use smaller ones"
+            ) from None
+        raise
 
 
 class _Run:
@@ -148,7 +160,7 @@ class _Run:
         self.settings, self.run, self.workers = settings, run, workers
         self.should_stop = should_stop
         self.pictures = Pictures(
-            sources, settings.data, settings.model.image_size, settings.run.seed, without=run
+            sources, settings.data, settings.model.image_size, settings.run.seed, without=run / SAMPLES
         )
         self.precision = "bf16" if takes_bf16(settings.run.precision, cpu) else "float32"
         self.lpips = load_lpips() if settings.loss.lpips else None
@@ -165,15 +177,24 @@ class _Run:
         self.report = report if self.accelerator.is_main_process else lambda _: None
         self.device: torch.device = self.accelerator.device
         self.world: int = self.accelerator.num_processes
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started != self.world:  # accelerate lets them be, each on its own
+            raise TrainError(
+                f"{started} processes were started that do not know each other: without a GPU add --cpu"
+            )
         if settings.data.batch_size % self.world:
             raise TrainError(
-                f"a batch of {settings.data.batch_size} pictures cannot be shared by {self.world} processes"
+                f"a batch of {settings.data.batch_size} pictures cannot be shared by {self.world} processes: "
+                f"give --batch-size a multiple of {self.world}"
             )
-        if not resume and run.exists() and (run / STATE).exists():
+        if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
             raise TrainError(f"{run} holds a run already: resume it, or name another folder")
         if resume and not (run / STATE).is_file():
             raise TrainError(f"{run} holds no state of a run to resume")
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritten(run, error) from None
 
         self.validation = self.pictures.held_out(workers) if self.accelerator.is_main_process else []
         torch.manual_seed(settings.run.seed)
@@ -247,22 +268,14 @@ class _Run:
         for batch, images in ahead(self._to_device, batches, workers=1, limit=2):
             if share >= 1:
                 break
-            try:
-                meter.add(self._train_step(batch, images, share), len(images) * self.world)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "memory" not in str(error):
-                    raise
-                raise TrainError(
-                    f"a batch of {self.settings.data.batch_size} pictures does not fit into memory: "
-                    "use a smaller one"
-                ) from None
+            meter.add(self._train_step(batch, images, share), len(images) * self.world)
             share = self._share()
             if self.step % REPORT_EVERY == 0 or share >= 1:
                 self._tell(meter, share)
                 meter = _Meter()
             if self._agree(self.should_stop()):
                 break
-            if self.step - saved >= self.settings.run.validate_every:
+            if share < 1 and self.step - saved >= self.settings.run.validate_every:
                 self.save()
                 self.validate()
                 saved = self.step
@@ -305,8 +318,9 @@ class _Run:
                 self.report(text)
             self.unreadable.add(text)
         self._average()
-        if self._restarts() and share < RESTART_UNTIL:
-            moved = self.upkeep.restart(settings.run.seed * 1_000_003 + self.step, self._broadcast)
+        due = settings.quantizer.restart and self.step % self.upkeep.restart_every == 0
+        if due and share < RESTART_UNTIL:
+            moved = self.upkeep.restart(settings.run.seed * 1_000_003 + self.step, self._gather)
             averaged = self.averaged.quantize.embedding.weight
             averaged[moved] = self.model.quantize.embedding.weight.detach()[moved]
             self.restarted += len(moved)
@@ -316,11 +330,6 @@ class _Run:
             "commitment": out.commitment.detach(),
             "anchor": out.anchor.detach(),
         }
-
-    def _restarts(self) -> bool:
-        """Whether dead codes start anew at this step."""
-        every = max(1, RESTART_EVERY // self.settings.data.batch_size)
-        return self.settings.quantizer.restart > 0 and self.step % every == 0
 
     def _set_rates(self, share: float) -> None:
         settings = self.settings.optimizer
@@ -414,7 +423,6 @@ class _Run:
         sheet = np.concatenate(
             [np.concatenate(self.validation[:SHOWN], axis=1), np.concatenate(decoded, axis=1)]
         )
-        (self.run / SAMPLES).mkdir(exist_ok=True)
         with self._written(f"{SAMPLES}/{self.step:07}.png") as file:
             file.write(encode_picture(sheet, "png"))
         result = Validation(
@@ -459,7 +467,11 @@ class _Run:
         """Write what the run needs to go on as if it had never stopped."""
         if not self.accelerator.is_main_process:
             return
-        if not all(bool(tensor.isfinite().all()) for tensor in self.trainee.state_dict().values()):
+        adversary = self.adversary and self.adversary.state_dict()
+        networks = [self.trainee.state_dict(), self.averaged.state_dict(), {"sums": self.upkeep.sums}]
+        if adversary is not None:
+            networks.append(adversary["network"])
+        if not all(bool(tensor.isfinite().all()) for network in networks for tensor in network.values()):
             raise self._diverged()
         state = {
             "pictures": self.pictures.fingerprint,
@@ -473,7 +485,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "use": self.upkeep.use,
             "sums": self.upkeep.sums,
-            "adversary": self.adversary and self.adversary.state_dict(),
+            "adversary": adversary,
         }
         with self._written(STATE) as file:
             torch.save(state, file)
@@ -487,6 +499,7 @@ class _Run:
         """A file of the run, which appears whole or not at all."""
         path = self.run / name
         try:
+            path.parent.mkdir(exist_ok=True)
             with write_whole(path, overwrite=True) as file:
                 yield file
         except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
@@ -517,7 +530,7 @@ class _Run:
             raise TrainError(f"{self.run / STATE} is not this run's state ({one_line(error)})") from None
         rates = self.settings.optimizer
         for group, base in zip(self.optimizer.param_groups, (rates.rate, rates.encoder_rate), strict=True):
-            group["base"] = base
+            group["base"], group["weight_decay"] = base, rates.weight_decay
 
     @functools.cached_property
     def _writer(self) -> Any:
@@ -535,6 +548,10 @@ class _Run:
             return value
         found: Tensor = self.accelerator.reduce(value, "mean")
         return found
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """[n, ...] of every process -> [processes * n, ...], the same in all."""
+        return rows if self.world == 1 else self.accelerator.gather(rows)
 
     def _broadcast(self, value: Tensor) -> Tensor:
         if self.world == 1:

@@ -18,6 +18,8 @@ from torch import Tensor
 from vartok.quantizer import MultiScaleQuantizer, Scale
 from vartok.train.settings import QuantizerSettings
 
+TAKEN = 0.25  # of a step's residuals, by codes that start anew
+
 
 class CodebookUpkeep:
     """Keeps a quantizer's codebook close to what it codes, and all of it in use.
@@ -26,6 +28,7 @@ class CodebookUpkeep:
         use: [K, V] float32: for each scale, the moving average of each code's share of its tokens.
         sums: [V, C] float32: the moving average of the residuals that a code was picked for, times the
             mean over scales of its share.
+        restart_every: steps from one restart to the next: a small part of what the average remembers.
     """
 
     def __init__(
@@ -48,8 +51,9 @@ class CodebookUpkeep:
         self.sums = codes / len(codes)
         self._quantizer = quantizer
         self._settings = settings
-        seen = batch_size / max(1 - settings.decay, 1e-6)  # pictures that the average remembers
-        self._possible = torch.tensor([min(len(codes), seen * count) for count in tokens])
+        memory = 1 / max(1 - settings.decay, 1e-6)  # steps
+        self._possible = torch.tensor([min(len(codes), memory * batch_size * count) for count in tokens])
+        self.restart_every = max(1, round(memory / 8))
         self._cells: list[Tensor] = []
 
     def observe(self, scales: Sequence[Scale], mean: Callable[[Tensor], Tensor]) -> None:
@@ -77,16 +81,18 @@ class CodebookUpkeep:
             codes = self._quantizer.embedding.weight
             codes.data.copy_(torch.where(kept, self.sums / share.clamp(min=1e-12), codes))
 
-    def restart(self, seed: int, broadcast: Callable[[Tensor], Tensor]) -> Tensor:
+    def restart(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Give dead codes new places: residuals of the last step, of scales that show too few codes.
+
+        No two go to one residual, and only some of the residuals are taken, since more of them would be the
+        finest scales' again. What is left is for the next time.
 
         Args:
             seed: of what is drawn at random.
-            broadcast: makes a tensor what the first process has.
+            gather: joins the rows that all processes have, [n, C] -> [processes * n, C].
 
         Returns:
-            [n] int64, the codes that were moved: no two to one residual, so after a small step some may be
-            left for the next time.
+            [n] int64, the codes that were moved.
         """
         share = self.use.mean(0)
         dead = (share < self._settings.restart / len(share)).nonzero().flatten()
@@ -94,11 +100,14 @@ class CodebookUpkeep:
             return dead
         random = torch.Generator().manual_seed(seed)
         lack = (1 - self.perplexity() / self._possible).clamp(min=1e-3).square()
-        weights = [gap.expand(len(rows)) / len(rows) for gap, rows in zip(lack, self._cells, strict=True)]
-        candidates = torch.cat(self._cells)
-        chosen = torch.multinomial(torch.cat(weights), min(len(dead), len(candidates)), generator=random)
-        new = broadcast(candidates[chosen.to(candidates.device)])
-        dead = dead[: len(new)]
+        weights = torch.cat(
+            [gap.expand(len(rows)) / len(rows) for gap, rows in zip(lack, self._cells, strict=True)]
+        )
+        candidates = gather(torch.cat(self._cells))
+        weights = weights.repeat(len(candidates) // len(weights))
+        dead = dead[: max(1, int(TAKEN * len(candidates)))]
+        chosen = torch.multinomial(weights, len(dead), generator=random)
+        new = candidates[chosen.to(candidates.device)]
         self._quantizer.embedding.weight.data[dead] = new
         self.use[:, dead] = 1 / len(share)
         self.sums[dead] = new / len(share)

@@ -36,7 +36,7 @@ from .options import (
     load_tokenizer,
     parse_fit,
 )
-from .report import Report, command, shown, usage_errors
+from .report import Report, command, say, shown, usage_errors
 from .tables import new_table, print_tables
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def eval(
         grids = parse_schedule(schedule) if schedule is not None else None
     files = gather_pictures(pictures, recursive=recursive, files_from=files_from, null=null, debug=debug)
 
-    from vartok.evaluate import Evaluation, load_inception, load_lpips
+    from vartok.evaluate import LPIPS_SIDE, Evaluation, load_inception, load_lpips
 
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
     checkpoints = [weights, compare] if compare else [weights]
@@ -132,6 +132,10 @@ def eval(
     report.close()
     if report.done:
         found, chosen = evaluation.report(), evaluation.worst(worst)
+        if lpips and found.models[0].lpips is None:
+            say(f"no LPIPS: it needs pictures of {LPIPS_SIDE} pixels a side or more")
+        if rfid and found.models[0].rfid is None:
+            say("no rFID: it needs two pictures or more")
         if as_json:
             files_of = [str(path) if path else None for path in checkpoints]
             print(json.dumps(_as_json(found, chosen, files_of, tokenizers[0], fitted, failures)))

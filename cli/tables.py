@@ -18,7 +18,8 @@ def new_table(title: str, *columns: str) -> Table:
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
     )
     for column in columns:
-        table.add_column(column, justify="left" if column in ("", "scale", "grid", "picture") else "right")
+        left = column in ("", "scale", "grid", "picture")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
     return table
 
 

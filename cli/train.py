@@ -53,7 +53,8 @@ def train(
         typer.Option("--minutes", min=0.01, help="Its length in time, if that is less."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Crops a step, over all processes; default: 16.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Crops a step, over all processes; default: the preset's."),
     ] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0, help="Learning rate of the decoder.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of everything random.")] = None,
@@ -90,7 +91,7 @@ def train(
         raise typer.BadParameter("a run that is resumed has its settings: leave --preset out")
 
     from vartok.train.settings import read_settings
-    from vartok.train.trainer import SETTINGS, WEIGHTS, check_packages, train
+    from vartok.train.trainer import SETTINGS, STATE, WEIGHTS, check_packages, train
 
     check_packages()
     if resume and not (output / SETTINGS).is_file():
@@ -115,12 +116,17 @@ def train(
             report=display.show,
             should_stop=_Stopper(display),
         )
+    except KeyboardInterrupt:
+        kept = "goes on from what was saved last" if (output / STATE).exists() else "had saved nothing yet"
+        display.say(f"stopped at once; the run {kept}")
+        raise
     finally:
         display.close()
     if not done:
         flags = ["--cpu"] if cpu else []
         again = shlex.join(["vartok", "train", *data, "-o", str(output), *flags, "--resume"])
-        display.say(f"stopped; everything is saved. Go on with: {again}")
+        alike = ", started in the same way" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        display.say(f"stopped; everything is saved. Go on with: {again}{alike}")
         raise typer.Exit(INTERRUPTED)
     display.say(f"trained: vartok encode -w {shlex.quote(str(output / WEIGHTS))} img.png")
 

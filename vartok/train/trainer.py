@@ -467,7 +467,7 @@ class _Run:
         """Write what the run needs to go on as if it had never stopped."""
         if not self.accelerator.is_main_process:
             return
-        adversary = self.adversary and self.adversary.state_dict()
+        adversary = None if self.adversary is None else self.adversary.state_dict()
         networks = [self.trainee.state_dict(), self.averaged.state_dict(), {"sums": self.upkeep.sums}]
         if adversary is not None:
             networks.append(adversary["network"])

@@ -50,7 +50,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0.01, help="Its length in time, if that is less."),
+        typer.Option("--minutes", min=0.01, help="Its length in time, the start included, if that is less."),
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -125,8 +125,8 @@ def train(
     if not done:
         flags = ["--cpu"] if cpu else []
         again = shlex.join(["vartok", "train", *data, "-o", str(output), *flags, "--resume"])
-        alike = ", started in the same way" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
-        display.say(f"stopped; everything is saved. Go on with: {again}{alike}")
+        alike = ", by the same launcher," * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        display.say(f"stopped; everything is saved. Go on{alike} with: {again}")
         raise typer.Exit(INTERRUPTED)
     display.say(f"trained: vartok encode -w {shlex.quote(str(output / WEIGHTS))} img.png")
 

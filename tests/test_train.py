@@ -231,7 +231,7 @@ def test_unreadable_pictures_are_told_and_stood_in_for(tiles: Path, tmp_path: Pa
     assert all(batch.pixels.shape == (6, 64, 64, 3) for batch in batches)
     told = [text for batch in batches for text in batch.unreadable]
     assert len(told) == 6  # two in each of three epochs
-    assert all(text.startswith("broken") for text in told)
+    assert all(text.startswith(f"{tmp_path}/broken") for text in told)
 
 
 def test_what_holds_no_picture_is_refused(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_what_holds_no_picture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="no such file"):
         pictures(tmp_path / "nowhere")
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(TrainError, match="no picture can be read, of many in a row; one says: a: "):
+    with pytest.raises(TrainError, match=r"no picture can be read; one of them: .*a\.png: "):
         take(pictures(tmp_path), 1)
     (tmp_path / "b.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(TrainError, match=r"b\.tar: is not a whole tar file"):
@@ -401,7 +401,7 @@ def test_dead_codes_start_anew_and_a_code_of_the_coarsest_scale_is_not_dead() ->
     candidates = torch.cat([rows.permute(0, 2, 3, 1).reshape(-1, 8) for rows in cells])
     chosen = [int((candidates == code).all(1).nonzero()) for code in quantizer.embedding.weight[32:53]]
     assert len(set(chosen)) == 21
-    assert 5 <= sum(index < 20 for index in chosen) <= 20  # the coarse scales lack use no less than the fine
+    assert sum(index < 20 for index in chosen) >= 14  # of the scales that lack use most; by chance it were 5
     assert keeper.restart(seed=4, gather=same).tolist() == list(range(53, 64))
     assert not len(keeper.restart(seed=5, gather=same))  # they are given time
 
@@ -468,25 +468,10 @@ def test_losses_are_what_they_say() -> None:
         (LossSettings(l1=1.0), (0.1 + 0.2) / 2),
         (LossSettings(log_mse=1.0), (math.log(0.01 + 1e-5) + math.log(0.08 + 1e-5)) / 2),
         (LossSettings(gradient=1.0), 0.4 / 3 / 2),
-        # cells of two pixels: of the second picture's two borders one has a step
-        (LossSettings(mse=2.0, border=1.0), 2 * (0.01 + 0.08 + 0.16 / 2) / 2),
-        (LossSettings(log_mse=1.0, border=1.0), (math.log(0.01 + 1e-5) + math.log(0.16 + 1e-5)) / 2),
     ):
-        for turned in (picture, picture.mT):
-            loss, squared = reconstruction_loss(turned, images, settings, cell=2)
-            assert float(loss) == pytest.approx(wanted, rel=1e-5)
-            assert squared.tolist() == pytest.approx([0.01, 0.08])
-
-
-def test_borders_are_those_of_cells_and_a_lone_cell_has_none() -> None:
-    wave = torch.arange(6.0).square().expand(1, 3, 6, 6)
-    settings = LossSettings(mse=1.0, border=1.0)
-    plain = float(reconstruction_loss(wave, torch.zeros_like(wave), LossSettings(mse=1.0), 2)[0])
-    for turned in (wave, wave.mT):
-        loss, _ = reconstruction_loss(turned, torch.zeros_like(wave), settings, 2)
-        assert float(loss) - plain == pytest.approx((3**2 + 7**2) / 4)  # 4 - 1 and 16 - 9; none the other way
-    alone, _ = reconstruction_loss(wave, torch.zeros_like(wave), settings, 6)
-    assert float(alone) == pytest.approx(plain)
+        loss, squared = reconstruction_loss(picture, images, settings)
+        assert float(loss) == pytest.approx(wanted, rel=1e-5)
+        assert squared.tolist() == pytest.approx([0.01, 0.08])
 
 
 def test_the_adversarys_opinion_weighs_as_much_as_the_loss_and_it_learns() -> None:
@@ -654,6 +639,26 @@ def test_folders_that_hold_a_run_are_not_begun_anew(tiles: Path, tmp_path: Path)
     torch.save({"step": 3}, tmp_path / "run" / STATE)
     with pytest.raises(TrainError, match="is not this run's state"):
         go(tiny(), tiles, tmp_path / "run", resume=True)
+    (tmp_path / "run" / STATE).rename(tmp_path / "run" / WEIGHTS)  # weights are not overwritten either
+    with pytest.raises(TrainError, match="holds a run already"):
+        go(tiny(), tiles, tmp_path / "run")
+
+
+def test_a_resumed_run_has_the_settings_it_is_given(tiles: Path, tmp_path: Path) -> None:
+    judged = {"adversarial": 0.1}
+    told = go(tiny(loss=judged, run={"steps": 4, "validate_every": 2}), tiles, tmp_path / "run")
+    assert [event.step for event in told if isinstance(event, Validation)] == [2, 4]  # the end once
+    changed = tiny(
+        loss=judged, run={"steps": 5}, optimizer={"weight_decay": 0.5, "rate": 2e-3, "cooldown": 0.0}
+    )
+    go(changed, tiles, tmp_path / "run", resume=True)
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["step"] == 5
+    assert all(group["weight_decay"] == 0.5 for group in state["optimizer"]["param_groups"])
+    assert state["adversary"]["optimizer"]["param_groups"][0]["lr"] == 2e-3
+    assert any(
+        "nothing to train" in str(event) for event in go(changed, tiles, tmp_path / "run", resume=True)
+    )
 
 
 # The command.
@@ -713,16 +718,21 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
         assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
-    process = command(tiles, "-o", tmp_path / "run", "--cpu")
+def interrupted(process: subprocess.Popen[str], text: str) -> str:
+    """Press Ctrl-C once a line of stderr has the text; what it says from there on."""
     assert process.stderr is not None
     for line in process.stderr:
-        if "looking at" in line:
+        if text in line:
             break
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    return err
+
+
+@pytest.mark.slow
+def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
+    err = interrupted(command(tiles, "-o", tmp_path / "run", "--cpu"), "looking at")
     assert err == "vartok: stopped at once; the run had saved nothing yet\n"
     assert not (tmp_path / "run").exists()
 
@@ -732,14 +742,7 @@ def test_an_interrupted_command_saves_and_tells_how_to_go_on(
     tiles: Path, tmp_path: Path, preset: Path
 ) -> None:
     run = tmp_path / "run"
-    process = command(tiles, "-o", run, "-p", preset, "--cpu", "--steps", "1000000")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "step 10 " in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    err = interrupted(command(tiles, "-o", run, "-p", preset, "--cpu", "--steps", "1000000"), "step 10 ")
     assert f"Go on with: vartok train {tiles} -o {run} --cpu --resume" in err
     step = torch.load(run / STATE, weights_only=True)["step"]
     process = command(tiles, "-o", run, "--cpu", "--resume", "--steps", str(step + 3))

@@ -45,6 +45,10 @@ class Item(NamedTuple):
     name: str
     file: Path | bytes | ImageError
 
+    def __str__(self) -> str:
+        """Where a user finds it."""
+        return str(self.file) if isinstance(self.file, Path) else self.name
+
 
 @dataclass(frozen=True)
 class Place:
@@ -141,7 +145,7 @@ class Pictures:
             try:
                 return after, self._crop(item, np.random.default_rng([self.seed, after.epoch, number]))
             except ImageError as error:
-                return after, f"{item.name}: {error}"
+                return after, f"{item}: {error}"
 
         mine = itertools.islice(self._stream(place), rank, None, world)
         found = ahead(read, mine, workers=workers, limit=3 * size + workers)
@@ -157,7 +161,7 @@ class Pictures:
                         stand_ins = [entry[1]]
                         break
                 else:
-                    raise TrainError(f"no picture can be read, of many in a row; one says: {bad[0]}")
+                    raise TrainError(f"no picture can be read; one of them: {bad[0]}")
                 found = itertools.chain(further, found)
             filled = itertools.islice(itertools.cycle(stand_ins), size - len(good))
             last = part[-1][0]

@@ -75,7 +75,7 @@ class Trainee(nn.Module):
 
 
 def reconstruction_loss(
-    picture: Tensor, images: Tensor, settings: LossSettings, cell: int, lpips: nn.Module | None = None
+    picture: Tensor, images: Tensor, settings: LossSettings, lpips: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
     """How far pictures are from what they should be, weighted; and their squared errors.
 
@@ -83,7 +83,6 @@ def reconstruction_loss(
         picture: [B, 3, H, W] in about [-1, 1], as it was decoded.
         images: likewise, as it should be.
         settings: the weights.
-        cell: pixels along a side of a latent's cell.
         lpips: gives the distances of two batches; needed where its weight is not 0.
 
     Returns:
@@ -91,14 +90,11 @@ def reconstruction_loss(
     """
     error = picture - images
     squared = error.square().mean((1, 2, 3))
-    fidelity = squared
-    if settings.border:
-        fidelity = squared + settings.border * _border_error(error, cell)
     loss = torch.zeros((), device=images.device)
     if settings.mse:
-        loss = loss + settings.mse * fidelity.mean()
+        loss = loss + settings.mse * squared.mean()
     if settings.log_mse:
-        loss = loss + settings.log_mse * torch.log(fidelity + 1e-5).mean()  # 1e-5: 56 dB is good enough
+        loss = loss + settings.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: 56 dB is good enough
     if settings.l1:
         loss = loss + settings.l1 * error.abs().mean()
     if settings.gradient:
@@ -106,19 +102,6 @@ def reconstruction_loss(
     if lpips is not None:
         loss = loss + settings.lpips * lpips(picture, images).mean()
     return loss, squared.detach()
-
-
-def _border_error(error: Tensor, cell: int) -> Tensor:
-    """[B, C, H, W] -> [B]: the mean squared error of the steps across borders of cells, down and across.
-
-    Few pixels lie at borders, so the squared error hardly sees them, and the eye sees little else. Being a
-    square, it is least where the squared error is: what it costs shrinks with training, unlike the price
-    of an absolute difference.
-    """
-    down = error[:, :, cell::cell] - error[:, :, cell - 1 : -1 : cell]
-    across = error[:, :, :, cell::cell] - error[:, :, :, cell - 1 : -1 : cell]
-    steps = torch.cat([down.flatten(1), across.flatten(1)], dim=1)
-    return steps.square().sum(1) / max(1, steps.shape[1])  # a picture of one cell has no border
 
 
 def parameter_groups(

@@ -77,12 +77,9 @@ class LossSettings:
 
     Attributes:
         mse: mean squared error.
-        log_mse: mean over pictures of the logarithm of their mean squared error: PSNR itself, but for
-            border.
+        log_mse: mean over pictures of the logarithm of their mean squared error: PSNR itself.
         l1: mean absolute error.
         gradient: mean absolute error of the differences between neighbouring pixels.
-        border: of the mean squared error of the steps across the borders of a latent's cells, which is added
-            to the mean squared error before mse and log_mse take it.
         commitment: how far latents are from what they are quantized to, mean over scales.
         anchor: how far latents are from the linear transform's, mean square.
         lpips: perceptual distance (AlexNet); it needs weights that are not ours, so 0 unless wanted.
@@ -94,7 +91,6 @@ class LossSettings:
     log_mse: float = 0.0
     l1: float = 0.0
     gradient: float = 0.0
-    border: float = 0.0
     commitment: float = 0.25
     anchor: float = 0.0
     lpips: float = 0.0
@@ -179,8 +175,6 @@ class TrainSettings:
         loss, data, rates, run = self.loss, self.data, self.optimizer, self.run
         if not (loss.mse or loss.log_mse or loss.l1 or loss.gradient):
             raise ConfigError("[loss] has no reconstruction loss: give mse, log_mse, l1 or gradient a weight")
-        if loss.border and not (loss.mse or loss.log_mse):
-            raise ConfigError("[loss] border adds to the squared error: give mse or log_mse a weight too")
         if self.quantizer.codebook not in ("average", "gradient"):
             raise ConfigError(
                 f'[quantizer] codebook is "average" or "gradient", not {quoted(self.quantizer.codebook)}'

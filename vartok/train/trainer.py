@@ -188,7 +188,7 @@ class _Run:
                 f"give --batch-size a multiple of {self.world}"
             )
         if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
-            raise TrainError(f"{run} holds a run already: resume it, or name another folder")
+            raise TrainError(f"{run} holds a run already: go on with it (--resume), or name another folder")
         if resume and not (run / STATE).is_file():
             raise TrainError(f"{run} holds no state of a run to resume")
         try:
@@ -265,6 +265,8 @@ class _Run:
         saved = self.step
         meter = _Meter()
         share = self._share()
+        if share >= 1:
+            self.report(f"nothing to train: the run is as long as its settings say, {self.step:,} steps")
         for batch, images in ahead(self._to_device, batches, workers=1, limit=2):
             if share >= 1:
                 break
@@ -297,9 +299,7 @@ class _Run:
         taught = self.step < settings.optimizer.taught
         out = self.parallel(images, taught)
         weights = settings.loss
-        loss, squared = reconstruction_loss(
-            out.picture, images, weights, settings.model.downsample, self.lpips
-        )
+        loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
         total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
         judged = self.step >= weights.adversarial_start
         if self.adversary is not None and judged:

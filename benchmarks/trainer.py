@@ -74,7 +74,7 @@ def bare_rate(settings: TrainSettings, steps: int) -> float:
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = trainee(images, False)
-        loss, _ = reconstruction_loss(out.picture, images, settings.loss)
+        loss, _ = reconstruction_loss(out.picture, images, settings.loss, config.downsample)
         loss = loss + settings.loss.commitment * out.commitment + settings.loss.anchor * out.anchor
         (loss + out.codebook).backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import vartok
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, TrainError
+from vartok.evaluate import blockiness, count_steps
 from vartok.images import to_tensor
 from vartok.model import VQVAE
 from vartok.quantizer import MultiScaleQuantizer, Scale
@@ -469,9 +470,30 @@ def test_losses_are_what_they_say() -> None:
         (LossSettings(log_mse=1.0), (math.log(0.01 + 1e-5) + math.log(0.08 + 1e-5)) / 2),
         (LossSettings(gradient=1.0), 0.4 / 3 / 2),
     ):
-        loss, squared = reconstruction_loss(picture, images, settings)
+        loss, squared = reconstruction_loss(picture, images, settings, cell=16)
         assert float(loss) == pytest.approx(wanted, rel=1e-5)
         assert squared.tolist() == pytest.approx([0.01, 0.08])
+
+
+def test_the_border_loss_sees_what_blockiness_is_measured_by() -> None:
+    rng = np.random.default_rng(0)
+    smooth = rng.integers(0, 256, (2, 48, 80, 3), dtype=np.uint8)
+    blocky = np.repeat(np.repeat(smooth[:, ::16, ::16], 16, 1), 16, 2) // 2 + smooth // 2
+    measured = [
+        blockiness(np.sum([count_steps(picture, 16) for picture in pictures], axis=0)) or 0.0
+        for pictures in (blocky, smooth)
+    ]
+    loss, _ = reconstruction_loss(to_tensor(blocky), to_tensor(smooth), LossSettings(border=2.0), cell=16)
+    assert float(loss) == pytest.approx(2 * (measured[0] - measured[1]) ** 2, rel=1e-4)
+    assert measured[0] > measured[1] + 0.2
+    for size in (16, 32):  # without borders, and without any step
+        flat = torch.zeros(1, 3, size, size, requires_grad=True)
+        weights = LossSettings(border=2.0, mse=1.0)
+        loss, _ = reconstruction_loss(flat, torch.zeros_like(flat), weights, cell=16)
+        loss.backward()
+        assert loss.item() == 0
+        assert flat.grad is not None
+        assert flat.grad.isfinite().all()
 
 
 def test_the_adversarys_opinion_weighs_as_much_as_the_loss_and_it_learns() -> None:

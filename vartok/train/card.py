@@ -71,7 +71,7 @@ def describe(
         "## Training",
         "",
         f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {step:,} steps of "
-        f"{settings.data.batch_size} crops of {crop} pixels in {seconds / 60:.0f} minutes, on {processes} "
+        f"{settings.data.batch_size} crops of {crop} pixels in {seconds / 60:.1f} minutes, on {processes} "
         f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}.",
         "",
         "```toml",

@@ -75,7 +75,7 @@ class Trainee(nn.Module):
 
 
 def reconstruction_loss(
-    picture: Tensor, images: Tensor, settings: LossSettings, lpips: nn.Module | None = None
+    picture: Tensor, images: Tensor, settings: LossSettings, cell: int, lpips: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
     """How far pictures are from what they should be, weighted; and their squared errors.
 
@@ -83,6 +83,7 @@ def reconstruction_loss(
         picture: [B, 3, H, W] in about [-1, 1], as it was decoded.
         images: likewise, as it should be.
         settings: the weights.
+        cell: pixels along a side of a latent's cell.
         lpips: gives the distances of two batches; needed where its weight is not 0.
 
     Returns:
@@ -99,9 +100,28 @@ def reconstruction_loss(
         loss = loss + settings.l1 * error.abs().mean()
     if settings.gradient:
         loss = loss + settings.gradient * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+    if settings.border:
+        excess = _border_contrast(picture, cell) - _border_contrast(images, cell)
+        loss = loss + settings.border * excess.square()
     if lpips is not None:
         loss = loss + settings.lpips * lpips(picture, images).mean()
     return loss, squared.detach()
+
+
+def _border_contrast(pictures: Tensor, cell: int) -> Tensor:
+    """[B, 3, H, W] -> scalar: the mean step across borders of cells by the mean step inside them; 1 if none.
+
+    What `vartok.evaluate.blockiness` is of whole pictures, with a gradient.
+    """
+    steps = [pictures.diff(dim=2).abs(), pictures.diff(dim=3).abs().transpose(2, 3)]
+    borders = [step[:, :, cell - 1 :: cell] for step in steps]
+    count = sum(border.numel() for border in borders)
+    if not count:
+        return pictures.new_ones(())
+    across = torch.stack([border.sum() for border in borders]).sum()
+    others = torch.stack([step.sum() for step in steps]).sum() - across
+    inside = others / (sum(step.numel() for step in steps) - count)
+    return across / count / inside.clamp(min=1e-3)
 
 
 def parameter_groups(

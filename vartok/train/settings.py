@@ -80,6 +80,8 @@ class LossSettings:
         log_mse: mean over pictures of the logarithm of their mean squared error: PSNR itself.
         l1: mean absolute error.
         gradient: mean absolute error of the differences between neighbouring pixels.
+        border: square of how much more than in the originals the borders of a latent's cells show: the mean
+            step across them by the mean step inside cells, over a batch.
         commitment: how far latents are from what they are quantized to, mean over scales.
         anchor: how far latents are from the linear transform's, mean square.
         lpips: perceptual distance (AlexNet); it needs weights that are not ours, so 0 unless wanted.
@@ -91,6 +93,7 @@ class LossSettings:
     log_mse: float = 0.0
     l1: float = 0.0
     gradient: float = 0.0
+    border: float = 0.0
     commitment: float = 0.25
     anchor: float = 0.0
     lpips: float = 0.0

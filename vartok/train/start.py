@@ -6,6 +6,8 @@ that start as random convolutions first destroy what is looked up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -100,7 +102,12 @@ def start_light(model: VQVAE, linear: LinearTransform) -> None:
 
 
 def start_quantizer(
-    quantizer: MultiScaleQuantizer, latents: Tensor, schedule: Schedule, rounds: int, seed: int
+    quantizer: MultiScaleQuantizer,
+    latents: Tensor,
+    schedule: Schedule,
+    rounds: int,
+    seed: int,
+    report: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Make phis the identity, and the codebook what k-means finds in the residuals that scales see.
 
@@ -113,6 +120,7 @@ def start_quantizer(
         schedule: (h, w) of every scale, the last one the latents'.
         rounds: of k-means.
         seed: of what is drawn at random.
+        report: is told of every round as it begins.
     """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -122,6 +130,7 @@ def start_quantizer(
                 _set(module.bias, torch.zeros(len(module.weight)))
         cells = _exact_residuals(latents, schedule)
         for number in range(rounds):
+            report(f"k-means over the residuals of {len(latents):,} crops, round {number + 1} of {rounds}")
             _k_means(
                 quantizer, _balanced(cells, quantizer.embedding.num_embeddings, random), random, number == 0
             )

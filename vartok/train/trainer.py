@@ -244,8 +244,9 @@ class _Run:
         if start.rounds:
             parts = np.array_split(crops, -(-len(crops) // 64))
             latents = torch.cat([linear(to_tensor(part).to(self.device)) for part in parts])
-            self.report(f"k-means over their residuals, {start.rounds} rounds")
-            start_quantizer(model.quantize, latents, config.patch_nums, start.rounds, settings.run.seed)
+            start_quantizer(
+                model.quantize, latents, config.patch_nums, start.rounds, settings.run.seed, self.report
+            )
         else:
             start_as_var(model.quantize, settings.run.seed)
         return linear
@@ -299,7 +300,8 @@ class _Run:
         taught = self.step < settings.optimizer.taught
         out = self.parallel(images, taught)
         weights = settings.loss
-        loss, squared = reconstruction_loss(out.picture, images, weights, self.lpips)
+        cell = settings.model.downsample
+        loss, squared = reconstruction_loss(out.picture, images, weights, cell, self.lpips)
         total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
         judged = self.step >= weights.adversarial_start
         if self.adversary is not None and judged:

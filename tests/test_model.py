@@ -182,7 +182,7 @@ def as_rows(z: Tensor) -> Tensor:
 def test_nearest_is_brute_force(znorm: bool) -> None:
     torch.manual_seed(0)
     codes, z = torch.randn(300, 8), torch.randn(2, 8, 7, 5)
-    found = quantizer_of(codes, using_znorm=znorm).nearest(z)
+    found = quantizer_of(codes, using_znorm=znorm).lookup()(z)
     assert found.shape == (2, 7, 5)
     assert found.dtype == torch.int64
     assert torch.equal(found.flatten(), brute_force(as_rows(z), codes, znorm=znorm))
@@ -191,8 +191,8 @@ def test_nearest_is_brute_force(znorm: bool) -> None:
 def test_znorm_looks_at_directions_alone() -> None:
     codes = torch.tensor([[1.0, 0.0], [0.0, 100.0]])
     z = torch.tensor([1.0, 1.1]).view(1, 2, 1, 1)
-    assert quantizer_of(codes, using_znorm=True).nearest(z).item() == 1
-    assert quantizer_of(codes).nearest(z).item() == 0
+    assert quantizer_of(codes, using_znorm=True).lookup()(z).item() == 1
+    assert quantizer_of(codes).lookup()(z).item() == 0
 
 
 whole = st.integers(-3, 3).map(float)  # of which float32 sums and products are exact, so that ties are ties
@@ -206,24 +206,37 @@ def test_of_equally_near_codes_the_first_is_taken(codes: Any, cells: Any) -> Non
     table, z = torch.tensor(codes), torch.tensor(cells).T.reshape(1, 2, 1, -1)
     distances = (torch.tensor(cells)[:, None] - table).square().sum(2)
     want = [row.index(min(row)) for row in distances.tolist()]
-    assert quantizer_of(table).nearest(z).flatten().tolist() == want
+    assert quantizer_of(table).lookup()(z).flatten().tolist() == want
 
 
 def test_duplicate_codes_yield_the_lowest_index_with_znorm_too() -> None:
     codes = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]] * 20)
     z = torch.tensor([[2.0, 0.0], [0.0, 3.0]]).T.reshape(1, 2, 1, 2)
-    assert quantizer_of(codes, using_znorm=True).nearest(z).flatten().tolist() == [1, 0]
+    assert quantizer_of(codes, using_znorm=True).lookup()(z).flatten().tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("rows", [7, 64, 1000])
 @pytest.mark.parametrize("znorm", [False, True])
 def test_lookup_in_parts_is_lookup_at_once(monkeypatch: pytest.MonkeyPatch, rows: int, znorm: bool) -> None:
     torch.manual_seed(0)
     made = quantizer_of(torch.randn(500, 8), using_znorm=znorm)
     z = torch.randn(3, 8, 9, 9)
-    whole_table = made.nearest(z)
-    monkeypatch.setattr(quantizer, "LOOKUP_ROWS", rows)
-    assert torch.equal(made.nearest(z), whole_table)
+    whole_table = made.lookup()(z)
+    monkeypatch.setattr(quantizer, "CPU_CELLS", rows)
+    assert torch.equal(made.lookup()(z), whole_table)
+
+
+@given(st.integers(1, 70), st.integers(0, 1 << 20))
+@settings(deadline=None)
+def test_what_a_cell_finds_does_not_depend_on_its_company(count: int, seed: int) -> None:
+    # Codes in pairs that lie 1e-7 apart: rounding decides between them, and so must be the same.
+    torch.manual_seed(seed)
+    codes = torch.randn(64, 32).repeat(2, 1)
+    codes[64:] += 1e-7 * torch.randn(64, 32)
+    lookup = quantizer_of(codes).lookup()
+    z = torch.randn(1, 32, 1, count)
+    alone = torch.cat([lookup(cell) for cell in z.split(1, dim=3)], dim=2)
+    assert torch.equal(lookup(z), alone)
 
 
 # The loop over scales.

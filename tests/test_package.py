@@ -29,6 +29,7 @@ ORDER = (
     {"autoencoder", "light", "quantizer"},
     {"model"},
     {"checkpoint"},
+    {"inference"},
     {"tokenizer"},
     {"pipeline"},
     {"evaluate"},
@@ -37,7 +38,8 @@ ORDER = (
     {"train.objective"},
     {"train.trainer"},
 )
-MODEL = {"layers", "autoencoder", "light", "quantizer", "model", "checkpoint", "tokenizer", "pipeline"}
+NETWORKS = {"layers", "autoencoder", "light", "quantizer", "model", "inference"}
+MODEL = NETWORKS | {"checkpoint", "tokenizer", "pipeline"}
 
 
 def path_of(module: str) -> Path:

@@ -45,11 +45,15 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
+        return x + self.proj_out(self.attend(x))
+
+    def attend(self, x: Tensor) -> Tensor:
+        """What the cells take from each other, before its projection: [B, C, H, W] -> [B, C, H, W]."""
         B, C, H, W = x.shape
         # [B, 3C, H, W] -> three times [B, 1 head, H*W, C]
         q, k, v = self.qkv(self.norm(x)).view(B, 3, 1, C, H * W).transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v)  # takes no [H*W, H*W] memory
-        return x + self.proj_out(h.transpose(-1, -2).reshape(B, C, H, W))
+        return h.transpose(-1, -2).reshape(B, C, H, W)
 
 
 class Upsample2x(nn.Module):

@@ -26,12 +26,16 @@ from vartok.errors import (
     VartokWarning,
     quoted,
 )
+from vartok.inference import arrange
 from vartok.model import VQVAE
 from vartok.quantizer import pool
 from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
 from vartok.tokens import ModelInfo, TokenMaps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+CPU_CELLS = 4096
+"""Cells of latents that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
 
 
 def load(
@@ -88,11 +92,12 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 class Tokenizer:
-    """Images to tokens and back. Immutable; made by `vartok.load`.
+    """Images to tokens and back. Immutable; made by `vartok.load`, of a model that it takes for its own.
 
     Images are [B, 3, H, W], RGB in [-1, 1], H and W multiples of `config.downsample`. Everything
-    returned is on `device`. On the CPU a batch goes through the model picture by picture: that is as
-    fast there, takes the memory of one, and no picture's tokens depend on which others share its batch.
+    returned is on `device`. On the CPU a batch goes through the networks picture by picture: that is as
+    fast there, takes the memory of one, and no picture's tokens depend on which others share its batch;
+    the quantizer, whose work on one picture is many small steps, takes several.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Tokenizer:
         self._model: VQVAE = model.to(device)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype])
+        self._arranged = device.type == "cpu" and arrange(model)
 
     @property
     def codebook(self) -> Tensor:
@@ -154,14 +160,17 @@ class Tokenizer:
         grid = (images.shape[2] // self.config.downsample, images.shape[3] // self.config.downsample)
         schedule = self._schedule(schedule, grid)
 
-        def tokenize(part: Tensor) -> list[Tensor]:
-            latent = self._model.latent(part)
-            if not bool(latent.isfinite().all()):
-                raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
-            return [scale.indices for scale in self._model.quantize.scales(schedule, latent=latent)]
-
         with _exact(self.device):
-            parts = [tokenize(part.to(self.device)) for part in self._parts(images)]
+            latents = self._latent(images)
+            parts = [
+                [scale.indices for scale in self._model.quantize.scales(schedule, latent=latent)]
+                for latent in self._groups(latents, grid)
+            ]
+            finite = bool(
+                latents.isfinite().all()
+            )  # asked last: a GPU is waited for here, and nowhere before
+        if not finite:
+            raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
     def decode(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
@@ -179,9 +188,7 @@ class Tokenizer:
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 2.
         """
-        return self._map(
-            tokens, lambda maps, schedule: self._model.picture(self._f_hat(maps, schedule)), scales
-        )
+        return self.decode_latent(self.f_hat(tokens, scales))
 
     def decode_prefixes(self, tokens: TokenMaps, scales: int | None = None) -> Iterator[Tensor]:
         """Draw the images after 1, 2, ... scales, in one pass over the scales.
@@ -198,12 +205,12 @@ class Tokenizer:
         """
         replays = [
             self._model.quantize.scales(tokens.schedule, maps=[part.to(self.device) for part in maps])
-            for maps in self._token_parts(tokens, scales)
+            for maps in self._token_groups(tokens, scales)
         ]
         for _ in tokens.maps[:scales]:
             with _exact(self.device):  # not around the yield, where the caller's settings hold
-                images = torch.cat([self._model.picture(next(replay).f_hat) for replay in replays])
-            yield images
+                f_hat = torch.cat([next(replay).f_hat for replay in replays])
+            yield self.decode_latent(f_hat)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         """What the decoder alone makes of a latent: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1].
@@ -211,7 +218,7 @@ class Tokenizer:
         Of `latent(images)` it draws the images as they would be if quantization lost nothing.
         """
         with _exact(self.device):
-            return torch.cat([self._model.picture(part.to(self.device)) for part in self._parts(latent)])
+            return torch.cat([self._model.picture(part.to(self.device)) for part in self._pictures(latent)])
 
     def latent(self, images: Tensor) -> Tensor:
         """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
@@ -221,7 +228,7 @@ class Tokenizer:
         """
         self._check_images(images)
         with _exact(self.device):
-            return torch.cat([self._model.latent(part.to(self.device)) for part in self._parts(images)])
+            return self._latent(images)
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
         """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
@@ -229,7 +236,12 @@ class Tokenizer:
         Raises:
             TokensError: an index outside the vocabulary, or more scales than there are.
         """
-        return self._map(tokens, self._f_hat, scales)
+
+        def add_up(maps: list[Tensor], schedule: Schedule) -> Tensor:
+            *_, last = self._model.quantize.scales(schedule, maps=maps)
+            return last.f_hat
+
+        return self._map(tokens, add_up, scales)
 
     def var_inputs(self, tokens: TokenMaps) -> Tensor:
         """What a next-scale transformer is teacher-forced with: [B, L - h_0 w_0, C] float32.
@@ -267,9 +279,8 @@ class Tokenizer:
             ]
         return torch.cat(pictures)
 
-    def _f_hat(self, maps: list[Tensor], schedule: Schedule) -> Tensor:
-        *_, last = self._model.quantize.scales(schedule, maps=maps)
-        return last.f_hat
+    def _latent(self, images: Tensor) -> Tensor:
+        return torch.cat([self._model.latent(part.to(self.device)) for part in self._pictures(images)])
 
     def _map(
         self,
@@ -277,23 +288,33 @@ class Tokenizer:
         compute: Callable[[list[Tensor], Schedule], Tensor],
         scales: int | None = None,
     ) -> Tensor:
-        """Compute a tensor of tokens' first `scales` scales, in the parts that suit the device."""
-        parts = self._token_parts(tokens, scales)
+        """Compute a tensor of tokens' first `scales` scales, in the groups that suit the device."""
+        parts = self._token_groups(tokens, scales)
         with _exact(self.device):
             return torch.cat(
                 [compute([part.to(self.device) for part in maps], tokens.schedule) for maps in parts]
             )
 
-    def _token_parts(self, tokens: TokenMaps, scales: int | None) -> list[tuple[Tensor, ...]]:
-        """The maps of the first `scales` scales, checked, in the parts that suit the device."""
+    def _token_groups(self, tokens: TokenMaps, scales: int | None) -> list[tuple[Tensor, ...]]:
+        """The maps of the first `scales` scales, checked, in the groups that suit the device."""
         count = len(tokens.maps)
         if scales is not None and not 1 <= scales <= count:
             raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
         tokens.check_vocab(self.config.vocab_size)
-        return [*zip(*(self._parts(tokens_map) for tokens_map in tokens.maps[:scales]), strict=True)]
+        groups = (self._groups(tokens_map, tokens.schedule[-1]) for tokens_map in tokens.maps[:scales])
+        return [*zip(*groups, strict=True)]
 
-    def _parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+    def _pictures(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """What goes through the networks at once."""
         return batch.split(1) if self.device.type == "cpu" else (batch,)
+
+    def _groups(self, batch: Tensor, latent: Grid) -> tuple[Tensor, ...]:
+        """What goes through the quantizer at once, of pictures whose latents have these cells."""
+        if self.device.type != "cpu":
+            return (batch,)
+        cells = latent[0] * latent[1]
+        parts: tuple[Tensor, ...] = batch.split(max(1, CPU_CELLS // cells) if self._arranged else 1)
+        return parts
 
     def _check_images(self, images: Tensor) -> None:
         step = self.config.downsample

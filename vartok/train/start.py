@@ -185,7 +185,7 @@ def _k_means(quantizer: MultiScaleQuantizer, points: Tensor, random: torch.Gener
     if fresh:
         codes.copy_(draw(len(codes)))
     for _ in range(LLOYD_STEPS):
-        nearest = quantizer.nearest(points[:, :, None, None]).flatten()
+        nearest = quantizer.lookup()(points[:, :, None, None]).flatten()
         counts = torch.bincount(nearest, minlength=len(codes))
         codes.copy_(torch.zeros_like(codes).index_add_(0, nearest, points) / counts.clamp(min=1)[:, None])
         codes[counts == 0] = draw(int((counts == 0).sum()))

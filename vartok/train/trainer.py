@@ -409,7 +409,11 @@ class _Run:
     def _measure(self) -> Validation:
         config = self.settings.model
         tokenizer = Tokenizer(
-            self.averaged, config, name=self.settings.name, device=self.device, dtype="float32"
+            copy.deepcopy(self.averaged),  # which it rearranges
+            config,
+            name=self.settings.name,
+            device=self.device,
+            dtype="float32",
         )
         found: list[float] = []
         maps: list[list[NDArray[np.int64]]] = []

@@ -1,0 +1,173 @@
+"""The arranged model: what it computes is what the plain one computes."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from noise import COFFEE, draw
+from PIL import Image
+from torch import Tensor, nn
+
+import vartok
+from vartok import inference
+from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
+from vartok.config import TokenizerConfig
+from vartok.images import to_tensor
+from vartok.inference import Conv, arrange
+from vartok.layers import group_norm
+from vartok.model import VQVAE
+from vartok.schedule import VAR_256, adapt_schedule
+from vartok.tokenizer import Tokenizer
+
+CHANNELS_LAST = torch.channels_last
+
+pytestmark = pytest.mark.skipif(not inference._can_pack(torch.float32), reason="torch has no oneDNN here")
+
+
+@pytest.fixture(scope="module", params=["light", "var"])
+def plain(request: pytest.FixtureRequest) -> tuple[VQVAE, TokenizerConfig]:
+    if request.param == "light":
+        checkpoint = read_checkpoint(shipped_checkpoint())
+        return build_model(checkpoint).requires_grad_(False), checkpoint.config
+    config = TokenizerConfig(ch=32)
+    model = VQVAE(config).requires_grad_(False)
+    model.load_state_dict(draw(config))
+    return model, config
+
+
+@pytest.fixture(scope="module")
+def arranged(plain: tuple[VQVAE, TokenizerConfig]) -> VQVAE:
+    model = copy.deepcopy(plain[0])
+    assert arrange(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    """[1, 3, 512, 512]."""
+    return to_tensor(np.asarray(Image.open(COFFEE).convert("RGB"))[None])
+
+
+def off(found: Tensor, want: Tensor) -> float:
+    """The largest difference, by the largest value."""
+    return float((found - want).abs().max() / want.abs().max())
+
+
+@pytest.mark.parametrize("size", [(256, 256), (16, 16), (48, 272), (80, 16)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+@torch.no_grad()
+def test_networks_compute_the_same(
+    plain: tuple[VQVAE, TokenizerConfig],
+    arranged: VQVAE,
+    photo: Tensor,
+    size: tuple[int, int],
+    layout: torch.memory_format,
+) -> None:
+    height, width = size
+    images = torch.cat([photo[:, :, :height, :width], photo[:, :, -height:, -width:]])
+    images = images.contiguous(memory_format=layout)
+    given = images.clone()
+    want = plain[0].latent(images)
+    assert off(arranged.latent(images), want) < 1e-4  # noise for weights amplifies rounding
+    assert torch.equal(images, given)  # though blocks overwrite their maps
+    latent = want.contiguous(memory_format=layout)
+    assert off(arranged.picture(latent), plain[0].picture(want)) < 1e-4
+    assert torch.equal(latent, want)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (3, 17), (1, 1), (40, 40)])
+@torch.no_grad()
+def test_the_quantizer_computes_the_same(
+    plain: tuple[VQVAE, TokenizerConfig], arranged: VQVAE, grid: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    latent = torch.randn(2, 32, *grid)
+    schedule = adapt_schedule(VAR_256, grid)
+    want = [*plain[0].quantize.scales(schedule, latent=latent)]
+    found = [*arranged.quantize.scales(schedule, latent=latent)]
+    replayed = arranged.quantize.scales(schedule, maps=[scale.indices for scale in want])
+    for one, other, again in zip(want, found, replayed, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert off(other.f_hat, one.f_hat) < 1e-5
+        assert torch.equal(other.f_hat, again.f_hat)
+
+
+def test_what_is_arranged_is_all_that_runs(arranged: VQVAE) -> None:
+    kinds = {type(module) for module in arranged.modules()}
+    assert kinds & inference._REPLACED.keys() <= {nn.GroupNorm}  # which the arranged one asks for its weights
+
+
+def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
+    model, config = plain
+    tokenizer = Tokenizer(copy.deepcopy(model), config, name="", device=torch.device("cpu"), dtype="float32")
+    images = photo.unfold(2, 256, 256).unfold(3, 256, 256).permute(0, 2, 3, 1, 4, 5).reshape(4, 3, 256, 256)
+    with torch.no_grad():
+        scales = [*model.quantize.scales(VAR_256, latent=model.latent(images))]
+    for found, want in zip(tokenizer.encode(images).maps, scales, strict=True):
+        assert torch.equal(found, want.indices)
+
+
+def test_without_onednn_the_plain_model_runs(monkeypatch: pytest.MonkeyPatch, photo: Tensor) -> None:
+    images = F.interpolate(photo, (64, 64)).expand(3, -1, -1, -1)
+    fast = vartok.load(device="cpu")
+    monkeypatch.setattr(inference, "_can_pack", lambda dtype: False)
+    slow = vartok.load(device="cpu")
+    assert torch.equal(slow.encode(images).flatten(), fast.encode(images).flatten())
+    assert isinstance(slow._model.quant_conv, nn.Conv2d)
+
+
+def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
+    tokenizer = vartok.load(device="cpu", dtype="float16")
+    assert isinstance(tokenizer._model.quant_conv, nn.Conv2d)
+    assert isinstance(tokenizer._model.quantize, inference._Quantizer)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (3, 2, 0), (16, 16, 0)])
+@pytest.mark.parametrize("size", [16, 34, 160])  # weights are packed for maps of another size
+@torch.no_grad()
+def test_a_packed_convolution(kernel: int, stride: int, padding: int, size: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 12, kernel, stride=stride, padding=padding)
+    packed, x = Conv(conv), torch.randn(2, 5, size, size)
+    want = conv(x)
+    other = torch.randn_like(want).contiguous(memory_format=CHANNELS_LAST)
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(packed(x), want, **close)  # type: ignore[arg-type]
+    torch.testing.assert_close(packed(x, relu=True), want.relu(), **close)  # type: ignore[arg-type]
+    total = other + want
+    torch.testing.assert_close(packed(x, into=other), total, **close)  # type: ignore[arg-type]
+    torch.testing.assert_close(other, total, **close)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("channels", "height", "width"), [(32, 256, 256), (64, 100, 98), (128, 4, 7), (32, 1, 1)]
+)
+@pytest.mark.parametrize("mean", [0.0, 5.0, -20.0])
+@torch.no_grad()
+def test_group_norm_is_as_exact_as_channels_first(
+    channels: int, height: int, width: int, mean: float
+) -> None:
+    torch.manual_seed(0)
+    norm = group_norm(channels)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, channels, height, width) + mean
+    want = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    bound = 3e-6 + 3 * off(norm(x), want)  # of a single value, which has no deviation, every way is rough
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    arranged = inference._GroupNorm(norm)
+    assert off(arranged(x), want) < bound
+    assert off(arranged(x, out=x), want) < bound  # torch's own is off by up to 1e-3 here
+    assert off(x, want) < bound
+
+
+@torch.no_grad()
+def test_bfloat16_stays_near(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
+    if not inference._can_pack(torch.bfloat16):
+        pytest.skip("this processor computes no bfloat16")
+    model, config = plain
+    images = photo[:, :, :128, :128]
+    fast = Tokenizer(copy.deepcopy(model), config, name="", device=torch.device("cpu"), dtype="bfloat16")
+    assert off(fast.latent(images), model.latent(images)) < 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path, PurePath
 from typing import Annotated
@@ -127,13 +128,16 @@ def encode(
     def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder
         return path is None or is_free(item, path, report, force=force, skip=skip_existing)
 
+    fitted = fit_to([tokenizer], fitted, size, grids)
     results = encode_pictures(
         tokenizer,
         ((entry, entry[0].source, entry[0].read()) for entry in planned if free(*entry)),
-        fit_to([tokenizer], fitted, size, grids),
+        fitted,
         schedule=grids,
-        batch_size=default_batch_size(batch_size, tokenizer),
-        workers=default_workers(workers),
+        batch_size=default_batch_size(
+            batch_size, tokenizer, None if fitted.mode == "native" else math.prod(fitted.size)
+        ),
+        workers=min(default_workers(workers), len(planned)),
     )
     with target.open(overwrite=force) as stream:
         for (item, path), result in results:

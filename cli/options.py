@@ -99,7 +99,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures that go through the model together; default: 1 on a CPU, else 32.",
+        help="Pictures that go through the model together; default: on a CPU 8 small ones, else 32.",
     ),
 ]
 WorkersOption = Annotated[
@@ -120,9 +120,17 @@ def default_workers(workers: int | None) -> int:
     )
 
 
-def default_batch_size(batch_size: int | None, tokenizer: Tokenizer) -> int:
-    """The batch size where none is given: a CPU takes pictures one by one whatever the batch."""
-    return batch_size or (1 if tokenizer.device.type == "cpu" else 32)
+def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:
+    """The batch size where none is given, for pictures of so many pixels; None: of any number.
+
+    A CPU takes pictures through the networks one by one whatever the batch, and small ones together
+    through the quantizer.
+    """
+    from vartok.pipeline import APART
+
+    if tokenizer.device.type != "cpu":
+        return batch_size or 32
+    return batch_size or (8 if pixels is not None and pixels <= APART else 1)
 
 
 def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:

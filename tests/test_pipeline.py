@@ -5,6 +5,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from noise import COFFEE
 from PIL import Image
 
 import vartok
-from vartok.errors import DeviceError, ImageError, ScheduleError, TokenFileError, TokensError, VartokError
+from vartok import pipeline
+from vartok.errors import (
+    DeviceError,
+    ImageError,
+    ScheduleError,
+    TokenFileError,
+    TokensError,
+    VartokError,
+    VartokWarning,
+)
 from vartok.images import Fit, to_pixels, to_tensor
 from vartok.pipeline import Encoded, ahead, decode_tokens, encode_pictures, in_batches
 from vartok.schedule import adapt_schedule, square
@@ -91,21 +101,22 @@ def test_a_picture_that_the_schedule_does_not_fit_fails_alone(tokenizer: vartok.
 def test_an_item_that_fails_in_a_batch_fails_alone(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, calls = tokenizer.encode, []
-    bad = to_tensor(np.asarray(Image.open(io.BytesIO(png(32, 32, seed=2))).convert("RGB"))[None])
+    quantize, calls = tokenizer.quantize, []
+    image = to_tensor(np.asarray(Image.open(io.BytesIO(png(32, 32, seed=2))).convert("RGB"))[None])
+    bad = tokenizer.latent(image)
 
-    def fussy(images: torch.Tensor, schedule: Any = None) -> vartok.TokenMaps:
-        calls.append(len(images))
-        if (images == bad).flatten(1).all(1).any():
+    def fussy(latents: torch.Tensor, schedule: Any = None) -> vartok.TokenMaps:
+        calls.append(len(latents))
+        if (latents == bad).flatten(1).all(1).any():
             raise ScheduleError("not this one")
-        return encode(images, schedule)
+        return quantize(latents, schedule)
 
-    monkeypatch.setattr(tokenizer, "encode", fussy)
+    monkeypatch.setattr(tokenizer, "quantize", fussy)
     pictures = [(i, str(i), png(32, 32, seed=i)) for i in range(4)]
     results = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=4))
     failed = {i: str(item) for i, item in results if isinstance(item, VartokError)}
     assert failed == {2: "not this one"}
-    assert calls == [4, 1, 1, 1, 1]
+    assert calls == [4, 2, 2, 1, 1]
 
 
 def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
@@ -197,7 +208,7 @@ def test_stopping_early_stops_the_threads() -> None:
     results = ahead(work, iter(range(10_000)), workers=4, limit=50)
     assert next(results) == 0
     assert workers_running() > before
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert workers_running() == before
     assert len(started) <= 50
     time.sleep(0.05)
@@ -215,7 +226,7 @@ def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(tokenize
 
     results = encode_pictures(tokenizer, endless(), NATIVE, batch_size=2, workers=2)
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert workers_running() == before
     assert len(taken) <= 5  # four in hand, one more as the batch took its second
 
@@ -299,11 +310,58 @@ def test_want_of_memory_is_told_of_the_item_that_is_too_large(error: Exception) 
             raise error
         return [*batch]
 
-    results = [result for _, result in in_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)]
+    with pytest.warns(VartokWarning):
+        results = [
+            result for _, result in in_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)
+        ]
     assert results[:2] == [4, 5]
     assert results[3] == 6
     assert isinstance(results[2], DeviceError)
     assert "not enough memory" in str(results[2])
+
+
+def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it() -> None:
+    sizes = []
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise MemoryError
+        return [*batch]
+
+    with pytest.warns(VartokWarning) as said:
+        results = [result for _, result in in_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0)]
+    assert results == [*range(20)]
+    assert sizes == [8, 4, 2, 2, 4, 2, 2] + [2] * 6
+    assert [str(warning.message) for warning in said] == [
+        "8 pictures at once do not fit into memory: going on with 4",
+        "4 pictures at once do not fit into memory: going on with 2",
+    ]
+
+
+@pytest.mark.parametrize("apart", [0, 1 << 20])
+def test_torch_has_its_threads_back(
+    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch, apart: int
+) -> None:
+    """Workers share torch's threads; that they do the networks' work changes no token."""
+    monkeypatch.setattr(pipeline, "APART", apart)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+        results = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
+        next(results)
+        results.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for (_, _, file), item in zip(PICTURES, found, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))  # type: ignore[arg-type]
+        alone = tokenizer.encode(to_tensor(pixels[None]))
+        assert torch.equal(stack([item.tokens]).flatten(), alone.flatten())
 
 
 def test_a_defect_is_not_hidden() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -12,12 +13,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from vartok.errors import DeviceError, TokensError, VartokError
+from vartok.errors import DeviceError, TokensError, VartokError, VartokWarning
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageInfo, ImageTokens, split, stack
+
+APART = 1 << 17
+"""Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
+would need too much memory at once, and keep all cores busy by themselves."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -39,7 +45,7 @@ def encode_pictures(
     schedule: Schedule | None = None,
     batch_size: int = 1,
     workers: int = 1,
-) -> Iterator[tuple[S, Encoded | VartokError]]:
+) -> Generator[tuple[S, Encoded | VartokError], None, None]:
     """Tokenize picture files.
 
     Args:
@@ -49,32 +55,68 @@ def encode_pictures(
         fit: how a picture becomes the pixels that are encoded.
         schedule: (h, w) of every scale; the checkpoint's own, stretched to each latent, if None.
         batch_size: pictures that go through the model together, those of one size.
-        workers: threads that read pictures while the model works.
+        workers: threads that read pictures, and on a CPU take them through the networks too, each with
+            its share of torch's threads: that keeps cores busier than all of them on one picture.
 
     Yields:
         What the caller knows a picture by, and its tokens or why there are none; in order.
     """
+    on_cpu = tokenizer.device.type == "cpu"  # where what shares a size shares its kind, pixels or latent
+    threads = torch.get_num_threads()
 
-    def encode(batch: list[tuple[str, Picture]]) -> list[Encoded]:
-        images = to_tensor(np.stack([picture.pixels for _, picture in batch]))
-        infos = [
-            ImageInfo(
-                source=name,
-                width=picture.width,
-                height=picture.height,
-                size=(images.shape[2], images.shape[3]),
-                fit=fit.mode,
-                zoom=fit.zoom,
-                device=tokenizer.device.type,
-                dtype=tokenizer.dtype,
-            )
-            for name, picture in batch
-        ]
-        tokens = split(tokenizer.encode(images, schedule), tokenizer.info, infos)
-        return [Encoded(item, picture.notes) for item, (_, picture) in zip(tokens, batch, strict=True)]
+    def prepare(name: str, picture: Picture) -> _Ready:
+        height, width = picture.pixels.shape[:2]
+        info = ImageInfo(
+            source=name,
+            width=picture.width,
+            height=picture.height,
+            size=(height, width),
+            fit=fit.mode,
+            zoom=fit.zoom,
+            device=tokenizer.device.type,
+            dtype=tokenizer.dtype,
+        )
+        if on_cpu and height * width <= APART:
+            return _Ready(info, picture.notes, None, tokenizer.latent(to_tensor(picture.pixels[None])))
+        return _Ready(info, picture.notes, picture.pixels, None)
 
-    ready = read_pictures(pictures, fit, workers=workers, limit=workers + batch_size)
-    return in_batches(encode, ready, size=batch_size, key=lambda item: item[1].pixels.shape)
+    def encode(batch: list[_Ready]) -> list[Encoded]:
+        latents = [item.latent for item in batch if item.latent is not None]
+        pixels = [item.pixels for item in batch if item.pixels is not None]
+        if latents:
+            maps = tokenizer.quantize(torch.cat(latents), schedule)
+        else:
+            maps = tokenizer.encode(to_tensor(np.stack(pixels)), schedule)
+        tokens = split(maps, tokenizer.info, [item.info for item in batch])
+        return [Encoded(item, ready.notes) for item, ready in zip(tokens, batch, strict=True)]
+
+    def work(item: tuple[S, str, Path | bytes]) -> tuple[S, _Ready | VartokError]:
+        caller, name, file = item
+        try:
+            return caller, prepare(name, read_picture(file, fit))
+        except (VartokError, MemoryError, RuntimeError) as error:
+            return caller, _as_vartok_error(error)
+
+    def share() -> None:
+        if on_cpu:
+            torch.set_num_threads(max(1, threads // workers))
+
+    ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
+    try:
+        share()
+        yield from in_batches(encode, ready, size=batch_size, key=lambda item: item.info.size)
+    finally:
+        ready.close()
+        torch.set_num_threads(threads)  # which the workers changed for all threads that came after them
+
+
+class _Ready(NamedTuple):
+    """A picture before its batch: [H, W, 3] uint8 pixels, or its [1, C, h, w] latent already."""
+
+    info: ImageInfo
+    notes: tuple[str, ...]
+    pixels: NDArray[np.uint8] | None
+    latent: Tensor | None
 
 
 def decode_tokens(
@@ -130,10 +172,20 @@ def read_pictures(
     return ahead(read, pictures, workers=workers, limit=limit)
 
 
-def ahead(work: Callable[[T], R], items: Iterable[T], *, workers: int, limit: int) -> Iterator[R]:
-    """Do `work` in threads, on at most `limit` items at a time, and yield the results in order."""
+def ahead(
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    workers: int,
+    limit: int,
+    initializer: Callable[[], None] | None = None,
+) -> Generator[R, None, None]:
+    """Do `work` in threads, on at most `limit` items at a time, and yield the results in order.
+
+    Every thread begins with the `initializer`.
+    """
     waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers, initializer=initializer)
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -154,16 +206,28 @@ def in_batches(
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
 
-    A batch that fails is tried again one by one, so that an item fails for itself alone.
+    A batch that fails is tried again in halves, so that an item fails for itself alone.
+
+    Warns:
+        VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
     """
 
     def attempt(batch: list[T]) -> list[R | VartokError]:
+        nonlocal size
         try:
             return [*compute(batch)]
         except (VartokError, MemoryError, RuntimeError) as error:
             if len(batch) == 1:
                 return [_as_vartok_error(error)]
-        return [result for item in batch for result in attempt([item])]
+            half = len(batch) // 2
+            if is_out_of_memory(error) and half < size:
+                size = half
+                warnings.warn(
+                    f"{len(batch)} pictures at once do not fit into memory: going on with {half}",
+                    VartokWarning,
+                    stacklevel=2,
+                )
+        return [*attempt(batch[:half]), *attempt(batch[half:])]
 
     items = iter(items)
     while window := list(itertools.islice(items, size)):

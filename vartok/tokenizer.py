@@ -156,19 +156,31 @@ class Tokenizer:
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
-        self._check_images(images)
-        grid = (images.shape[2] // self.config.downsample, images.shape[3] // self.config.downsample)
-        schedule = self._schedule(schedule, grid)
+        return self.quantize(self.latent(images), schedule)
 
+    def quantize(self, latent: Tensor, schedule: Schedule | None = None) -> TokenMaps:
+        """Tokenize what `latent` gives: the half of `encode` that comes after the networks.
+
+        Args:
+            latent: [B, C, h, w] float32.
+            schedule: as for `encode`.
+
+        Returns:
+            K maps; map k is [B, h_k, w_k] int64 in [0, V).
+
+        Raises:
+            ImageError: a latent that is not finite.
+            ScheduleError: a schedule whose last grid is not the latent's.
+        """
+        grid = (latent.shape[2], latent.shape[3])
+        schedule = self._schedule(schedule, grid)
+        latent = latent.to(self.device)
         with _exact(self.device):
-            latents = self._latent(images)
             parts = [
-                [scale.indices for scale in self._model.quantize.scales(schedule, latent=latent)]
-                for latent in self._groups(latents, grid)
+                [scale.indices for scale in self._model.quantize.scales(schedule, latent=group)]
+                for group in self._groups(latent, grid)
             ]
-            finite = bool(
-                latents.isfinite().all()
-            )  # asked last: a GPU is waited for here, and nowhere before
+            finite = bool(latent.isfinite().all())  # asked last: a GPU is waited for here, and nowhere before
         if not finite:
             raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
@@ -228,7 +240,7 @@ class Tokenizer:
         """
         self._check_images(images)
         with _exact(self.device):
-            return self._latent(images)
+            return torch.cat([self._model.latent(part.to(self.device)) for part in self._pictures(images)])
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
         """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
@@ -278,9 +290,6 @@ class Tokenizer:
                 for codes in torch.split(self.codebook, 64)
             ]
         return torch.cat(pictures)
-
-    def _latent(self, images: Tensor) -> Tensor:
-        return torch.cat([self._model.latent(part.to(self.device)) for part in self._pictures(images)])
 
     def _map(
         self,

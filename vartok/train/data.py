@@ -148,6 +148,7 @@ class Pictures:
                 return after, f"{item}: {error}"
 
         mine = itertools.islice(self._stream(place), rank, None, world)
+        found: Iterator[tuple[Place, NDArray[np.uint8] | str]]
         found = ahead(read, mine, workers=workers, limit=3 * size + workers)
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import os
 from collections.abc import Sequence
@@ -137,7 +138,12 @@ def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:
     """Import torch and load the checkpoint: what makes a command slow to start, so done last."""
     import vartok
 
-    return vartok.load(weights, device=device, dtype=dtype)
+    gc.disable()  # searching what torch brings, over and over, would take a fifth of the time
+    try:
+        return vartok.load(weights, device=device, dtype=dtype)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def parse_fit(mode: FitMode, size: int | None, zoom: float, background: str, max_pixels: int) -> Fit:

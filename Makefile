@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage pictures format clean
+.PHONY: demo test coverage bench pictures format clean
 
 # Tokenize a photo, draw it again, and show how it builds up over the scales.
 demo: .venv/installed
@@ -22,6 +22,14 @@ test: .venv/installed
 
 coverage: .venv/installed
 	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing --cov-fail-under=90
+
+# Speed, a quarter of an hour on two cores; PICTURES is a folder of photos.
+PICTURES ?= examples
+bench: .venv/installed
+	cd benchmarks && { \
+	  echo "# Speed"; echo; echo "Made by \`make bench\`; the last part is written by hand, in NOTES.md."; echo; \
+	  ../$(BIN)/python timing.py && ../$(BIN)/python models.py && ../$(BIN)/python program.py ../$(PICTURES) && \
+	  cat NOTES.md; } > RESULTS.md.part && mv RESULTS.md.part RESULTS.md && cat RESULTS.md
 
 # What the README shows.
 pictures: .venv/installed

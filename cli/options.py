@@ -106,7 +106,10 @@ BatchSizeOption = Annotated[
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=1, max=256, help="Threads that read or write pictures; default: one a core, up to 8."
+        "--workers",
+        min=1,
+        max=256,
+        help="Threads that read and write pictures; default: one more than cores, up to 8.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what failed.")]
@@ -115,10 +118,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JS
 
 
 def default_workers(workers: int | None) -> int:
-    """The number of threads where none is given."""
-    return workers or min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """The number of threads where none is given: one waits for a file or its turn while the others work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or min(8, cores + 1)
 
 
 def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:

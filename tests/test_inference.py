@@ -125,12 +125,13 @@ def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (3, 2, 0), (16, 16, 0)])
-@pytest.mark.parametrize("size", [16, 34, 160])  # weights are packed for maps of another size
+@pytest.mark.parametrize("size", [16, 32, 34, 160])  # one of them the size that weights are packed for
 @torch.no_grad()
 def test_a_packed_convolution(kernel: int, stride: int, padding: int, size: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(5, 12, kernel, stride=stride, padding=padding)
     packed, x = Conv(conv), torch.randn(2, 5, size, size)
+    packed(torch.randn(2, 5, 32, 32))
     want = conv(x)
     other = torch.randn_like(want).contiguous(memory_format=CHANNELS_LAST)
     close = {"rtol": 0, "atol": 1e-5}

@@ -42,9 +42,6 @@ COLUMNS = 32
 _ops: Any = torch.ops.mkldnn  # what torch's own compiler emits for a CPU; not part of torch's public names
 _NEEDED = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 
-_SAMPLE = 64
-"""Cells a side of the map that weights are packed for; others work with the same packing."""
-
 
 def arrange(model: VQVAE) -> bool:
     """Replace a model's parts by those of this module, where this torch and processor have what they need.
@@ -77,22 +74,31 @@ class Conv(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self._how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        sample = [1, conv.in_channels, _SAMPLE, _SAMPLE]
-        self.weight: Tensor = _ops._reorder_convolution_weight(weight, *self._how, sample)
+        self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
         self.bias = None if conv.bias is None else conv.bias.detach()
+        self._packed: tuple[torch.Size, Tensor] | None = None
 
     def forward(self, x: Tensor, *, into: Tensor | None = None, relu: bool = False) -> Tensor:
         """[B, in, H, W] -> [B, out, H', W'], channels last; `into`, overwritten, plus that if given."""
         x = x.contiguous(memory_format=torch.channels_last)
+        weight = self._weight_for(x)
         if into is None:
             after = "relu" if relu else "none"
-            out: Tensor = _ops._convolution_pointwise(x, self.weight, self.bias, *self._how, after, [], "")
-            return out
+            return _ops._convolution_pointwise(x, weight, self.bias, *self._how, after, [], "")
         into = into.contiguous(memory_format=torch.channels_last)
-        what: Any = (self.weight, self.bias, *self._how, "add", None, None, [], None)
-        out = _ops._convolution_pointwise_.binary(into, x, *what)
-        return out
+        what: Any = (weight, self.bias, *self._how, "add", None, None, [], None)
+        return _ops._convolution_pointwise_.binary(into, x, *what)
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        """Packed for the first shape that is seen, which with most users stays the only one.
+
+        Maps of another shape may want another packing, and a wrong one costs up to 30 times the work.
+        """
+        if self._packed is None and x.numel():
+            packed = _ops._reorder_convolution_weight(self.weight, *self._how, list(x.shape))
+            self._packed = x.shape, packed
+        shape, weight = self._packed or (None, self.weight)
+        return weight if shape == x.shape else self.weight
 
 
 class _GroupNorm(nn.Module):
@@ -109,8 +115,7 @@ class _GroupNorm(nn.Module):
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W], channels last; `out` may be `x` itself."""
         if x.dtype != torch.float32:
-            result: Tensor = self._norm(x)
-            return result
+            return self._norm(x)
         x = x.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x) if out is None else out
         for picture, normalized in zip(x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1), strict=True):
@@ -144,8 +149,7 @@ class _ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = F.silu(self.norm2(h, out=h), inplace=True)
-        out: Tensor = self.conv2(h, into=self.nin_shortcut(x))
-        return out
+        return self.conv2(h, into=self.nin_shortcut(x))
 
 
 class _AttnBlock(nn.Module):
@@ -159,8 +163,7 @@ class _AttnBlock(nn.Module):
         self.attend = block.attend
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj_out(self.attend(x), into=x)
-        return out
+        return self.proj_out(self.attend(x), into=x)
 
 
 class _Block(nn.Module):
@@ -171,8 +174,7 @@ class _Block(nn.Module):
         self.conv1, self.conv2 = Conv(block.conv1), Conv(block.conv2)
 
     def forward(self, h: Tensor) -> Tensor:
-        out: Tensor = self.conv2(self.conv1(F.relu(h), relu=True), into=h)
-        return out
+        return self.conv2(self.conv1(F.relu(h), relu=True), into=h)
 
 
 class _Quantizer(MultiScaleQuantizer):

@@ -1,0 +1,64 @@
+"""Timing for the benchmarks: what is compared takes turns, so that a noisy machine is noisy for all of it."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+SIDE = 2048  # of the matrices whose product tells what the machine can do
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, seconds: float = 0.2
+) -> dict[str, float]:
+    """Median seconds of each call, over rounds in which each runs for `seconds`, once at least."""
+    for call in calls.values():
+        call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            _wait()
+            begin, count = time.perf_counter(), 0
+            while not count or time.perf_counter() - begin < seconds:
+                call()
+                count += 1
+                _wait()
+            found[name].append((time.perf_counter() - begin) / count)
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
+    """Multiplies two square matrices: 2 SIDE^3 operations."""
+    a, b = (torch.rand(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+def machine() -> str:
+    """This machine in a line."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    parts = [names[0] if names else platform.processor(), f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return f"{', '.join(parts)}; torch {torch.__version__}"
+
+
+def table(heading: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (heading, *rows)]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in heading) + " |", *lines[1:]])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    print(f"{machine()}\n", flush=True)

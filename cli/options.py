@@ -100,7 +100,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures that go through the model together; default: on a CPU 8 small ones, else 32.",
+        help="Pictures that go through the model together; default: 32, on a CPU 1, or 8 small ones to encode.",
     ),
 ]
 WorkersOption = Annotated[
@@ -140,12 +140,14 @@ def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:
     """Import torch and load the checkpoint: what makes a command slow to start, so done last."""
     import vartok
 
+    collects = gc.isenabled()
     gc.disable()  # searching what torch brings, over and over, would take a fifth of the time
     try:
         return vartok.load(weights, device=device, dtype=dtype)
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 def parse_fit(mode: FitMode, size: int | None, zoom: float, background: str, max_pixels: int) -> Fit:

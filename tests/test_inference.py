@@ -1,6 +1,8 @@
 """The arranged model: what it computes is what the plain one computes."""
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.images import to_tensor
 from vartok.inference import Conv, arrange
-from vartok.layers import group_norm
+from vartok.layers import AttnBlock, group_norm
 from vartok.model import VQVAE
 from vartok.schedule import VAR_256, adapt_schedule
 from vartok.tokenizer import Tokenizer
@@ -96,7 +98,8 @@ def test_the_quantizer_computes_the_same(
 
 def test_what_is_arranged_is_all_that_runs(arranged: VQVAE) -> None:
     kinds = {type(module) for module in arranged.modules()}
-    assert kinds & inference._REPLACED.keys() <= {nn.GroupNorm}  # which the arranged one asks for its weights
+    kept = {nn.GroupNorm, AttnBlock}  # which the arranged ones ask for weights and for attention
+    assert kinds & inference._REPLACED.keys() <= kept
 
 
 def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
@@ -122,6 +125,24 @@ def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
     tokenizer = vartok.load(device="cpu", dtype="float16")
     assert isinstance(tokenizer._model.quant_conv, nn.Conv2d)
     assert isinstance(tokenizer._model.quantize, inference._Quantizer)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
+def test_a_tokenizer_can_be_copied(clone: Callable[[Tokenizer], Tokenizer], photo: Tensor) -> None:
+    tokenizer = vartok.load(device="cpu")
+    tokens = tokenizer.encode(photo)
+    assert torch.equal(clone(tokenizer).encode(photo).flatten(), tokens.flatten())
+
+
+def test_the_default_dtype_is_the_users(photo: Tensor) -> None:
+    images = photo[:, :, :80, :80]  # a size that nothing else here has
+    tokenizer = vartok.load(device="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        tokens = tokenizer.encode(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (3, 2, 0), (16, 16, 0)])

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -339,29 +340,66 @@ def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it() -
     ]
 
 
-@pytest.mark.parametrize("apart", [0, 1 << 20])
-def test_torch_has_its_threads_back(
-    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch, apart: int
-) -> None:
-    """Workers share torch's threads; that they do the networks' work changes no token."""
-    monkeypatch.setattr(pipeline, "APART", apart)
+@pytest.fixture
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
-        with ThreadPoolExecutor(1) as pool:
-            assert pool.submit(torch.get_num_threads).result() == 2
-        assert torch.get_num_threads() == 2
-        results = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
-        next(results)
-        results.close()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_workers_take_small_pictures_through_the_networks_with_their_share_of_threads(
+    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent, seen = tokenizer.latent, []
+
+    def spy(images: torch.Tensor) -> torch.Tensor:
+        here = threading.current_thread() is threading.main_thread()
+        seen.append((tuple(images.shape[2:]), here, torch.get_num_threads()))
+        return latent(images)
+
+    monkeypatch.setattr(tokenizer, "latent", spy)
+    monkeypatch.setattr(pipeline, "APART", 48 * 32)
+    found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
+    small = {(32, 32): 4, (32, 48): 2}
+    assert Counter(seen) == {
+        **{(size, False, 1): count for size, count in small.items()},
+        ((64, 64), True, 2): 1,  # alone, with all threads
+    }
+    monkeypatch.undo()
     for (_, _, file), item in zip(PICTURES, found, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))  # type: ignore[arg-type]
         alone = tokenizer.encode(to_tensor(pixels[None]))
         assert torch.equal(stack([item.tokens]).flatten(), alone.flatten())
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_torch_has_its_threads_back(tokenizer: vartok.Tokenizer) -> None:
+    first = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
+    second = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
+    for _ in zip(first, second, strict=True):
+        assert torch.get_num_threads() == 2  # the caller's own work has them in between, too
+    third = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
+    next(third)
+    third.close()
+    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_what_memory_cannot_hold_beside_others_is_tried_alone(
+    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent, main = tokenizer.latent, threading.main_thread()
+
+    def greedy(images: torch.Tensor) -> torch.Tensor:
+        if threading.current_thread() is not main:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return latent(images)
+
+    monkeypatch.setattr(tokenizer, "latent", greedy)
+    assert len(encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))) == len(SIZES)
 
 
 def test_a_defect_is_not_hidden() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import vartok
+from vartok import tokenizer as tokenizer_module
 from vartok.checkpoint import read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
@@ -222,6 +223,27 @@ def test_images_of_any_float_are_taken(light: vartok.Tokenizer, photos: Tensor, 
     assert torch.equal(light.encode(images).flatten(), light.encode(images.float()).flatten())
 
 
+def test_encode_is_quantize_of_latent(either: vartok.Tokenizer, photos: Tensor) -> None:
+    latent = either.latent(photos[:3])
+    assert latent.is_contiguous()
+    for same in (latent, latent.double(), latent.contiguous(memory_format=torch.channels_last)):
+        assert torch.equal(either.quantize(same).flatten(), either.encode(photos[:3]).flatten())
+
+
+@pytest.mark.parametrize("shape", [(0, 32, 4, 4), (1, 16, 4, 4), (32, 4, 4), (1, 32, 0, 4)])
+def test_what_is_no_latent_is_refused(light: vartok.Tokenizer, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match=r"a latent is \[B, 32, h, w\], not"):
+        light.quantize(torch.zeros(shape))
+
+
+def test_a_schedule_is_checked_before_the_networks_run(
+    light: vartok.Tokenizer, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(light._model, "latent", lambda images: pytest.fail("ran"))
+    with pytest.raises(ScheduleError):
+        light.encode(photos, square(1, 2))
+
+
 @pytest.mark.parametrize(
     ("schedule", "reason"),
     [
@@ -360,7 +382,11 @@ def test_smaller_dtypes_keep_most_tokens(
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_no_picture_depends_on_its_batch(either: vartok.Tokenizer, photos: Tensor, size: int) -> None:
+@pytest.mark.parametrize("cells", [48, 4096])  # three pictures in the quantizer at once, or all
+def test_no_picture_depends_on_its_batch(
+    either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "QUANTIZED_CELLS", cells)
     together = either.encode(photos)
     parts = [either.encode(part) for part in photos.split(size)]
     assert len(photos) == 16

@@ -40,7 +40,6 @@ COLUMNS = 32
 """Sums that a map's statistics are taken of: more are exacter, and slower where they leave the cache."""
 
 _ops: Any = torch.ops.mkldnn  # what torch's own compiler emits for a CPU; not part of torch's public names
-_NEEDED = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
 
 
 def arrange(model: VQVAE) -> bool:
@@ -53,7 +52,7 @@ def arrange(model: VQVAE) -> bool:
     Returns:
         Whether that was done, of the quantizer at least.
     """
-    if not _can_pack(torch.float32):
+    if not torch.backends.mkldnn.enabled or not _can_pack(torch.float32):
         return False
     networks = _can_pack(model.quant_conv.weight.dtype)
     for name, part in model.named_children():
@@ -62,10 +61,22 @@ def arrange(model: VQVAE) -> bool:
     return True
 
 
+@functools.cache
 def _can_pack(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or not all(hasattr(_ops, name) for name in _NEEDED):
+    """Whether this torch and this processor have oneDNN's convolutions for a dtype, as `Conv` calls them."""
+    wanted = dtype == torch.float32 or (
+        dtype == torch.bfloat16 and getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
+    )
+    # Where Arm's library stands in for oneDNN's own kernels, torch's compiler avoids these too.
+    if not torch.backends.mkldnn.is_available() or getattr(_ops, "_is_mkldnn_acl_supported", bool)():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(_ops._is_mkldnn_bf16_supported()))
+    try:
+        conv = Conv(nn.Conv2d(8, 8, 1, device="cpu", dtype=dtype).requires_grad_(False))
+        x = torch.zeros(1, 8, 4, 4, device="cpu", dtype=dtype)
+        conv(conv(x, relu=True), into=x)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool(wanted)
 
 
 class Conv(nn.Module):
@@ -88,6 +99,9 @@ class Conv(nn.Module):
         into = into.contiguous(memory_format=torch.channels_last)
         what: Any = (weight, self.bias, *self._how, "add", None, None, [], None)
         return _ops._convolution_pointwise_.binary(into, x, *what)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # which can be neither copied nor pickled
 
     def _weight_for(self, x: Tensor) -> Tensor:
         """Packed for the first shape that is seen, which with most users stays the only one.
@@ -157,13 +171,12 @@ class _AttnBlock(nn.Module):
 
     def __init__(self, block: AttnBlock) -> None:
         super().__init__()
-        self.proj_out = Conv(block.proj_out)
-        block.add_module("norm", _GroupNorm(block.norm))
-        block.add_module("qkv", Conv(block.qkv))
-        self.attend = block.attend
+        self.block = block
+        for name, part in block.named_children():
+            setattr(block, name, _arranged(part))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj_out(self.attend(x), into=x)
+        return self.block.proj_out(self.block.attend(x), into=x)
 
 
 class _Block(nn.Module):
@@ -185,6 +198,7 @@ class _Quantizer(MultiScaleQuantizer):
         self.using_znorm = quantizer.using_znorm
         self.embedding = quantizer.embedding
         self.phis = [Conv(_folded(phi)) for phi in quantizer.phis if isinstance(phi, Phi)]
+        self.quant_resi = nn.ModuleList(self.phis)
 
     def upsample(self, h: Tensor, grid: Grid) -> Tensor:
         B, C, *own = h.shape
@@ -198,7 +212,7 @@ class _Quantizer(MultiScaleQuantizer):
 def _upsampling(grid: Grid, finer: Grid) -> Tensor:
     """[cells of `finer`, cells of `grid`]: what every cell of a map weighs in those it is upsampled to."""
     cells = grid[0] * grid[1]
-    alone = torch.eye(cells).view(1, cells, *grid)
+    alone = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, *grid)
     return F.interpolate(alone, finer, mode="bicubic").view(cells, -1).T.contiguous()
 
 

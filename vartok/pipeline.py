@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -19,7 +22,7 @@ from vartok.errors import DeviceError, TokensError, VartokError, VartokWarning
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
-from vartok.tokens import ImageInfo, ImageTokens, split, stack
+from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, split, stack
 
 APART = 1 << 17
 """Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
@@ -61,8 +64,7 @@ def encode_pictures(
     Yields:
         What the caller knows a picture by, and its tokens or why there are none; in order.
     """
-    on_cpu = tokenizer.device.type == "cpu"  # where what shares a size shares its kind, pixels or latent
-    threads = torch.get_num_threads()
+    device = tokenizer.device.type
 
     def prepare(name: str, picture: Picture) -> _Ready:
         height, width = picture.pixels.shape[:2]
@@ -73,50 +75,92 @@ def encode_pictures(
             size=(height, width),
             fit=fit.mode,
             zoom=fit.zoom,
-            device=tokenizer.device.type,
+            device=device,
             dtype=tokenizer.dtype,
         )
-        if on_cpu and height * width <= APART:
-            return _Ready(info, picture.notes, None, tokenizer.latent(to_tensor(picture.pixels[None])))
-        return _Ready(info, picture.notes, picture.pixels, None)
-
-    def encode(batch: list[_Ready]) -> list[Encoded]:
-        latents = [item.latent for item in batch if item.latent is not None]
-        pixels = [item.pixels for item in batch if item.pixels is not None]
-        if latents:
-            maps = tokenizer.quantize(torch.cat(latents), schedule)
-        else:
-            maps = tokenizer.encode(to_tensor(np.stack(pixels)), schedule)
-        tokens = split(maps, tokenizer.info, [item.info for item in batch])
-        return [Encoded(item, ready.notes) for item, ready in zip(tokens, batch, strict=True)]
+        if device == "cpu" and height * width <= APART:
+            try:
+                return _Ready(info, picture.notes, tokenizer.latent(to_tensor(picture.pixels[None])))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        return _Ready(info, picture.notes, picture.pixels)
 
     def work(item: tuple[S, str, Path | bytes]) -> tuple[S, _Ready | VartokError]:
         caller, name, file = item
         try:
             return caller, prepare(name, read_picture(file, fit))
-        except (VartokError, MemoryError, RuntimeError) as error:
-            return caller, _as_vartok_error(error)
+        except VartokError as error:
+            return caller, error
 
-    def share() -> None:
-        if on_cpu:
-            torch.set_num_threads(max(1, threads // workers))
+    def tokenize(batch: list[_Ready]) -> TokenMaps:
+        latents = [item.data for item in batch if isinstance(item.data, Tensor)]
+        if latents:
+            with _torch_threads.share(workers):
+                return tokenizer.quantize(torch.cat(latents), schedule)
+        images = to_tensor(np.stack([item.data for item in batch]))
+        return tokenizer.encode(images.pin_memory() if device == "cuda" else images, schedule)
 
-    ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
-    try:
-        share()
-        yield from in_batches(encode, ready, size=batch_size, key=lambda item: item.info.size)
-    finally:
-        ready.close()
-        torch.set_num_threads(threads)  # which the workers changed for all threads that came after them
+    def encode(batch: list[_Ready]) -> list[Encoded]:
+        tokens = split(tokenize(batch), tokenizer.info, [item.info for item in batch])
+        return [Encoded(item, ready.notes) for item, ready in zip(tokens, batch, strict=True)]
+
+    with _torch_threads:
+        start = functools.partial(_torch_threads.take, workers) if device == "cpu" else None
+        ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=start)
+        with contextlib.closing(ready):
+            yield from in_batches(
+                encode, ready, size=batch_size, key=lambda item: (item.info.size, type(item.data))
+            )
 
 
 class _Ready(NamedTuple):
-    """A picture before its batch: [H, W, 3] uint8 pixels, or its [1, C, h, w] latent already."""
+    """A picture before its batch: its [H, W, 3] uint8 pixels, or already its [1, C, h, w] latent."""
 
     info: ImageInfo
     notes: tuple[str, ...]
-    pixels: NDArray[np.uint8] | None
-    latent: Tensor | None
+    data: NDArray[np.uint8] | Tensor
+
+
+class _TorchThreads:
+    """While somebody is inside, threads may take a share of torch's threads.
+
+    torch keeps their number for every thread, and a new thread has the number that any thread took last.
+    So the first one in notes how many there are, and the last one out sets it again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._all = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._all = torch.get_num_threads()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.set_num_threads(self._all)
+
+    def take(self, workers: int) -> None:
+        """Leave this thread its share, where so many work."""
+        torch.set_num_threads(-(-self._all // workers))
+
+    @contextlib.contextmanager
+    def share(self, workers: int) -> Iterator[None]:
+        """Take the share for as long as the block lasts."""
+        self.take(workers)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._all)
+
+
+_torch_threads = _TorchThreads()
 
 
 def decode_tokens(

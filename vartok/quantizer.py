@@ -18,7 +18,7 @@ from vartok.schedule import Grid, Schedule, phi_index
 DISTANCES = 1 << 24
 """Distances held at once, 64 MiB: bounds how many cells are looked up together."""
 
-CPU_CELLS = 64
+TABLE_CELLS = 64
 """Cells looked up together on a CPU: of 4096 codes, 1 MiB of distances, which a core's cache holds."""
 
 BLOCK = 64
@@ -66,24 +66,25 @@ class Lookup:
     def __init__(self, codes: Tensor, *, znorm: bool) -> None:
         self._codes = F.normalize(codes.T, dim=0) if znorm else codes.T
         self._norms = None if znorm else codes.square().sum(1)
-        rows = CPU_CELLS if codes.device.type == "cpu" else max(1, DISTANCES // len(codes))
-        self._table = codes.new_empty(rows, len(codes))  # torch is slow to allocate it anew for every part
+        self._table: Tensor | None = None
+        if codes.device.type == "cpu":  # where it takes long to allocate memory anew for every part
+            self._table = codes.new_empty(TABLE_CELLS, len(codes))
 
     def __call__(self, z: Tensor) -> Tensor:
         """Look every cell of [B, C, h, w] up: [B, h, w] int64, the lowest index of equals."""
         B, C, h, w = z.shape
         cells = z.detach().permute(0, 2, 3, 1).contiguous().view(-1, C)
-        found = [self._nearest(part) for part in cells.split(len(self._table))]
-        return torch.cat(found).view(B, h, w)
+        rows = max(1, DISTANCES // self._codes.shape[1]) if self._table is None else len(self._table)
+        return torch.cat([self._nearest(part) for part in cells.split(rows)]).view(B, h, w)
 
     def _nearest(self, cells: Tensor) -> Tensor:
         """Of [N, C], N at most the table's rows: [N] int64."""
         N, table = len(cells), self._table
-        if cells.device.type == "cpu":
+        if table is None:
+            table = cells.new_empty(N, self._codes.shape[1])
+        else:
             # Few rows are multiplied in another order: what a cell finds would depend on its company.
             cells = F.pad(cells, (0, 0, 0, len(table) - N))
-        else:
-            table = table[:N]
         if self._norms is None:
             torch.mm(F.normalize(cells, dim=-1), self._codes, out=table).neg_()
         else:
@@ -94,12 +95,14 @@ class Lookup:
 
 def _argmin(table: Tensor) -> Tensor:
     """The column of every row's smallest value, the lowest of equals: [N, V] -> [N] int64."""
-    if table.device.type != "cpu" or table.shape[1] % BLOCK:
+    N, V = table.shape
+    if table.device.type != "cpu" or V % BLOCK:
         return table.argmin(1)
     # torch finds a minimum ten times faster than its place: so first the minimum of every block.
-    blocks = table.view(len(table), -1, BLOCK)
+    blocks = table.view(N, V // BLOCK, BLOCK)
     block = blocks.amin(2).argmin(1)
-    return block * BLOCK + blocks[torch.arange(len(table)), block].argmin(1)
+    inside = blocks.gather(1, block.view(N, 1, 1).expand(N, 1, BLOCK)).view(N, BLOCK).argmin(1)
+    return block * BLOCK + inside
 
 
 class Scale(NamedTuple):
@@ -155,7 +158,7 @@ class MultiScaleQuantizer(nn.Module):
             A `Scale` each, coarse to fine. Gradients flow from f_hat to codebook and phis.
         """
         f_hat, residual = None, latent
-        lookup = self.lookup()
+        lookup = self.lookup() if latent is not None else None
         for k, grid in enumerate(schedule if maps is None else schedule[: len(maps)]):
             last = k == len(schedule) - 1
             cells = None
@@ -163,6 +166,7 @@ class MultiScaleQuantizer(nn.Module):
                 indices = maps[k]
             else:
                 assert residual is not None  # either latent or maps is given
+                assert lookup is not None
                 cells = residual if last else pool(residual, grid)
                 indices = lookup(cells)
             h = self.embedding(indices).permute(0, 3, 1, 2)

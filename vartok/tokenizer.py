@@ -34,7 +34,7 @@ from vartok.tokens import ModelInfo, TokenMaps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-CPU_CELLS = 4096
+QUANTIZED_CELLS = 4096
 """Cells of latents that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
 
 
@@ -110,6 +110,8 @@ class Tokenizer:
         self._model: VQVAE = model.to(device)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype])
+            if device.type == "cuda" and dtype != "float32":
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._arranged = device.type == "cpu" and arrange(model)
 
     @property
@@ -156,25 +158,33 @@ class Tokenizer:
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
+        self._check_images(images)
+        step = self.config.downsample
+        schedule = self._schedule(schedule, (images.shape[2] // step, images.shape[3] // step))
         return self.quantize(self.latent(images), schedule)
 
     def quantize(self, latent: Tensor, schedule: Schedule | None = None) -> TokenMaps:
         """Tokenize what `latent` gives: the half of `encode` that comes after the networks.
 
         Args:
-            latent: [B, C, h, w] float32.
+            latent: [B, C, h, w] floating point; the quantizer computes in float32.
             schedule: as for `encode`.
 
         Returns:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
 
         Raises:
-            ImageError: a latent that is not finite.
+            ImageError: another shape, or values that are not finite.
             ScheduleError: a schedule whose last grid is not the latent's.
         """
+        channels = self.config.z_channels
+        if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
+            raise ImageError(f"a latent is [B, {channels}, h, w], not {list(latent.shape)}")
         grid = (latent.shape[2], latent.shape[3])
         schedule = self._schedule(schedule, grid)
-        latent = latent.to(self.device)
+        latent = latent.to(self.device, torch.float32)
+        if self._arranged:
+            latent = latent.contiguous(memory_format=torch.channels_last)
         with _exact(self.device):
             parts = [
                 [scale.indices for scale in self._model.quantize.scales(schedule, latent=group)]
@@ -240,7 +250,10 @@ class Tokenizer:
         """
         self._check_images(images)
         with _exact(self.device):
-            return torch.cat([self._model.latent(part.to(self.device)) for part in self._pictures(images)])
+            latents = [
+                self._model.latent(part.to(self.device, non_blocking=True)) for part in self._pictures(images)
+            ]
+            return torch.cat(latents).contiguous()
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
         """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
@@ -322,7 +335,7 @@ class Tokenizer:
         if self.device.type != "cpu":
             return (batch,)
         cells = latent[0] * latent[1]
-        parts: tuple[Tensor, ...] = batch.split(max(1, CPU_CELLS // cells) if self._arranged else 1)
+        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells) if self._arranged else 1)
         return parts
 
     def _check_images(self, images: Tensor) -> None:

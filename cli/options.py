@@ -100,7 +100,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures that go through the model together; default: 32, on a CPU 1, or 8 small ones to encode.",
+        help="Pictures taken through the model together; default: 32; on a CPU 1, or 8 small ones to encode.",
     ),
 ]
 WorkersOption = Annotated[

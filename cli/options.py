@@ -100,7 +100,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures taken through the model together; default: 32; on a CPU 1, or 8 small ones to encode.",
+        help="Pictures taken through the model together; default: 32; on a CPU 1, or 16 small ones to encode.",
     ),
 ]
 WorkersOption = Annotated[
@@ -133,7 +133,7 @@ def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int
 
     if tokenizer.device.type != "cpu":
         return batch_size or 32
-    return batch_size or (8 if pixels is not None and pixels <= APART else 1)
+    return batch_size or (16 if pixels is not None and pixels <= APART else 1)
 
 
 def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:

@@ -46,9 +46,9 @@ def load(
     Args:
         weights: a checkpoint: safetensors, or a VAR-style .pth; the one installed with vartok if None.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
-        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are for
-            GPUs and change many, since a coarse token that changes moves all finer ones. The
-            quantizer computes in float32 always.
+        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
+            faster where the hardware has them and change many, since a coarse token that changes moves
+            all finer ones. The quantizer computes in float32 always.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.

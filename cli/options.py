@@ -61,7 +61,7 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are for GPUs, and change many."),
+    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are faster, and change many."),
 ]
 OutputOption = Annotated[
     str | None,
@@ -100,7 +100,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures taken through the model together; default: 32; on a CPU 1, or 16 small ones to encode.",
+        help="Pictures taken through the model together; default: 32; on a CPU 1, or 16 small to encode.",
     ),
 ]
 WorkersOption = Annotated[

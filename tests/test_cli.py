@@ -752,7 +752,8 @@ def test_full_stdout(many: Path) -> None:
 
 def encode_without_end(many: Path, output: Path, program: list[str] = PROGRAM, **streams: Any) -> Any:
     """A run that has all but its last few pictures to encode, and then waits for one on standard input."""
-    return start("encode", "-r", many, "-", "-o", output, program=program, stdin=subprocess.PIPE, **streams)
+    arguments = ("encode", "-r", many, "-", "-o", output, "--batch-size", 4)
+    return start(*arguments, program=program, stdin=subprocess.PIPE, **streams)
 
 
 def test_interrupted(many: Path, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
@@ -65,6 +63,12 @@ def encode_pictures(
         What the caller knows a picture by, and its tokens or why there are none; in order.
     """
     device = tokenizer.device.type
+    threads = torch.get_num_threads()
+
+    def share() -> None:
+        """Leave this thread its share of torch's threads."""
+        if device == "cpu":
+            torch.set_num_threads(-(-threads // workers))
 
     def prepare(name: str, picture: Picture) -> _Ready:
         height, width = picture.pixels.shape[:2]
@@ -96,8 +100,11 @@ def encode_pictures(
     def tokenize(batch: list[_Ready]) -> TokenMaps:
         latents = [item.data for item in batch if isinstance(item.data, Tensor)]
         if latents:
-            with _torch_threads.share(workers):
+            share()
+            try:
                 return tokenizer.quantize(torch.cat(latents), schedule)
+            finally:
+                torch.set_num_threads(threads)
         images = to_tensor(np.stack([item.data for item in batch]))
         return tokenizer.encode(images.pin_memory() if device == "cuda" else images, schedule)
 
@@ -105,13 +112,14 @@ def encode_pictures(
         tokens = split(tokenize(batch), tokenizer.info, [item.info for item in batch])
         return [Encoded(item, ready.notes) for item, ready in zip(tokens, batch, strict=True)]
 
-    with _torch_threads:
-        start = functools.partial(_torch_threads.take, workers) if device == "cpu" else None
-        ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=start)
+    ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
+    try:
         with contextlib.closing(ready):
             yield from in_batches(
                 encode, ready, size=batch_size, key=lambda item: (item.info.size, type(item.data))
             )
+    finally:
+        torch.set_num_threads(threads)  # a new thread has as many as any thread took last
 
 
 class _Ready(NamedTuple):
@@ -120,47 +128,6 @@ class _Ready(NamedTuple):
     info: ImageInfo
     notes: tuple[str, ...]
     data: NDArray[np.uint8] | Tensor
-
-
-class _TorchThreads:
-    """While somebody is inside, threads may take a share of torch's threads.
-
-    torch keeps their number for every thread, and a new thread has the number that any thread took last.
-    So the first one in notes how many there are, and the last one out sets it again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._all = 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._all = torch.get_num_threads()
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                torch.set_num_threads(self._all)
-
-    def take(self, workers: int) -> None:
-        """Leave this thread its share, where so many work."""
-        torch.set_num_threads(-(-self._all // workers))
-
-    @contextlib.contextmanager
-    def share(self, workers: int) -> Iterator[None]:
-        """Take the share for as long as the block lasts."""
-        self.take(workers)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(self._all)
-
-
-_torch_threads = _TorchThreads()
 
 
 def decode_tokens(

@@ -28,7 +28,7 @@ PICTURES ?= examples
 bench: .venv/installed
 	cd benchmarks && { \
 	  echo "# Speed"; echo; echo "Made by \`make bench\`; the last part is written by hand, in NOTES.md."; echo; \
-	  ../$(BIN)/python timing.py && ../$(BIN)/python models.py && ../$(BIN)/python program.py ../$(PICTURES) && \
+	  ../$(BIN)/python timing.py && ../$(BIN)/python models.py && ../$(BIN)/python program.py $(abspath $(PICTURES)) && \
 	  cat NOTES.md; } > RESULTS.md.part && mv RESULTS.md.part RESULTS.md && cat RESULTS.md
 
 # What the README shows.

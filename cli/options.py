@@ -61,7 +61,9 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="float32 gives VAR's own tokens; the others are faster, and change many."),
+    typer.Option(
+        "--dtype", help="float32 gives VAR's own tokens; bfloat16 and, on GPUs, float16 change many."
+    ),
 ]
 OutputOption = Annotated[
     str | None,

@@ -1,6 +1,7 @@
 """The tokenizer: images to tokens and back."""
 
 import hashlib
+import platform
 import re
 import subprocess
 import sys
@@ -376,6 +377,12 @@ def test_smaller_dtypes_keep_most_tokens(
     assert psnr(small.decode(want), exact.decode(want)) > 35
     assert small.decode(want).dtype == small.var_inputs(want).dtype == torch.float32
     assert torch.equal(small.var_inputs(want), exact.var_inputs(want))  # the quantizer is exact always
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="an x86 fact")
+def test_on_this_processor_the_model_is_arranged(either: vartok.Tokenizer) -> None:
+    assert either._arranged  # else the tests of what is arranged would all be skipped
+    assert not isinstance(either._model.quant_conv, nn.Conv2d)
 
 
 # Exactness: whatever else the process does, the tokens are the same.

@@ -4,15 +4,17 @@ The modules of `autoencoder`, `light` and `quantizer` say what is computed: they
 other devices, and tests compare these with them. `arrange` replaces a model's parts once, after loading:
 
 - Maps lie in memory channels last, as oneDNN's convolutions want them: none is reordered on the way.
-- Weights are packed for these convolutions once, and not anew for every picture.
+- Weights are packed for these convolutions once, for the shape of map that comes first, and not anew for
+  every picture.
 - A block's last convolution adds to the map that the shortcut carries, in place, instead of writing a map
   of its own that is then added; likewise a ReLU is done as its convolution writes.
+- Group norm sums the columns of a map apart, since torch's own sums over such maps are too coarse.
 - In the quantizer, upsampling is a product with a matrix that is kept for every pair of grids, and phi one
   convolution, its share of the identity added to the weights.
 
 Every output stays the sum of the same products, in the same precision; only the order in which they are added
-may differ, as it does between any two processors. Normalization, SiLU, attention, pooling and the search of
-the codebook are untouched.
+may differ, as it does between any two processors. SiLU, attention, pooling and the search of the codebook
+are untouched.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from vartok.quantizer import MultiScaleQuantizer, Phi
 from vartok.schedule import Grid
 
 MATRIX = 1 << 18
-"""Weights of the largest matrix that upsamples: beyond 1 MiB bicubic interpolation is less work."""
+"""Weights of the largest matrix that upsamples, 1 MiB, so that little is kept; above, torch interpolates."""
 
 COLUMNS = 32
 """Sums that a map's statistics are taken of: more are exacter, and slower where they leave the cache."""
@@ -64,11 +66,13 @@ def arrange(model: VQVAE) -> bool:
 @functools.cache
 def _can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch and this processor have oneDNN's convolutions for a dtype, as `Conv` calls them."""
-    wanted = dtype == torch.float32 or (
-        dtype == torch.bfloat16 and getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
-    )
+    if dtype == torch.bfloat16:
+        wanted = getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
+    else:
+        wanted = dtype == torch.float32
     # Where Arm's library stands in for oneDNN's own kernels, torch's compiler avoids these too.
-    if not torch.backends.mkldnn.is_available() or getattr(_ops, "_is_mkldnn_acl_supported", bool)():
+    arm = getattr(_ops, "_is_mkldnn_acl_supported", bool)()
+    if not wanted or arm or not torch.backends.mkldnn.is_available():
         return False
     try:
         conv = Conv(nn.Conv2d(8, 8, 1, device="cpu", dtype=dtype).requires_grad_(False))
@@ -76,7 +80,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
         conv(conv(x, relu=True), into=x)
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return bool(wanted)
+    return True
 
 
 class Conv(nn.Module):
@@ -157,8 +161,7 @@ class _ResnetBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = _GroupNorm(block.norm1), _GroupNorm(block.norm2)
         self.conv1, self.conv2 = Conv(block.conv1), Conv(block.conv2)
-        shortcut = block.nin_shortcut
-        self.nin_shortcut = Conv(shortcut) if isinstance(shortcut, nn.Conv2d) else shortcut
+        self.nin_shortcut = _arranged(block.nin_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))

@@ -29,7 +29,7 @@ from vartok.errors import (
     VartokError,
     VartokWarning,
 )
-from vartok.images import Fit, to_pixels, to_tensor
+from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.pipeline import Encoded, ahead, decode_tokens, encode_pictures, in_batches
 from vartok.schedule import adapt_schedule, square
 from vartok.tokens import ImageTokens, stack
@@ -64,6 +64,20 @@ def encoded(results: Iterator[tuple[Any, Encoded | VartokError]]) -> list[Encode
 
 
 # Encoding.
+
+
+def test_what_reads_a_picture_stands_for_its_file(tokenizer: vartok.Tokenizer) -> None:
+    def read(fit: Fit) -> Picture:
+        return read_picture(png(32, 32), fit)
+
+    def fail(fit: Fit) -> Picture:
+        raise TokenFileError("its label is lost")
+
+    (_, made), (_, failed) = encode_pictures(tokenizer, [(0, "0.png", read), (1, "1.png", fail)], NATIVE)
+    (told,) = encoded(encode_pictures(tokenizer, [(0, "0.png", png(32, 32))], NATIVE))
+    assert isinstance(made, Encoded)
+    assert made.tokens.to_json() == told.tokens.to_json()
+    assert isinstance(failed, TokenFileError)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
@@ -295,6 +309,31 @@ def test_batches_are_as_large_as_they_can_be() -> None:
 
     list(in_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
     assert seen == [[1, 2], [11, 12], [3, 4], [13]]
+
+
+@given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 4), st.integers(0, 6))
+def test_what_is_kept_apart_has_the_same_batches_whatever_comes_before(
+    runs: list[int], size: int, skipped: int
+) -> None:
+    """Of runs of items, each in batches of its own, the first ones left out do not change the others'."""
+
+    def batches(chosen: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        seen: list[list[tuple[int, int]]] = []
+
+        def compute(batch: list[tuple[int, int]]) -> list[tuple[int, int] | VartokError]:
+            seen.append(batch)
+            return [*batch]
+
+        items = [(run, (run, i)) for run, i in chosen]
+        list(in_batches(compute, items, size=size, key=lambda _: 0, apart=lambda run: run))
+        return seen
+
+    items = [(run, i) for run, length in enumerate(runs) for i in range(length)]
+    whole = batches(items)
+    assert all(len({run for run, _ in batch}) == 1 for batch in whole)
+    assert batches([item for item in items if item[0] >= skipped]) == [
+        batch for batch in whole if batch[0][0] >= skipped
+    ]
 
 
 @pytest.mark.parametrize(

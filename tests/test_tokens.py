@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from vartok import tokens as tokens_module
 from vartok.errors import ScheduleError, TokenFileError, TokensError
 from vartok.schedule import VAR_256, Schedule, square, token_count
-from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps, read_tokens, split, stack
+from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps, read_tokens, stack, token_dtype
 
 FINGERPRINT = hashlib.sha256(b"codebook").hexdigest()
 
@@ -241,18 +241,23 @@ def test_check_vocab() -> None:
     TokenMaps((torch.zeros(0, 1, 1).long(),)).check_vocab(1)
 
 
-def test_split_and_stack_are_inverse() -> None:
+def test_unflatten_and_stack_undo_flatten() -> None:
     maps = TokenMaps.unflatten(torch.randint(0, 4096, (3, 680)), VAR_256)
+    rows = maps.flatten().numpy()
     infos = [image_info(source=f"{n}.png") for n in range(3)]
-    files = split(maps, model_info(), infos)
+    files = [
+        ImageTokens.unflatten(row, VAR_256, model_info(), info) for row, info in zip(rows, infos, strict=True)
+    ]
     assert [item.image.source for item in files] == ["0.png", "1.png", "2.png"]
     assert all(item.schedule == VAR_256 for item in files)
+    assert np.array_equal(np.stack([item.flatten() for item in files]), rows)
+    assert files[0].flatten().dtype == token_dtype(4096) == np.uint16
     assert torch.equal(stack(files).flatten(), maps.flatten())
     assert torch.equal(stack(files[2:]).flatten(), maps.flatten()[2:])
-    with pytest.raises(TokensError, match="3 images, but 2 descriptions"):
-        split(maps, model_info(), infos[:2])
+    with pytest.raises(TokensError, match="680 cells"):
+        ImageTokens.unflatten(rows[0][1:], VAR_256, model_info(), infos[0])
     with pytest.raises(TokensError, match="outside the vocabulary of 16"):
-        split(maps, model_info(16), infos)
+        ImageTokens.unflatten(rows[0], VAR_256, model_info(16), infos[0])
     with pytest.raises(TokensError, match="one schedule"):
         stack([image_tokens(), image_tokens(square(1, 2))])
     with pytest.raises(TokensError, match="one or more"):

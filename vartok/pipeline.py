@@ -8,8 +8,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from vartok.errors import DeviceError, TokensError, VartokError, VartokWarning
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
-from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, split, stack
+from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps, stack, token_dtype
 
 APART = 1 << 17
 """Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
@@ -31,33 +32,53 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Encoded(NamedTuple):
-    """A picture's tokens, and what the user should know of how it was read."""
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A picture's tokens.
 
-    tokens: ImageTokens
+    Attributes:
+        flat: [L] uint16, or uint32 where a token file's are: coarse to fine, each scale row by row.
+        schedule: the (h, w) grid of every scale, L cells in all.
+        model: the checkpoint whose codebook they index.
+        image: the picture that they are of.
+        notes: what the user should know of how it was read.
+    """
+
+    flat: NDArray[Any]
+    schedule: Schedule
+    model: ModelInfo
+    image: ImageInfo
     notes: tuple[str, ...]
+
+    @property
+    def tokens(self) -> ImageTokens:
+        """What a token file holds of them."""
+        return ImageTokens.unflatten(self.flat, self.schedule, self.model, self.image)
 
 
 def encode_pictures(
     tokenizer: Tokenizer,
-    pictures: Iterable[tuple[S, str, Path | bytes]],
+    pictures: Iterable[tuple[S, str, Path | bytes | Callable[[Fit], Picture]]],
     fit: Fit,
     *,
     schedule: Schedule | None = None,
     batch_size: int = 1,
     workers: int = 1,
+    apart: Callable[[S], Hashable] | None = None,
 ) -> Generator[tuple[S, Encoded | VartokError], None, None]:
-    """Tokenize picture files.
+    """Tokenize pictures.
 
     Args:
         tokenizer: a loaded tokenizer.
-        pictures: of each: what the caller knows it by, what its tokens shall call it, and the file or
-            what came through a pipe.
+        pictures: of each: what the caller knows it by, what its tokens shall call it, and the file, what
+            came through a pipe, or what reads it, which may raise a VartokError.
         fit: how a picture becomes the pixels that are encoded.
         schedule: (h, w) of every scale; the checkpoint's own, stretched to each latent, if None.
         batch_size: pictures that go through the model together, those of one size.
         workers: threads that read pictures, and on a CPU take them through the networks too, each with
             its share of torch's threads: that keeps cores busier than all of them on one picture.
+        apart: tells of what the caller knows a picture by whose batches it is in: of those in a row that
+            it gives one value. So their batches are the same whatever comes before and after.
 
     Yields:
         What the caller knows a picture by, and its tokens or why there are none; in order.
@@ -90,10 +111,12 @@ def encode_pictures(
                     raise
         return _Ready(info, picture.notes, picture.pixels)
 
-    def work(item: tuple[S, str, Path | bytes]) -> tuple[S, _Ready | VartokError]:
+    def work(
+        item: tuple[S, str, Path | bytes | Callable[[Fit], Picture]],
+    ) -> tuple[S, _Ready | VartokError]:
         caller, name, file = item
         try:
-            return caller, prepare(name, read_picture(file, fit))
+            return caller, prepare(name, file(fit) if callable(file) else read_picture(file, fit))
         except VartokError as error:
             return caller, error
 
@@ -109,14 +132,22 @@ def encode_pictures(
         return tokenizer.encode(images.pin_memory() if device == "cuda" else images, schedule)
 
     def encode(batch: list[_Ready]) -> list[Encoded]:
-        tokens = split(tokenize(batch), tokenizer.info, [item.info for item in batch])
-        return [Encoded(item, ready.notes) for item, ready in zip(tokens, batch, strict=True)]
+        maps = tokenize(batch)
+        rows = maps.flatten().cpu().numpy().astype(token_dtype(tokenizer.config.vocab_size))
+        return [
+            Encoded(flat, maps.schedule, tokenizer.info, item.info, item.notes)
+            for flat, item in zip(rows, batch, strict=True)
+        ]
 
     ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
     try:
         with contextlib.closing(ready):
             yield from in_batches(
-                encode, ready, size=batch_size, key=lambda item: (item.info.size, type(item.data))
+                encode,
+                ready,
+                size=batch_size,
+                key=lambda item: (item.info.size, type(item.data)),
+                apart=apart,
             )
     finally:
         torch.set_num_threads(threads)  # a new thread has as many as any thread took last
@@ -214,10 +245,12 @@ def in_batches(
     *,
     size: int,
     key: Callable[[T], Hashable],
+    apart: Callable[[S], Hashable] | None = None,
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
 
-    A batch that fails is tried again in halves, so that an item fails for itself alone.
+    A batch that fails is tried again in halves, so that an item fails for itself alone. A row ends where
+    `apart`, of what the caller knows an item by, changes.
 
     Warns:
         VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
@@ -240,8 +273,12 @@ def in_batches(
                 )
         return [*attempt(batch[:half]), *attempt(batch[half:])]
 
-    items = iter(items)
-    while window := list(itertools.islice(items, size)):
+    def rows() -> Iterator[list[tuple[S, T | VartokError]]]:
+        for _, run in itertools.groupby(items, lambda item: apart and apart(item[0])):
+            while row := list(itertools.islice(run, size)):
+                yield row
+
+    for window in rows():
         groups: dict[Hashable, list[int]] = {}
         results: dict[int, R | VartokError] = {}
         batchable: dict[int, T] = {}

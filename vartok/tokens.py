@@ -206,7 +206,7 @@ class ImageTokens:
             if not isinstance(scale, np.ndarray) or scale.dtype.kind not in "iu" or scale.ndim != 2:
                 raise TokensError(f"scale {k} is not a 2-d array of integers")
         _check_grids(self.schedule)
-        dtype = "<u2" if self.model.vocab_size <= 1 << 16 else "<u4"
+        dtype = token_dtype(self.model.vocab_size)
         scales = []
         for k, scale in enumerate(self.scales):
             _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
@@ -218,6 +218,33 @@ class ImageTokens:
     def schedule(self) -> Schedule:
         """The (h, w) grid of every scale, coarse to fine."""
         return tuple((scale.shape[0], scale.shape[1]) for scale in self.scales)
+
+    def flatten(self) -> NDArray[Any]:
+        """The tokens as [L] of the scales' dtype: scales coarse to fine, each row by row."""
+        return np.concatenate([scale.ravel() for scale in self.scales])
+
+    @classmethod
+    def unflatten(
+        cls, flat: NDArray[Any], schedule: Schedule, model: ModelInfo, image: ImageInfo
+    ) -> ImageTokens:
+        """Undo `flatten`.
+
+        Args:
+            flat: [L] integers.
+            schedule: the (h, w) grid of every scale, L cells in all.
+            model: the checkpoint whose codebook they index.
+            image: the image that they are of.
+
+        Raises:
+            TokensError: `flat` is not of that shape, or holds what no token file can.
+        """
+        if flat.shape != (token_count(schedule),):
+            raise TokensError(f"tokens of shape {list(flat.shape)}, but {token_count(schedule)} cells")
+        ends = np.cumsum([h * w for h, w in schedule])
+        scales = np.split(flat, ends[:-1])
+        return cls(
+            tuple(scale.reshape(grid) for scale, grid in zip(scales, schedule, strict=True)), model, image
+        )
 
     def to_json(self) -> str:
         """One JSON object on one line, in ASCII, without a newline; the same text for the same tokens."""
@@ -300,21 +327,9 @@ class ImageTokens:
         }
 
 
-def split(maps: TokenMaps, model: ModelInfo, images: Sequence[ImageInfo]) -> list[ImageTokens]:
-    """Take a batch apart, into what token files hold.
-
-    Args:
-        maps: tokens of B images, on any device.
-        model: the checkpoint that they come from.
-        images: what each of the B images is.
-
-    Raises:
-        TokensError: not B images, or tokens that no file can hold.
-    """
-    if len(images) != len(maps):
-        raise TokensError(f"tokens of {len(maps)} images, but {len(images)} descriptions")
-    arrays = [tokens.cpu().numpy() for tokens in maps.maps]
-    return [ImageTokens(tuple(array[b] for array in arrays), model, image) for b, image in enumerate(images)]
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """What files keep indices into so many codes in: uint16, or uint32 above 65,536 codes; little-endian."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def stack(tokens: Sequence[ImageTokens]) -> TokenMaps:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import sys
@@ -112,13 +111,9 @@ def gather_pictures(
     Raises:
         typer.BadParameter: as `gather`.
     """
-    import PIL.Image
+    from vartok.images import picture_suffixes, tame_pillow
 
-    from vartok.images import picture_suffixes
-
-    PIL.Image.MAX_IMAGE_PIXELS = None  # its limit is not the one that the user sets, ours is
-    if not debug:
-        _silence_libtiff()
+    tame_pillow(quiet=not debug)
     return gather(
         names,
         recursive=recursive,
@@ -127,16 +122,6 @@ def gather_pictures(
         suffixes=picture_suffixes(),
         kind="pictures",
     )
-
-
-def _silence_libtiff() -> None:
-    """It writes to stderr by itself, hundreds of lines about a broken file; our one line says enough."""
-    import PIL._imaging
-
-    with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
-        library = ctypes.CDLL(PIL._imaging.__file__)
-        library.TIFFSetErrorHandler(None)
-        library.TIFFSetWarningHandler(None)
 
 
 def _read_list(source: str, null: bool) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vartok.errors import (
     CheckpointError,
     ConfigError,
+    DatasetError,
     DeviceError,
     ImageError,
     ScheduleError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DatasetError",
     "DeviceError",
     "ImageError",
     "ImageTokens",

@@ -2,4 +2,5 @@
 
 import importlib
 
-importlib.import_module("vartok.cli").app()
+if __name__ == "__main__":  # a process that is spawned imports this again
+    importlib.import_module("vartok.cli").app()

@@ -37,6 +37,10 @@ class TrainError(VartokError):
     """Data that cannot be trained on, a run that cannot go on, or training that went wrong."""
 
 
+class DatasetError(VartokError):
+    """Pictures that cannot be made a data set of, or a data set that is unfinished, broken or another one."""
+
+
 class VartokWarning(UserWarning):
     """Something that a file does not say, or that was left out of it, and that the user should know."""
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+TEMPORARY = ".vartok-"
+"""What the names of temporary files begin with."""
+
 
 @contextlib.contextmanager
 def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
@@ -21,7 +24,7 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written to, or the disk is full.
     """
     _refuse_existing(path, overwrite)
-    scratch = path.parent / f".vartok-{secrets.token_hex(8)}.tmp"
+    scratch = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
     try:
         with open(scratch, "xb") as file:
             yield file

@@ -6,6 +6,8 @@ on a background where they are transparent, the first frame of several.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import stat
 import threading
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import PIL._imaging
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -141,6 +144,22 @@ def picture_suffixes() -> tuple[str, ...]:
     """What the names of picture files end in, in lower case: ".png", ".jpg", ..."""
     Image.init()
     return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in READABLE)
+
+
+def tame_pillow(*, quiet: bool = True) -> None:
+    """Make Pillow ready for a program that is vartok's own: this changes it for the whole process.
+
+    Its limit of pixels goes: `Fit.max_pixels` is the one that holds.
+
+    Args:
+        quiet: keep libtiff from writing to stderr by itself, hundreds of lines about a broken file.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    if quiet:
+        with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
+            library = ctypes.CDLL(PIL._imaging.__file__)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def one_if_large(pixels: int) -> AbstractContextManager[object]:

@@ -1,0 +1,452 @@
+"""From input shards to the shards of a data set: what is made, what is done already, and what is left.
+
+OUT/
+  dataset.json            what the whole is: model, schedule, shards with their sha256; whether it is complete
+  data/00003-0000.parquet rows of the input shard 3: the first `shard_size` of them, whatever became of each
+  stats/00003-0000.json   written after it, as the mark that it is done: counts, sha256, what failed
+  failed.jsonl            everything that failed: key, cause and shard of each
+
+A shard is a function of its input shard, and of nothing that happens meanwhile. So machines need not talk
+to each other, and what is made again is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import posixpath
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vartok.dataset.shards import (
+    CARRIED,
+    FORMAT,
+    SUFFIXES,
+    VERSION,
+    Encoding,
+    HashedFile,
+    Row,
+    write_shard,
+)
+from vartok.dataset.sources import InputShard, Sample
+from vartok.errors import DatasetError, VartokError, one_line, quoted
+from vartok.files import TEMPORARY, write_whole
+from vartok.images import Fit, Picture
+from vartok.pipeline import Encoded
+
+DATA, STATS = "data", "stats"
+DATASET, FAILED = "dataset.json", "failed.jsonl"
+
+TELL_EVERY = 0.2
+"""Seconds between two tidings of one shard's progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A data set to be made.
+
+    Attributes:
+        out: its folder.
+        format: of its shards, one of `SUFFIXES`.
+        shard_size: samples of a shard, at most; those that fail count too.
+        encoding: what its tokens have in common.
+        fit: how pictures become pixels; what `encoding` says of it is the same.
+        keep_pictures: whether tars keep the pictures beside the tokens.
+
+    Raises:
+        DatasetError: values that contradict each other.
+    """
+
+    out: Path
+    format: str
+    shard_size: int
+    encoding: Encoding
+    fit: Fit
+    keep_pictures: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be wrong."""
+        if self.format not in SUFFIXES:
+            raise DatasetError(f"shards are {', '.join(SUFFIXES)}, not {quoted(self.format)}")
+        if self.fit.mode == "native":
+            raise DatasetError("pictures of a data set have one size: crop, pad or stretch them")
+        if self.keep_pictures and self.format != "wds":
+            raise DatasetError("only tars keep pictures beside the tokens: --format wds")
+
+    def data(self, name: str) -> Path:
+        """Where the shard of this name is."""
+        return self.out / DATA / f"{name}{SUFFIXES[self.format]}"
+
+    def describe(self) -> dict[str, Any]:
+        """What dataset.json says of the whole before anything is made; runs that add to it must agree."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **self.encoding.to_dict(),
+            "files": self.format,
+            "shard_size": self.shard_size,
+            "keeps_pictures": self.keep_pictures,
+        }
+
+
+class Failure(NamedTuple):
+    """A sample that has no tokens, and why."""
+
+    key: str
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What is known of a finished shard.
+
+    Attributes:
+        input: the identity of its input shard.
+        pictures: its rows.
+        failed: the samples that are not among them.
+        carried: rows that have a label, a caption, metadata.
+        bytes: its size.
+        sha256: of its bytes, in hex.
+        last: whether its input shard ends with it.
+    """
+
+    input: str
+    pictures: int
+    failed: tuple[Failure, ...]
+    carried: dict[str, int]
+    bytes: int
+    sha256: str
+    last: bool
+
+    def to_json(self) -> str:
+        """One object, on one line."""
+        failed = [failure._asdict() for failure in self.failed]
+        return json.dumps({**vars(self), "failed": failed}) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Mark:
+        """Read a stats file.
+
+        Raises:
+            DatasetError: it is none.
+            OSError: it cannot be read.
+        """
+        try:
+            values = json.loads(path.read_bytes())
+            failed = tuple(Failure(str(item["key"]), str(item["cause"])) for item in values.pop("failed"))
+            mark = cls(failed=failed, **values)
+            checked = {
+                "input": str,
+                "pictures": int,
+                "carried": dict,
+                "bytes": int,
+                "sha256": str,
+                "last": bool,
+            }
+            if any(type(getattr(mark, name)) is not kind for name, kind in checked.items()):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise DatasetError(f"{path} is no stats file of vartok's: remove it") from None
+        return mark
+
+
+@dataclass(frozen=True)
+class Task:
+    """An input shard to work on, its place in the order, and which of its shards are done already."""
+
+    index: int
+    shard: InputShard
+    done: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a sample goes.
+
+    Attributes:
+        index: its input shard's place in the order.
+        part: which of that one's shards.
+        input: the input shard's identity.
+        sample: what goes there; None says that the input shard ends with this part.
+    """
+
+    index: int
+    part: int
+    input: str
+    sample: Sample | None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What all of a shard share."""
+        return self.index, self.part
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a shard is.
+
+    Attributes:
+        shard: its name.
+        index: its input shard's place in the order.
+        pictures: rows that it has.
+        bytes: written of it.
+        failures: samples that are not among them, those since the last time.
+        reached: the share of the input shard that has been read, 0 to 1; None if that is not known.
+        finished: whether it is done.
+        last: whether its input shard is, too.
+        worker: which of several processes tells it.
+    """
+
+    shard: str
+    index: int
+    pictures: int
+    bytes: int
+    failures: tuple[Failure, ...]
+    reached: float | None = None
+    finished: bool = False
+    last: bool = False
+    worker: int = 0
+
+
+def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) -> list[Task]:
+    """What is left to do, in order; makes the folder, or checks that what it holds is this data set.
+
+    Raises:
+        DatasetError: the folder holds something else.
+        OSError: it cannot be written.
+    """
+    path = job.out / DATASET
+    wanted = job.describe()
+    if path.exists():
+        found = read_description(job.out)
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                was, now = (one_line(json.dumps(item), 300) for item in (found.get(name), value))
+                raise DatasetError(
+                    f"{job.out} holds a data set whose {name} is {was}, not {now}: name another folder"
+                )
+    else:
+        if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+            raise DatasetError(f"{job.out} exists and holds no data set: name a new folder")
+        for folder in (DATA, STATS):
+            (job.out / folder).mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps({**wanted, "complete": False}, indent=1) + "\n")
+    done: dict[int, set[int]] = {}
+    ends: dict[int, int] = {}
+    for name, mark in read_marks(job.out).items():
+        index, part = map(int, name.split("-"))
+        if index >= len(shards) or mark.input != shards[index].identity:
+            now = one_line(shards[index].identity) if index < len(shards) else "nothing"
+            raise DatasetError(
+                f"{job.out} was made of other pictures: its shard {name} is of {one_line(mark.input)}, "
+                f"where there is {now} now; name another folder"
+            )
+        data = job.data(name)
+        if data.is_file() and data.stat().st_size == mark.bytes and not (retry_failed and mark.failed):
+            done.setdefault(index, set()).add(part)
+            if mark.last:
+                ends[index] = part
+    tasks = [Task(index, shard, frozenset(done.get(index, ()))) for index, shard in enumerate(shards)]
+    return [task for task in tasks if not _is_whole(task.done, ends.get(task.index))]
+
+
+def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
+    """The samples that are to be encoded, as `encode_pictures` takes them, and the end of each task."""
+    for task in tasks:
+        index, shard, done = task.index, task.shard, task.done
+        count = 0
+        for count, sample in enumerate(shard.samples(), 1):
+            part = (count - 1) // job.shard_size
+            if part in done:
+                continue
+            if job.keep_pictures:
+                sample = _with_bytes(sample)
+            yield Slot(index, part, shard.identity, sample), sample.key, sample.read
+        last = max(0, count - 1) // job.shard_size
+        if last not in done:
+            yield Slot(index, last, shard.identity, None), "", _no_picture
+
+
+def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]) -> Iterator[Progress]:
+    """Write the shards of what was encoded, each whole or not at all, and its stats file after it.
+
+    Args:
+        job: what is made.
+        results: of each sample of some tasks in order, and of the ends of tasks.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for (index, part), run in itertools.groupby(results, lambda item: item[0].place):
+        name = f"{index:05d}-{part:04d}"
+        pictures, failed, last = 0, [], False
+        carried = Counter(dict.fromkeys(CARRIED, 0))
+        told, told_of = time.monotonic(), 0  # when, and of how many failures
+        with write_whole(job.data(name), overwrite=True) as file:
+            stream = HashedFile(file)
+            writer = write_shard(job.format, stream, job.encoding)
+            for slot, result in run:
+                sample = slot.sample
+                if sample is None:
+                    last = True
+                    break
+                if isinstance(result, VartokError):
+                    failed.append(Failure(sample.key, str(result)))
+                else:
+                    row = _row(sample, result)
+                    writer.add(row)
+                    pictures += 1
+                    carried.update(column for column in CARRIED if getattr(row, column) is not None)
+                if time.monotonic() - told > TELL_EVERY:
+                    yield Progress(
+                        name, index, pictures, stream.size, tuple(failed[told_of:]), sample.reached
+                    )
+                    told, told_of = time.monotonic(), len(failed)
+            writer.close()
+        mark = Mark(
+            input=slot.input,
+            pictures=pictures,
+            failed=tuple(failed),
+            carried=dict(carried),
+            bytes=stream.size,
+            sha256=stream.sha256,
+            last=last,
+        )
+        _write(job.out / STATS / f"{name}.json", mark.to_json())
+        yield Progress(name, index, pictures, stream.size, tuple(failed[told_of:]), finished=True, last=last)
+
+
+def finish(job: Job, shards: int) -> bool:
+    """Sum up what is done in dataset.json and failed.jsonl; whether all of so many input shards are.
+
+    Any number of machines may do this at any time: who writes last looks once more.
+    """
+    marks = read_marks(job.out)
+    while True:
+        parts: dict[int, set[int]] = {}
+        ends: dict[int, int] = {}
+        for name, mark in marks.items():
+            index, part = map(int, name.split("-"))
+            parts.setdefault(index, set()).add(part)
+            if mark.last:
+                ends[index] = part
+        complete = all(_is_whole(parts.get(index, set()), ends.get(index)) for index in range(shards))
+        failures = [
+            json.dumps({"key": failure.key, "cause": failure.cause, "shard": name})
+            for name, mark in marks.items()
+            for failure in mark.failed
+        ]
+        if failures:
+            _write(job.out / FAILED, "".join(f"{line}\n" for line in failures))
+        else:
+            (job.out / FAILED).unlink(missing_ok=True)
+        _write(job.out / DATASET, json.dumps(_summary(job, marks, complete), indent=1) + "\n")
+        again = read_marks(job.out)
+        if again == marks:
+            break
+        marks = again
+    if complete:
+        for folder in (DATA, STATS):
+            for path in (job.out / folder).glob(f"{TEMPORARY}*"):  # of runs that were killed
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    return complete
+
+
+def read_description(out: Path) -> dict[str, Any]:
+    """What dataset.json says.
+
+    Raises:
+        DatasetError: there is none, or it is no data set of this version of vartok.
+    """
+    path = out / DATASET
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DatasetError(f"{path} describes no data set of vartok's")
+    if found.get("version") != VERSION:
+        raise DatasetError(
+            f"{path} is of version {quoted(found.get('version'))}; this vartok reads {VERSION}"
+        )
+    return found
+
+
+def read_marks(out: Path) -> dict[str, Mark]:
+    """The stats of all finished shards, by name, in order.
+
+    Raises:
+        DatasetError: a file among them is none.
+    """
+    paths = sorted((out / STATS).glob("[0-9]*-[0-9]*.json"))
+    return {posixpath.splitext(path.name)[0]: Mark.read(path) for path in paths}
+
+
+def _summary(job: Job, marks: dict[str, Mark], complete: bool) -> dict[str, Any]:
+    """What dataset.json says of what is done."""
+    carried = {column: sum(mark.carried.get(column, 0) for mark in marks.values()) for column in CARRIED}
+    return {
+        **job.describe(),
+        "complete": complete,
+        "pictures": sum(mark.pictures for mark in marks.values()),
+        "failed": sum(len(mark.failed) for mark in marks.values()),
+        "bytes": sum(mark.bytes for mark in marks.values()),
+        "carried": carried,
+        "shards": [
+            {
+                "name": f"{DATA}/{job.data(name).name}",
+                "pictures": mark.pictures,
+                "failed": len(mark.failed),
+                "bytes": mark.bytes,
+                "sha256": mark.sha256,
+            }
+            for name, mark in marks.items()
+        ],
+    }
+
+
+def _is_whole(parts: Iterable[int], end: int | None) -> bool:
+    """Whether an input shard's parts are all there, up to the one at its end."""
+    return end is not None and set(range(end + 1)) <= set(parts)
+
+
+def _row(sample: Sample, result: Encoded) -> Row:
+    return Row(
+        key=sample.key,
+        tokens=result.flat,
+        width=result.image.width,
+        height=result.image.height,
+        label=sample.label,
+        caption=sample.caption,
+        metadata=sample.metadata,
+        picture=sample.picture if isinstance(sample.picture, bytes) else None,
+    )
+
+
+def _with_bytes(sample: Sample) -> Sample:
+    try:
+        file = sample.file()
+        return replace(sample, picture=file if isinstance(file, bytes) else file.read_bytes())
+    except VartokError as error:
+        return replace(sample, picture=error)
+    except OSError as error:
+        return replace(sample, picture=DatasetError(f"cannot be read: {error.strerror}"))
+
+
+def _no_picture(fit: Fit) -> Picture:
+    raise DatasetError("the end of an input shard")
+
+
+def _write(path: Path, text: str) -> None:
+    with write_whole(path, overwrite=True) as file:
+        file.write(text.encode())

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .convert import convert
+from .dataset import app as dataset
 from .decode import decode
 from .encode import encode
 from .eval import eval
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (encode, decode, inspect, inspect_codebook, eval, train, convert):
     app.command(name=command.__name__.replace("_", "-"))(command)
+app.add_typer(dataset, name="dataset", help="Turn many pictures into a data set of tokens.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vartok.codebook import CodebookReport, Usage, UsageReport
     from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ModelInfo
 
 
 @command
@@ -35,7 +36,9 @@ def inspect_codebook(
     usage: Annotated[
         list[str] | None,
         typer.Option(
-            "--usage", metavar="TOKENS...", help="Count the codes in these token files and folders."
+            "--usage",
+            metavar="TOKENS...",
+            help="Count codes in these token files, folders, data sets.",
         ),
     ] = None,
     atlas: Annotated[
@@ -63,6 +66,8 @@ def inspect_codebook(
       vartok inspect-codebook --atlas codes.png
     """
     named = [*(usage or ()), *(tokens or ())]
+    datasets = [Path(name) for name in named if (Path(name) / "dataset.json").is_file()]
+    named = [name for name in named if Path(name) not in datasets]
     files = (
         gather(
             named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES, kind="token files"
@@ -80,7 +85,7 @@ def inspect_codebook(
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
-    used = _count(tokenizer, files, report) if files else None
+    used = _count(tokenizer, files, datasets, report) if files or datasets else None
     if as_json:
         print(json.dumps(_as_json(tokenizer, codebook, used)))
     else:
@@ -92,28 +97,36 @@ def inspect_codebook(
     report.finish()
 
 
-def _count(tokenizer: Tokenizer, files: list[Input], report: Report) -> tuple[Schedule | None, UsageReport]:
-    """How the images of token files use the codebook, and their schedule where they share one."""
+def _count(
+    tokenizer: Tokenizer, files: list[Input], datasets: list[Path], report: Report
+) -> tuple[Schedule | None, UsageReport]:
+    """How the images of token files and data sets use the codebook, and their schedule if they share one."""
     from vartok.codebook import count_codes, describe_usage
+
+    def everything() -> Iterator[tuple[str, ModelInfo, Schedule, tuple[NDArray[Any], ...]]]:
+        for item in files:
+            for tokens in read_inputs(item, report):
+                yield str(item), tokens.model, tokens.schedule, tokens.scales
+        for folder in datasets:
+            yield from _read_dataset(folder, report)
 
     schedules: set[Schedule] = set()
 
     def images() -> Iterator[tuple[NDArray[Any], ...]]:
         scales = None
-        for item in files:
-            for tokens in read_inputs(item, report):
-                try:
-                    tokenizer.check_model(tokens.model)
-                except VartokError as error:
-                    report.fail(str(item), shown(error))
-                    continue
-                scales = scales or len(tokens.scales)
-                if len(tokens.scales) != scales:
-                    report.fail(str(item), f"has {len(tokens.scales)} scales, the files before it {scales}")
-                    continue
-                schedules.add(tokens.schedule)
-                report.succeed(str(item), "counted")
-                yield tokens.scales
+        for name, model, schedule, maps in everything():
+            try:
+                tokenizer.check_model(model)
+            except VartokError as error:
+                report.fail(name, shown(error))
+                continue
+            scales = scales or len(maps)
+            if len(maps) != scales:
+                report.fail(name, f"has {len(maps)} scales, the files before it {scales}")
+                continue
+            schedules.add(schedule)
+            report.succeed(name, "counted")
+            yield maps
 
     found = images()
     first = next(found, None)
@@ -122,6 +135,29 @@ def _count(tokenizer: Tokenizer, files: list[Input], report: Report) -> tuple[Sc
         raise VartokError("no tokens to count")
     counts = count_codes(itertools.chain([first], found), tokenizer.config.vocab_size, len(first))
     return schedules.pop() if len(schedules) == 1 else None, describe_usage(counts)
+
+
+def _read_dataset(
+    folder: Path, report: Report
+) -> Iterator[tuple[str, ModelInfo, Schedule, tuple[NDArray[Any], ...]]]:
+    """The images of a data set's shards; what cannot be read is reported."""
+    import numpy as np
+
+    from vartok.dataset.shards import open_dataset, read_shard
+
+    try:
+        description, encoding = open_dataset(folder)
+    except VartokError as error:
+        report.fail(str(folder), shown(error))
+        return
+    ends = np.cumsum([h * w for h, w in encoding.schedule])[:-1]
+    for shard in description.get("shards", ()):
+        path = folder / shard["name"]
+        try:
+            for row in read_shard(description["files"], path, encoding):
+                yield str(path), encoding.model, encoding.schedule, tuple(np.split(row.tokens, ends))
+        except (VartokError, OSError) as error:
+            report.fail(str(path), shown(getattr(error, "strerror", None) or error))
 
 
 def _as_json(

@@ -163,6 +163,13 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from None
 
 
+def duration(seconds: float) -> str:
+    """A time as people read it: minutes and seconds, hours before them where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def explain(error: Exception) -> str:
     """An error as one line: of the system's, which file and what."""
     if isinstance(error, OSError):

@@ -14,7 +14,7 @@ import typer
 from vartok.errors import ConfigError, VartokError
 
 from .options import DebugOption, QuietOption, default_workers
-from .report import INTERRUPTED, command, say, shown
+from .report import INTERRUPTED, command, duration, say, shown
 
 if TYPE_CHECKING:
     from vartok.train.card import Validation
@@ -200,13 +200,7 @@ class _Display:
         low, high = min(progress.perplexity), top
         bad = f", {progress.unreadable} unreadable" if progress.unreadable else ""
         return (
-            f"step {progress.step:,} ({progress.share:.0%}), {_duration(left)} left, "
+            f"step {progress.step:,} ({progress.share:.0%}), {duration(left)} left, "
             f"loss {progress.loss:.3f}, {progress.psnr:.2f} dB, {progress.images_per_second:.1f} images/s, "
             f"codebook use {use} {low:,.0f} to {high:,.0f}{bad}"
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import warnings
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vartok.dataset.job import Job, Progress, Slot, Task, samples, write_shards
-from vartok.errors import DatasetError, VartokError, VartokWarning
+from vartok.errors import DatasetError, VartokError, VartokWarning, one_line
 from vartok.images import Fit, Picture, tame_pillow
 from vartok.pipeline import Encoded, encode_pictures
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 CHUNK = 4
 """Batches that travel together between Ray's processes: more would be more memory, fewer leave cores idle."""
+
+BLOCK = 1 << 24
+"""Bytes of pixels, and of tokens, that Ray hands on at once; by itself it would gather 128 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,37 +226,51 @@ def _serve(connection: Connection, job: Job, loading: Loading) -> None:
             connection.send(("error", error))
 
 
-def run_ray(
-    job: Job, tasks: Sequence[Task], loading: Loading, *, address: str | None = None
-) -> Iterator[Progress]:
-    """Work on tasks with Ray Data: tasks that read pictures, actors that hold the model, and this process.
+def connect_ray(address: str | None = None) -> int:
+    """Connect this process with a Ray cluster.
 
-    This process writes the shards, since tokens are a thousandth of what was read for them. Ray starts
-    again what dies of the rest.
+    Args:
+        address: of the cluster; one is started on this machine if None.
+
+    Returns:
+        How many GPUs it has.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    import ray
+
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"at {address}" if address else "could be started here"
+        raise DatasetError(f"no Ray cluster {where}: {one_line(error)}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Iterator[Progress]:
+    """Work on tasks with Ray Data: its tasks read pictures, its actors hold the model, this process writes.
+
+    Tokens are so little that one process can write what many machines make. Ray starts again what dies
+    of the rest. After `connect_ray`.
 
     Args:
         job: what is made.
         tasks: what is left to do.
         loading: of every actor, each of which has a GPU, or where there is none the cores of a machine.
-        address: of a cluster; one is started on this machine if None.
 
     Raises:
-        DatasetError: no such cluster, or it gave up.
+        DatasetError: Ray gave up.
         OSError: a file cannot be written.
     """
-    import ray
     import ray.data
 
-    if not ray.is_initialized():
-        try:
-            ray.init(
-                address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise DatasetError(f"no Ray at {address or 'this machine'}: {error}".partition("\n")[0]) from None
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if loading.device.startswith("cuda") else 0
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -264,15 +282,15 @@ def run_ray(
             functools.partial(_read_chunks, job=job, size=CHUNK * loading.batch_size),
             batch_size=1,
             batch_format="numpy",
-            num_cpus=1,
+            num_cpus=1 if gpus else 0.5,
         )
         .map_batches(
             _Encoder,
             batch_size=1,
             batch_format="numpy",
-            concurrency=gpus or len(nodes),
+            compute=ray.data.ActorPoolStrategy(size=gpus or len(nodes)),
             num_gpus=1 if gpus else None,
-            num_cpus=1 if gpus else max(1, cores // 2),
+            num_cpus=1 if gpus else 0.75 * cores,  # what is left reads
             fn_constructor_kwargs={"job": job, "loading": replace(loading, threads=None if gpus else cores)},
         )
     )

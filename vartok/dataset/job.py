@@ -25,12 +25,15 @@ from typing import Any, NamedTuple
 
 from vartok.dataset.shards import (
     CARRIED,
+    DATA,
+    DATASET,
     FORMAT,
     SUFFIXES,
     VERSION,
     Encoding,
     HashedFile,
     Row,
+    read_description,
     write_shard,
 )
 from vartok.dataset.sources import InputShard, Sample
@@ -39,8 +42,8 @@ from vartok.files import TEMPORARY, write_whole
 from vartok.images import Fit, Picture
 from vartok.pipeline import Encoded
 
-DATA, STATS = "data", "stats"
-DATASET, FAILED = "dataset.json", "failed.jsonl"
+STATS = "stats"
+FAILED = "failed.jsonl"
 
 TELL_EVERY = 0.2
 """Seconds between two tidings of one shard's progress."""
@@ -321,10 +324,13 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
         yield Progress(name, index, pictures, stream.size, tuple(failed[told_of:]), finished=True, last=last)
 
 
-def finish(job: Job, shards: int) -> bool:
-    """Sum up what is done in dataset.json and failed.jsonl; whether all of so many input shards are.
+def finish(job: Job, shards: int) -> dict[str, Any]:
+    """Sum up in dataset.json and failed.jsonl what is done of so many input shards; returns the former.
 
     Any number of machines may do this at any time: who writes last looks once more.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     marks = read_marks(job.out)
     while True:
@@ -345,7 +351,8 @@ def finish(job: Job, shards: int) -> bool:
             _write(job.out / FAILED, "".join(f"{line}\n" for line in failures))
         else:
             (job.out / FAILED).unlink(missing_ok=True)
-        _write(job.out / DATASET, json.dumps(_summary(job, marks, complete), indent=1) + "\n")
+        summary = _summary(job, marks, complete)
+        _write(job.out / DATASET, json.dumps(summary, indent=1) + "\n")
         again = read_marks(job.out)
         if again == marks:
             break
@@ -355,31 +362,7 @@ def finish(job: Job, shards: int) -> bool:
             for path in (job.out / folder).glob(f"{TEMPORARY}*"):  # of runs that were killed
                 with contextlib.suppress(OSError):
                     path.unlink()
-    return complete
-
-
-def read_description(out: Path) -> dict[str, Any]:
-    """What dataset.json says.
-
-    Raises:
-        DatasetError: there is none, or it is no data set of this version of vartok.
-    """
-    path = out / DATASET
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise DatasetError(f"{path} describes no data set of vartok's")
-    if found.get("version") != VERSION:
-        raise DatasetError(
-            f"{path} is of version {quoted(found.get('version'))}; this vartok reads {VERSION}"
-        )
-    return found
+    return summary
 
 
 def read_marks(out: Path) -> dict[str, Mark]:

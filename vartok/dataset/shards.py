@@ -19,12 +19,13 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.errors import DatasetError, one_line, quoted
+from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.schedule import Schedule, check_schedule, token_count
 from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, token_dtype
 
 FORMAT = "vartok.dataset"
 VERSION = 1
+DATASET, DATA = "dataset.json", "data"
 SUFFIXES = {"parquet": ".parquet", "wds": ".tar", "jsonl": ".jsonl"}
 
 GROUP = 1024
@@ -128,6 +129,51 @@ class Row:
 
 
 CARRIED = ("label", "caption", "metadata")
+
+
+def read_description(out: Path) -> dict[str, Any]:
+    """What dataset.json says.
+
+    Raises:
+        DatasetError: there is none, or it is no data set of this version of vartok.
+    """
+    path = out / DATASET
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise DatasetError(f"{path} describes no data set of vartok's")
+    if found.get("version") != VERSION:
+        raise DatasetError(
+            f"{path} is of version {quoted(found.get('version'))}; this vartok reads {VERSION}"
+        )
+    return found
+
+
+def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
+    """What dataset.json says, and of it what its tokens have in common.
+
+    Raises:
+        DatasetError: there is none, or it does not say.
+    """
+    description = read_description(out)
+    try:
+        encoding = Encoding.from_dict(description)
+        if description["files"] not in SUFFIXES:
+            raise DatasetError(f"shards of an unknown format, {one_line(description['files'])}")
+        for shard in description.get("shards", ()):
+            if not re.fullmatch(rf"{DATA}/[0-9]+-[0-9]+\.[a-z]+", shard["name"]):
+                raise DatasetError(f"a shard called {quoted(shard['name'])}")
+            if type(shard["pictures"]) is not int or shard["pictures"] < 0:
+                raise DatasetError(f"a shard of {quoted(shard['pictures'])} pictures")
+    except (VartokError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}") from None
+    return description, encoding
 
 
 class Writer(Protocol):

@@ -61,7 +61,7 @@ def make(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC...", help="Folders, tars, Parquet files, lists (.txt) and pictures; paths or URLs."
+            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt) and pictures; paths or URLs."
         ),
     ],
     output: Annotated[

@@ -59,18 +59,18 @@ def read_tar(stream: BinaryIO) -> Iterator[TarSample]:
                 key, extension = base_plus_ext(member.name)
                 if not member.isreg() or key is None or META.match(member.name):
                     continue
-                if sample is None or key != sample.key:
-                    if sample is not None:
-                        yield sample
-                    sample = TarSample(key, [], {})
+                if sample is not None and key != sample.key:
+                    yield sample
+                    sample = None
+                whole, sample = sample or TarSample(key, [], {}), None  # one that breaks off is not handed on
                 extension = extension.lower()
                 if f".{extension}".endswith(suffixes):
-                    sample.pictures.append(_read(archive, member, MAX_PIPED))
+                    whole.pictures.append(_read(archive, member, MAX_PIPED))
                 elif extension in SIDECARS:
                     content = _read(archive, member, SIDECARS[extension])
-                    if extension in sample.sidecars:
-                        content = ImageError(f"has two .{extension} beside it")
-                    sample.sidecars[extension] = content
+                    twice = extension in whole.sidecars
+                    whole.sidecars[extension] = ImageError(f"has two .{extension}") if twice else content
+                sample = whole
     except (tarfile.TarError, EOFError, LZMAError, zlib.error, ValueError) as error:
         broken = ImageError(f"is not a whole tar file: {one_line(error) or type(error).__name__}")
     if sample is not None:

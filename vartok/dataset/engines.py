@@ -57,12 +57,12 @@ class Loading:
         """Load the tokenizer into a process that has nothing else to do."""
         import torch
 
-        import vartok
+        from vartok.tokenizer import load
 
         tame_pillow()
         if self.threads:
             torch.set_num_threads(self.threads)
-        return vartok.load(self.weights, device=self.device, dtype=self.dtype)
+        return load(self.weights, device=self.device, dtype=self.dtype)
 
 
 def run_here(

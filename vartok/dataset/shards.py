@@ -251,9 +251,11 @@ class HashedFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write all of some bytes."""
+        count = memoryview(data).nbytes
+        if self._file.closed:  # given up, while a writer of Arrow's still wants to end well
+            return count
         self._file.write(data)
         self._hash.update(data)
-        count = memoryview(data).nbytes
         self.size += count
         return count
 

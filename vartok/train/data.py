@@ -9,21 +9,21 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from vartok.errors import ImageError, TrainError, one_line
+from vartok.errors import ImageError, TrainError
 from vartok.images import Fit, picture_suffixes, read_picture
 from vartok.pipeline import ahead
+from vartok.tars import read_tar
 from vartok.train.settings import DataSettings
 
 SHUFFLED = 1000
@@ -197,7 +197,7 @@ class Pictures:
     def _expand(self, units: Iterable[tuple[str, Path]]) -> Iterator[Item]:
         for name, path in units:
             if path.suffix.lower() == ".tar":
-                yield from _read_tar(path)
+                yield from _read_shard(path)
             else:
                 yield Item(name, path)
 
@@ -242,24 +242,17 @@ def _find(source: Path, without: Path | None) -> Iterator[tuple[str, Path]]:
         yield source.stem, source
 
 
-def _read_tar(path: Path) -> Iterator[Item]:
-    """The pictures of a shard, by WebDataset's rule: a sample is what shares a name up to its first dot."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    suffixes = {suffix[1:] for suffix in picture_suffixes()}
+def _read_shard(path: Path) -> Iterator[Item]:
+    """The pictures of a tar shard."""
     try:
-        # Opened here: webdataset takes names for URLs, some of which run commands.
         with open(path, "rb") as stream:
-            samples: Iterable[dict[str, Any]] = group_by_keys(
-                tar_file_expander([{"url": str(path), "stream": stream}])
-            )
-            for sample in samples:
-                for key, value in sample.items():
-                    if key.lower() in suffixes:
-                        yield Item(sample["__key__"], value)
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or (error.args[0] if error.args else type(error).__name__)
-        yield Item(str(path), ImageError(f"is not a whole tar file: {one_line(reason)}"))
+            for sample in read_tar(stream):
+                for picture in sample.pictures:
+                    yield Item(sample.key, picture)
+    except ImageError as error:
+        yield Item(str(path), error)
+    except OSError as error:
+        yield Item(str(path), ImageError(f"cannot be read on: {error.strerror}"))
 
 
 def _read(item: Item, fit: Fit) -> NDArray[np.uint8]:

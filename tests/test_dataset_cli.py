@@ -1,0 +1,364 @@
+"""`vartok dataset` at the shell: what it leaves, says and exits with; killed, and on Ray."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Vartok, names, photo, save
+from noise import SMALL, draw
+from noise import save as save_checkpoint
+
+from vartok.dataset.verify import verify
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that takes microseconds: 8x8 pixels are 21 tokens."""
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "noise.safetensors", SMALL, draw(SMALL))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names(folder)}
+
+
+def tar(path: Path, count: int, start: int = 0) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for n in range(start, start + count):
+            buffer = io.BytesIO()
+            photo(n, 12, 9).save(buffer, "PNG")
+            for name, data in ((f"{n:05}.png", buffer.getvalue()), (f"{n:05}.cls", str(n % 10).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def small(here: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, vartok: Vartok) -> Path:
+    """A folder with photos/0.png to 4.png, and the small checkpoint as default."""
+    monkeypatch.setenv("VARTOK_WEIGHTS", str(weights))
+    for n in range(5):
+        save(Path("photos", f"{n}.png"), n, 12, 9)
+    return here
+
+
+def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
+    result = vartok("dataset", "photos", "-o", "out", "--shard-size", 2)
+    assert "the data set is complete: 5 pictures in 3 shards" in result.stderr
+    assert result.stdout == ""
+    assert "0 failed" in result.stderr
+    first = contents(Path("out"))
+    assert names(Path("out/data")) == [f"0000{n}-0000.parquet" for n in range(3)]
+    again = vartok("dataset", "photos", "-o", "out", "--shard-size", 2)
+    assert "nothing to do; the data set is complete" in again.stderr
+    assert contents(Path("out")) == first
+
+    checked = vartok("dataset", "verify", "out")
+    assert "5 pictures in 3 shards, 0 failed: all well" in checked.stderr
+    assert json.loads(vartok("dataset", "verify", "out", "--json").stdout) == {
+        "shards": 3,
+        "pictures": 5,
+        "failed": 0,
+        "problems": [],
+    }
+
+
+def test_json_tells_of_the_run_and_of_the_whole(small: Path, vartok: Vartok) -> None:
+    vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2", "-q")
+    told = json.loads(vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--json", "-q").stdout)
+    assert told["run"]["pictures"] == 2
+    assert told["run"]["shards"] == 1
+    assert told["run"]["seconds"] > 0
+    assert {name: told[name] for name in ("complete", "pictures", "failed", "shards")} == {
+        "complete": True,
+        "pictures": 5,
+        "failed": 0,
+        "shards": 3,
+    }
+
+
+def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:
+    result = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "1/2")
+    assert "the data set is not complete yet: 2 pictures in 1 shards" in result.stderr
+    assert "is not complete" in vartok("dataset", "verify", "out", code=1).stderr
+    vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2")
+    vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
+    assert contents(Path("out")) == contents(Path("whole"))
+
+
+def test_what_fails_is_named_and_kept_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
+    Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:100])
+    Path("photos/z.tar").write_bytes(b"junk" * 300)
+    result = vartok("dataset", "photos", "-o", "out", code=3)
+    assert "vartok: 1: is truncated" in result.stderr
+    assert "vartok: photos/z.tar: is not a whole tar file" in result.stderr
+    rows = [json.loads(line) for line in Path("out/failed.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in rows] == ["photos/z.tar", "1"]
+    assert verify(Path("out")).problems == []
+
+    save(Path("photos/1.png"), 1, 12, 9)
+    vartok("dataset", "photos", "-o", "out", code=3)  # nothing to do, and still two are missing
+    Path("photos/z.tar").unlink()
+    tar(Path("photos/z.tar"), 2)
+    vartok("dataset", "photos", "-o", "out", "--retry-failed")
+    assert not Path("out/failed.jsonl").exists()
+    vartok("dataset", "photos", "-o", "fresh")
+    assert contents(Path("out")) == contents(Path("fresh"))
+
+
+def test_when_everything_fails_it_has_failed(here: Path, weights: Path, vartok: Vartok) -> None:
+    Path("a.png").write_bytes(b"junk")
+    vartok("dataset", "a.png", "-o", "out", "-w", weights, code=1)
+
+
+def test_failures_stop_it_where_that_is_wanted(small: Path, vartok: Vartok) -> None:
+    for n in (0, 3):
+        Path(f"photos/{n}.png").write_bytes(b"junk")
+    options = ("dataset", "photos", "--shard-size", 2)
+    stopped = vartok(*options, "-o", "a", "--on-error", "stop", code=1)
+    assert "stopped: 1 failed; what is done stays" in stopped.stderr
+    vartok(*options, "-o", "b", "--max-failures", 1, code=1)
+    assert len(names(Path("b/stats"))) == 2  # the shard of the second failure was whole when it was told
+    vartok(*options, "-o", "c", "--max-failures", 2, code=3)
+    assert not [name for name in names(Path("a")) if ".tmp" in name]
+    vartok(*options, "-o", "a", code=3)
+    assert contents(Path("a")) == contents(Path("c"))
+
+
+def test_only_so_many_failures_are_named(small: Path, vartok: Vartok) -> None:
+    for n in range(30):
+        Path(f"photos/{n:02}.png").write_bytes(b"junk")
+    result = vartok("dataset", "photos", "-o", "out", code=3)
+    assert result.stderr.count("not a picture") == 20
+    assert "what else fails is not named here, but in out/failed.jsonl" in result.stderr
+    assert len(Path("out/failed.jsonl").read_text().splitlines()) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard", "2/2"], "--shard is I/N, I from 0 to N - 1"),
+        (["--shard", "one"], "--shard is I/N"),
+        (["--keep-pictures"], "--keep-pictures is for --format wds"),
+        (["--address", "auto"], "--address is for --engine ray"),
+        (["--engine", "ray", "--shard", "0/2"], "leave --processes and --shard out"),
+        (["--on-error", "stop", "--max-failures", "3"], "which one?"),
+        (["--fit", "native"], "native"),
+        (["--schedule", "1,2"], "--schedule ends in the latent's grid, here 4"),
+        (["--size", "9"], "--size is a multiple of 2"),
+        (["nope"], "nope: no such file or folder"),
+        (["photos"], "would have one key|is named twice"),
+    ],
+)
+def test_wrong_usage(small: Path, vartok: Vartok, options: list[str], message: str) -> None:
+    result = vartok("dataset", "photos", "-o", "out", *options, code=2)
+    assert re.search(message, " ".join(result.stderr.split()))
+    assert not Path("out").exists()
+
+
+def test_a_folder_of_something_else_and_another_data_set_are_refused(small: Path, vartok: Vartok) -> None:
+    assert "photos exists and holds no data set" in vartok("dataset", "photos", "-o", "photos", code=1).stderr
+    vartok("dataset", "photos", "-o", "out")
+    assert (
+        "shard_size is 10000, not 2"
+        in vartok("dataset", "photos", "-o", "out", "--shard-size", 2, code=1).stderr
+    )
+    assert "holds no data set" in vartok("dataset", "verify", "photos", code=1).stderr
+
+
+def test_verify_names_what_is_wrong(small: Path, vartok: Vartok) -> None:
+    vartok("dataset", "photos", "-o", "out")
+    Path("out/data/00000-0000.parquet").unlink()
+    result = vartok("dataset", "verify", "out", code=1)
+    assert "out/data/00000-0000.parquet: is missing" in result.stderr
+    assert "1 problems" in result.stderr
+    told = json.loads(vartok("dataset", "verify", "out", "--json", code=1).stdout)
+    assert told["problems"] == [{"file": "data/00000-0000.parquet", "what": "is missing"}]
+
+
+def test_the_codebooks_use_is_counted_in_shards(small: Path, vartok: Vartok) -> None:
+    vartok("encode", "-r", "photos", "-o", "tokens")
+    expected = json.loads(vartok("inspect-codebook", "--usage", "tokens", "--json").stdout)["usage"]
+    for format in ("parquet", "wds", "jsonl"):
+        vartok("dataset", "photos", "-o", format, "--shard-size", 2, "--format", format)
+        assert json.loads(vartok("inspect-codebook", "--usage", format, "--json").stdout)["usage"] == expected
+    mixed = json.loads(vartok("inspect-codebook", "--usage", "tokens", "wds", "--json").stdout)["usage"]
+    assert mixed["overall"]["tokens"] == 2 * expected["overall"]["tokens"]
+    Path("parquet/data/00000-0000.parquet").write_bytes(b"junk")
+    broken = vartok("inspect-codebook", "--usage", "parquet", code=3)
+    assert "00000-0000.parquet: is no parquet shard of tokens" in broken.stderr
+
+
+def test_processes_make_the_same(small: Path, vartok: Vartok) -> None:
+    vartok("dataset", "photos", "-o", "one", "--shard-size", 2)
+    vartok("dataset", "photos", "-o", "two", "--shard-size", 2, "--processes", 2)
+    assert contents(Path("one")) == contents(Path("two"))
+
+
+# As processes of their own.
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "vartok", "dataset", *map(str, args)]
+
+
+def start(*args: object, **options: Any) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "VARTOK_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*args), env=environment, stderr=subprocess.PIPE, **options)
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_ends_in_order_and_goes_on(
+    tmp_path: Path, weights: Path, number: signal.Signals, code: int
+) -> None:
+    source = [tar(tmp_path / f"{n}.tar", 400, 1000 * n) for n in range(4)]
+    options = (*source, "-o", tmp_path / "out", "-w", weights, "--shard-size", 50)
+    run = start(*options)
+    wait_for(lambda: (tmp_path / "out/stats").exists() and names(tmp_path / "out/stats"))
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == code, said.decode()
+    assert said.decode() == "vartok: stopped; what is done stays, the same command goes on\n"
+    assert not [name for name in names(tmp_path / "out") if ".tmp" in name]
+    left = names(tmp_path / "out/stats")
+    assert 0 < len(left) < 32
+    assert start(*options, "-q").wait(60) == 0
+    assert len(names(tmp_path / "out/stats")) == 32
+    assert verify(tmp_path / "out").problems == []
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found + [below for child in found for below in children(child)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_twenty_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Path, processes: int) -> None:
+    """The process itself is killed, or one that it started, at any moment from start to end."""
+    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(4)]
+    (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
+    source.append(tmp_path / "4.tar")
+    options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    whole = start(*options, "-o", tmp_path / "whole")
+    begun = time.monotonic()
+    assert whole.wait(120) == 3
+    length = time.monotonic() - begun
+    rng = random.Random(processes)
+    killed = 0
+
+    def finished() -> int:
+        return len(list((tmp_path / "out" / "stats").glob("*.json")))
+
+    def wait_for_a_shard(run: "subprocess.Popen[bytes]") -> None:
+        before = finished()
+        wait_for(lambda: finished() > before or run.poll() is not None)
+
+    for attempt in range(200):
+        run = start(*options, "-o", tmp_path / "out", *(["--processes", "2"] if processes > 1 else []))
+        if attempt % 4:  # mostly at once after a shard, or there would soon be nothing left to kill
+            wait_for_a_shard(run)
+            time.sleep(rng.uniform(0, 0.02))
+        else:
+            time.sleep(rng.uniform(0, length))
+        if run.poll() is None:
+            victims = children(run.pid)
+            victim = rng.choice(victims) if processes > 1 and attempt % 2 and victims else run.pid
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                killed += 1
+        run.communicate(timeout=120)
+        if killed == 20:
+            break
+        if (tmp_path / "out" / "dataset.json").exists() and attempt % 8 == 7:
+            for path in rng.sample(sorted((tmp_path / "out" / "data").iterdir()), 4):
+                path.unlink()  # so that there is always something to do
+    assert killed == 20
+    assert start(*options, "-o", tmp_path / "out").wait(120) == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
+    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
+    (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
+    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
+    assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
+    run = start(*options, "-o", tmp_path / "ray", "--engine", "ray")
+    wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)
+    killed = 0
+    for child in children(run.pid):
+        with contextlib.suppress(OSError):
+            if b"_Encoder" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGKILL)
+                killed += 1
+    _, said = run.communicate(timeout=240)
+    assert run.returncode == 3, said.decode()
+    assert killed == 1
+    assert contents(tmp_path / "ray") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
+def test_a_full_disk_stops_it_and_what_is_done_stays(tmp_path: Path, weights: Path) -> None:
+    """A limit on the size of files stands in for the disk's end: writing beyond it fails likewise."""
+    import resource
+
+    small, large = tar(tmp_path / "0.tar", 20), tar(tmp_path / "1.tar", 2000, 1000)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    options = (small, large, "-o", tmp_path / "out", "-w", weights)
+    run = start(*options, preexec_fn=limit)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 3
+    assert said.decode().startswith(f"vartok: cannot write in {tmp_path}/out: ")
+    assert said.count(b"\n") == 1
+    assert names(tmp_path / "out/data") == ["00000-0000.parquet"]
+    assert start(*options).wait(120) == 0
+    assert verify(tmp_path / "out").pictures == 2020
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path, weights: Path) -> None:
+    def peak(count: int) -> int:
+        source = tar(tmp_path / f"{count}.tar", count)
+        run = start(source, "-o", tmp_path / f"out{count}", "-w", weights, "--shard-size", 100_000, "-q")
+        most = 0
+        while run.poll() is None:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                status = Path(f"/proc/{run.pid}/status").read_text()
+                most = max(most, int(status.partition("VmHWM:")[2].split()[0]))
+            time.sleep(0.02)
+        assert run.returncode == 0
+        return most
+
+    few, many = peak(1_000), peak(11_000)
+    assert many - few < 30_000  # kB

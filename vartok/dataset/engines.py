@@ -13,7 +13,7 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,16 +123,8 @@ class _Worker:
 
     number: int
     process: Any
-    tasks: dict[int, Task]
-    """Those that it has and has not finished, by index."""
-
-    waits: bool = False
-    """Whether it has nothing left to do, and waits for an answer."""
-
-    def __init__(self, number: int, process: Any) -> None:
-        self.number = number
-        self.process = process
-        self.tasks = {}
+    tasks: dict[int, Task] = field(default_factory=dict)  # that it has and has not finished, by index
+    waits: bool = False  # for an answer, with nothing left to do
 
 
 def _deal_out(workers: dict[Connection, _Worker], tasks: deque[Task]) -> Iterator[Progress]:
@@ -238,15 +230,15 @@ def connect_ray(address: str | None = None) -> int:
     Raises:
         DatasetError: there is none.
     """
-    import ray
+    import ray.data
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"at {address}" if address else "could be started here"
         raise DatasetError(f"no Ray cluster {where}: {one_line(error)}") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return int(ray.cluster_resources().get("GPU", 0))
 
 

@@ -1,0 +1,129 @@
+"""How fast `vartok dataset` is, beside the model alone, its own parts, several processes, and Ray.
+
+python benchmarks/dataset.py TARS... [--ray]; every figure is pictures a second, of one run each, interleaved.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vartok
+from vartok.dataset.engines import run_here
+from vartok.dataset.job import Job, plan
+from vartok.dataset.shards import Encoding, HashedFile, Row, write_shard
+from vartok.dataset.sources import Sample, find_shards
+from vartok.images import Fit, Picture
+from vartok.pipeline import ahead, encode_pictures
+
+BATCH, WORKERS = 16, 3
+PICTURES = 640
+ROUNDS = 3
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    tars = [arg for arg in sys.argv[1:] if not arg.startswith("-")]
+    tokenizer = vartok.load(device="cpu")
+    fit = Fit(size=tokenizer.config.image_size)
+    encoding = Encoding(
+        tokenizer.info, tokenizer.config.patch_nums, fit.size, fit.mode, 1.0, fit.background, "cpu", "float32"
+    )
+    (shard, *_) = find_shards(tars[:1], PICTURES)
+    samples = list(itertools.islice(shard.samples(), PICTURES))
+    pictures = [sample.read(fit) for sample in samples]
+    tokens = np.random.default_rng(0).integers(0, 4096, (len(samples), 680)).astype(np.uint16)
+
+    def model() -> None:
+        """The model alone, on pixels in memory, with the threads that the program gives it."""
+
+        def at_hand(picture: Picture) -> Callable[[Fit], Picture]:
+            return lambda _: picture
+
+        entries = [(n, "", at_hand(picture)) for n, picture in enumerate(pictures)]
+        assert len(list(encode_pictures(tokenizer, entries, fit, batch_size=BATCH, workers=WORKERS))) == len(
+            samples
+        )
+
+    def whole() -> None:
+        """All of it but the start, from tar to shard."""
+        with tempfile.TemporaryDirectory() as folder:
+            job = Job(out=Path(folder), format="parquet", shard_size=PICTURES, encoding=encoding, fit=fit)
+            tasks = plan(job, [shard])
+            for step in run_here(job, tasks, tokenizer, batch_size=BATCH, workers=WORKERS):
+                if step.finished:  # the tar's first pictures are as many as the model has
+                    return
+
+    def list_samples() -> None:
+        """Reading the tar, without what is in its pictures."""
+        list(itertools.islice(shard.samples(), PICTURES))
+
+    def read() -> None:
+        """Pictures to pixels, in as many threads."""
+
+        def one(sample: Sample) -> Picture:
+            return sample.read(fit)
+
+        list(ahead(one, samples, workers=WORKERS, limit=BATCH + WORKERS))
+
+    def write() -> None:
+        """Rows to a Parquet shard."""
+        stream = HashedFile(io.BytesIO())
+        writer = write_shard("parquet", stream, encoding)
+        for sample, row in zip(samples, tokens, strict=True):
+            writer.add(Row(sample.key, row, 256, 256))
+        writer.close()
+
+    parts = {"model": model, "whole": whole, "tar": list_samples, "read": read, "write": write}
+    for work in parts.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in parts}
+    for _ in range(ROUNDS):
+        for name, work in parts.items():
+            found[name].append(seconds(work))
+    print(
+        f"{len(samples)} pictures of {Path(tars[0]).name}, {torch.get_num_threads()} threads, medians of {ROUNDS}"
+    )
+    for name, times in found.items():
+        median = statistics.median(times)
+        print(
+            f"  {name:6} {len(samples) / median:10,.1f} pictures/s   {median / len(samples) * 1e3:7.3f} ms a picture"
+        )
+    ratio = statistics.median(m / w for m, w in zip(found["model"], found["whole"], strict=True))
+    print(f"  whole / model: {ratio:.1%}")
+
+    if "--ray" in sys.argv:
+        for name, options in {"one": [], "two": ["--processes", "2"], "ray": ["--engine", "ray"]}.items():
+            with tempfile.TemporaryDirectory() as folder:
+                command = [
+                    sys.executable,
+                    "-m",
+                    "vartok",
+                    "dataset",
+                    *tars,
+                    "-o",
+                    f"{folder}/out",
+                    "-q",
+                    "--json",
+                ]
+                taken = seconds(lambda: subprocess.run([*command, *options], check=True))  # noqa: B023
+                print(f"  {name}: {taken:.1f} s with its start")
+
+
+if __name__ == "__main__":
+    main()

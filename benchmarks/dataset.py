@@ -96,14 +96,12 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, work in parts.items():
             found[name].append(seconds(work))
-    print(
-        f"{len(samples)} pictures of {Path(tars[0]).name}, {torch.get_num_threads()} threads, medians of {ROUNDS}"
-    )
+    source, threads = Path(tars[0]).name, torch.get_num_threads()
+    print(f"{len(samples)} pictures of {source}, {threads} threads, medians of {ROUNDS}")
     for name, times in found.items():
         median = statistics.median(times)
-        print(
-            f"  {name:6} {len(samples) / median:10,.1f} pictures/s   {median / len(samples) * 1e3:7.3f} ms a picture"
-        )
+        each = median / len(samples)
+        print(f"  {name:6} {1 / each:10,.1f} pictures/s   {each * 1e3:7.3f} ms a picture")
     ratio = statistics.median(m / w for m, w in zip(found["model"], found["whole"], strict=True))
     print(f"  whole / model: {ratio:.1%}")
 

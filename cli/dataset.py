@@ -200,23 +200,23 @@ def make(
         else:
             progress = run_here(job, tasks, tokenizer, batch_size=loading.batch_size, workers=loading.workers)
         del tokenizer
-        view = _View(job, tasks, len(shards), quiet=quiet)
+        view = _View(job, tasks, quiet=quiet)
         try:
             for step in progress:
                 view.show(step)
                 if max_failures is not None and view.failed > max_failures:
                     raise DatasetError(f"stopped: {view.failed:,} failed; what is done stays")
-        except OSError as error:
+            summary = finish(job, len(shards))
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                finish(job, len(shards))
             view.close()
-            if debug:
+            if debug or not isinstance(error, OSError):
                 raise
             reason = error.strerror or error
             say(f"cannot write in {shown(output)}: {reason}; what is done stays, the same command goes on")
             raise typer.Exit(SOME_FAILED if view.shards else FAILED) from None
-        finally:
-            view.close()
-            with contextlib.suppress(OSError):
-                summary = finish(job, len(shards))
+        view.close()
     _end(view, summary, as_json=as_json, quiet=quiet, whole=parts == 1)
 
 
@@ -266,11 +266,10 @@ app.command(name="verify")(verify)
 class _View:
     """What is seen of a run: a live table on a terminal, else a line now and then."""
 
-    def __init__(self, job: Job, tasks: list[Task], inputs: int, *, quiet: bool) -> None:
+    def __init__(self, job: Job, tasks: list[Task], *, quiet: bool) -> None:
         self._out = job.out
         self._quiet = quiet
         self._tasks = {task.index: 0.0 for task in tasks}  # the share of each that is done
-        self._inputs = inputs
         self._now: dict[int, Progress] = {}  # of every worker
         self._start = self._said = time.monotonic()
         self._live: Any = None

@@ -945,6 +945,16 @@ def test_every_epoch_has_an_order_of_its_own(dataset: Path) -> None:
     assert len({tuple(keys) for keys in inside}) > 1  # rows of a shard are mixed, too
 
 
+def test_workers_that_persist_hear_of_the_epoch(dataset: Path) -> None:
+    found = TokenDataset(dataset, shuffle=True)
+    loader = torch.utils.data.DataLoader(found, batch_size=None, num_workers=1, persistent_workers=True)
+    orders = []
+    for epoch in (0, 1, 0):
+        found.set_epoch(epoch)
+        orders.append([item["key"] for item in loader])
+    assert orders[0] == orders[2] != orders[1]
+
+
 def test_batches_are_what_a_training_loop_takes(dataset: Path, tokenizer: vartok.Tokenizer) -> None:
     found = TokenDataset(dataset)
     (batch,) = torch.utils.data.DataLoader(found, batch_size=16)

@@ -559,8 +559,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"has a side of more than {MAX_SIDE:,} pixels")
     if width * height > max_pixels:
         raise ImageError(
-            f"has {width:,} x {height:,} pixels, more than {max_pixels:,}: encode and eval take a "
-            "larger --max-pixels, if you trust it"
+            f"has {width:,} x {height:,} pixels, more than {max_pixels:,}: a larger "
+            "--max-pixels takes it, if you trust it"
         )
 
 
@@ -575,7 +575,7 @@ def _explain(error: Exception, max_pixels: int) -> str:
         return "not a picture that vartok can read"
     if isinstance(error, Image.DecompressionBombError):
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        return f"has more than {limit:,} pixels: encode and eval take a larger --max-pixels, if you trust it"
+        return f"has more than {limit:,} pixels: a larger --max-pixels takes it, if you trust it"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     message = one_line(str(error)).removesuffix(" when reading image file") or type(error).__name__

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -102,12 +103,13 @@ def run_processes(job: Job, tasks: Sequence[Task], loadings: Sequence[Loading]) 
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, _Worker] = {}
     try:
-        for number, loading in enumerate(loadings):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, job, loading), daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = _Worker(number, process)
+        with _deaf():
+            for number, loading in enumerate(loadings):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, job, loading), daemon=True)
+                process.start()
+                theirs.close()
+                workers[ours] = _Worker(number, process)
         yield from _deal_out(workers, deque(tasks))
     finally:
         for connection in workers:
@@ -115,6 +117,19 @@ def run_processes(job: Job, tasks: Sequence[Task], loadings: Sequence[Loading]) 
         for worker in workers.values():
             worker.process.join(10)
             worker.process.kill()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start meanwhile never hear Ctrl-C: their parent does, and ends them."""
+    if threading.current_thread() is not threading.main_thread():  # signals are not its own
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass(eq=False)
@@ -180,7 +195,6 @@ def _give(connection: Connection, worker: _Worker, task: Task | None) -> None:
 
 def _serve(connection: Connection, job: Job, loading: Loading) -> None:
     """What a process does: ask for tasks, and tell how it gets on, until nobody answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it closes the connection
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, VartokWarning):

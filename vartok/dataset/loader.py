@@ -68,7 +68,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         self._shuffle = shuffle
         self._seed = seed
         self._maps = maps
-        self._epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it too
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
         self._world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
@@ -85,8 +85,8 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         return sum(rows for _, rows in self._shards) // self._world
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose an epoch's order; before its DataLoader is iterated."""
-        self._epoch = epoch
+        """Choose an epoch's order, before a DataLoader goes through it."""
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """This rank's rows; in a worker of a DataLoader, that one's part of them."""
@@ -94,15 +94,16 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # All rows in the epoch's order stand in a line, of which everybody takes a stretch.
         first = self._rank * len(self)
+        epoch = int(self._epoch)
         start, stop = (first + len(self) * part // workers for part in (worker, worker + 1))
         shards = list(self._shards)
         if self._shuffle:
-            random.Random(f"{self._seed}/{self._epoch}").shuffle(shards)
+            random.Random(f"{self._seed}/{epoch}").shuffle(shards)
         reached = 0
         for name, rows in shards:
             low, high = max(start - reached, 0), min(stop - reached, rows)
             if low < high:
-                yield from self._rows(name, rows, low, high)
+                yield from self._rows(name, rows, low, high, epoch)
             reached += rows
 
     def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         tokenizer.check_model(self.model)
         return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule))
 
-    def _rows(self, name: str, rows: int, low: int, high: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, name: str, rows: int, low: int, high: int, epoch: int) -> Iterator[dict[str, Any]]:
         """Rows low to high of a shard, in the epoch's order."""
         path = self._folder / name
         found = read_shard(self._description["files"], path, self._encoding)
@@ -132,7 +133,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
                 raise DatasetError(
                     f"{path} has {len(everything)} rows, not {rows}: vartok dataset verify tells more"
                 )
-            order = np.random.default_rng([self._seed, self._epoch, *name.encode()]).permutation(rows)
+            order = np.random.default_rng([self._seed, epoch, *name.encode()]).permutation(rows)
             found = (everything[i] for i in order[low:high])
         else:
             found = (row for i, row in enumerate(found) if low <= i < high)

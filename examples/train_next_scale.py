@@ -1,0 +1,142 @@
+"""A toy next-scale transformer, trained on a data set of tokens.
+
+    vartok dataset PHOTOS -o OUT
+    python examples/train_next_scale.py OUT --steps 100
+
+It learns what VAR's transformer does: all tokens of a scale at once, given the coarser scales.
+
+Source: Tian et al. 2024, arXiv:2404.02905.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import vartok
+from vartok.dataset import TokenDataset
+from vartok.schedule import Schedule
+
+
+class NextScale(nn.Module):
+    """Logits of every scale's tokens from the coarser scales; L tokens a picture, V codes.
+
+    Args:
+        schedule: the (h, w) grid of every scale.
+        channels: C of the codebook.
+        vocab_size: V.
+        width: of the transformer; a multiple of 4, its heads.
+        depth: blocks.
+        classes: labels to condition on; none if 0.
+    """
+
+    mask: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, schedule: Schedule, channels: int, vocab_size: int, *, width: int, depth: int, classes: int = 0
+    ) -> None:
+        super().__init__()
+        sizes = [h * w for h, w in schedule]
+        scale = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # [L]
+        self.first = sizes[0]
+        self.register_buffer("scale", scale)
+        self.register_buffer("mask", scale[:, None] < scale)  # [L, L], True where a query must not look
+        self.start = nn.Embedding(classes + 1, width)  # row 0 is for pictures without a label
+        self.lift = nn.Linear(channels, width)
+        self.position = nn.Embedding(len(scale), width)
+        self.level = nn.Embedding(len(sizes), width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocab_size))
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Var inputs [B, L - h_0 w_0, C] and labels [B], -1 where there is none -> logits [B, L, V]."""
+        start = self.start(labels + 1)[:, None].expand(-1, self.first, -1)
+        x = torch.cat([start, self.lift(inputs)], dim=1) + self.position.weight + self.level(self.scale)
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def endless(dataset: TokenDataset, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches of one epoch after another, each in an order of its own."""
+    for epoch in itertools.count():
+        dataset.set_epoch(epoch)
+        yield from DataLoader(dataset, batch_size)
+
+
+def train(
+    folder: str | Path,
+    weights: str | Path | None = None,
+    *,
+    steps: int = 100,
+    batch_size: int = 8,
+    width: int = 128,
+    depth: int = 3,
+    classes: int = 0,
+    lr: float = 1e-3,
+    seed: int = 0,
+    device: str = "auto",
+    every: int = 10,
+) -> list[float]:
+    """Train on a data set of `vartok dataset`; the loss of every step, in nats per token."""
+    torch.manual_seed(seed)
+    tokenizer = vartok.load(weights, device=device)
+    dataset = TokenDataset(folder, shuffle=True, seed=seed)
+    vocab_size = tokenizer.config.vocab_size
+    model = NextScale(
+        dataset.schedule, tokenizer.config.z_channels, vocab_size, width=width, depth=depth, classes=classes
+    ).to(tokenizer.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr)
+    print(f"{len(dataset)} pictures; by chance {math.log(vocab_size):.3f} nats per token")
+    losses: list[float] = []
+    for step, batch in enumerate(itertools.islice(endless(dataset, batch_size), steps), 1):
+        tokens = batch["tokens"].to(tokenizer.device)  # [B, L]
+        labels = batch["label"].to(tokenizer.device) if classes else torch.full_like(tokens[:, 0], -1)
+        logits = model(dataset.var_inputs(tokenizer, tokens), labels)
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if step % every == 0 or step == steps:
+            print(f"step {step}: {statistics.mean(losses[-every:]):.3f} nats per token", flush=True)
+    return losses
+
+
+def main() -> None:
+    """Train as the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="OUT", help="what `vartok dataset` made")
+    parser.add_argument("--weights", help="the checkpoint it was made with; the shipped one if left out")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--classes", type=int, default=0, help="labels of the data set to condition on")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    train(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -90,6 +90,13 @@ def make(
         str | None,
         typer.Option("--image-column", help="Of Parquet files, where several columns may hold pictures."),
     ] = None,
+    folder_labels: Annotated[
+        bool,
+        typer.Option(
+            "--folder-labels",
+            help="Label files by the folders in SRC, numbered in sorted order as ImageFolder does.",
+        ),
+    ] = False,
     full_names: FullNamesOption = False,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -131,6 +138,7 @@ def make(
 
     Examples:
       vartok dataset photos -o tokens
+      vartok dataset imagenet/train -o tokens --folder-labels
       vartok dataset shards/*.tar -o tokens --format wds
       vartok dataset s3://bucket/imagenet -o tokens --processes 8
       vartok dataset shards/*.tar -o tokens --shard $SLURM_ARRAY_TASK_ID/64
@@ -149,13 +157,18 @@ def make(
     if keep_pictures and format != "wds":
         raise typer.BadParameter("--keep-pictures is for --format wds")
     fitted = parse_fit(fit, size, zoom, background, max_pixels)
-    from vartok.dataset.sources import find_shards
+    from vartok.dataset.sources import find_shards, folder_classes
     from vartok.schedule import parse_schedule
 
     with usage_errors():
         grids = parse_schedule(schedule) if schedule is not None else None
         shards = find_shards(
-            sources, shard_size, full_names=full_names, image_column=image_column, without=output
+            sources,
+            shard_size,
+            full_names=full_names,
+            folder_labels=folder_labels,
+            image_column=image_column,
+            without=output,
         )
 
     from vartok.dataset.engines import Loading, connect_ray, run_here, run_processes, run_ray
@@ -181,6 +194,7 @@ def make(
             encoding=_encoding(tokenizer, fitted, grids, chosen, dtype),
             fit=fitted,
             keep_pictures=keep_pictures,
+            classes=tuple(folder_classes(shards)) if folder_labels else (),
         )
         tasks = [task for task in plan(job, shards, retry_failed=retry_failed) if task.index % parts == part]
         loading = Loading(

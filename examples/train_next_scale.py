@@ -1,9 +1,9 @@
 """A toy next-scale transformer, trained on a data set of tokens.
 
     vartok dataset PHOTOS -o OUT
-    python examples/train_next_scale.py OUT --steps 100
+    python examples/train_next_scale.py OUT
 
-It learns what VAR's transformer does: all tokens of a scale at once, given the coarser scales.
+Like VAR's, it predicts all tokens of a scale at once, from the coarser scales.
 
 Source: Tian et al. 2024, arXiv:2404.02905.
 """
@@ -29,33 +29,33 @@ from vartok.schedule import Schedule
 
 
 class NextScale(nn.Module):
-    """Logits of every scale's tokens from the coarser scales; L tokens a picture, V codes.
+    """Logits of every scale's tokens from the coarser scales; L tokens a picture, of V codes.
 
     Args:
         schedule: the (h, w) grid of every scale.
         channels: C of the codebook.
         vocab_size: V.
-        width: of the transformer; a multiple of 4, its heads.
+        width: of the transformer; a multiple of its 4 heads.
         depth: blocks.
-        classes: labels to condition on; none if 0.
+        classes: labels to condition on, 0 to `classes` - 1.
     """
 
-    mask: Tensor
-    scale: Tensor
+    scale: Tensor  # [L], the scale of every position
+    mask: Tensor  # [L, L], True where a query must not look: at finer scales
 
     def __init__(
         self, schedule: Schedule, channels: int, vocab_size: int, *, width: int, depth: int, classes: int = 0
     ) -> None:
         super().__init__()
-        sizes = [h * w for h, w in schedule]
-        scale = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # [L]
-        self.first = sizes[0]
+        sizes = torch.tensor([h * w for h, w in schedule])
+        scale = torch.arange(len(schedule)).repeat_interleave(sizes)
         self.register_buffer("scale", scale)
-        self.register_buffer("mask", scale[:, None] < scale)  # [L, L], True where a query must not look
+        self.register_buffer("mask", scale[:, None] < scale)
+        self.first = int(sizes[0])
         self.start = nn.Embedding(classes + 1, width)  # row 0 is for pictures without a label
         self.lift = nn.Linear(channels, width)
         self.position = nn.Embedding(len(scale), width)
-        self.level = nn.Embedding(len(sizes), width)
+        self.level = nn.Embedding(len(schedule), width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 width, 4, 4 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True
@@ -76,6 +76,8 @@ class NextScale(nn.Module):
 
 def endless(dataset: TokenDataset, batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches of one epoch after another, each in an order of its own."""
+    if not len(dataset):
+        raise ValueError("the data set has no pictures")
     for epoch in itertools.count():
         dataset.set_epoch(epoch)
         yield from DataLoader(dataset, batch_size)
@@ -88,23 +90,22 @@ def train(
     steps: int = 100,
     batch_size: int = 8,
     width: int = 128,
-    depth: int = 3,
+    depth: int = 2,
     classes: int = 0,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     seed: int = 0,
     device: str = "auto",
-    every: int = 10,
 ) -> list[float]:
-    """Train on a data set of `vartok dataset`; the loss of every step, in nats per token."""
+    """Train on what `vartok dataset` made; the loss of every step, in nats per token."""
     torch.manual_seed(seed)
     tokenizer = vartok.load(weights, device=device)
+    config = tokenizer.config
     dataset = TokenDataset(folder, shuffle=True, seed=seed)
-    vocab_size = tokenizer.config.vocab_size
     model = NextScale(
-        dataset.schedule, tokenizer.config.z_channels, vocab_size, width=width, depth=depth, classes=classes
+        dataset.schedule, config.z_channels, config.vocab_size, width=width, depth=depth, classes=classes
     ).to(tokenizer.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr)
-    print(f"{len(dataset)} pictures; by chance {math.log(vocab_size):.3f} nats per token")
+    print(f"{len(dataset)} pictures; a guess costs {math.log(config.vocab_size):.3f} nats per token")
     losses: list[float] = []
     for step, batch in enumerate(itertools.islice(endless(dataset, batch_size), steps), 1):
         tokens = batch["tokens"].to(tokenizer.device)  # [B, L]
@@ -115,8 +116,8 @@ def train(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if step % every == 0 or step == steps:
-            print(f"step {step}: {statistics.mean(losses[-every:]):.3f} nats per token", flush=True)
+        if step % 10 == 0:
+            print(f"step {step}: {statistics.mean(losses[-10:]):.3f} nats per token", flush=True)
     return losses
 
 
@@ -130,9 +131,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=3)
-    parser.add_argument("--classes", type=int, default=0, help="labels of the data set to condition on")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--classes", type=int, default=0, help="condition on labels 0 to CLASSES - 1")
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     train(**vars(parser.parse_args()))

@@ -19,6 +19,7 @@ from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
 
+from vartok.dataset import TokenDataset
 from vartok.dataset.verify import verify
 
 
@@ -86,6 +87,21 @@ def test_json_tells_of_the_run_and_of_the_whole(small: Path, vartok: Vartok) -> 
         "failed": 0,
         "shards": 3,
     }
+
+
+def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
+    for name in ("b/0", "b/1", "b/deep/2", "a/3", "c.d/4"):
+        save(Path("classes", f"{name}.png"), width=12, height=9)
+    save(Path("more/a/5.png"), width=12, height=9)
+    save(Path("more/6.png"), width=12, height=9)
+    vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
+    dataset = TokenDataset("out")
+    assert dataset.classes == ["a", "b", "c.d"]
+    found = {item["key"]: item["label"] for item in dataset}
+    assert found == {"b/0": 1, "b/1": 1, "b/deep/2": 1, "a/3": 0, "c.d/4": 2, "a/5": 0, "6": -1}
+    save(Path("classes/aa/7.png"), width=12, height=9)
+    refused = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels", code=1)
+    assert "holds a data set whose classes is" in refused.stderr
 
 
 def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:

@@ -60,6 +60,7 @@ class Job:
         encoding: what its tokens have in common.
         fit: how pictures become pixels; what `encoding` says of it is the same.
         keep_pictures: whether tars keep the pictures beside the tokens.
+        classes: the names of labels, where folders tell them.
 
     Raises:
         DatasetError: values that contradict each other.
@@ -71,6 +72,7 @@ class Job:
     encoding: Encoding
     fit: Fit
     keep_pictures: bool = False
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be wrong."""
@@ -94,6 +96,7 @@ class Job:
             "files": self.format,
             "shard_size": self.shard_size,
             "keeps_pictures": self.keep_pictures,
+            "classes": list(self.classes),
         }
 
 

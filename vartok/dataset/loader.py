@@ -42,6 +42,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
     Attributes:
         schedule: the (h, w) grid of every scale.
         model: the checkpoint whose codebook the tokens index, a `ModelInfo`.
+        classes: the names of labels, where folders told them.
 
     Raises:
         DatasetError: no data set, or one that is not complete.
@@ -79,6 +80,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         self._carried = [name for name in CARRIED if carried.get(name)]
         self.schedule = self._encoding.schedule
         self.model = self._encoding.model
+        self.classes: list[str] = self._description.get("classes", [])
 
     def __len__(self) -> int:
         """The rows of this rank."""

@@ -87,10 +87,12 @@ class File(NamedTuple):
     Attributes:
         key: what its picture is called.
         place: its path or URL.
+        label: its class, if folders are classes.
     """
 
     key: str
     place: str
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class InputShard:
     def identity(self) -> str:
         """What it is told apart by from other pictures in the same place of the order."""
         if self.kind == "files":
-            keys = "\0".join(file.key for file in self.files)
-            return f"{len(self.files)} files {hashlib.sha256(keys.encode()).hexdigest()[:16]}"
+            names = "\0".join(f"{file.key} {file.label}" for file in self.files)
+            return f"{len(self.files)} files {hashlib.sha256(names.encode()).hexdigest()[:16]}"
         return posixpath.basename(self.name.replace(os.sep, "/"))
 
     def samples(self) -> Iterator[Sample]:
@@ -135,6 +137,7 @@ def find_shards(
     shard_size: int,
     *,
     full_names: bool = False,
+    folder_labels: bool = False,
     image_column: str | None = None,
     without: Path | None = None,
 ) -> list[InputShard]:
@@ -145,6 +148,7 @@ def find_shards(
             files, lists of paths (.txt) and pictures. Folders are searched, in sorted order.
         shard_size: files of a run.
         full_names: keep the suffixes of files in their keys.
+        folder_labels: label files by `folder_classes`.
         image_column: the column of tables that holds pictures; if None the one that can.
         without: a folder that is left out, if it lies in one that is searched.
 
@@ -167,10 +171,30 @@ def find_shards(
         raise DatasetError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
     _refuse_twice([shard.name for shard in shards])
     _refuse_equal(files)
+    if folder_labels:
+        numbers = {name: label for label, name in enumerate(_classes(files))}
+        files = [file._replace(label=numbers.get(_class(file))) for file in files]
     for start in range(0, len(files), shard_size):
         run = tuple(files[start : start + shard_size])
         shards.append(InputShard("files", run[0].place, files=run))
     return shards
+
+
+def folder_classes(shards: Iterable[InputShard]) -> list[str]:
+    """The classes that folders are: the first ones in the keys of files, sorted. A label is a place among them.
+
+    Source: torchvision's ImageFolder, which numbers them likewise.
+    """
+    return _classes(file for shard in shards for file in shard.files)
+
+
+def _classes(files: Iterable[File]) -> list[str]:
+    return sorted({_class(file) for file in files} - {""})
+
+
+def _class(file: File) -> str:
+    folder, slash, _ = file.key.partition("/")
+    return folder if slash else ""
 
 
 def open_place(place: str) -> BinaryIO:
@@ -251,9 +275,9 @@ def _read_list(source: str) -> Iterator[tuple[str, str, int | None]]:
 
 
 def _file_samples(shard: InputShard) -> Iterator[Sample]:
-    for number, (key, place) in enumerate(shard.files, 1):
+    for number, (key, place, label) in enumerate(shard.files, 1):
         picture = place if _is_url(place) else Path(place)
-        yield Sample(key, picture, reached=number / len(shard.files))
+        yield Sample(key, picture, label, reached=number / len(shard.files))
 
 
 def _tar_samples(shard: InputShard) -> Iterator[Sample]:

@@ -181,7 +181,7 @@ def find_shards(
 
 
 def folder_classes(shards: Iterable[InputShard]) -> list[str]:
-    """The classes that folders are: the first ones in the keys of files, sorted. A label is a place among them.
+    """The classes that folders are: the first ones in the keys of files, sorted; a label is a place in it.
 
     Source: torchvision's ImageFolder, which numbers them likewise.
     """

@@ -41,7 +41,7 @@ from .options import (
 from .report import FAILED, SOME_FAILED, command, duration, say, shown, usage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from rich.table import Table
 
@@ -154,6 +154,8 @@ def make(
         if max_failures is not None:
             raise typer.BadParameter("--on-error stop and --max-failures: which one?")
         max_failures = 0
+    if "://" in str(output) or str(output).startswith(("s3:/", "gs:/", "hf:/", "memory:/")):
+        raise typer.BadParameter(f"-o {shown(output)}: a data set is made in a local or a shared folder")
     if keep_pictures and format != "wds":
         raise typer.BadParameter("--keep-pictures is for --format wds")
     fitted = parse_fit(fit, size, zoom, background, max_pixels)
@@ -177,10 +179,11 @@ def make(
     from vartok.tokenizer import choose_device
 
     tame_pillow(quiet=not debug)
-    with _interruptions():
+    gpus = connect_ray(address) if engine == "ray" else 0
+    with _interruptions():  # set after Ray's own, which it replaces
         many = processes or 1
         if engine == "ray":
-            chosen = "cuda" if connect_ray(address) and device == "auto" else device.replace("auto", "cpu")
+            chosen = ("cuda" if gpus else "cpu") if device == "auto" else device
         else:
             found = choose_device(device)
             chosen, many = str(found), processes or (_count_gpus() if str(found) == "cuda" else 1)
@@ -197,6 +200,7 @@ def make(
             classes=tuple(folder_classes(shards)) if folder_labels else (),
         )
         tasks = [task for task in plan(job, shards, retry_failed=retry_failed) if task.index % parts == part]
+        many = max(1, min(many, len(tasks)))
         loading = Loading(
             weights=weights,
             device=chosen,
@@ -205,24 +209,23 @@ def make(
             or (32 if chosen != "cpu" else default_batch_size(None, tokenizer, math.prod(fitted.size))),
             workers=workers or max(1, -(-default_workers(None) // many)),
         )
-        if not tasks:
-            progress: Iterator[Progress] = iter(())
-        elif engine == "ray":
-            progress = run_ray(job, tasks, loading)
+        if engine == "ray":
+            progress: Generator[Progress, None, None] = run_ray(job, tasks, loading)
         elif many > 1:
-            progress = run_processes(job, tasks, _loadings(loading, min(many, len(tasks))))
+            progress = run_processes(job, tasks, _loadings(loading, many))
         else:
             progress = run_here(job, tasks, tokenizer, batch_size=loading.batch_size, workers=loading.workers)
         del tokenizer
         view = _View(job, tasks, quiet=quiet)
         try:
-            for step in progress:
-                view.show(step)
-                if max_failures is not None and view.failed > max_failures:
-                    raise DatasetError(f"stopped: {view.failed:,} failed; what is done stays")
+            with contextlib.closing(progress):
+                for step in progress:
+                    view.show(step)
+                    if max_failures is not None and view.failed > max_failures:
+                        raise DatasetError(f"stopped: {view.failed:,} failed; what is done stays")
             summary = finish(job, len(shards))
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, VartokError):
                 finish(job, len(shards))
             view.close()
             if debug or not isinstance(error, OSError):
@@ -287,13 +290,23 @@ class _View:
         self._now: dict[int, Progress] = {}  # of every worker
         self._start = self._said = time.monotonic()
         self._live: Any = None
-        self._pictures = self._bytes = 0  # of finished shards
-        self.shards = self.failed = 0
+        self._finished: dict[str, Progress] = {}
+        self._failures: set[tuple[str, str]] = set()  # by shard and key: a shard may be taken up again
 
     @property
     def pictures(self) -> int:
         """Encoded in this run, those of unfinished shards too."""
-        return self._pictures + sum(step.pictures for step in self._now.values())
+        return sum(step.pictures for step in (*self._finished.values(), *self._now.values()))
+
+    @property
+    def failed(self) -> int:
+        """That failed in this run."""
+        return len(self._failures)
+
+    @property
+    def shards(self) -> int:
+        """Finished in this run."""
+        return len(self._finished)
 
     @property
     def seconds(self) -> float:
@@ -303,16 +316,17 @@ class _View:
     def show(self, step: Progress) -> None:
         """Take in what has happened."""
         for failure in step.failures:
-            self.failed += 1
+            if (step.shard, failure.key) in self._failures:
+                continue
+            self._failures.add((step.shard, failure.key))
             if self.failed <= NAMED:
                 self._say(f"{shown(failure.key)}: {shown(failure.cause)}")
             if self.failed == NAMED:
                 self._say(f"what else fails is not named here, but in {shown(self._out / 'failed.jsonl')}")
+        # One worker is at an input shard at a time; whoever had it before has died.
+        self._now = {n: now for n, now in self._now.items() if n != step.worker and now.index != step.index}
         if step.finished:
-            self._now.pop(step.worker, None)
-            self._pictures += step.pictures
-            self._bytes += step.bytes
-            self.shards += 1
+            self._finished[step.shard] = step
         else:
             self._now[step.worker] = step
         if step.finished and step.last:
@@ -351,7 +365,7 @@ class _View:
         parts = [
             f"{self.pictures:,} pictures",
             f"{self.pictures / self.seconds:.1f}/s",
-            f"{(self._bytes + sum(step.bytes for step in self._now.values())) / 1e6:,.1f} MB",
+            f"{sum(step.bytes for step in (*self._finished.values(), *self._now.values())) / 1e6:,.1f} MB",
             f"{self.failed:,} failed",
             f"{done:.0%}" + (f", {duration(left)} left" if left is not None else ""),
         ]
@@ -398,7 +412,7 @@ def _end(view: _View, summary: dict[str, Any], *, as_json: bool, quiet: bool, wh
         counts = f"{summary['pictures']:,} pictures in {len(summary['shards']):,} shards"
         rest = f"{summary['bytes'] / 1e6:,.1f} MB, {summary['failed']:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")
-    if view.failed or (whole and summary["failed"]):
+    if view.failed or (whole and (summary["failed"] or not summary["complete"])):
         raise typer.Exit(SOME_FAILED if summary["pictures"] else FAILED)
 
 

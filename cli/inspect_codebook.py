@@ -66,7 +66,7 @@ def inspect_codebook(
       vartok inspect-codebook --atlas codes.png
     """
     named = [*(usage or ()), *(tokens or ())]
-    datasets = [Path(name) for name in named if (Path(name) / "dataset.json").is_file()]
+    datasets = [Path(name) for name in named if _is_dataset(Path(name))]
     named = [name for name in named if Path(name) not in datasets]
     files = (
         gather(
@@ -135,6 +135,14 @@ def _count(
         raise VartokError("no tokens to count")
     counts = count_codes(itertools.chain([first], found), tokenizer.config.vocab_size, len(first))
     return schedules.pop() if len(schedules) == 1 else None, describe_usage(counts)
+
+
+def _is_dataset(folder: Path) -> bool:
+    """Whether a folder is one that `vartok dataset` made; knows by a file in it, broken or not."""
+    try:
+        return b'"vartok.dataset"' in (folder / "dataset.json").read_bytes()[:1000]
+    except OSError:
+        return False
 
 
 def _read_dataset(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".vartok-"
 """What the names of temporary files begin with."""
+
+ABANDONED = 3600.0
+"""Seconds after which nobody works on a small temporary file any more."""
 
 
 @contextlib.contextmanager
@@ -24,7 +29,7 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written to, or the disk is full.
     """
     _refuse_existing(path, overwrite)
-    scratch = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
+    scratch = path.parent / f"{_scratch_stem(path)}{secrets.token_hex(8)}.tmp"
     try:
         with open(scratch, "xb") as file:
             yield file
@@ -36,6 +41,19 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             scratch.unlink()
         raise
+
+
+def remove_leftovers(path: Path, *, age: float = 0.0) -> None:
+    """Remove what processes that were killed have left of `path`, if it is older than `age` seconds."""
+    for scratch in path.parent.glob(f"{_scratch_stem(path)}*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime >= age:
+                scratch.unlink()
+
+
+def _scratch_stem(path: Path) -> str:
+    """What the names of a file's temporary files begin with; short, however long its own is."""
+    return f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
 def _place_new(scratch: Path, path: Path) -> None:

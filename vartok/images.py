@@ -196,6 +196,19 @@ def read_picture(file: Path | bytes, fit: Fit) -> Picture:
         raise ImageError(_explain(error, fit.max_pixels)) from error
 
 
+def read_file(path: Path) -> bytes:
+    """Read a picture's file as it is.
+
+    Raises:
+        ImageError: as `read_picture` for a file that cannot be opened, or one of more than a GiB.
+    """
+    with _open(path) as stream:
+        data = stream.read(MAX_PIPED + 1)
+    if len(data) > MAX_PIPED:
+        raise ImageError(f"is larger than {MAX_PIPED:,} bytes")
+    return data
+
+
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Pixels as a model takes them: RGB / 127.5 - 1.
 

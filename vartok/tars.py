@@ -12,8 +12,11 @@ from typing import BinaryIO, NamedTuple
 from vartok.errors import ImageError, one_line
 from vartok.images import MAX_PIPED, picture_suffixes
 
-SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 24}
+SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
 """What is read beside pictures, by its extension, and the bytes that it has at most."""
+
+MAX_HEADER = 1 << 20
+"""Bytes of the headers before a member that hold a long name and the like."""
 
 META = re.compile(r"__[^/]*__(/|$)")
 """Names that WebDataset passes over: what they hold is about the shard."""
@@ -80,10 +83,17 @@ def read_tar(stream: BinaryIO) -> Iterator[TarSample]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header, of which a bad one is an error wherever it stands.
+    """A header, of which a bad one is an error wherever it stands, and one that is too large as well.
 
     TarFile takes any but the first one for the end of the archive, and what follows it would be lost unsaid.
     """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size > MAX_HEADER and not (header.isreg() or header.isdir()):  # tarfile reads those whole
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:

@@ -88,7 +88,9 @@ def run_here(
         yield from write_shards(job, results)
 
 
-def run_processes(job: Job, tasks: Sequence[Task], loadings: Sequence[Loading]) -> Iterator[Progress]:
+def run_processes(
+    job: Job, tasks: Sequence[Task], loadings: Sequence[Loading]
+) -> Generator[Progress, None, None]:
     """Work on tasks in processes, one for each loading; a task goes to whoever asks first.
 
     A process that dies loses the shard it is at; others take up its tasks, each once more.
@@ -162,11 +164,11 @@ def _deal_out(workers: dict[Connection, _Worker], tasks: deque[Task]) -> Iterato
                 lost = list(worker.tasks.values())
                 worker.tasks.clear()
                 warnings.warn(f"process {worker.number} has died", VartokWarning, stacklevel=2)
-                if again := [task for task in lost if task.index in tried]:
+                if again := [task for task in lost[:1] if task.index in tried]:
                     raise DatasetError(
                         f"two processes have died of {again[0].shard.name}: see whether memory suffices"
                     ) from None
-                tried.update(task.index for task in lost)
+                tried.update(task.index for task in lost[:1])  # which it was at; others it only had
                 tasks.extendleft(reversed(lost))
                 continue
             if kind == "progress":
@@ -203,6 +205,7 @@ def _serve(connection: Connection, job: Job, loading: Loading) -> None:
     warnings.showwarning = show
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", VartokWarning)
+    logging.lastResort = logging.NullHandler()
 
     def more() -> Iterator[Task]:
         connection.send(("next", None))
@@ -256,7 +259,7 @@ def connect_ray(address: str | None = None) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Iterator[Progress]:
+def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Progress, None, None]:
     """Work on tasks with Ray Data: its tasks read pictures, its actors hold the model, this process writes.
 
     Tokens are so little that one process can write what many machines make. Ray starts again what dies
@@ -273,6 +276,8 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Iterator[Progr
     """
     import ray.data
 
+    if not tasks:
+        return
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -288,7 +293,7 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Iterator[Progr
             functools.partial(_read_chunks, job=job, size=CHUNK * loading.batch_size),
             batch_size=1,
             batch_format="numpy",
-            num_cpus=1 if gpus else 0.5,
+            num_cpus=1 if gpus else min(0.5, 0.25 * cores),
         )
         .map_batches(
             _Encoder,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import posixpath
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +38,7 @@ from vartok.dataset.shards import (
 )
 from vartok.dataset.sources import InputShard, Sample
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import TEMPORARY, write_whole
+from vartok.files import ABANDONED, TEMPORARY, remove_leftovers, write_whole
 from vartok.images import Fit, Picture
 from vartok.pipeline import Encoded
 
@@ -86,6 +86,14 @@ class Job:
     def data(self, name: str) -> Path:
         """Where the shard of this name is."""
         return self.out / DATA / f"{name}{SUFFIXES[self.format]}"
+
+    def has(self, index: int, part: int, mark: Mark) -> bool:
+        """Whether the shard that a mark is of is there, by its size."""
+        data = self.data(shard_name(index, part))
+        try:
+            return data.stat().st_size == mark.bytes
+        except FileNotFoundError:
+            return False
 
     def describe(self) -> dict[str, Any]:
         """What dataset.json says of the whole before anything is made; runs that add to it must agree."""
@@ -163,11 +171,19 @@ class Mark:
 
 @dataclass(frozen=True)
 class Task:
-    """An input shard to work on, its place in the order, and which of its shards are done already."""
+    """An input shard to work on.
+
+    Attributes:
+        index: its place in the order.
+        shard: itself.
+        done: which of its shards are done already.
+        end: which of those it ends with, as far as they know.
+    """
 
     index: int
     shard: InputShard
     done: frozenset[int]
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -176,18 +192,18 @@ class Slot:
 
     Attributes:
         index: its input shard's place in the order.
-        part: which of that one's shards.
+        part: which of that one's shards; None if it is to be told of, and goes nowhere.
         input: the input shard's identity.
         sample: what goes there; None says that the input shard ends with this part.
     """
 
     index: int
-    part: int
+    part: int | None
     input: str
     sample: Sample | None
 
     @property
-    def place(self) -> tuple[int, int]:
+    def place(self) -> tuple[int, int | None]:
         """What all of a shard share."""
         return self.index, self.part
 
@@ -237,28 +253,29 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
                     f"{job.out} holds a data set whose {name} is {was}, not {now}: name another folder"
                 )
     else:
-        if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+        if job.out.exists() and (not job.out.is_dir() or not all(map(_is_ours, job.out.iterdir()))):
             raise DatasetError(f"{job.out} exists and holds no data set: name a new folder")
         for folder in (DATA, STATS):
             (job.out / folder).mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps({**wanted, "complete": False}, indent=1) + "\n")
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
-    for name, mark in read_marks(job.out).items():
-        index, part = map(int, name.split("-"))
+    for (index, part), mark in read_marks(job.out).items():
         if index >= len(shards) or mark.input != shards[index].identity:
             now = one_line(shards[index].identity) if index < len(shards) else "nothing"
             raise DatasetError(
-                f"{job.out} was made of other pictures: its shard {name} is of {one_line(mark.input)}, "
-                f"where there is {now} now; name another folder"
+                f"{job.out} was made of other pictures: its shard {shard_name(index, part)} is of "
+                f"{one_line(mark.input)}, where there is {now} now; name another folder"
             )
-        data = job.data(name)
-        if data.is_file() and data.stat().st_size == mark.bytes and not (retry_failed and mark.failed):
+        if job.has(index, part, mark) and not (retry_failed and mark.failed):
             done.setdefault(index, set()).add(part)
             if mark.last:
                 ends[index] = part
-    tasks = [Task(index, shard, frozenset(done.get(index, ()))) for index, shard in enumerate(shards)]
-    return [task for task in tasks if not _is_whole(task.done, ends.get(task.index))]
+    tasks = [
+        Task(index, shard, frozenset(done.get(index, ())), ends.get(index))
+        for index, shard in enumerate(shards)
+    ]
+    return [task for task in tasks if not _is_whole(task.done, task.end)]
 
 
 def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
@@ -267,15 +284,23 @@ def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
         index, shard, done = task.index, task.shard, task.done
         count = 0
         for count, sample in enumerate(shard.samples(), 1):
-            part = (count - 1) // job.shard_size
+            part: int | None = (count - 1) // job.shard_size
             if part in done:
-                continue
+                if not sample.ends:
+                    continue
+                part = None  # what is missing lies beyond, and cannot be reached now
             if job.keep_pictures:
-                sample = _with_bytes(sample)
-            yield Slot(index, part, shard.identity, sample), sample.key, sample.read
-        last = max(0, count - 1) // job.shard_size
-        if last not in done:
-            yield Slot(index, last, shard.identity, None), "", _no_picture
+                sample = sample.with_bytes()
+            kept = sample if job.keep_pictures else sample.without_bytes()
+            yield Slot(index, part, shard.identity, kept), sample.key, sample.read
+            if part is None:
+                break
+        else:
+            last = max(0, count - 1) // job.shard_size
+            if last not in done:
+                yield Slot(index, last, shard.identity, None), "", _no_picture
+            elif last != task.end:  # it was longer once: what it ends with now does not know that
+                yield from samples(job, [replace(task, done=done - {last})])
 
 
 def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]) -> Iterator[Progress]:
@@ -289,7 +314,14 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
         OSError: a file cannot be written.
     """
     for (index, part), run in itertools.groupby(results, lambda item: item[0].place):
-        name = f"{index:05d}-{part:04d}"
+        if part is None:
+            lost = [(slot.sample, result) for slot, result in run]
+            failures = tuple(Failure(sample.key, str(result)) for sample, result in lost if sample)
+            yield Progress(f"{index:05d}", index, 0, 0, failures)
+            continue
+        name = shard_name(index, part)
+        stats = job.out / STATS / f"{name}.json"
+        stats.unlink(missing_ok=True)  # first: from here on the shard is not done
         pictures, failed, last = 0, [], False
         carried = Counter(dict.fromkeys(CARRIED, 0))
         told, told_of = time.monotonic(), 0  # when, and of how many failures
@@ -301,11 +333,14 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
                 if sample is None:
                     last = True
                     break
-                if isinstance(result, VartokError):
-                    failed.append(Failure(sample.key, str(result)))
-                else:
+                try:
+                    if isinstance(result, VartokError):
+                        raise result
                     row = _row(sample, result)
                     writer.add(row)
+                except VartokError as error:
+                    failed.append(Failure(sample.key, str(error)))
+                else:
                     pictures += 1
                     carried.update(column for column in CARRIED if getattr(row, column) is not None)
                 if time.monotonic() - told > TELL_EVERY:
@@ -323,7 +358,11 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
             sha256=stream.sha256,
             last=last,
         )
-        _write(job.out / STATS / f"{name}.json", mark.to_json())
+        _write(stats, mark.to_json())
+        for path in (job.data(name), stats):
+            remove_leftovers(path)
+        if last:
+            _remove_beyond(job, index, part)
         yield Progress(name, index, pictures, stream.size, tuple(failed[told_of:]), finished=True, last=last)
 
 
@@ -335,19 +374,12 @@ def finish(job: Job, shards: int) -> dict[str, Any]:
     Raises:
         OSError: a file cannot be written.
     """
-    marks = read_marks(job.out)
+    marks = _done(job)
     while True:
-        parts: dict[int, set[int]] = {}
-        ends: dict[int, int] = {}
-        for name, mark in marks.items():
-            index, part = map(int, name.split("-"))
-            parts.setdefault(index, set()).add(part)
-            if mark.last:
-                ends[index] = part
-        complete = all(_is_whole(parts.get(index, set()), ends.get(index)) for index in range(shards))
+        complete = _are_whole(marks, shards)
         failures = [
-            json.dumps({"key": failure.key, "cause": failure.cause, "shard": name})
-            for name, mark in marks.items()
+            json.dumps({"key": failure.key, "cause": failure.cause, "shard": shard_name(*place)})
+            for place, mark in marks.items()
             for failure in mark.failed
         ]
         if failures:
@@ -356,29 +388,56 @@ def finish(job: Job, shards: int) -> dict[str, Any]:
             (job.out / FAILED).unlink(missing_ok=True)
         summary = _summary(job, marks, complete)
         _write(job.out / DATASET, json.dumps(summary, indent=1) + "\n")
-        again = read_marks(job.out)
+        again = _done(job)
         if again == marks:
             break
         marks = again
-    if complete:
-        for folder in (DATA, STATS):
-            for path in (job.out / folder).glob(f"{TEMPORARY}*"):  # of runs that were killed
-                with contextlib.suppress(OSError):
-                    path.unlink()
+    for name in (FAILED, DATASET):
+        remove_leftovers(job.out / name, age=ABANDONED)
     return summary
 
 
-def read_marks(out: Path) -> dict[str, Mark]:
-    """The stats of all finished shards, by name, in order.
+def read_marks(out: Path) -> dict[tuple[int, int], Mark]:
+    """The stats of all shards that have any, in order, by their input shard's place and their part of it.
 
     Raises:
         DatasetError: a file among them is none.
     """
-    paths = sorted((out / STATS).glob("[0-9]*-[0-9]*.json"))
-    return {posixpath.splitext(path.name)[0]: Mark.read(path) for path in paths}
+    found = {}
+    for path in (out / STATS).iterdir() if (out / STATS).is_dir() else ():
+        if match := re.fullmatch(r"([0-9]{5,9})-([0-9]{4,9})\.json", path.name):
+            with contextlib.suppress(FileNotFoundError):  # another process begins to make it again
+                found[int(match[1]), int(match[2])] = Mark.read(path)
+    return dict(sorted(found.items()))
 
 
-def _summary(job: Job, marks: dict[str, Mark], complete: bool) -> dict[str, Any]:
+def _done(job: Job) -> dict[tuple[int, int], Mark]:
+    """The stats of all shards that are there."""
+    return {place: mark for place, mark in read_marks(job.out).items() if job.has(*place, mark)}
+
+
+def shard_name(index: int, part: int) -> str:
+    """What a shard is called: by its input shard's place in the order, and its part of it."""
+    return f"{index:05d}-{part:04d}"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder may be one that this module made."""
+    return path.name in (DATA, STATS, DATASET, FAILED) or path.name.startswith(TEMPORARY)
+
+
+def _remove_beyond(job: Job, index: int, end: int) -> None:
+    """Remove the shards of an input shard that was longer once."""
+    for part in itertools.count(end + 1):
+        name = shard_name(index, part)
+        paths = (job.out / STATS / f"{name}.json", job.data(name))
+        if not any(path.exists() for path in paths):
+            break
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _summary(job: Job, marks: dict[tuple[int, int], Mark], complete: bool) -> dict[str, Any]:
     """What dataset.json says of what is done."""
     carried = {column: sum(mark.carried.get(column, 0) for mark in marks.values()) for column in CARRIED}
     return {
@@ -390,15 +449,26 @@ def _summary(job: Job, marks: dict[str, Mark], complete: bool) -> dict[str, Any]
         "carried": carried,
         "shards": [
             {
-                "name": f"{DATA}/{job.data(name).name}",
+                "name": f"{DATA}/{job.data(shard_name(*place)).name}",
                 "pictures": mark.pictures,
                 "failed": len(mark.failed),
                 "bytes": mark.bytes,
                 "sha256": mark.sha256,
             }
-            for name, mark in marks.items()
+            for place, mark in marks.items()
         ],
     }
+
+
+def _are_whole(marks: dict[tuple[int, int], Mark], shards: int) -> bool:
+    """Whether so many input shards are done, all their parts."""
+    parts: dict[int, set[int]] = {}
+    ends: dict[int, int] = {}
+    for (index, part), mark in marks.items():
+        parts.setdefault(index, set()).add(part)
+        if mark.last:
+            ends[index] = part
+    return all(_is_whole(parts.get(index, set()), ends.get(index)) for index in range(shards))
 
 
 def _is_whole(parts: Iterable[int], end: int | None) -> bool:
@@ -415,18 +485,8 @@ def _row(sample: Sample, result: Encoded) -> Row:
         label=sample.label,
         caption=sample.caption,
         metadata=sample.metadata,
-        picture=sample.picture if isinstance(sample.picture, bytes) else None,
+        picture=sample.picture if isinstance(sample.picture, bytes) and sample.picture else None,
     )
-
-
-def _with_bytes(sample: Sample) -> Sample:
-    try:
-        file = sample.file()
-        return replace(sample, picture=file if isinstance(file, bytes) else file.read_bytes())
-    except VartokError as error:
-        return replace(sample, picture=error)
-    except OSError as error:
-        return replace(sample, picture=DatasetError(f"cannot be read: {error.strerror}"))
 
 
 def _no_picture(fit: Fit) -> Picture:

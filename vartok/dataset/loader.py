@@ -32,8 +32,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
 
     Args:
         folder: of the data set.
-        shuffle: in an order of its own for every epoch: of shards, and of rows in each. A shard is in
-            memory at a time.
+        shuffle: in an order of its own for every epoch: of shards, and of rows in each.
         seed: of that order; the same on every rank.
         maps: give "maps" instead of "tokens": K tensors [h_k, w_k] int64.
         rank: which part of the data is this process's; if None what torch.distributed says.
@@ -129,17 +128,14 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         """Rows low to high of a shard, in the epoch's order."""
         path = self._folder / name
         found = read_shard(self._description["files"], path, self._encoding)
+        everything = list(found)
+        if len(everything) != rows:
+            what = f"has {len(everything):,} rows, where {rows:,} were told: vartok dataset verify tells more"
+            raise DatasetError(f"{path} {what}")
+        order = list(range(rows))
         if self._shuffle:
-            everything = list(found)
-            if len(everything) != rows:
-                raise DatasetError(
-                    f"{path} has {len(everything)} rows, not {rows}: vartok dataset verify tells more"
-                )
-            order = np.random.default_rng([self._seed, epoch, *name.encode()]).permutation(rows)
-            found = (everything[i] for i in order[low:high])
-        else:
-            found = (row for i, row in enumerate(found) if low <= i < high)
-        for row in found:
+            random.Random(f"{self._seed}/{epoch}/{name}").shuffle(order)
+        for row in (everything[i] for i in order[low:high]):
             item: dict[str, Any] = {"key": row.key, "width": row.width, "height": row.height}
             tokens = torch.from_numpy(row.tokens.astype(np.int64))
             if self._maps:

@@ -31,6 +31,9 @@ SUFFIXES = {"parquet": ".parquet", "wds": ".tar", "jsonl": ".jsonl"}
 GROUP = 1024
 """Rows of a Parquet row group: what a reader takes at once, and what the writer holds."""
 
+GROUP_TEXT = 1 << 25
+"""Characters of captions and metadata that end a row group early."""
+
 MAX_ROW = 1 << 26
 """Bytes of a row of JSON, or of a file of tokens in a tar."""
 
@@ -166,7 +169,12 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
         encoding = Encoding.from_dict(description)
         if description["files"] not in SUFFIXES:
             raise DatasetError(f"shards of an unknown format, {one_line(description['files'])}")
-        for shard in description.get("shards", ()):
+        columns = description.get("carried", {})
+        if type(columns) is not dict or any(type(count) is not int for count in columns.values()):
+            raise DatasetError("what is carried along")
+        if not all(isinstance(name, str) for name in description.get("classes", ())):
+            raise DatasetError("classes that are no names")
+        for shard in description["shards"] if description.get("complete") else description.get("shards", ()):
             if not re.fullmatch(rf"{DATA}/[0-9]+-[0-9]+\.[a-z]+", shard["name"]):
                 raise DatasetError(f"a shard called {quoted(shard['name'])}")
             if type(shard["pictures"]) is not int or shard["pictures"] < 0:
@@ -180,7 +188,11 @@ class Writer(Protocol):
     """Writes rows into a stream."""
 
     def add(self, row: Row) -> None:
-        """Write a row, or keep it until there are more."""
+        """Write a row, or keep it until there are more.
+
+        Raises:
+            VartokError: the format cannot hold it; nothing of it is written.
+        """
 
     def close(self) -> None:
         """Write what is left; the stream stays open."""
@@ -205,14 +217,18 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[Row]:
         encoding: what its data set says of its tokens.
 
     Raises:
-        DatasetError: it is not such a shard, or holds rows that are not of that encoding. Indices are not
-            compared with the vocabulary.
+        DatasetError: it is not such a shard, or holds rows of another encoding, as far as it says of which.
+            Indices are not compared with the vocabulary.
         OSError: it cannot be read.
     """
-    readers = {"parquet": _read_parquet, "wds": _read_tar, "jsonl": _read_json}
+    readers: dict[str, Callable[[Path, Encoding], Iterator[Row]]] = {
+        "parquet": _read_parquet,
+        "wds": _read_tar,
+        "jsonl": _read_json,
+    }
     length, dtype = token_count(encoding.schedule), token_dtype(encoding.model.vocab_size)
     try:
-        for row in readers[format](path):
+        for row in readers[format](path, encoding):
             if row.tokens.shape != (length,) or row.tokens.dtype.kind not in "iu":
                 raise DatasetError(f"{one_line(row.key)}: not {length} tokens")
             if row.tokens.dtype != dtype:
@@ -289,10 +305,12 @@ class _ParquetWriter:
         )
         self._writer = pq.ParquetWriter(stream, self._schema, compression="zstd")
         self._rows: list[Row] = []
+        self._held = 0
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
-        if len(self._rows) == GROUP:
+        self._held += len(row.caption or "") + len(row.metadata or "")
+        if len(self._rows) == GROUP or self._held > GROUP_TEXT:
             self._flush()
 
     def close(self) -> None:
@@ -315,20 +333,24 @@ class _ParquetWriter:
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=GROUP)
         self._rows = []
+        self._held = 0
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, encoding: Encoding) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:
-        names = [field.name for field in dataclasses.fields(Row) if field.name in table.schema_arrow.names]
-        others = [name for name in names if name != "tokens"]
-        for rows in table.iter_batches(GROUP, columns=names, use_threads=False):
+        schema = table.schema_arrow
+        if Encoding.from_dict(json.loads(schema.metadata[b"vartok"])) != encoding:
+            raise DatasetError("is of another data set")
+        if schema.field("tokens").type.list_size != token_count(encoding.schedule):
+            raise DatasetError(f"not {token_count(encoding.schedule)} tokens a row")
+        others = ["key", "width", "height", *CARRIED]
+        for rows in table.iter_batches(GROUP, columns=[*others, "tokens"], use_threads=False):
             lists = rows.column("tokens")
-            values = lists.flatten().to_numpy(zero_copy_only=False)
-            tokens = values.reshape(len(rows), -1)
-            for flat, row in zip(tokens, rows.select(others).to_pylist(), strict=True):
-                yield Row(tokens=flat, **row)
+            tokens = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
+            for flat, about in zip(tokens, rows.select(others).to_pylist(), strict=True):
+                yield _row(about, flat)
 
 
 class _TarWriter:
@@ -336,8 +358,12 @@ class _TarWriter:
 
     def __init__(self, stream: HashedFile, encoding: Encoding) -> None:
         self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._key: str | None = None
 
     def add(self, row: Row) -> None:
+        if row.key == self._key:
+            raise DatasetError("has the key of the picture before it, and a tar cannot tell them apart")
+        self._key = row.key
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, row.tokens, version=(1, 0), allow_pickle=False)
         about = {
@@ -362,9 +388,18 @@ class _TarWriter:
 
 
 def _tar_key(key: str) -> str:
-    """A key as the name of a sample: WebDataset ends it at the first dot after the last slash."""
-    folder, slash, name = key.rpartition("/")
-    return folder + slash + name.replace("%", "%25").replace(".", "%2E")
+    """A key as the name of a sample, which leads nowhere but down, and no other key's.
+
+    WebDataset ends it at the first dot after the last slash; no tar holds all characters.
+    """
+    *folders, name = map(_escape, key.split("/"))
+    folders = [folder.replace(".", "%2E") if folder in (".", "..") else folder for folder in folders]
+    return "/".join([*folders, name.replace(".", "%2E")])
+
+
+def _escape(part: str) -> str:
+    """A part of a path without control characters, by %XX as in URLs; an empty one is a % alone."""
+    return re.sub(r"[%\0-\x1f\x7f-\x9f\u2028\u2029]", lambda found: f"%{ord(found[0]):02X}", part) or "%"
 
 
 def _picture_suffix(picture: bytes) -> str:
@@ -383,7 +418,7 @@ def _picture_suffix(picture: bytes) -> str:
     return "bmp" if picture.startswith(b"BM") else "img"
 
 
-def _read_tar(path: Path) -> Iterator[Row]:
+def _read_tar(path: Path, encoding: Encoding) -> Iterator[Row]:
     key, parts = "", dict[str, bytes]()
     with tarfile.open(path, "r|") as archive:
         for member in archive:
@@ -439,10 +474,12 @@ class _JsonWriter:
         pass
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_json(path: Path, encoding: Encoding) -> Iterator[Row]:
     with open(path, "rb") as file:
         while line := file.readline(MAX_ROW):
             tokens = ImageTokens.from_json(line)
+            if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
+                raise DatasetError("is of another data set")
             yield _row(
                 {"width": tokens.image.width, "height": tokens.image.height, **json.loads(line)},
                 tokens.flatten(),
@@ -465,4 +502,8 @@ def _row(about: Any, tokens: NDArray[Any]) -> Row:
     for name, kind in kinds.items():
         if type(values[name]) is not kind and (name not in CARRIED or values[name] is not None):
             raise DatasetError(f"{name} of a row is {quoted(values[name])}")
+    try:
+        values["key"].encode()
+    except UnicodeEncodeError:
+        raise DatasetError("a key that is not Unicode") from None
     return Row(tokens=tokens, **values)

@@ -11,21 +11,29 @@ import hashlib
 import itertools
 import os
 import posixpath
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 from vartok.errors import DatasetError, ImageError, VartokError, one_line, quoted
-from vartok.images import MAX_PIPED, Fit, Picture, picture_suffixes, read_picture
+from vartok.images import MAX_PIPED, Fit, Picture, picture_suffixes, read_file, read_picture
 from vartok.tars import TarSample, read_tar
 
 TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".parquet",)
 LISTS = (".txt",)
 
-ROWS = 64
-"""Rows of a table that are read at once."""
+ROWS = 16
+"""Rows of a table that are read at once; each has a picture."""
+
+BUFFER = 1 << 20
+"""Bytes of a table's column that are read at once; by itself Arrow would read those of a whole row group."""
+
+MAX_TEXT = 1 << 20
+"""Characters of a caption, or of metadata."""
 
 MAX_LABEL = (1 << 63) - 1
 
@@ -47,6 +55,7 @@ class Sample:
         caption: any text.
         metadata: JSON, as it was found.
         reached: the share of its input shard that has been read with it, 0 to 1; None if that is not known.
+        ends: whether it stands for all that follows, since the input shard cannot be read on.
     """
 
     key: str
@@ -55,6 +64,7 @@ class Sample:
     caption: str | None = None
     metadata: str | None = None
     reached: float | None = None
+    ends: bool = False
 
     def read(self, fit: Fit) -> Picture:
         """Read the picture.
@@ -79,6 +89,18 @@ class Sample:
                 return file.read(MAX_PIPED + 1)
         except Exception as error:  # whatever the file system's library raises
             raise ImageError(f"cannot be read: {_reason(error)}") from None
+
+    def with_bytes(self) -> Sample:
+        """The sample with its picture's bytes, or why there are none, in the place of where they are."""
+        try:
+            file = self.file()
+            return replace(self, picture=read_file(file) if isinstance(file, Path) else file)
+        except VartokError as error:
+            return replace(self, picture=error)
+
+    def without_bytes(self) -> Sample:
+        """The sample without its picture, which takes far more memory than the rest."""
+        return replace(self, picture=b"")
 
 
 class File(NamedTuple):
@@ -119,7 +141,9 @@ class InputShard:
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files {hashlib.sha256(names.encode()).hexdigest()[:16]}"
-        return posixpath.basename(self.name.replace(os.sep, "/"))
+        # With its folder: shards of several sets often have the same names.
+        name = "/".join(_absolute(self.name).replace(os.sep, "/").split("/")[-2:])
+        return _as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
 
     def samples(self) -> Iterator[Sample]:
         """Its pictures, in order; where it cannot be read on, a last one that is an error."""
@@ -127,9 +151,11 @@ class InputShard:
         try:
             yield from read(self)
         except VartokError as error:
-            yield Sample(_as_unicode(self.name), error)
+            yield Sample(_as_unicode(self.name), error, ends=True)
         except Exception as error:  # whatever the library of a remote file system, or Arrow, raises
-            yield Sample(_as_unicode(self.name), ImageError(f"cannot be read on: {_reason(error)}"))
+            yield Sample(
+                _as_unicode(self.name), ImageError(f"cannot be read on: {_reason(error)}"), ends=True
+            )
 
 
 def find_shards(
@@ -170,6 +196,8 @@ def find_shards(
     if not places:
         raise DatasetError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
     _refuse_twice([shard.name for shard in shards])
+    if folder_labels and any(source.lower().endswith(LISTS) for source in sources):
+        raise DatasetError("labels are told by folders that are searched, not by lists")
     _refuse_equal(files)
     if folder_labels:
         numbers = {name: label for label, name in enumerate(_classes(files))}
@@ -198,8 +226,15 @@ def _class(file: File) -> str:
 
 
 def open_place(place: str) -> BinaryIO:
-    """Open a path or URL for reading, forward."""
+    """Open a path or URL for reading, forward.
+
+    Raises:
+        ImageError: a path that is no regular file: it might never end.
+        OSError: it cannot be opened; of URLs also whatever their file system's library raises.
+    """
     if not _is_url(place):
+        if not stat.S_ISREG(os.stat(place).st_mode):
+            raise ImageError("is not a regular file")
         return open(place, "rb")
     import fsspec
 
@@ -223,13 +258,16 @@ def _find(source: str, without: Path | None) -> Iterable[tuple[str, str, int | N
 
 def _search(folder: Path, without: Path | None) -> Iterator[tuple[str, str, int | None]]:
     suffixes = (*picture_suffixes(), *TARS, *TABLES)
-    left_out = without.resolve() if without else None
-    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and (left_out is None or Path(root, name).resolve() != left_out)
-        )
+    seen = {os.path.realpath(folder)}  # links to folders are followed, once
+    if without:
+        seen.add(os.path.realpath(without))
+    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
+        places = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
+        folders[:] = []
+        for name, place in places.items():
+            if place not in seen and not name.startswith("."):
+                seen.add(place)
+                folders.append(name)
         for name in sorted(files):
             if name.lower().endswith(suffixes) and not name.startswith("."):
                 path = os.path.join(root, name)
@@ -302,12 +340,15 @@ def _tar_sample(found: TarSample, reached: float | None) -> Sample:
 def _table_samples(shard: InputShard) -> Iterator[Sample]:
     import pyarrow.parquet
 
-    with open_place(shard.name) as stream, pyarrow.parquet.ParquetFile(stream) as table:
+    with (
+        open_place(shard.name) as stream,
+        pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER, pre_buffer=False) as table,
+    ):
         columns = _columns(table.schema_arrow, shard.image_column)
         names = list(dict.fromkeys(columns.values()))
         total = table.metadata.num_rows
         number = itertools.count()
-        stem = posixpath.basename(shard.name.replace(os.sep, "/")).rpartition(".")[0]
+        stem = _as_unicode(posixpath.basename(shard.name.replace(os.sep, "/"))).rpartition(".")[0]
         for rows in table.iter_batches(ROWS, columns=names, use_threads=False):
             for row in rows.to_pylist():
                 n = next(number)
@@ -323,9 +364,13 @@ def _table_sample(row: dict[str, Any], columns: dict[str, str], key: str, reache
     key = values.get("key") or key
     if image is None:
         return Sample(key, ImageError("no picture in its row"), reached=reached)
-    label = values.get("label")
-    if label is not None and not 0 <= label <= MAX_LABEL:  # data sets have -1 where no label is known
-        label = None
+    try:
+        label = _check_label(values.get("label"))
+        for what in ("caption", "metadata"):
+            if len(values.get(what) or "") > MAX_TEXT:
+                raise ImageError(f"its {what} has more than {MAX_TEXT:,} characters")
+    except ImageError as error:
+        return Sample(key, error, reached=reached)
     return Sample(key, image, label, values.get("caption"), values.get("metadata"), reached)
 
 
@@ -380,11 +425,17 @@ def _as_text(what: str, content: bytes | ImageError) -> str:
         raise ImageError(f"its {what} is not text in UTF-8") from None
 
 
-def _as_label(text: str) -> int:
-    stripped = text.strip()
-    if not stripped.isascii() or not stripped.isdigit() or int(stripped) > MAX_LABEL:
+def _as_label(text: str) -> int | None:
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
         raise ImageError(f"its .cls is a class, a whole number, not {quoted(text)}")
-    return int(stripped)
+    return _check_label(int(text))
+
+
+def _check_label(label: int | None) -> int | None:
+    """A label; None where it is negative, as data sets have it where none is known."""
+    if label is not None and label > MAX_LABEL:
+        raise ImageError(f"its label is larger than {MAX_LABEL}")
+    return label if label is not None and label >= 0 else None
 
 
 def _as_key(name: str, *, full: bool) -> str:
@@ -405,6 +456,10 @@ def _reason(error: Exception) -> str:
     return one_line(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
+def _absolute(place: str) -> str:
+    return place if _is_url(place) else os.path.abspath(place)
+
+
 def _is_url(place: str) -> bool:
     return "://" in place
 
@@ -416,9 +471,10 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
 def _refuse_twice(names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:
-        if name in seen:
+        place = _absolute(name)
+        if place in seen:
             raise DatasetError(f"{name} is named twice")
-        seen.add(name)
+        seen.add(place)
 
 
 def _refuse_equal(files: list[File]) -> None:
@@ -427,7 +483,7 @@ def _refuse_equal(files: list[File]) -> None:
     for file in files:
         other = seen.setdefault(file.key, file)
         if other is not file:
-            if other.place == file.place:
+            if _absolute(other.place) == _absolute(file.place):
                 raise DatasetError(f"{file.place} is named twice")
             raise DatasetError(
                 f"{other.place} and {file.place} would have one key, {file.key}: use --full-names, or name "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.dataset.job import FAILED, Mark, read_marks
+from vartok.dataset.job import FAILED, Mark, read_marks, shard_name
 from vartok.dataset.shards import DATA, DATASET, SUFFIXES, Encoding, open_dataset, read_shard
 from vartok.errors import DatasetError, one_line
 
@@ -58,8 +58,8 @@ def verify(out: Path) -> Report:
     marks = read_marks(out)
     report = Report()
     hashes: list[NDArray[np.uint64]] = []
-    names = list(marks)
-    for name, mark in marks.items():
+    names = [shard_name(*place) for place in marks]
+    for name, mark in zip(names, marks.values(), strict=True):
         file = f"{DATA}/{name}{SUFFIXES[description['files']]}"
         found = np.empty(0, np.uint64)
         try:
@@ -72,7 +72,7 @@ def verify(out: Path) -> Report:
         report.shards += 1
         report.pictures += len(found)
         report.failed += len(mark.failed)
-    report.problems += _check_whole(out, description, marks, report)
+    report.problems += _check_whole(out, description, dict(zip(names, marks.values(), strict=True)), report)
     report.problems += _check_keys(out, description["files"], encoding, names, hashes)
     return report
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from noise import tokenizer as noise_tokenizer
 import vartok
 from vartok.dataset import TokenDataset
 from vartok.dataset.engines import Loading, run_here, run_processes
-from vartok.dataset.job import Job, Progress, finish, plan
+from vartok.dataset.job import Job, Progress, finish, plan, read_marks
 from vartok.dataset.shards import (
     GROUP,
     SUFFIXES,
@@ -163,6 +164,19 @@ def test_what_is_too_large_in_a_tar_is_passed_over(tmp_path: Path, monkeypatch: 
     assert "b.cls is larger than 1,024 bytes" in str(second.sidecars["cls"])
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_long_name_has_its_bounds(kind: bytes) -> None:
+    """Or a small compressed tar would take all memory there is."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        header = tarfile.TarInfo("long")
+        header.type, header.size = kind, 1 << 25
+        archive.addfile(header, io.BytesIO(b"a" * header.size))
+        archive.addfile(tarfile.TarInfo("a.png"))
+    with pytest.raises(ImageError, match="a header of 33,554,432 bytes"):
+        list(read_tar(io.BytesIO(buffer.getvalue())))
+
+
 @given(st.binary(max_size=2000))
 def test_junk_is_no_tar(data: bytes) -> None:
     with pytest.raises(ImageError):
@@ -190,6 +204,31 @@ def test_a_folder_is_searched_in_order(here: Path) -> None:
     assert found == find_shards(["photos"], 3, without=Path("photos/out"))
 
 
+def test_links_to_folders_are_followed_once(here: Path) -> None:
+    save(Path("elsewhere/a.png"), width=8, height=8)
+    save(Path("photos/b.png"), width=8, height=8)
+    Path("photos/link").symlink_to(Path("elsewhere").resolve())
+    Path("photos/link/back").symlink_to(Path("photos").resolve())
+    Path("photos/twice").symlink_to(Path("elsewhere").resolve())
+    (found,) = find_shards(["photos"], 10)
+    assert keys(found) == ["b", "link/a"]
+
+
+def test_what_is_no_regular_file_is_not_read(here: Path) -> None:
+    """It might never end."""
+    for name in ("a.tar", "b.parquet", "c.png"):
+        os.mkfifo(name)
+    shards = find_shards(["a.tar", "b.parquet", "c.png"], 10)
+    for shard in shards:
+        (sample,) = shard.samples()
+        failed = sample.with_bytes().picture
+        assert isinstance(failed, VartokError)
+        assert "not a regular file" in str(failed)
+    Path("list.txt").write_bytes(b"a\0b.png\n")
+    (sample,) = find_shards(["list.txt"], 10)[0].samples()
+    assert isinstance(sample.with_bytes().picture, VartokError)
+
+
 def test_a_list_names_files_and_urls(here: Path) -> None:
     Path("list.txt").write_text("sub/a.png\n\n/data/b.jpg\n../c.png\ns3://bucket/d.webp\ne.tar\n")
     tars, files = find_shards(["list.txt"], 10)
@@ -210,6 +249,8 @@ def test_a_list_names_files_and_urls(here: Path) -> None:
         (["nope"], "nope: no such file or folder"),
         (["empty"], "no pictures"),
         (["a.tar", "a.tar"], "a.tar is named twice"),
+        (["a.tar", "./a.tar"], "./a.tar is named twice"),
+        (["a.png", "./a.png"], "is named twice"),
         (["a.png", "a.png"], "a.png is named twice"),
         (["a.png", "a.jpg"], "a.png and a.jpg would have one key, a: use --full-names"),
         (["one", "two"], "would have one key"),
@@ -283,15 +324,21 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
             ("e.png", b"e"),
             ("e.txt", b"\xff"),
             ("f\udcff.png", b"f"),
+            ("g.png", b"g"),
+            ("g.cls", b"-1"),
+            ("h.png", b"h"),
+            ("h.cls", b"9" * 20),
         ],
     )
-    a, b, c, d, e, f = samples_of(path)
+    a, b, c, d, e, f, g, h = samples_of(path)
     assert (a.key, a.picture, a.label, a.caption, a.metadata) == ("a", b"a", 12, "né", '{"k":1}')
     assert (b.picture, b.label, b.caption, b.metadata) == (b"b", None, None, None)
     assert str(c.picture) == "no picture under this name"
     assert str(d.picture) == "its .cls is a class, a whole number, not 'dog'"
     assert str(e.picture) == "its .txt is not text in UTF-8"
     assert f.key == "f?"
+    assert (g.picture, g.label) == (b"g", None)  # as tables say that there is none
+    assert str(h.picture) == f"its label is larger than {(1 << 63) - 1}"
     reached = [sample.reached for sample in (a, b, c, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)
 
@@ -317,6 +364,13 @@ def test_a_tables_columns_are_carried(tmp_path: Path) -> None:
         ("k1", b"a", None, "{}"),
         ("k2", b"b", 0, None),
     ]
+
+
+def test_text_in_a_table_has_its_bounds(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", image=[b"a", b"b"], text=["x" * (1 << 20), "x" * ((1 << 20) + 1)])
+    a, b = samples_of(path)
+    assert a.picture == b"a"
+    assert str(b.picture) == "its caption has more than 1,048,576 characters"
 
 
 def test_which_column_holds_pictures_must_be_plain(tmp_path: Path) -> None:
@@ -355,9 +409,10 @@ rows = st.builds(
     lambda key, seed, **rest: Row(
         key=key, tokens=np.random.default_rng(seed).integers(0, 64, L).astype(np.uint16), **rest
     ),
-    key=st.text(
-        st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=9
-    ).filter(lambda key: key.strip("./") == key and "//" not in key),
+    key=st.one_of(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        st.text("./%\n\0a2E", max_size=6),  # what a tar or its readers might take for something else
+    ),
     seed=st.integers(0, 99),
     width=st.integers(1, 1 << 24),
     height=st.integers(1, 1 << 24),
@@ -471,6 +526,41 @@ def test_webdataset_reads_tars(tmp_path: Path) -> None:
         assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
 
 
+def test_a_tars_names_lead_nowhere(tmp_path: Path) -> None:
+    import webdataset
+
+    odd = [
+        "../../etc/x",
+        "/abs",
+        "a//b",
+        "",
+        "a/",
+        ".",
+        "..",
+        "a/..",
+        "%",
+        "%25",
+        "a\nb",
+        "a.b",
+        "a%2Eb",
+        "x/./y",
+    ]
+    found = [replace(row, key=key) for row, key in zip(some_rows(len(odd)), odd, strict=True)]
+    write(tmp_path / "a.tar", "wds", found)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        inside = archive.getnames()
+    assert not any({"", ".", ".."} & {*name.split("/")} for name in inside)
+    assert len(set(inside)) == 2 * len(odd)
+    read = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode()
+    assert [sample["json"]["key"] for sample in read] == odd
+
+
+def test_a_tar_cannot_hold_one_key_twice_in_a_row(tmp_path: Path) -> None:
+    first, second = some_rows(2)
+    with pytest.raises(DatasetError, match="has the key of the picture before it"):
+        write(tmp_path / "a.tar", "wds", [first, replace(second, key=first.key)])
+
+
 def test_decode_reads_json_lines(tmp_path: Path) -> None:
     found = some_rows(3)
     write(tmp_path / "a.jsonl", "jsonl", found)
@@ -492,7 +582,7 @@ def test_what_is_no_shard_is_refused(tmp_path: Path, format: str) -> None:
         with pytest.raises(DatasetError, match=r"is no .* shard|row|not both|another data set"):
             list(read_shard(format, path, ENCODING))
     write(path, format, some_rows(3))
-    with pytest.raises(DatasetError, match="not 5 tokens|another data set"):
+    with pytest.raises(DatasetError, match=r"not 5 tokens|another data set"):
         list(read_shard(format, path, replace(ENCODING, schedule=((1, 1), (2, 2)))))
     if format != "wds":  # whose tars say nothing of it
         with pytest.raises(DatasetError, match="another data set"):
@@ -701,6 +791,86 @@ def test_what_failed_is_tried_again_where_that_is_wanted(
     assert contents(out) == contents(fresh.out)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 6])
+def test_a_tar_that_ends_elsewhere_than_before_is_made_whole(
+    tmp_path: Path, tokenizer: vartok.Tokenizer, count: int
+) -> None:
+    """At first it breaks off after six samples, two shards; once mended it has as many as it has."""
+    path = tar(tmp_path / "a.tar", [(f"{i}.png", picture(i)) for i in range(6)])
+    path.write_bytes(path.read_bytes()[: 6 * 1024])  # no end mark
+    work = job(tmp_path / "out", tokenizer)
+    run(work, path, tokenizer)
+    assert [len(mark.failed) for mark in read_marks(work.out).values()] == [0, 0, 1]
+    tar(path, [(f"{i}.png", picture(i)) for i in range(count)])
+    run(work, path, tokenizer, retry_failed=True)
+    fresh = job(tmp_path / "fresh", tokenizer)
+    run(fresh, path, tokenizer)
+    assert contents(work.out) == contents(fresh.out)
+
+
+def test_what_lies_beyond_an_error_is_not_lost_unsaid(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
+    path = tar(tmp_path / "a.tar", [(f"{i}.png", picture(i)) for i in range(7)])
+    work = job(tmp_path / "out", tokenizer)
+    run(work, path, tokenizer)
+    whole = contents(work.out)
+    work.data("00000-0002").unlink()
+    data = path.read_bytes()
+    path.write_bytes(data[:1024])
+    (step,) = run(work, path, tokenizer)
+    assert step.failures[0].key == str(path)
+    assert open_dataset(work.out)[0]["complete"] is False
+    path.write_bytes(data)
+    run(work, path, tokenizer)
+    assert contents(work.out) == whole
+
+
+def test_a_shard_that_is_made_again_is_not_done_meanwhile(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a kill after the shard and before its stats would leave the old ones beside it."""
+    monkeypatch.setattr("vartok.dataset.job.TELL_EVERY", 0)
+    work = job(tmp_path / "out", tokenizer)
+    run(work, source, tokenizer)
+    shards = find_shards([str(source)], work.shard_size)
+    for step in run_here(work, plan(work, shards, retry_failed=True), tokenizer, batch_size=1, workers=1):
+        assert (work.out / "stats" / f"{step.shard}.json").exists() is step.finished
+
+
+def test_machines_may_start_at_once(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
+    for n in range(10):
+        work = job(tmp_path / str(n), tokenizer)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda _, work=work: plan(work, []), range(8))) == [[]] * 8
+    (tmp_path / "killed" / "data").mkdir(parents=True)  # before there was anything else
+    assert plan(job(tmp_path / "killed", tokenizer), []) == []
+
+
+def test_one_machine_may_end_while_another_writes(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
+) -> None:
+    work = job(tmp_path / "out", tokenizer)
+    shards = find_shards([str(source)], 3)
+    for step in run_here(work, plan(work, shards), tokenizer, batch_size=2, workers=2):
+        assert finish(work, len(shards))["complete"] is (step.finished and step.shard == NAMES[-1])
+    assert contents(work.out) == whole
+
+
+def test_tars_of_one_name_are_told_apart(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths.append(tar(tmp_path / folder / "x.tar", [(f"{folder}.png", picture(0))]))
+    work = job(tmp_path / "out", tokenizer)
+    plan(work, find_shards([str(path) for path in paths], 3))
+    shards = find_shards([str(path) for path in paths], 3)
+    list(run_here(work, plan(work, shards)[:1], tokenizer, batch_size=1, workers=1))
+    with pytest.raises(DatasetError, match=r"is of a/x\.tar, where there is b/x\.tar now"):
+        plan(work, find_shards([str(path) for path in reversed(paths)], 3))
+    tables = [table(tmp_path / "t.parquet", one=[b"1"], two=[b"2"])]
+    first, second = (find_shards([str(tables[0])], 3, image_column=name)[0] for name in ("one", "two"))
+    assert first.identity != second.identity
+
+
 def test_tars_that_come_later_are_added(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
     mine = tmp_path / "source"
     mine.mkdir()
@@ -756,6 +926,39 @@ def test_a_broken_stats_file_is_named(tmp_path: Path, source: Path, tokenizer: v
             run(work, source, tokenizer)
 
 
+def test_files_that_are_none_of_ours_among_the_stats_are_passed_over(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer
+) -> None:
+    work = job(tmp_path / "out", tokenizer)
+    run(work, source, tokenizer)
+    for name in ("00000-0000 (copy).json", "x-y.json", "notes"):
+        (work.out / "stats" / name).write_text("{}")
+    assert run(work, source, tokenizer) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"carried": {', '"carried": [], "x": {'),
+        ('"shards": [', '"sherds": ['),
+        ('"classes": []', '"classes": [1]'),
+        ('"pictures": 3,', '"pictures": -3,'),
+        ('"vocab_size": 64', '"vocab_size": "64"'),
+        ('"schedule": [', '"schedule": [[0, 0], '),
+        ('"files": "parquet"', '"files": "exe"'),
+    ],
+)
+def test_a_description_that_cannot_be(dataset: Path, tmp_path: Path, old: str, new: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out)
+    text = (out / "dataset.json").read_text()
+    assert old in text
+    (out / "dataset.json").write_text(text.replace(old, new))
+    for read in (verify, TokenDataset):
+        with pytest.raises(DatasetError, match=r"dataset\.json is broken"):
+            read(out)
+
+
 def test_jobs_that_contradict_themselves(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
     good = job(tmp_path, tokenizer)
     for changes in ({"format": "csv"}, {"fit": Fit(mode="native")}, {"keep_pictures": True}):
@@ -774,6 +977,14 @@ def test_other_formats_hold_the_same_rows(
         expected = [plain(row) for row in read_shard("parquet", one.data(name), one.encoding)]
         assert [plain(row) for row in read_shard(format, two.data(name), two.encoding)] == expected
     assert verify(two.out).problems == []
+
+
+def test_tars_keep_no_pictures_unasked(tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer) -> None:
+    work = job(tmp_path / "out", tokenizer, format="wds")
+    run(work, source, tokenizer)
+    for name in NAMES:
+        with tarfile.open(work.data(name)) as archive:
+            assert not [member for member in archive.getnames() if not member.endswith((".npy", ".json"))]
 
 
 def test_tars_can_keep_the_pictures(tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer) -> None:

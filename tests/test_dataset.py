@@ -661,7 +661,7 @@ def test_a_run_leaves_shards_stats_failures_and_a_description(
     out = tmp_path / "out"
     steps = run(job(out, tokenizer), source, tokenizer)
     files = [f"{folder}/{name}" for folder in ("data", "stats") for name in NAMES]
-    assert {name.partition(".")[0] for name in names(out)} == {"dataset", "failed", *files}
+    assert {name.partition(".")[0] for name in names(out)} == {"README", "dataset", "failed", *files}
     finished = [step for step in steps if step.finished]
     assert [step.shard for step in finished] == NAMES
     assert [step.pictures for step in finished] == [3, 3, 1, 2, 1, 0, 1, 3, 2]
@@ -1197,6 +1197,22 @@ def test_batches_are_what_a_training_loop_takes(dataset: Path, tokenizer: vartok
     other = noise_tokenizer(dataset.parent / "other.safetensors", SMALL, seed=1)
     with pytest.raises(vartok.TokenFileError, match="was encoded with"):
         found.var_inputs(other, batch["tokens"])
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+def test_hugging_face_loads_the_folder(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, format: str
+) -> None:
+    import datasets
+
+    work = job(tmp_path / "out", tokenizer, format=format)
+    run(work, source, tokenizer)
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset(str(work.out), split="train", cache_dir=cache)
+    assert [row.get("key") or row["json"]["key"] for row in loaded] == ALL
+    (work.out / "README.md").write_text("more of it")
+    run(work, source, tokenizer)
+    assert (work.out / "README.md").read_text() == "more of it"
 
 
 @pytest.mark.parametrize("format", SUFFIXES)

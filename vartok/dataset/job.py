@@ -5,6 +5,7 @@ OUT/
   data/00003-0000.parquet rows of the input shard 3: the first `shard_size` of them, whatever became of each
   stats/00003-0000.json   written after it, as the mark that it is done: counts, sha256, what failed
   failed.jsonl            everything that failed: key, cause and shard of each
+  README.md               tells Hugging Face's loader, and people, which files hold the rows
 
 A shard is a function of its input shard, and of nothing that happens meanwhile. So machines need not talk
 to each other, and what is made again is the same to the byte.
@@ -44,6 +45,15 @@ from vartok.pipeline import Encoded
 
 STATS = "stats"
 FAILED = "failed.jsonl"
+
+README = "README.md"
+CARD = """---
+configs:
+- config_name: default
+  data_files: {data}/*{suffix}
+---
+Pictures as the tokens of {model}, made by `vartok dataset`; dataset.json tells how.
+"""
 
 TELL_EVERY = 0.2
 """Seconds between two tidings of one shard's progress."""
@@ -257,6 +267,9 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
             raise DatasetError(f"{job.out} exists and holds no data set: name a new folder")
         for folder in (DATA, STATS):
             (job.out / folder).mkdir(parents=True, exist_ok=True)
+        if not (job.out / README).exists():  # whoever wants to says more in it
+            card = CARD.format(data=DATA, suffix=SUFFIXES[job.format], model=job.encoding.model.name)
+            _write(job.out / README, card)
         _write(path, json.dumps({**wanted, "complete": False}, indent=1) + "\n")
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
@@ -423,7 +436,7 @@ def shard_name(index: int, part: int) -> str:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file or folder may be one that this module made."""
-    return path.name in (DATA, STATS, DATASET, FAILED) or path.name.startswith(TEMPORARY)
+    return path.name in (DATA, STATS, DATASET, FAILED, README) or path.name.startswith(TEMPORARY)
 
 
 def _remove_beyond(job: Job, index: int, end: int) -> None:

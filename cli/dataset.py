@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -179,7 +180,10 @@ def make(
     from vartok.tokenizer import choose_device
 
     tame_pillow(quiet=not debug)
-    gpus = connect_ray(address) if engine == "ray" else 0
+    gpus = 0
+    if engine == "ray":
+        with _no_stderr() if not debug else contextlib.nullcontext():
+            gpus = connect_ray(address)
     with _interruptions():  # set after Ray's own, which it replaces
         many = processes or 1
         if engine == "ray":
@@ -467,6 +471,20 @@ def _check_packages(*names: str) -> None:
     if missing:
         extra = "ray" if "ray" in missing else "dataset"
         raise VartokError(f"data sets need {', '.join(missing)}: pip install 'vartok[{extra}]'")
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Nothing is said meanwhile, not even by what is not Python: Ray says there which log level it has."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @contextlib.contextmanager

@@ -295,6 +295,7 @@ def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
     """The samples that are to be encoded, as `encode_pictures` takes them, and the end of each task."""
     for task in tasks:
         index, shard, done = task.index, task.shard, task.done
+        identity = shard.identity
         count = 0
         for count, sample in enumerate(shard.samples(), 1):
             part: int | None = (count - 1) // job.shard_size
@@ -305,13 +306,13 @@ def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
             if job.keep_pictures:
                 sample = sample.with_bytes()
             kept = sample if job.keep_pictures else sample.without_bytes()
-            yield Slot(index, part, shard.identity, kept), sample.key, sample.read
+            yield Slot(index, part, identity, kept), sample.key, sample.read
             if part is None:
                 break
         else:
             last = max(0, count - 1) // job.shard_size
             if last not in done:
-                yield Slot(index, last, shard.identity, None), "", _no_picture
+                yield Slot(index, last, identity, None), "", _no_picture
             elif last != task.end:  # it was longer once: what it ends with now does not know that
                 yield from samples(job, [replace(task, done=done - {last})])
 
@@ -405,7 +406,7 @@ def finish(job: Job, shards: int) -> dict[str, Any]:
         if again == marks:
             break
         marks = again
-    for name in (FAILED, DATASET):
+    for name in (FAILED, DATASET, README):
         remove_leftovers(job.out / name, age=ABANDONED)
     return summary
 

@@ -149,11 +149,22 @@ def test_failures_stop_it_where_that_is_wanted(small: Path, vartok: Vartok) -> N
     stopped = vartok(*options, "-o", "a", "--on-error", "stop", code=1)
     assert "stopped: 1 failed; what is done stays" in stopped.stderr
     vartok(*options, "-o", "b", "--max-failures", 1, code=1)
-    assert len(names(Path("b/stats"))) == 2  # the shard of the second failure was whole when it was told
+    assert len(names(Path("b/stats"))) == 1  # it stops in the shard of the second failure
     vartok(*options, "-o", "c", "--max-failures", 2, code=3)
     assert not [name for name in names(Path("a")) if ".tmp" in name]
     vartok(*options, "-o", "a", code=3)
     assert contents(Path("a")) == contents(Path("c"))
+
+
+def test_a_column_that_was_forgotten_can_be_named(small: Path, vartok: Vartok) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pictures = [Path(f"photos/{n}.png").read_bytes() for n in range(2)]
+    pq.write_table(pa.table({"image": pictures, "thumb": pictures}), "t.parquet")
+    assert "use --image-column" in vartok("dataset", "t.parquet", "-o", "out", code=1).stderr
+    vartok("dataset", "t.parquet", "-o", "out", "--image-column", "image")
+    assert verify(Path("out")).pictures == 2
 
 
 def test_only_so_many_failures_are_named(small: Path, vartok: Vartok) -> None:

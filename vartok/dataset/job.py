@@ -56,7 +56,7 @@ Pictures as the tokens of {model}, made by `vartok dataset`; dataset.json tells 
 """
 
 TELL_EVERY = 0.2
-"""Seconds between two tidings of one shard's progress."""
+"""Seconds between two tidings of one shard's progress; of a failure it is told at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +274,8 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
     for (index, part), mark in read_marks(job.out).items():
+        if index < len(shards) and mark.input != shards[index].identity and not mark.pictures:
+            continue  # nothing came of it, as where a table's column was not named
         if index >= len(shards) or mark.input != shards[index].identity:
             now = one_line(shards[index].identity) if index < len(shards) else "nothing"
             raise DatasetError(
@@ -357,7 +359,7 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
                 else:
                     pictures += 1
                     carried.update(column for column in CARRIED if getattr(row, column) is not None)
-                if time.monotonic() - told > TELL_EVERY:
+                if len(failed) > told_of or time.monotonic() - told > TELL_EVERY:
                     yield Progress(
                         name, index, pictures, stream.size, tuple(failed[told_of:]), sample.reached
                     )

@@ -263,8 +263,11 @@ def verify(
         problems = [problem._asdict() for problem in report.problems]
         print(json.dumps({**vars(report), "problems": problems}))
     elif not quiet:
-        state = f"{len(report.problems)} problems" if report.problems else "all well"
-        say(f"{report.pictures:,} pictures in {report.shards:,} shards, {report.failed:,} failed: {state}")
+        state = _count(len(report.problems), "problem") if report.problems else "all well"
+        if report.failed and not report.problems:
+            state = f"what is there is well; {shown(folder / 'failed.jsonl')} has the others"
+        counts = f"{_count(report.pictures, 'picture')} in {_count(report.shards, 'shard')}"
+        say(f"{counts}, {report.failed:,} failed: {state}")
     if report.problems:
         raise typer.Exit(FAILED)
 
@@ -367,7 +370,7 @@ class _View:
         done = sum(self._tasks.values()) / len(self._tasks)
         left = self.seconds / done * (1 - done) if done > 0.01 else None
         parts = [
-            f"{self.pictures:,} pictures",
+            _count(self.pictures, "picture"),
             f"{self.pictures / self.seconds:.1f}/s",
             f"{sum(step.bytes for step in (*self._finished.values(), *self._now.values())) / 1e6:,.1f} MB",
             f"{self.failed:,} failed",
@@ -383,9 +386,8 @@ class _View:
         if len(self._now) > 1:
             for worker, step in sorted(self._now.items()):
                 reached = f"{step.reached:.0%} of its input" if step.reached is not None else ""
-                table.add_row(
-                    f"  process {worker}: shard {step.shard}, {step.pictures:,} pictures  {reached}"
-                )
+                pictures = _count(step.pictures, "picture")
+                table.add_row(f"  process {worker}: shard {step.shard}, {pictures}  {reached}")
         return table
 
 
@@ -413,11 +415,15 @@ def _end(view: _View, summary: dict[str, Any], *, as_json: bool, quiet: bool, wh
             else "nothing to do"
         )
         state = "complete" if summary["complete"] else "not complete yet"
-        counts = f"{summary['pictures']:,} pictures in {len(summary['shards']):,} shards"
+        counts = f"{_count(summary['pictures'], 'picture')} in {_count(len(summary['shards']), 'shard')}"
         rest = f"{summary['bytes'] / 1e6:,.1f} MB, {summary['failed']:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")
     if view.failed or (whole and (summary["failed"] or not summary["complete"])):
         raise typer.Exit(SOME_FAILED if summary["pictures"] else FAILED)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def _encoding(tokenizer: Tokenizer, fit: Fit, grids: Schedule | None, device: str, dtype: str) -> Any:

@@ -253,7 +253,7 @@ def test_a_list_names_files_and_urls(here: Path) -> None:
         (["a.png", "./a.png"], "is named twice"),
         (["a.png", "a.png"], "a.png is named twice"),
         (["a.png", "a.jpg"], "a.png and a.jpg would have one key, a: use --full-names"),
-        (["one", "two"], "would have one key"),
+        (["one", "two"], "would have one key, .*: name the folder above both"),
         (["memory://nothing/here"], "nothing"),
         (["what://nothing"], "what://nothing: cannot be searched"),
         ([], "no pictures"),
@@ -899,7 +899,7 @@ def test_two_data_sets_do_not_mix(
         other = replace(work, encoding=replace(work.encoding, schedule=((1, 1), (4, 4))))
     else:
         other = replace(work, **change)
-    with pytest.raises(DatasetError, match=r"holds a data set whose .* is .*, not .*: name another folder"):
+    with pytest.raises(DatasetError, match=r"holds a data set with .*, not .*: give the same options"):
         plan(other, find_shards([str(source)], 3))
 
 

@@ -103,14 +103,17 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}
     assert found == {"b/0": 1, "b/1": 1, "b/deep/2": 1, "a/3": 0, "c.d/4": 2, "a/5": 0, "6": -1}
+    for named in (["classes/a", "classes/c.d"], ["more/6.png"]):
+        refused = vartok("dataset", *named, "-o", "new", "--folder-labels", code=2)
+        assert "no folders to label files by: name the one that holds those of the classes" in refused.stderr
     save(Path("classes/aa/7.png"), width=12, height=9)
     refused = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels", code=1)
-    assert "holds a data set whose classes is" in refused.stderr
+    assert "holds a data set with classes" in refused.stderr
 
 
 def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:
     result = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "1/2")
-    assert "the data set is not complete yet: 2 pictures in 1 shards" in result.stderr
+    assert "the data set is not complete yet: 2 pictures in 1 shard," in result.stderr
     assert "is not complete" in vartok("dataset", "verify", "out", code=1).stderr
     vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2")
     vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
@@ -126,6 +129,8 @@ def test_what_fails_is_named_and_kept_and_the_rest_is_done(small: Path, vartok: 
     rows = [json.loads(line) for line in Path("out/failed.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == ["photos/z.tar", "1"]
     assert verify(Path("out")).problems == []
+    checked = vartok("dataset", "verify", "out")
+    assert "4 pictures in 2 shards, 2 failed: what is there is well; out/failed.jsonl has" in checked.stderr
 
     save(Path("photos/1.png"), 1, 12, 9)
     vartok("dataset", "photos", "-o", "out", code=3)  # nothing to do, and still two are missing
@@ -203,7 +208,7 @@ def test_a_folder_of_something_else_and_another_data_set_are_refused(small: Path
     assert "photos exists and holds no data set" in vartok("dataset", "photos", "-o", "photos", code=1).stderr
     vartok("dataset", "photos", "-o", "out")
     assert (
-        "shard_size is 10000, not 2"
+        "shard_size 10000, not 2"
         in vartok("dataset", "photos", "-o", "out", "--shard-size", 2, code=1).stderr
     )
     assert "holds no data set" in vartok("dataset", "verify", "photos", code=1).stderr
@@ -214,7 +219,7 @@ def test_verify_names_what_is_wrong(small: Path, vartok: Vartok) -> None:
     Path("out/data/00000-0000.parquet").unlink()
     result = vartok("dataset", "verify", "out", code=1)
     assert "out/data/00000-0000.parquet: is missing" in result.stderr
-    assert "1 problems" in result.stderr
+    assert ": 1 problem" in result.stderr
     told = json.loads(vartok("dataset", "verify", "out", "--json", code=1).stdout)
     assert told["problems"] == [{"file": "data/00000-0000.parquet", "what": "is missing"}]
 

@@ -256,12 +256,11 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
     wanted = job.describe()
     if path.exists():
         found = read_description(job.out)
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                was, now = (one_line(json.dumps(item), 300) for item in (found.get(name), value))
-                raise DatasetError(
-                    f"{job.out} holds a data set whose {name} is {was}, not {now}: name another folder"
-                )
+        for name, was, now in _differences(found, wanted):
+            raise DatasetError(
+                f"{job.out} holds a data set with {name} {was}, not {now}: give the same options, or name "
+                "another folder"
+            )
     else:
         if job.out.exists() and (not job.out.is_dir() or not all(map(_is_ours, job.out.iterdir()))):
             raise DatasetError(f"{job.out} exists and holds no data set: name a new folder")
@@ -280,7 +279,8 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
             now = one_line(shards[index].identity) if index < len(shards) else "nothing"
             raise DatasetError(
                 f"{job.out} was made of other pictures: its shard {shard_name(index, part)} is of "
-                f"{one_line(mark.input)}, where there is {now} now; name another folder"
+                f"{one_line(mark.input)}, where there is {now} now; name another folder, or put the sources "
+                "back as they were (a picture that fails may stay, or be mended)"
             )
         if job.has(index, part, mark) and not (retry_failed and mark.failed):
             done.setdefault(index, set()).add(part)
@@ -435,6 +435,17 @@ def _done(job: Job) -> dict[tuple[int, int], Mark]:
 def shard_name(index: int, part: int) -> str:
     """What a shard is called: by its input shard's place in the order, and its part of it."""
     return f"{index:05d}-{part:04d}"
+
+
+def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What of one description another has otherwise: its name, and how both have it."""
+    for name, value in wanted.items():
+        other = found.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from ((f"{name} {inner}", was, now) for inner, was, now in _differences(other, value))
+        elif other != value:
+            was, now = (one_line(json.dumps(item), 100) for item in (other, value))
+            yield name, was, now
 
 
 def _is_ours(path: Path) -> bool:

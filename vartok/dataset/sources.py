@@ -201,6 +201,11 @@ def find_shards(
     _refuse_equal(files)
     if folder_labels:
         numbers = {name: label for label, name in enumerate(_classes(files))}
+        if not numbers:
+            raise DatasetError(
+                "no folders to label files by: name the one that holds those of the classes (tars and tables "
+                "bring their own labels)"
+            )
         files = [file._replace(label=numbers.get(_class(file))) for file in files]
     for start in range(0, len(files), shard_size):
         run = tuple(files[start : start + shard_size])
@@ -485,7 +490,6 @@ def _refuse_equal(files: list[File]) -> None:
         if other is not file:
             if _absolute(other.place) == _absolute(file.place):
                 raise DatasetError(f"{file.place} is named twice")
-            raise DatasetError(
-                f"{other.place} and {file.place} would have one key, {file.key}: use --full-names, or name "
-                "the folder above both"
-            )
+            below = os.path.dirname(other.place) == os.path.dirname(file.place)
+            way = "use --full-names" if below else "name the folder above both instead of each"
+            raise DatasetError(f"{other.place} and {file.place} would have one key, {file.key}: {way}")

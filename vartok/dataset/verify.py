@@ -101,7 +101,7 @@ def _check_whole(
     """Compare what the files of the whole say with the stats of its shards."""
     suffix = SUFFIXES[description["files"]]
     if not description.get("complete"):
-        yield Problem(DATASET, "says that it is not complete: run vartok dataset again")
+        yield Problem(DATASET, "says that it is not complete: run vartok dataset again, or the parts left")
         return
     told = {
         str(item.get("name")): (item.get("pictures"), item.get("sha256"))

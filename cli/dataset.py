@@ -184,7 +184,8 @@ def make(
     if engine == "ray":
         with _no_stderr() if not debug else contextlib.nullcontext():
             gpus = connect_ray(address)
-    with _interruptions():  # set after Ray's own, which it replaces
+    # Set after Ray's own handlers, which they replace; Ray tells of workers that die, and on stdout.
+    with _interruptions(), contextlib.redirect_stdout(sys.stderr):
         many = processes or 1
         if engine == "ray":
             chosen = ("cuda" if gpus else "cpu") if device == "auto" else device

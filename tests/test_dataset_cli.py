@@ -341,7 +341,7 @@ def test_ray_makes_the_same_even_if_an_actor_is_killed(tmp_path: Path, weights: 
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
     options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
-    run = start(*options, "-o", tmp_path / "ray", "--engine", "ray")
+    run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)
     wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)
     killed = 0
     for child in children(run.pid):
@@ -349,9 +349,10 @@ def test_ray_makes_the_same_even_if_an_actor_is_killed(tmp_path: Path, weights: 
             if b"_Encoder" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(child, signal.SIGKILL)
                 killed += 1
-    _, said = run.communicate(timeout=240)
+    told, said = run.communicate(timeout=240)
     assert run.returncode == 3, said.decode()
     assert killed == 1
+    assert json.loads(told)["failed"] == 1  # and nothing of Ray's is on stdout
     assert contents(tmp_path / "ray") == contents(tmp_path / "whole")
 
 

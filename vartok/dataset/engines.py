@@ -263,7 +263,7 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Prog
     """Work on tasks with Ray Data: its tasks read pictures, its actors hold the model, this process writes.
 
     Tokens are so little that one process can write what many machines make. Ray starts again what dies
-    of the rest. After `connect_ray`.
+    of the rest. After `connect_ray`, which it undoes at its end.
 
     Args:
         job: what is made.
@@ -314,6 +314,8 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Prog
         yield from write_shards(job, results())
     except ray.exceptions.RayError as error:
         raise DatasetError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        ray.shutdown()  # also of its thread that prints
 
 
 def _read_chunks(batch: dict[str, Any], *, job: Job, size: int) -> Iterator[dict[str, list[bytes]]]:

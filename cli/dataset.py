@@ -294,7 +294,8 @@ class _View:
     def __init__(self, job: Job, tasks: list[Task], *, quiet: bool) -> None:
         self._out = job.out
         self._quiet = quiet
-        self._tasks = {task.index: 0.0 for task in tasks}  # the share of each that is done
+        self._inputs = {task.index: task.shard for task in tasks}
+        self._tasks = dict.fromkeys(self._inputs, 0.0)  # the share of each that is done
         self._now: dict[int, Progress] = {}  # of every worker
         self._start = self._said = time.monotonic()
         self._live: Any = None
@@ -328,7 +329,8 @@ class _View:
                 continue
             self._failures.add((step.shard, failure.key))
             if self.failed <= NAMED:
-                self._say(f"{shown(failure.key)}: {shown(failure.cause)}")
+                place = self._inputs[step.index].find(failure.key)
+                self._say(f"{shown(place)}: {shown(failure.cause)}")
             if self.failed == NAMED:
                 self._say(f"what else fails is not named here, but in {shown(self._out / 'failed.jsonl')}")
         # One worker is at an input shard at a time; whoever had it before has died.

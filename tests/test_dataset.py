@@ -243,6 +243,15 @@ def test_a_list_names_files_and_urls(here: Path) -> None:
     assert keys(full) == ["sub/a.png", "data/b.jpg", "c.png", "bucket/d.webp"]
 
 
+def test_samples_are_found_where_they_lie(here: Path) -> None:
+    save(here / "photos/a/0.png", width=12, height=9)
+    tar(here / "photos/1.tar", [("b/1.png", picture(1))])
+    archive, files = find_shards(["photos"], 10)
+    assert files.find("a/0") == "photos/a/0.png"
+    assert archive.find("b/1") == "photos/1.tar: b/1"
+    assert archive.find("photos/1.tar") == "photos/1.tar"  # all that follows, where it cannot be read on
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [

@@ -124,7 +124,7 @@ def test_what_fails_is_named_and_kept_and_the_rest_is_done(small: Path, vartok: 
     Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:100])
     Path("photos/z.tar").write_bytes(b"junk" * 300)
     result = vartok("dataset", "photos", "-o", "out", code=3)
-    assert "vartok: 1: is truncated" in result.stderr
+    assert "vartok: photos/1.png: is truncated" in result.stderr
     assert "vartok: photos/z.tar: is not a whole tar file" in result.stderr
     rows = [json.loads(line) for line in Path("out/failed.jsonl").read_text().splitlines()]
     assert [row["key"] for row in rows] == ["photos/z.tar", "1"]

@@ -145,6 +145,14 @@ class InputShard:
         name = "/".join(_absolute(self.name).replace(os.sep, "/").split("/")[-2:])
         return _as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
 
+    def find(self, key: str) -> str:
+        """Where a user finds the sample of a key."""
+        for file in self.files:
+            if file.key == key:
+                return file.place
+        name = _as_unicode(self.name)
+        return name if key == name else f"{name}: {key}"
+
     def samples(self) -> Iterator[Sample]:
         """Its pictures, in order; where it cannot be read on, a last one that is an error."""
         read = {"tar": _tar_samples, "parquet": _table_samples, "files": _file_samples}[self.kind]

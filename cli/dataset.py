@@ -21,7 +21,6 @@ from vartok.errors import DatasetError, VartokError
 from .options import (
     BackgroundOption,
     BatchSizeOption,
-    CompileOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -103,7 +102,6 @@ def make(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
-    compile: CompileOption = False,
     batch_size: BatchSizeOption = None,
     workers: WorkersOption = None,
     processes: Annotated[
@@ -176,18 +174,19 @@ def make(
             without=output,
         )
 
-    from vartok.dataset.engines import Loading, connect_ray, run_here, run_processes, run_ray
+    from vartok.dataset.engines import Loading, ray_cluster, run_here, run_processes, run_ray
     from vartok.dataset.job import Job, finish, plan
     from vartok.images import tame_pillow
     from vartok.tokenizer import choose_device
 
     tame_pillow(quiet=not debug)
-    gpus = 0
-    if engine == "ray":
-        with _no_stderr() if not debug else contextlib.nullcontext():
-            gpus = connect_ray(address)
-    # Set after Ray's own handlers, which they replace; Ray tells of workers that die, and on stdout.
-    with _interruptions(), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # where Ray tells of workers that die
+        gpus = 0
+        if engine == "ray":
+            with contextlib.nullcontext() if debug else _no_stderr():
+                gpus = stack.enter_context(ray_cluster(address))
+        stack.enter_context(_interruptions())  # set after Ray's own, which it replaces
         many = processes or 1
         if engine == "ray":
             chosen = ("cuda" if gpus else "cpu") if device == "auto" else device
@@ -195,7 +194,7 @@ def make(
             found = choose_device(device)
             chosen, many = str(found), processes or (_count_gpus() if str(found) == "cuda" else 1)
         apart = engine == "ray" or many > 1
-        tokenizer = load_tokenizer(weights, "cpu" if apart else chosen, dtype, compile=compile and not apart)
+        tokenizer = load_tokenizer(weights, "cpu" if apart else chosen, dtype)
         fitted = fit_to([tokenizer], fitted, size, grids)
         job = Job(
             out=output,
@@ -212,7 +211,6 @@ def make(
             weights=weights,
             device=chosen,
             dtype=dtype,
-            compile=compile,
             batch_size=batch_size
             or (32 if chosen != "cpu" else default_batch_size(None, tokenizer, math.prod(fitted.size))),
             workers=workers or max(1, -(-default_workers(None) // many)),

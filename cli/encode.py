@@ -15,7 +15,6 @@ from .files import Input, Output, gather_pictures, is_free, stem, write_file, wr
 from .options import (
     BackgroundOption,
     BatchSizeOption,
-    CompileOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -67,7 +66,6 @@ def encode(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
-    compile: CompileOption = False,
     recursive: RecursiveOption = False,
     files_from: FilesFromOption = None,
     null: NullOption = False,
@@ -124,7 +122,7 @@ def encode(
         report.finish()
         return
 
-    tokenizer = load_tokenizer(weights, device, dtype, compile=compile)
+    tokenizer = load_tokenizer(weights, device, dtype)
     from vartok.pipeline import encode_pictures
 
     def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder

@@ -272,8 +272,8 @@ def test_an_error_of_the_source_goes_on_too() -> None:
 item_lists = st.lists(st.one_of(st.integers(-3, 12), st.just(None)), max_size=30)
 
 
-@given(item_lists, st.integers(1, 8), st.integers(1, 3))
-def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int, lanes: int) -> None:
+@given(item_lists, st.integers(1, 8))
+def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int) -> None:
     """Negative values fail, None failed before; values of one tens digit, or sign, can share a batch."""
     handed_on = TokenFileError("before")
     seen: list[list[int]] = []
@@ -287,7 +287,7 @@ def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int,
     items: list[tuple[int, int | VartokError]] = [
         (i, handed_on if value is None else value) for i, value in enumerate(values)
     ]
-    results = list(in_batches(compute, items, size=size, key=lambda value: value // 10, lanes=lanes))
+    results = list(in_batches(compute, items, size=size, key=lambda value: value // 10))
 
     assert [caller for caller, _ in results] == list(range(len(values)))
     for value, (_, result) in zip(values, results, strict=True):
@@ -309,17 +309,6 @@ def test_batches_are_as_large_as_they_can_be() -> None:
 
     list(in_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
     assert seen == [[1, 2], [11, 12], [3, 4], [13]]
-
-
-def test_two_lanes_have_two_batches_at_once() -> None:
-    both = threading.Barrier(2, timeout=20)
-
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        both.wait()
-        return [*batch]
-
-    results = in_batches(compute, enumerate(range(8)), size=2, key=lambda _: 0, lanes=2)
-    assert [result for _, result in results] == [*range(8)]
 
 
 @given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 4), st.integers(0, 6))

@@ -3,10 +3,8 @@
 import hashlib
 import platform
 import re
-import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from noise import COFFEE, DATA, SMALL, bare, draw, save, tokenizer
 from PIL import Image
 from torch import Tensor, nn
@@ -512,44 +509,3 @@ def test_gradients_stay_on_for_the_caller(light: vartok.Tokenizer, photos: Tenso
     with pytest.raises(ImageError):
         light.encode(photos[:1, :1])
     assert torch.is_grad_enabled()
-
-
-# Compiled by torch, here for the CPU: on a GPU by another backend of the same compiler.
-
-
-@pytest.fixture(scope="module")
-def compiled() -> vartok.Tokenizer:
-    if shutil.which("g++") is None:
-        pytest.skip("torch's compiler needs g++ on a CPU")
-    return vartok.load(device="cpu", compile=True)
-
-
-@pytest.mark.slow
-def test_a_compiled_model_does_the_same_and_is_compiled_once(
-    compiled: vartok.Tokenizer, light: vartok.Tokenizer, coffee: Tensor
-) -> None:
-    def graphs() -> int:
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-    with warnings.catch_warnings(record=True, action="always", category=VartokWarning) as said:
-        for side, more in ((256, 2), (128, 0)):
-            images = F.interpolate(coffee, (side, side), mode="area")
-            before = graphs()
-            tokens = compiled.encode(images)
-            same = tokens.flatten() == light.encode(images).flatten()
-            assert same.float().mean() > 0.98  # at a draw between two codes the last bit decides
-            torch.testing.assert_close(compiled.decode(tokens), light.decode(tokens), rtol=0, atol=1e-4)
-            assert graphs() - before == more
-    assert not said
-
-
-@pytest.mark.slow
-def test_where_torch_cannot_compile_it_goes_on_without(light: vartok.Tokenizer, coffee: Tensor) -> None:
-    images = F.interpolate(coffee, (64, 80), mode="area")
-    tokenizer = vartok.load(device="cpu", compile=True)
-    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
-        with pytest.warns(VartokWarning, match=r"torch cannot compile here \(.*\): going on without"):
-            tokens = tokenizer.encode(images)
-        with warnings.catch_warnings(action="error"):
-            assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
-    assert (tokens.flatten() == light.encode(images).flatten()).float().mean() > 0.98

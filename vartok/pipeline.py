@@ -148,7 +148,6 @@ def encode_pictures(
                 size=batch_size,
                 key=lambda item: (item.info.size, type(item.data)),
                 apart=apart,
-                lanes=_lanes(tokenizer),
             )
     finally:
         torch.set_num_threads(threads)  # a new thread has as many as any thread took last
@@ -197,14 +196,7 @@ def decode_tokens(
         drawn = [to_pixels(image) for image in images]
         return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
 
-    return in_batches(
-        decode, tokens, size=batch_size, key=lambda item: item.schedule, lanes=_lanes(tokenizer)
-    )
-
-
-def _lanes(tokenizer: Tokenizer) -> int:
-    """Batches at once: while a GPU is at one, the next is laid out in memory and sent to it."""
-    return 2 if tokenizer.device.type == "cuda" else 1
+    return in_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
 
 
 def read_pictures(
@@ -254,13 +246,11 @@ def in_batches(
     size: int,
     key: Callable[[T], Hashable],
     apart: Callable[[S], Hashable] | None = None,
-    lanes: int = 1,
-) -> Generator[tuple[S, R | VartokError], None, None]:
+) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
 
     A batch that fails is tried again in halves, so that an item fails for itself alone. A row ends where
-    `apart`, of what the caller knows an item by, changes. So many `lanes` are at a row each, in threads of
-    their own where there are several.
+    `apart`, of what the caller knows an item by, changes.
 
     Warns:
         VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
@@ -288,7 +278,7 @@ def in_batches(
             while row := list(itertools.islice(run, size)):
                 yield row
 
-    def finish(window: list[tuple[S, T | VartokError]]) -> list[tuple[S, R | VartokError]]:
+    for window in rows():
         groups: dict[Hashable, list[int]] = {}
         results: dict[int, R | VartokError] = {}
         batchable: dict[int, T] = {}
@@ -300,15 +290,8 @@ def in_batches(
                 groups.setdefault(key(item), []).append(i)
         for members in groups.values():
             results.update(zip(members, attempt([batchable[i] for i in members]), strict=True))
-        return [(caller, results[i]) for i, (caller, _) in enumerate(window)]
-
-    if lanes == 1:
-        for window in rows():
-            yield from finish(window)
-    else:
-        with contextlib.closing(ahead(finish, rows(), workers=lanes, limit=lanes)) as finished:
-            for results in finished:
-                yield from results
+        for i, (caller, _) in enumerate(window):
+            yield caller, results[i]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -24,7 +24,6 @@ from vartok.errors import (
     TokenFileError,
     TokensError,
     VartokWarning,
-    one_line,
     quoted,
 )
 from vartok.inference import arrange
@@ -40,11 +39,7 @@ QUANTIZED_CELLS = 4096
 
 
 def load(
-    weights: str | Path | None = None,
-    *,
-    device: str | torch.device = "auto",
-    dtype: str = "float32",
-    compile: bool = False,
+    weights: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str = "float32"
 ) -> Tokenizer:
     """Load a tokenizer.
 
@@ -54,9 +49,6 @@ def load(
         dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
             faster where the hardware has them and change many, since a coarse token that changes moves
             all finer ones. The quantizer computes in float32 always.
-        compile: have torch's compiler make one program of the encoder and one of the decoder. That takes
-            a minute or more when they are first called, and is for long runs on a GPU. They add up in
-            another order, so that here and there a token may differ.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.
@@ -76,12 +68,7 @@ def load(
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
     return Tokenizer(
-        build_model(checkpoint),
-        checkpoint.config,
-        name=checkpoint.name,
-        device=chosen,
-        dtype=dtype,
-        compile=compile,
+        build_model(checkpoint), checkpoint.config, name=checkpoint.name, device=chosen, dtype=dtype
     )
 
 
@@ -114,14 +101,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        model: VQVAE,
-        config: TokenizerConfig,
-        *,
-        name: str,
-        device: torch.device,
-        dtype: str,
-        compile: bool = False,
+        self, model: VQVAE, config: TokenizerConfig, *, name: str, device: torch.device, dtype: str
     ) -> None:
         self.config = config
         self.name = name
@@ -132,9 +112,7 @@ class Tokenizer:
             part.to(DTYPES[dtype])
             if device.type == "cuda" and dtype != "float32":
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._arranged = device.type == "cpu" and not compile and arrange(model)
-        self._latent: Callable[[Tensor], Tensor] = _Compiled(model.latent) if compile else model.latent
-        self._picture: Callable[[Tensor], Tensor] = _Compiled(model.picture) if compile else model.picture
+        self._arranged = device.type == "cpu" and arrange(model)
 
     @property
     def codebook(self) -> Tensor:
@@ -262,7 +240,7 @@ class Tokenizer:
         Of `latent(images)` it draws the images as they would be if quantization lost nothing.
         """
         with _exact(self.device):
-            return torch.cat([self._picture(part.to(self.device)) for part in self._pictures(latent)])
+            return torch.cat([self._model.picture(part.to(self.device)) for part in self._pictures(latent)])
 
     def latent(self, images: Tensor) -> Tensor:
         """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
@@ -273,7 +251,7 @@ class Tokenizer:
         self._check_images(images)
         with _exact(self.device):
             latents = [
-                self._latent(part.to(self.device, non_blocking=True)) for part in self._pictures(images)
+                self._model.latent(part.to(self.device, non_blocking=True)) for part in self._pictures(images)
             ]
             return torch.cat(latents).contiguous()
 
@@ -321,7 +299,7 @@ class Tokenizer:
         middle = slice(step // 2, step // 2 + step)
         with _exact(self.device):
             pictures = [
-                self._picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
             ]
         return torch.cat(pictures)
@@ -386,44 +364,6 @@ class Tokenizer:
                 f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
             )
         return schedule
-
-
-class _Compiled:
-    """A function of a batch, compiled for the shape that comes first.
-
-    Of any other shape it is computed as it stands: a run's last batch is not worth another minute.
-
-    Warns:
-        VartokWarning: torch cannot compile here; then nothing is.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function = function
-        self._compiled: Callable[[Tensor], Tensor] = torch.compile(function, dynamic=False)
-        self._shape: torch.Size | None = None
-        self._lock = threading.Lock()
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        with self._lock:
-            if self._shape is None:
-                found = self._compile(batch)
-                self._shape = batch.shape
-                return found
-        return (self._compiled if batch.shape == self._shape else self._function)(batch)
-
-    def _compile(self, batch: Tensor) -> Tensor:
-        try:
-            return self._compiled(batch)
-        except (ImportError, OSError, RuntimeError) as error:  # no compiler, or one that torch cannot use
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            warnings.warn(
-                f"torch cannot compile here ({one_line(error)}): going on without",
-                VartokWarning,
-                stacklevel=2,
-            )
-            self._compiled = self._function
-            return self._function(batch)
 
 
 @contextlib.contextmanager

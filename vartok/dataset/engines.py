@@ -45,7 +45,6 @@ class Loading:
         batch_size: pictures that go through the model together.
         workers: threads that read pictures.
         threads: of torch's, on a CPU; all if None.
-        compile: whether the model is compiled first.
     """
 
     weights: Path | None
@@ -54,7 +53,6 @@ class Loading:
     batch_size: int
     workers: int
     threads: int | None = None
-    compile: bool = False
 
     def load(self) -> Tokenizer:
         """Load the tokenizer into a process that has nothing else to do."""
@@ -65,7 +63,7 @@ class Loading:
         tame_pillow()
         if self.threads:
             torch.set_num_threads(self.threads)
-        return load(self.weights, device=self.device, dtype=self.dtype, compile=self.compile)
+        return load(self.weights, device=self.device, dtype=self.dtype)
 
 
 def run_here(
@@ -237,13 +235,14 @@ def _serve(connection: Connection, job: Job, loading: Loading) -> None:
             connection.send(("error", error))
 
 
-def connect_ray(address: str | None = None) -> int:
-    """Connect this process with a Ray cluster.
+@contextlib.contextmanager
+def ray_cluster(address: str | None = None) -> Iterator[int]:
+    """Connect this process with a Ray cluster, for `run_ray`.
 
     Args:
         address: of the cluster; one is started on this machine if None.
 
-    Returns:
+    Yields:
         How many GPUs it has.
 
     Raises:
@@ -258,14 +257,17 @@ def connect_ray(address: str | None = None) -> int:
     except (ConnectionError, ValueError, RuntimeError) as error:
         where = f"at {address}" if address else "could be started here"
         raise DatasetError(f"no Ray cluster {where}: {one_line(error)}") from None
-    return int(ray.cluster_resources().get("GPU", 0))
+    try:
+        yield int(ray.cluster_resources().get("GPU", 0))
+    finally:
+        ray.shutdown()
 
 
 def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Progress, None, None]:
     """Work on tasks with Ray Data: its tasks read pictures, its actors hold the model, this process writes.
 
     Tokens are so little that one process can write what many machines make. Ray starts again what dies
-    of the rest. After `connect_ray`, which it undoes at its end.
+    of the rest. Within `ray_cluster`.
 
     Args:
         job: what is made.
@@ -316,8 +318,6 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Prog
         yield from write_shards(job, results())
     except ray.exceptions.RayError as error:
         raise DatasetError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
-    finally:
-        ray.shutdown()  # also of its thread that prints
 
 
 def _read_chunks(batch: dict[str, Any], *, job: Job, size: int) -> Iterator[dict[str, list[bytes]]]:

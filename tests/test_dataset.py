@@ -262,6 +262,7 @@ def test_samples_are_found_where_they_lie(here: Path) -> None:
         (["a.png", "./a.png"], "is named twice"),
         (["a.png", "a.png"], "a.png is named twice"),
         (["a.png", "a.jpg"], "a.png and a.jpg would have one key, a: use --full-names"),
+        (["./a.png", "a.jpg"], "a.jpg would have one key, a: use --full-names"),
         (["one", "two"], "would have one key, .*: name the folder above both"),
         (["memory://nothing/here"], "nothing"),
         (["what://nothing"], "what://nothing: cannot be searched"),
@@ -908,7 +909,10 @@ def test_two_data_sets_do_not_mix(
         other = replace(work, encoding=replace(work.encoding, schedule=((1, 1), (4, 4))))
     else:
         other = replace(work, **change)
-    with pytest.raises(DatasetError, match=r"holds a data set with .*, not .*: give the same options"):
+    name = {"format": "files", "model": "model name"}.get(*2 * tuple(change))
+    with pytest.raises(
+        DatasetError, match=rf"holds a data set with {name} .*, not .*: give the same sources and options"
+    ):
         plan(other, find_shards([str(source)], 3))
 
 

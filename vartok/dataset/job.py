@@ -256,11 +256,13 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
     wanted = job.describe()
     if path.exists():
         found = read_description(job.out)
-        for name, was, now in _differences(found, wanted):
-            raise DatasetError(
-                f"{job.out} holds a data set with {name} {was}, not {now}: give the same options, or name "
-                "another folder"
-            )
+        old, new = _flat(found, wanted), _flat(wanted, wanted)
+        for name in {**new, **old}:
+            if old.get(name) != new.get(name):
+                raise DatasetError(
+                    f"{job.out} holds a data set with {name} {_told(old.get(name))}, not "
+                    f"{_told(new.get(name))}: give the same sources and options, or name another folder"
+                )
     else:
         if job.out.exists() and (not job.out.is_dir() or not all(map(_is_ours, job.out.iterdir()))):
             raise DatasetError(f"{job.out} exists and holds no data set: name a new folder")
@@ -437,15 +439,23 @@ def shard_name(index: int, part: int) -> str:
     return f"{index:05d}-{part:04d}"
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What of one description another has otherwise: its name, and how both have it."""
-    for name, value in wanted.items():
-        other = found.get(name)
-        if isinstance(value, dict) and isinstance(other, dict):
-            yield from ((f"{name} {inner}", was, now) for inner, was, now in _differences(other, value))
-        elif other != value:
-            was, now = (one_line(json.dumps(item), 100) for item in (other, value))
-            yield name, was, now
+def _flat(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those entries of a description, and instead of an object what is in it."""
+    flat: dict[str, Any] = {}
+    for name in names:
+        value = description.get(name)
+        flat |= (
+            {f"{name} {key}": item for key, item in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat
+
+
+def _told(value: Any) -> str:
+    """A value of a description, as a message has it."""
+    text = one_line(json.dumps(value), 100)
+    return f"{text} ({len(value)} in all)" if text.endswith("...") and isinstance(value, list) else text
 
 
 def _is_ours(path: Path) -> bool:

@@ -498,6 +498,6 @@ def _refuse_equal(files: list[File]) -> None:
         if other is not file:
             if _absolute(other.place) == _absolute(file.place):
                 raise DatasetError(f"{file.place} is named twice")
-            below = os.path.dirname(other.place) == os.path.dirname(file.place)
-            way = "use --full-names" if below else "name the folder above both instead of each"
+            folders = {os.path.dirname(_absolute(one.place)) for one in (other, file)}
+            way = "use --full-names" if len(folders) == 1 else "name the folder above both instead of each"
             raise DatasetError(f"{other.place} and {file.place} would have one key, {file.key}: {way}")

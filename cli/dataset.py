@@ -42,11 +42,12 @@ from .options import (
 from .report import FAILED, SOME_FAILED, command, duration, say, shown, usage_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
     from rich.table import Table
 
     from vartok.dataset.job import Job, Progress, Task
+    from vartok.dataset.sources import InputShard
     from vartok.images import Fit
     from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
@@ -110,7 +111,11 @@ def make(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", metavar="I/N", help="Do part I of N, from 0/N: one for each of N machines."),
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do part I of N of the input shards, from 0/N: one for each machine.",
+        ),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option("--engine", help="ray: on a Ray cluster, or one started here.")
@@ -174,6 +179,8 @@ def make(
             without=output,
         )
 
+    if not quiet:
+        _tell_of_shares(shards, folder_labels=folder_labels, parts=parts)
     from vartok.dataset.engines import Loading, ray_cluster, run_here, run_processes, run_ray
     from vartok.dataset.job import Job, finish, plan
     from vartok.images import tame_pillow
@@ -424,6 +431,16 @@ def _end(view: _View, summary: dict[str, Any], *, as_json: bool, quiet: bool, wh
         say(f"{did}; the data set is {state}: {counts}, {rest}")
     if view.failed or (whole and (summary["failed"] or not summary["complete"])):
         raise typer.Exit(SOME_FAILED if summary["pictures"] else FAILED)
+
+
+def _tell_of_shares(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
+    """Say what of the sources a user may expect more of than there is."""
+    if parts > len(shards):
+        inputs = _count(len(shards), "input shard")
+        say(f"note: {inputs} for {parts} parts, so that some have none; of files, --shard-size makes more")
+    bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
+    if bare:
+        say(f"note: {_count(bare, 'picture')} in no folder of a class: without a label")
 
 
 def _count(number: int, what: str) -> str:

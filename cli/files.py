@@ -235,6 +235,8 @@ class Output:
         if self.stream:
             _keep(self.file, sources)
             free = self.file is None or is_free(self.file, self.file, report, force=force, skip=skip)
+            if skip and not free:  # one file of many pictures cannot be gone on with
+                report.note(f"{shown(self.file)} exists: passed over, whatever it may lack")
             return [(item, None) for item in inputs if free]
         planned: dict[str, tuple[Input, Path]] = {}
         for item in inputs:

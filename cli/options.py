@@ -102,7 +102,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures taken through the model together; default: 32; on a CPU 1, or 16 small to encode.",
+        help="Pictures that share a batch; default: on a GPU 32, on a CPU 16 to encode small ones, else 1.",
     ),
 ]
 WorkersOption = Annotated[

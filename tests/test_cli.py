@@ -242,6 +242,8 @@ def test_nothing_is_overwritten_unasked(vartok: Vartok, here: Path) -> None:
     assert "exists" in vartok("encode", "b.png", "-o", "all.jsonl", code=1).stderr
     drawn_before = (here / "b.decoded.png").read_bytes()
     assert "decoded 0, 2 skipped" in vartok("decode", "all.jsonl", "--skip-existing").stderr
+    passed = vartok("encode", "a.png", "b.png", "-o", "all.jsonl", "--skip-existing")
+    assert "vartok: all.jsonl exists: passed over, whatever it may lack" in passed.stderr
     assert (here / "a.decoded.png").read_bytes() == b"precious"
     vartok("decode", "all.jsonl", "--force")
     assert pixels(here / "a.decoded.png").shape == (256, 256, 3)

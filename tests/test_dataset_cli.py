@@ -98,7 +98,8 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
         save(Path("classes", f"{name}.png"), width=12, height=9)
     save(Path("more/a/5.png"), width=12, height=9)
     save(Path("more/6.png"), width=12, height=9)
-    vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
+    made = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
+    assert "note: 1 picture in no folder of a class: without a label" in made.stderr
     dataset = TokenDataset("out")
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}
@@ -115,7 +116,10 @@ def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:
     result = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "1/2")
     assert "the data set is not complete yet: 2 pictures in 1 shard," in result.stderr
     assert "is not complete" in vartok("dataset", "verify", "out", code=1).stderr
-    vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2")
+    rest = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2")
+    assert "note" not in rest.stderr
+    few = vartok("dataset", "photos", "-o", "few", "--shard", "1/4")
+    assert "note: 1 input shard for 4 parts, so that some have none" in few.stderr
     vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
     assert contents(Path("out")) == contents(Path("whole"))
 

@@ -24,6 +24,7 @@ from vartok.errors import (
     TokenFileError,
     TokensError,
     VartokWarning,
+    one_line,
     quoted,
 )
 from vartok.inference import arrange
@@ -86,7 +87,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = one_line(str(error).strip().partition("\n")[0])
         raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
     return chosen
 

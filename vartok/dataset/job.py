@@ -278,11 +278,11 @@ def plan(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) 
         if index < len(shards) and mark.input != shards[index].identity and not mark.pictures:
             continue  # nothing came of it, as where a table's column was not named
         if index >= len(shards) or mark.input != shards[index].identity:
-            now = one_line(shards[index].identity) if index < len(shards) else "nothing"
+            now = one_line(shards[index].identity) if index < len(shards) else "nothing more"
             raise DatasetError(
                 f"{job.out} was made of other pictures: its shard {shard_name(index, part)} is of "
-                f"{one_line(mark.input)}, where there is {now} now; name another folder, or put the sources "
-                "back as they were (a picture that fails may stay, or be mended)"
+                f"{one_line(mark.input)}, where the sources have {now}; name another folder, or put the "
+                "sources back as they were (a picture that fails may stay, or be mended)"
             )
         if job.has(index, part, mark) and not (retry_failed and mark.failed):
             done.setdefault(index, set()).add(part)

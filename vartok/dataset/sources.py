@@ -140,7 +140,7 @@ class InputShard:
         """What it is told apart by from other pictures in the same place of the order."""
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
-            return f"{len(self.files)} files {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+            return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
         # With its folder: shards of several sets often have the same names.
         name = "/".join(_absolute(self.name).replace(os.sep, "/").split("/")[-2:])
         return _as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")

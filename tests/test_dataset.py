@@ -909,7 +909,8 @@ def test_two_data_sets_do_not_mix(
         other = replace(work, encoding=replace(work.encoding, schedule=((1, 1), (4, 4))))
     else:
         other = replace(work, **change)
-    name = {"format": "files", "model": "model name"}.get(*2 * tuple(change))
+    (key,) = change
+    name = {"format": "files", "model": "model name"}.get(key, key)
     with pytest.raises(
         DatasetError, match=rf"holds a data set with {name} .*, not .*: give the same sources and options"
     ):

@@ -444,11 +444,10 @@ def _flat(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name in names:
         value = description.get(name)
-        flat |= (
-            {f"{name} {key}": item for key, item in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+        if isinstance(value, dict):
+            flat |= {f"{name} {key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 

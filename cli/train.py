@@ -39,6 +39,14 @@ def train(
             "--preset", "-p", help="light (the default), var-small, var, or a TOML file of your own."
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="WEIGHTS",
+            help="Go on from a checkpoint instead of anew; `shipped` is the one that comes with vartok.",
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -76,6 +84,7 @@ def train(
       vartok train photos -o run --minutes 30
       vartok train shards/*.tar -o run --preset var-small --steps 20000
       vartok train photos -o run --resume
+      vartok train xrays -o run --from shipped --steps 2000 --rate 3e-4
       accelerate launch -m vartok train shards/*.tar -o run --preset var
     """
     changes: dict[str, dict[str, Any]] = {
@@ -89,15 +98,21 @@ def train(
     }
     if resume and preset:
         raise typer.BadParameter("a run that is resumed has its settings: leave --preset out")
+    if resume and start:
+        raise typer.BadParameter("a run that is resumed has its weights: leave --from out")
 
+    from vartok.checkpoint import shipped_checkpoint
     from vartok.train.settings import read_settings
     from vartok.train.trainer import SETTINGS, STATE, WEIGHTS, check_packages, train
 
     check_packages()
     if resume and not (output / SETTINGS).is_file():
         raise VartokError(f"{shown(output)} holds no run to resume")
+    weights = shipped_checkpoint() if start == "shipped" else Path(start) if start else None
     try:
-        settings = read_settings(str(output / SETTINGS) if resume else preset or "light", overrides)
+        settings = read_settings(
+            str(output / SETTINGS) if resume else preset or "light", overrides, weights=weights
+        )
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
     if not debug:

@@ -20,6 +20,7 @@ from noise import COFFEE, DATA, shapes
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vartok
@@ -588,6 +589,62 @@ def test_a_resumed_run_is_as_one_that_never_stopped(tiles: Path, tmp_path: Path,
             assert all(torch.equal(value, two["state"][number][key]) for key, value in moments.items())
 
 
+def going_on(tiles: Path, folder: Path) -> tuple[Path, TrainSettings]:
+    """Weights of a run, and the settings of one that begins with them; its preset has another [model]."""
+    go(tiny(), tiles, folder / "first")
+    weights = folder / "first" / WEIGHTS
+    (folder / "other.toml").write_text(TINY.replace("[1, 2, 4]", "[1, 4]"))
+    return weights, read_settings(str(folder / "other.toml"), weights=weights)
+
+
+def test_training_goes_on_from_a_checkpoint(tiles: Path, tmp_path: Path) -> None:
+    weights, settings = going_on(tiles, tmp_path)
+    assert settings.model == tiny().model
+    assert settings.optimizer.taught == 0
+    assert settings == TrainSettings.from_toml(settings.to_toml())
+    still = dataclasses.replace(
+        settings,
+        optimizer=dataclasses.replace(settings.optimizer, rate=0.0, encoder_rate=0.0),
+        quantizer=QuantizerSettings(codebook="gradient", restart=0.0),
+    )
+    told = go(still, tiles, tmp_path / "second")
+    assert "going on from tiny" in told
+    before, after = load_file(weights), load_file(tmp_path / "second" / WEIGHTS)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_latents_are_held_to_the_checkpoints_and_in_a_resumed_run_too(tiles: Path, tmp_path: Path) -> None:
+    weights, settings = going_on(tiles, tmp_path)
+    go(settings, tiles, tmp_path / "whole")
+    asked = itertools.count(1)
+    go(settings, tiles, tmp_path / "parts", should_stop=lambda: next(asked) == 5)
+    first = load_file(weights)
+    weights.unlink()  # a run that has begun does not need it
+    go(settings, tiles, tmp_path / "parts", resume=True)
+    whole, parts = (
+        torch.load(tmp_path / name / STATE, weights_only=True)["trainee"] for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    held = {name: tensor for name, tensor in whole.items() if name.startswith("target.")}
+    moved = [name for name, tensor in held.items() if not torch.equal(tensor, whole[_of_model(name)])]
+    assert moved
+    for name, tensor in held.items():
+        assert torch.equal(tensor, first[_of_model(name).removeprefix("model.")]), name
+
+
+def _of_model(name: str) -> str:
+    """What the model calls a tensor of the frozen encoder."""
+    return name.replace("target.0.", "model.encoder.").replace("target.1.", "model.quant_conv.")
+
+
+def test_weights_of_another_configuration_are_refused(tiles: Path, tmp_path: Path) -> None:
+    _, settings = going_on(tiles, tmp_path)
+    other = dataclasses.replace(settings, model=dataclasses.replace(settings.model, vocab_size=32))
+    with pytest.raises(TrainError, match=r"first.weights\.safetensors: its configuration is not the run's"):
+        go(other, tiles, tmp_path / "run")
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
 def test_validation_measures_what_is_held_out(tiles: Path, tmp_path: Path) -> None:
     told = go(tiny(), tiles, tmp_path / "run")
     (validation,) = (event for event in told if isinstance(event, Validation))
@@ -718,6 +775,9 @@ def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Pat
         (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no preset"),
         (["{tiles}", "-o", "run", "--resume"], 1, "holds no run"),
         (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
+        (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
+        (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: No such file or directory"),
+        (["{tiles}", "-o", "run", "--from", "{tiles}/tile00.png"], 1, "neither a safetensors nor a PyTorch"),
         (["nowhere", "-o", "run"], 1, "nowhere: no such file or folder"),
         (["empty", "-o", "run"], 1, "no pictures"),
         (["{tiles}", "-o", "run", "--batch-size", "0"], 2, "batch-size"),

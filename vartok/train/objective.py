@@ -12,7 +12,6 @@ from vartok.model import VQVAE
 from vartok.quantizer import Scale
 from vartok.schedule import Schedule
 from vartok.train.settings import LossSettings
-from vartok.train.start import LinearTransform
 
 
 class Forward(NamedTuple):
@@ -22,7 +21,7 @@ class Forward(NamedTuple):
         picture: [B, 3, H, W] float32, not clamped.
         commitment: scalar, mean over scales of the squared distance of latents from what quantizes them.
         codebook: scalar, the same with the gradient going the other way, to codebook and phis.
-        anchor: scalar, mean squared distance of latents from the linear transform's.
+        anchor: scalar, mean squared distance of latents from what they are held to.
         scales: of every scale, coarse to fine.
     """
 
@@ -38,14 +37,14 @@ class Trainee(nn.Module):
 
     Args:
         model: what is trained.
-        linear: what its latents are held to.
+        target: [B, 3, H, W] -> [B, z, h, w], what its latents are held to; never trained.
         schedule: (h, w) of every scale.
     """
 
-    def __init__(self, model: VQVAE, linear: LinearTransform, schedule: Schedule) -> None:
+    def __init__(self, model: VQVAE, target: nn.Module, schedule: Schedule) -> None:
         super().__init__()
         self.model = model
-        self.linear = linear.requires_grad_(False)
+        self.target = target.requires_grad_(False)
         self.schedule = schedule
 
     def forward(self, images: Tensor, taught: bool) -> Forward:
@@ -55,15 +54,15 @@ class Trainee(nn.Module):
 
         Args:
             images: [B, 3, H, W] float32 in [-1, 1].
-            taught: quantize the linear transform's latents instead of the encoder's.
+            taught: quantize the target's latents instead of the encoder's.
 
         Source: Tian et al. 2024, arXiv:2404.02905, section 3.2; the straight-through gradient:
         Bengio et al. 2013, arXiv:1308.3432.
         """
         model = self.model
         latent = model.quant_conv(model.encoder(images)).float()
+        wanted = self.target(images).float()
         with torch.autocast(images.device.type, enabled=False):
-            wanted = self.linear(images)
             f = wanted if taught else latent
             scales = list(model.quantize.scales(self.schedule, latent=f.detach()))
             commitment = torch.stack([F.mse_loss(f, scale.f_hat.detach()) for scale in scales]).mean()

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vartok.checkpoint import Checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
-from vartok.errors import ConfigError, one_line, quoted
+from vartok.errors import CheckpointError, ConfigError, one_line, quoted
 
 PRESETS = ("light", "var-small", "var")
 
@@ -45,11 +46,14 @@ class StartSettings:
     """Where training starts from.
 
     Attributes:
+        weights: a checkpoint that training goes on from, of the same [model]. Latents are then held to those
+            of its encoder, and nothing is computed from the pictures. Empty: training starts anew.
         pictures: crops that the principal components and the codebook are computed from.
         rounds: of k-means, each over the residuals that the codebook of the round before leaves;
             0: VAR's own start instead, a uniform random codebook and phis that are random convolutions.
     """
 
+    weights: str = ""
     pictures: int = 2048
     rounds: int = 3
 
@@ -83,7 +87,7 @@ class LossSettings:
         border: square of how much more than in the originals the borders of a latent's cells show: the mean
             step across them by the mean step inside cells, over a batch.
         commitment: how far latents are from what they are quantized to, mean over scales.
-        anchor: how far latents are from the linear transform's, mean square.
+        anchor: how far latents are from the linear transform's (or see start.weights), mean square.
         lpips: perceptual distance (AlexNet); it needs weights that are not ours, so 0 unless wanted.
         adversarial: a patch discriminator's opinion, relative to the gradient of the others.
         adversarial_start: step at which the discriminator's opinion begins to count.
@@ -270,12 +274,36 @@ class TrainSettings:
         return cls(model=model, **given)
 
 
-def read_settings(preset: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> TrainSettings:
+def read_settings(
+    preset: str,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    weights: Path | None = None,
+) -> TrainSettings:
     """The settings of a preset's name, or of a TOML file's path.
+
+    Args:
+        preset: one of `PRESETS`, or a path.
+        overrides: see `TrainSettings.from_toml`.
+        weights: a checkpoint to go on from; [model] is then its configuration, and its encoder, which has
+            learned what it does, is not `taught`.
 
     Raises:
         ConfigError: no such preset or file, or what `TrainSettings.from_toml` refuses.
+        CheckpointError: not a checkpoint that vartok can run.
     """
+    settings = _read_preset(preset, overrides or {})
+    if weights is None:
+        return settings
+    return dataclasses.replace(
+        settings,
+        model=read_start(weights).config,
+        start=dataclasses.replace(settings.start, weights=str(weights)),
+        optimizer=dataclasses.replace(settings.optimizer, taught=0),
+    )
+
+
+def _read_preset(preset: str, overrides: Mapping[str, Mapping[str, Any]]) -> TrainSettings:
     if preset in PRESETS:
         text = (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text("utf-8")
         return TrainSettings.from_toml(text, overrides)
@@ -290,6 +318,18 @@ def read_settings(preset: str, overrides: Mapping[str, Mapping[str, Any]] | None
         return TrainSettings.from_toml(text, overrides)
     except ConfigError as error:
         raise ConfigError(f"{preset}: {error}") from None
+
+
+def read_start(weights: str | Path) -> Checkpoint:
+    """The checkpoint that training goes on from.
+
+    Raises:
+        CheckpointError: not a checkpoint that vartok can run.
+    """
+    try:
+        return read_checkpoint(Path(weights))
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights}: {error}") from None
 
 
 def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:

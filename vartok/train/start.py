@@ -42,9 +42,10 @@ class LinearTransform(nn.Module):
         self.register_buffer("mean", mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d] float32."""
-        bias = -torch.einsum("zcij,cij->z", self.components, self.mean)
-        return F.conv2d(x, self.components, bias, stride=self.components.shape[-1])
+        """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d] float32, whatever precision networks have."""
+        with torch.autocast(x.device.type, enabled=False):
+            bias = -torch.einsum("zcij,cij->z", self.components, self.mean)
+            return F.conv2d(x, self.components, bias, stride=self.components.shape[-1])
 
     @classmethod
     def empty(cls, config: TokenizerConfig) -> LinearTransform:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vartok.checkpoint import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
@@ -34,7 +34,7 @@ from vartok.train.adversary import Adversary
 from vartok.train.card import Validation, describe
 from vartok.train.data import Batch, Pictures, Place
 from vartok.train.objective import Trainee, parameter_groups, reconstruction_loss
-from vartok.train.settings import TrainSettings
+from vartok.train.settings import TrainSettings, read_start
 from vartok.train.start import (
     LinearTransform,
     principal_components,
@@ -124,7 +124,7 @@ def train(
     Raises:
         TrainError: no pictures, a folder that holds another run, training that went wrong, too little memory,
             or a run that cannot be written.
-        VartokError: weights of LPIPS that are wanted and not there.
+        VartokError: weights to begin with, or of LPIPS, that are wanted and not there.
     """
     check_packages()
     ours = not run.exists()
@@ -210,10 +210,13 @@ class _Run:
         settings = self.settings
         config = settings.model
         model = VQVAE(config).to(self.device)
-        linear = LinearTransform.empty(config).to(self.device)
         if state is None:
-            linear = self._start(model)
-        self.trainee = Trainee(model, linear, config.patch_nums)
+            target = self._start(model)
+        elif settings.start.weights:
+            target = _frozen_encoder(model)
+        else:
+            target = LinearTransform.empty(config).to(self.device)
+        self.trainee = Trainee(model, target, config.patch_nums)
         self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         rates = settings.optimizer
@@ -231,10 +234,17 @@ class _Run:
         if state is not None:
             self._restore(state)
 
-    def _start(self, model: VQVAE) -> LinearTransform:
-        """Set the model up from a first look at the pictures."""
+    def _start(self, model: VQVAE) -> nn.Module:
+        """Set the model up from a checkpoint, or a first look at the pictures; what latents are held to."""
         settings = self.settings
         config, start = settings.model, settings.start
+        if start.weights:
+            checkpoint = read_start(start.weights)
+            if checkpoint.config != config:
+                raise TrainError(f"{start.weights}: its configuration is not the run's [model]")
+            model.load_state_dict(checkpoint.tensors)
+            self.report(f"going on from {checkpoint.name}")
+            return _frozen_encoder(model)
         self.report(f"looking at {start.pictures:,} crops")
         stream = self.pictures.batches(min(64, start.pictures), Place(), workers=self.workers)
         crops = np.concatenate([next(stream).pixels for _ in range(-(-start.pictures // 64))])
@@ -572,6 +582,11 @@ class _Run:
         if self.world == 1:
             return stop
         return float(self._mean(torch.tensor([float(stop)], device=self.device))) > 0
+
+
+def _frozen_encoder(model: VQVAE) -> nn.Module:
+    """[B, 3, H, W] -> [B, z, h, w], as the model has it now."""
+    return nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.quant_conv))
 
 
 def _unwritten(path: Path, error: Exception) -> TrainError:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from vartok.model import VQVAE
-from vartok.train.objective import Trainee, parameter_groups, reconstruction_loss
+from vartok.train.objective import Trainee, latent_loss, parameter_groups, reconstruction_loss
 from vartok.train.settings import TrainSettings, read_settings
 from vartok.train.start import LinearTransform, start_as_var
 from vartok.train.trainer import Progress, takes_bf16, train
@@ -75,8 +75,7 @@ def bare_rate(settings: TrainSettings, steps: int) -> float:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = trainee(images, False)
         loss, _ = reconstruction_loss(out.picture, images, settings.loss, config.downsample)
-        loss = loss + settings.loss.commitment * out.commitment + settings.loss.anchor * out.anchor
-        (loss + out.codebook).backward()
+        (loss + latent_loss(out, settings.loss)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

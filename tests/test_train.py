@@ -34,7 +34,7 @@ from vartok.schedule import square
 from vartok.train.adversary import Adversary, PatchDiscriminator
 from vartok.train.card import Validation
 from vartok.train.data import Batch, Pictures, Place
-from vartok.train.objective import Trainee, reconstruction_loss
+from vartok.train.objective import Trainee, latent_loss, reconstruction_loss
 from vartok.train.settings import (
     PRESETS,
     DataSettings,
@@ -355,10 +355,11 @@ def same(value: Tensor) -> Tensor:
     return value
 
 
-def test_codes_become_the_mean_of_what_they_are_picked_for_each_scale_weighing_the_same() -> None:
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_codes_become_the_mean_of_what_they_are_picked_for(balance: float) -> None:
     quantizer = started(2)
     before = quantizer.embedding.weight.clone()
-    keeper = upkeep(quantizer, decay=0.0)  # the average of the last step alone
+    keeper = upkeep(quantizer, decay=0.0, balance=balance)  # the average of the last step alone
     scales = list(quantizer.scales(LIGHT.patch_nums, latent=latents()))
     keeper.observe(scales, same)
     sums, shares = np.zeros((64, 8)), np.zeros(64)
@@ -366,8 +367,9 @@ def test_codes_become_the_mean_of_what_they_are_picked_for_each_scale_weighing_t
         assert scale.cells is not None
         indices = scale.indices.flatten().numpy()
         for index, row in zip(indices, scale.cells.permute(0, 2, 3, 1).reshape(-1, 8).numpy(), strict=True):
-            sums[index] += row / len(indices)
-            shares[index] += 1 / len(indices)
+            weight = len(indices) ** (balance - 1)  # at 0 each scale weighs the same, at 1 each token
+            sums[index] += weight * row
+            shares[index] += weight
     seen = shares > 0
     wanted = np.where(seen[:, None], sums / np.maximum(shares, 1e-9)[:, None], before.numpy())
     assert np.allclose(quantizer.embedding.weight.numpy(), wanted, atol=1e-5)
@@ -455,9 +457,30 @@ def test_gradients_pass_the_quantizer_as_if_it_were_not_there(tiles: Path) -> No
     (wanted,) = torch.autograd.grad(subject.model.decoder(subject.model.post_quant_conv(f)).sum(), bias)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
     codebook = subject.model.quantize.embedding.weight
-    for loss, moved, still in ((out.codebook, codebook, bias), (out.commitment, bias, codebook)):
+    for loss, moved, still in (
+        (out.codebook, codebook, bias),
+        (out.commitment, bias, codebook),
+        (out.last_commitment, bias, codebook),
+    ):
         assert torch.autograd.grad(loss, moved, retain_graph=True)[0].any()
         assert torch.autograd.grad(loss, still, retain_graph=True, allow_unused=True)[0] is None
+
+
+def test_latents_are_asked_for_what_the_settings_say(tiles: Path) -> None:
+    subject, images = trainee(tiles)
+    with torch.no_grad():
+        out = subject(images + 0.1, False)
+        latent = subject.model.latent(images + 0.1)
+    errors = [float((latent - scale.f_hat).square().mean()) for scale in out.scales]
+    for settings, wanted in (
+        (LossSettings(commitment=0.0), 0.0),
+        (LossSettings(commitment=2.0), 2 * sum(errors) / len(errors)),
+        (LossSettings(commitment=0.0, last_commitment=2.0), 2 * errors[-1]),
+        (LossSettings(commitment=0.0, anchor=2.0), 2 * float(out.anchor)),
+    ):
+        found = float(latent_loss(out, settings)) - float(out.codebook)
+        assert found == pytest.approx(wanted, abs=1e-4)
+    assert errors[-1] < errors[0]
 
 
 def test_losses_are_what_they_say() -> None:

@@ -20,6 +20,7 @@ class Forward(NamedTuple):
     Attributes:
         picture: [B, 3, H, W] float32, not clamped.
         commitment: scalar, mean over scales of the squared distance of latents from what quantizes them.
+        last_commitment: scalar, the same of the last scale alone.
         codebook: scalar, the same with the gradient going the other way, to codebook and phis.
         anchor: scalar, mean squared distance of latents from what they are held to.
         scales: of every scale, coarse to fine.
@@ -27,6 +28,7 @@ class Forward(NamedTuple):
 
     picture: Tensor
     commitment: Tensor
+    last_commitment: Tensor
     codebook: Tensor
     anchor: Tensor
     scales: list[Scale]
@@ -65,12 +67,22 @@ class Trainee(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             f = wanted if taught else latent
             scales = list(model.quantize.scales(self.schedule, latent=f.detach()))
-            commitment = torch.stack([F.mse_loss(f, scale.f_hat.detach()) for scale in scales]).mean()
+            commitments = [F.mse_loss(f, scale.f_hat.detach()) for scale in scales]
             codebook = torch.stack([F.mse_loss(scale.f_hat, f.detach()) for scale in scales]).mean()
             f_hat = scales[-1].f_hat + (f - f.detach())
             anchor = F.mse_loss(latent, wanted)
         picture = model.decoder(model.post_quant_conv(f_hat)).float()
-        return Forward(picture, commitment, codebook, anchor, scales)
+        return Forward(picture, torch.stack(commitments).mean(), commitments[-1], codebook, anchor, scales)
+
+
+def latent_loss(out: Forward, settings: LossSettings) -> Tensor:
+    """What training asks of latents, codebook and phis, weighted: a scalar."""
+    return (
+        settings.commitment * out.commitment
+        + settings.last_commitment * out.last_commitment
+        + settings.anchor * out.anchor
+        + out.codebook
+    )
 
 
 def reconstruction_loss(

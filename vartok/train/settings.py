@@ -63,14 +63,17 @@ class QuantizerSettings:
     """How the codebook follows the latents, and stays in use.
 
     Attributes:
-        codebook: "average": every code is the moving average of what it was picked for, each scale
-            weighing the same; "gradient": it is trained by its loss, as in VAR.
+        codebook: "average": every code is the moving average of what it was picked for; "gradient": it is
+            trained by its loss, as in VAR.
+        balance: in that average and in the use of a code, scales weigh as their tokens to the power of this:
+            0: all the same; 1: every token the same, for the best PSNR and less use by coarse scales.
         decay: of that average, and of the counts of use, a step.
         restart: codes with less than this share of their even part of the use start anew, at residuals
             of the scales that use the codebook least; 0: never.
     """
 
     codebook: str = "average"
+    balance: float = 0.0
     decay: float = 0.99
     restart: float = 0.3
 
@@ -86,7 +89,9 @@ class LossSettings:
         gradient: mean absolute error of the differences between neighbouring pixels.
         border: square of how much more than in the originals the borders of a latent's cells show: the mean
             step across them by the mean step inside cells, over a batch.
-        commitment: how far latents are from what they are quantized to, mean over scales.
+        commitment: how far latents are from what they are quantized to, mean square, mean over scales, as
+            in VAR. Coarse scales, which know no details, draw them to zero, and finer ones use fewer codes.
+        last_commitment: the same of the last scale alone, which draws nothing to zero.
         anchor: how far latents are from the linear transform's (or see start.weights), mean square.
         lpips: perceptual distance (AlexNet); it needs weights that are not ours, so 0 unless wanted.
         adversarial: a patch discriminator's opinion, relative to the gradient of the others.
@@ -99,6 +104,7 @@ class LossSettings:
     gradient: float = 0.0
     border: float = 0.0
     commitment: float = 0.25
+    last_commitment: float = 0.0
     anchor: float = 0.0
     lpips: float = 0.0
     adversarial: float = 0.0
@@ -197,6 +203,7 @@ class TrainSettings:
             ("[data] validation_pictures", data.validation_pictures, 1, 1 << 16),
             ("[start] pictures", self.start.pictures, 1, 1 << 20),
             ("[start] rounds", self.start.rounds, 0, 100),
+            ("[quantizer] balance", self.quantizer.balance, 0, 1),
             ("[quantizer] decay", self.quantizer.decay, 0, 1),
             ("[quantizer] restart", self.quantizer.restart, 0, 1),
             ("[optimizer] cooldown", self.optimizer.cooldown, 0, 1),

@@ -33,7 +33,7 @@ from vartok.tokenizer import Tokenizer
 from vartok.train.adversary import Adversary
 from vartok.train.card import Validation, describe
 from vartok.train.data import Batch, Pictures, Place
-from vartok.train.objective import Trainee, parameter_groups, reconstruction_loss
+from vartok.train.objective import Trainee, latent_loss, parameter_groups, reconstruction_loss
 from vartok.train.settings import TrainSettings, read_start
 from vartok.train.start import (
     LinearTransform,
@@ -312,7 +312,7 @@ class _Run:
         weights = settings.loss
         cell = settings.model.downsample
         loss, squared = reconstruction_loss(out.picture, images, weights, cell, self.lpips)
-        total = loss + weights.commitment * out.commitment + weights.anchor * out.anchor + out.codebook
+        total = loss + latent_loss(out, weights)
         judged = self.step >= weights.adversarial_start
         if self.adversary is not None and judged:
             total = total + weights.adversarial * self.adversary.opinion(images, out.picture, loss)

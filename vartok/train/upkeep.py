@@ -2,7 +2,7 @@
 
 A code of the 1x1 scale sees one token a picture, one of the 16x16 scale may see hundreds. Counted alike, the
 fine scales would own the codebook, and codes of the coarse ones would seem dead: the collapse that trainers
-of multi-scale tokenizers report. So each scale weighs the same here.
+of multi-scale tokenizers report. So each scale has a weight here, by default the same.
 
 Sources: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1 (the moving average); Dhariwal et al. 2020,
 arXiv:2005.00341, section 3 (the restart of dead codes).
@@ -27,7 +27,7 @@ class CodebookUpkeep:
     Attributes:
         use: [K, V] float32: for each scale, the moving average of each code's share of its tokens.
         sums: [V, C] float32: the moving average of the residuals that a code was picked for, times the
-            mean over scales of its share.
+            weighted mean over scales of its share.
         restart_every: steps from one restart to the next: a small part of what the average remembers.
     """
 
@@ -49,6 +49,8 @@ class CodebookUpkeep:
         codes = quantizer.embedding.weight.detach()
         self.use = codes.new_full((len(tokens), len(codes)), 1 / len(codes))
         self.sums = codes / len(codes)
+        weights = torch.tensor(tokens, dtype=torch.float64) ** settings.balance
+        self._weights = (weights / weights.sum()).tolist()
         self._quantizer = quantizer
         self._settings = settings
         memory = 1 / max(1 - settings.decay, 1e-6)  # steps
@@ -70,13 +72,13 @@ class CodebookUpkeep:
             indices = scale.indices.flatten()
             rows = scale.cells.detach().permute(0, 2, 3, 1).reshape(len(indices), -1)
             share[k] = torch.bincount(indices, minlength=share.shape[1]) / len(indices)
-            sums.index_add_(0, indices, rows, alpha=1 / len(indices) / len(scales))
+            sums.index_add_(0, indices, rows, alpha=self._weights[k] / len(indices))
             self._cells.append(rows)
         decay = self._settings.decay
         self.use.lerp_(mean(share), 1 - decay)
         self.sums.lerp_(mean(sums), 1 - decay)
         if self._settings.codebook == "average":
-            share = self.use.mean(0)[:, None]
+            share = self._share()[:, None]
             kept = share > 1e-3 / len(share)  # of what was hardly ever picked the average is noise
             codes = self._quantizer.embedding.weight
             codes.data.copy_(torch.where(kept, self.sums / share.clamp(min=1e-12), codes))
@@ -94,7 +96,7 @@ class CodebookUpkeep:
         Returns:
             [n] int64, the codes that were moved.
         """
-        share = self.use.mean(0)
+        share = self._share()
         dead = (share < self._settings.restart / len(share)).nonzero().flatten()
         if not len(dead):
             return dead
@@ -118,8 +120,12 @@ class CodebookUpkeep:
         return _perplexity(self.use)
 
     def total_perplexity(self) -> float:
-        """Of all scales together, each weighing the same."""
-        return float(_perplexity(self.use.mean(0)))
+        """Of all scales together, weighted."""
+        return float(_perplexity(self._share()))
+
+    def _share(self) -> Tensor:
+        """[V]: of each code, the weighted mean over scales of its share of their tokens."""
+        return self.use.new_tensor(self._weights) @ self.use
 
 
 def _perplexity(use: Tensor) -> Tensor:

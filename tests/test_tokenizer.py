@@ -168,7 +168,7 @@ def psnr(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     ("weights", "prefixes", "unquantized"),
     [
-        (shipped_checkpoint(), [12.03, 17.51, 26.72], 26.91),
+        (shipped_checkpoint(), [12.0, 17.43, 26.8], 25.76),
         (DATA.parent / "vartok-light-v0.safetensors", [12.03, 17.35, 24.94], 29.04),  # linear alone
     ],
     ids=["shipped", "v0"],

@@ -44,7 +44,7 @@ def train(
         typer.Option(
             "--from",
             metavar="WEIGHTS",
-            help="Go on from a checkpoint instead of anew; `shipped` is the one that comes with vartok.",
+            help="Go on from a checkpoint, of its [model]; `shipped` is the one that comes with vartok.",
         ),
     ] = None,
     resume: Annotated[
@@ -108,7 +108,7 @@ def train(
     check_packages()
     if resume and not (output / SETTINGS).is_file():
         raise VartokError(f"{shown(output)} holds no run to resume")
-    weights = shipped_checkpoint() if start == "shipped" else Path(start) if start else None
+    weights = shipped_checkpoint() if start == "shipped" else None if start is None else Path(start)
     try:
         settings = read_settings(
             str(output / SETTINGS) if resume else preset or "light", overrides, weights=weights

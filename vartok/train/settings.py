@@ -47,7 +47,8 @@ class StartSettings:
 
     Attributes:
         weights: a checkpoint that training goes on from, of the same [model]. Latents are then held to those
-            of its encoder, and nothing is computed from the pictures. Empty: training starts anew.
+            of its encoder wherever the linear transform's are spoken of, and nothing is computed from the
+            pictures. Empty: training starts anew.
         pictures: crops that the principal components and the codebook are computed from.
         rounds: of k-means, each over the residuals that the codebook of the round before leaves;
             0: VAR's own start instead, a uniform random codebook and phis that are random convolutions.
@@ -65,15 +66,15 @@ class QuantizerSettings:
     Attributes:
         codebook: "average": every code is the moving average of what it was picked for; "gradient": it is
             trained by its loss, as in VAR.
-        balance: in that average and in the use of a code, scales weigh as their tokens to the power of this:
-            0: all the same; 1: every token the same, for the best PSNR and less use by coarse scales.
+        token_weight: in that average and in the use of a code, scales weigh as their tokens to the power of
+            this: 0: each the same; 1: each token, for a little more PSNR and less use by coarse ones.
         decay: of that average, and of the counts of use, a step.
         restart: codes with less than this share of their even part of the use start anew, at residuals
             of the scales that use the codebook least; 0: never.
     """
 
     codebook: str = "average"
-    balance: float = 0.0
+    token_weight: float = 0.0
     decay: float = 0.99
     restart: float = 0.3
 
@@ -91,8 +92,8 @@ class LossSettings:
             step across them by the mean step inside cells, over a batch.
         commitment: how far latents are from what they are quantized to, mean square, mean over scales, as
             in VAR. Coarse scales, which know no details, draw them to zero, and finer ones use fewer codes.
-        last_commitment: the same of the last scale alone, which draws nothing to zero.
-        anchor: how far latents are from the linear transform's (or see start.weights), mean square.
+        last_commitment: the same of the last scale alone, which hardly does.
+        anchor: how far latents are from the linear transform's, mean square.
         lpips: perceptual distance (AlexNet); it needs weights that are not ours, so 0 unless wanted.
         adversarial: a patch discriminator's opinion, relative to the gradient of the others.
         adversarial_start: step at which the discriminator's opinion begins to count.
@@ -203,7 +204,7 @@ class TrainSettings:
             ("[data] validation_pictures", data.validation_pictures, 1, 1 << 16),
             ("[start] pictures", self.start.pictures, 1, 1 << 20),
             ("[start] rounds", self.start.rounds, 0, 100),
-            ("[quantizer] balance", self.quantizer.balance, 0, 1),
+            ("[quantizer] token_weight", self.quantizer.token_weight, 0, 1),
             ("[quantizer] decay", self.quantizer.decay, 0, 1),
             ("[quantizer] restart", self.quantizer.restart, 0, 1),
             ("[optimizer] cooldown", self.optimizer.cooldown, 0, 1),
@@ -292,8 +293,8 @@ def read_settings(
     Args:
         preset: one of `PRESETS`, or a path.
         overrides: see `TrainSettings.from_toml`.
-        weights: a checkpoint to go on from; [model] is then its configuration, and its encoder, which has
-            learned what it does, is not `taught`.
+        weights: a checkpoint to go on from; [model] is then its configuration, the licence its own unless
+            the preset names one, and its encoder, which has learned what it does, is not `taught`.
 
     Raises:
         ConfigError: no such preset or file, or what `TrainSettings.from_toml` refuses.
@@ -302,9 +303,11 @@ def read_settings(
     settings = _read_preset(preset, overrides or {})
     if weights is None:
         return settings
+    checkpoint = read_start(weights)
     return dataclasses.replace(
         settings,
-        model=read_start(weights).config,
+        license=settings.license or checkpoint.license,
+        model=checkpoint.config,
         start=dataclasses.replace(settings.start, weights=str(weights)),
         optimizer=dataclasses.replace(settings.optimizer, taught=0),
     )

@@ -243,6 +243,8 @@ class _Run:
             if checkpoint.config != config:
                 raise TrainError(f"{start.weights}: its configuration is not the run's [model]")
             model.load_state_dict(checkpoint.tensors)
+            for note in checkpoint.notes:
+                self.report(f"{start.weights}: {note}")
             self.report(f"going on from {checkpoint.name}")
             return _frozen_encoder(model)
         self.report(f"looking at {start.pictures:,} crops")
@@ -501,6 +503,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "use": self.upkeep.use,
             "sums": self.upkeep.sums,
+            "token_weight": self.settings.quantizer.token_weight,
             "adversary": adversary,
         }
         with self._written(STATE) as file:
@@ -536,6 +539,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.upkeep.use.copy_(state["use"])
             self.upkeep.sums.copy_(state["sums"])
+            if state.get("token_weight", 0.0) != self.settings.quantizer.token_weight:
+                self.upkeep.weigh_anew()
             if self.adversary is not None:
                 self.adversary.load_state_dict(state["adversary"])
             self.step, self.place, self.spent = state["step"], Place(*state["place"]), state["seconds"]

@@ -49,7 +49,7 @@ class CodebookUpkeep:
         codes = quantizer.embedding.weight.detach()
         self.use = codes.new_full((len(tokens), len(codes)), 1 / len(codes))
         self.sums = codes / len(codes)
-        weights = torch.tensor(tokens, dtype=torch.float64) ** settings.balance
+        weights = torch.tensor(tokens, dtype=torch.float64) ** settings.token_weight
         self._weights = (weights / weights.sum()).tolist()
         self._quantizer = quantizer
         self._settings = settings
@@ -114,6 +114,10 @@ class CodebookUpkeep:
         self.use[:, dead] = 1 / len(share)
         self.sums[dead] = new / len(share)
         return dead
+
+    def weigh_anew(self) -> None:
+        """Make `sums`, which other weights of scales made, what the codes and these weights say."""
+        self.sums = self._quantizer.embedding.weight.detach() * self._share()[:, None]
 
     def perplexity(self) -> Tensor:
         """[K]: 2 ** entropy of every scale's use, codes that it uses evenly would be so many."""

@@ -44,7 +44,7 @@ def train(
         typer.Option(
             "--from",
             metavar="WEIGHTS",
-            help="Go on from a checkpoint, of its [model]; `shipped` is the one that comes with vartok.",
+            help="Train a checkpoint on instead of starting anew; `shipped`: the one that comes with vartok.",
         ),
     ] = None,
     resume: Annotated[
@@ -98,7 +98,7 @@ def train(
     }
     if resume and preset:
         raise typer.BadParameter("a run that is resumed has its settings: leave --preset out")
-    if resume and start:
+    if resume and start is not None:
         raise typer.BadParameter("a run that is resumed has its weights: leave --from out")
 
     from vartok.checkpoint import shipped_checkpoint
@@ -108,7 +108,9 @@ def train(
     check_packages()
     if resume and not (output / SETTINGS).is_file():
         raise VartokError(f"{shown(output)} holds no run to resume")
-    weights = shipped_checkpoint() if start == "shipped" else None if start is None else Path(start)
+    weights = None
+    if start is not None:
+        weights = shipped_checkpoint() if start == "shipped" else Path(start)
     try:
         settings = read_settings(
             str(output / SETTINGS) if resume else preset or "light", overrides, weights=weights

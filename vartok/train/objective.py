@@ -21,7 +21,7 @@ class Forward(NamedTuple):
         picture: [B, 3, H, W] float32, not clamped.
         commitment: scalar, mean over scales of the squared distance of latents from what quantizes them.
         last_commitment: scalar, the same of the last scale alone.
-        codebook: scalar, the same with the gradient going the other way, to codebook and phis.
+        codebook: scalar, `commitment` with the gradient going the other way, to codebook and phis.
         anchor: scalar, mean squared distance of latents from what they are held to.
         scales: of every scale, coarse to fine.
     """

@@ -503,7 +503,6 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "use": self.upkeep.use,
             "sums": self.upkeep.sums,
-            "token_weight": self.settings.quantizer.token_weight,
             "adversary": adversary,
         }
         with self._written(STATE) as file:
@@ -539,8 +538,6 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.upkeep.use.copy_(state["use"])
             self.upkeep.sums.copy_(state["sums"])
-            if state.get("token_weight", 0.0) != self.settings.quantizer.token_weight:
-                self.upkeep.weigh_anew()
             if self.adversary is not None:
                 self.adversary.load_state_dict(state["adversary"])
             self.step, self.place, self.spent = state["step"], Place(*state["place"]), state["seconds"]

@@ -26,8 +26,8 @@ class CodebookUpkeep:
 
     Attributes:
         use: [K, V] float32: for each scale, the moving average of each code's share of its tokens.
-        sums: [V, C] float32: the moving average of the residuals that a code was picked for, times the
-            weighted mean over scales of its share.
+        sums: [K, V, C] float32: likewise, the moving average of the residuals that a code was picked for,
+            times its share.
         restart_every: steps from one restart to the next: a small part of what the average remembers.
     """
 
@@ -48,9 +48,9 @@ class CodebookUpkeep:
         """
         codes = quantizer.embedding.weight.detach()
         self.use = codes.new_full((len(tokens), len(codes)), 1 / len(codes))
-        self.sums = codes / len(codes)
+        self.sums = (codes / len(codes)).repeat(len(tokens), 1, 1)
         weights = torch.tensor(tokens, dtype=torch.float64) ** settings.token_weight
-        self._weights = (weights / weights.sum()).tolist()
+        self._weights = (weights / weights.sum()).to(codes)
         self._quantizer = quantizer
         self._settings = settings
         memory = 1 / max(1 - settings.decay, 1e-6)  # steps
@@ -72,16 +72,17 @@ class CodebookUpkeep:
             indices = scale.indices.flatten()
             rows = scale.cells.detach().permute(0, 2, 3, 1).reshape(len(indices), -1)
             share[k] = torch.bincount(indices, minlength=share.shape[1]) / len(indices)
-            sums.index_add_(0, indices, rows, alpha=self._weights[k] / len(indices))
+            sums[k].index_add_(0, indices, rows, alpha=1 / len(indices))
             self._cells.append(rows)
         decay = self._settings.decay
         self.use.lerp_(mean(share), 1 - decay)
         self.sums.lerp_(mean(sums), 1 - decay)
         if self._settings.codebook == "average":
-            share = self._share()[:, None]
-            kept = share > 1e-3 / len(share)  # of what was hardly ever picked the average is noise
+            picked = self._weighted(self.use)[:, None]
+            kept = picked > 1e-3 / len(picked)  # of what was hardly ever picked the average is noise
             codes = self._quantizer.embedding.weight
-            codes.data.copy_(torch.where(kept, self.sums / share.clamp(min=1e-12), codes))
+            means = self._weighted(self.sums) / picked.clamp(min=1e-12)
+            codes.data.copy_(torch.where(kept, means, codes))
 
     def restart(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Give dead codes new places: residuals of the last step, of scales that show too few codes.
@@ -96,7 +97,7 @@ class CodebookUpkeep:
         Returns:
             [n] int64, the codes that were moved.
         """
-        share = self._share()
+        share = self._weighted(self.use)
         dead = (share < self._settings.restart / len(share)).nonzero().flatten()
         if not len(dead):
             return dead
@@ -112,12 +113,8 @@ class CodebookUpkeep:
         new = candidates[chosen.to(candidates.device)]
         self._quantizer.embedding.weight.data[dead] = new
         self.use[:, dead] = 1 / len(share)
-        self.sums[dead] = new / len(share)
+        self.sums[:, dead] = new / len(share)
         return dead
-
-    def weigh_anew(self) -> None:
-        """Make `sums`, which other weights of scales made, what the codes and these weights say."""
-        self.sums = self._quantizer.embedding.weight.detach() * self._share()[:, None]
 
     def perplexity(self) -> Tensor:
         """[K]: 2 ** entropy of every scale's use, codes that it uses evenly would be so many."""
@@ -125,11 +122,12 @@ class CodebookUpkeep:
 
     def total_perplexity(self) -> float:
         """Of all scales together, weighted."""
-        return float(_perplexity(self._share()))
+        return float(_perplexity(self._weighted(self.use)))
 
-    def _share(self) -> Tensor:
-        """[V]: of each code, the weighted mean over scales of its share of their tokens."""
-        return self.use.new_tensor(self._weights) @ self.use
+    def _weighted(self, values: Tensor) -> Tensor:
+        """[K, ...] -> [...]: the mean over scales, each with its weight."""
+        mean: Tensor = torch.tensordot(self._weights, values, dims=1)
+        return mean
 
 
 def _perplexity(use: Tensor) -> Tensor:

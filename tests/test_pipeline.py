@@ -134,6 +134,35 @@ def test_an_item_that_fails_in_a_batch_fails_alone(
     assert calls == [4, 2, 2, 1, 1]
 
 
+class Elsewhere:
+    """A tokenizer that says it is on a device which this machine lacks, and computes where it can."""
+
+    def __init__(self, tokenizer: vartok.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.device = torch.device("xpu")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def test_off_the_cpu_pictures_get_the_same_tokens_and_fail_in_their_places(
+    tokenizer: vartok.Tokenizer,
+) -> None:
+    pictures = [*PICTURES[:3], (3, "text", b"no picture"), *PICTURES[4:]]
+    here = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=2))
+    away: Any = Elsewhere(tokenizer)
+    there = list(encode_pictures(away, pictures, NATIVE, batch_size=2, workers=2))
+    assert [caller for caller, _ in there] == list(range(len(SIZES)))
+    for (i, one), (_, other) in zip(here, there, strict=True):
+        if i == 3:
+            assert str(one) == str(other)
+        else:
+            assert isinstance(one, Encoded)
+            assert isinstance(other, Encoded)
+            assert np.array_equal(one.flat, other.flat)
+            assert other.image.device == "xpu"
+
+
 def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
     buffer = io.BytesIO()
     frames = [Image.new("L", (40, 60), level) for level in (0, 255)]
@@ -272,32 +301,51 @@ def test_an_error_of_the_source_goes_on_too() -> None:
 item_lists = st.lists(st.one_of(st.integers(-3, 12), st.just(None)), max_size=30)
 
 
-@given(item_lists, st.integers(1, 8))
-def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int) -> None:
-    """Negative values fail, None failed before; values of one tens digit, or sign, can share a batch."""
+@given(item_lists, st.integers(1, 8), st.booleans())
+def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int, early: bool) -> None:
+    """Sevens and negatives fail, None failed before; those of one tens digit, or sign, share a batch."""
     handed_on = TokenFileError("before")
     seen: list[list[int]] = []
 
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        seen.append(batch)
+    def load(batch: list[int]) -> tuple[int, ...]:
+        if 7 in batch:
+            raise TokenFileError(f"seven among {batch}")
+        return tuple(batch)
+
+    def compute(batch: tuple[int, ...]) -> list[int | VartokError]:
+        seen.append([*batch])
         if any(value < 0 for value in batch):
-            raise TokenFileError(f"negative among {batch}")
+            raise TokenFileError(f"negative among {[*batch]}")
         return [value * 2 for value in batch]
 
     items: list[tuple[int, int | VartokError]] = [
         (i, handed_on if value is None else value) for i, value in enumerate(values)
     ]
-    results = list(in_batches(compute, items, size=size, key=lambda value: value // 10))
+    results = [*in_batches(compute, items, size=size, key=lambda value: value // 10, load=load, early=early)]
 
     assert [caller for caller, _ in results] == list(range(len(values)))
     for value, (_, result) in zip(values, results, strict=True):
         if value is None:
             assert result is handed_on
-        elif value < 0:
-            assert str(result) == f"negative among [{value}]"
+        elif value < 0 or value == 7:
+            assert str(result) == f"{'seven' if value == 7 else 'negative'} among [{value}]"
         else:
             assert result == value * 2
     assert all(len(batch) <= size and len({value // 10 for value in batch}) == 1 for batch in seen)
+
+
+def test_a_batch_is_loaded_while_the_one_before_is_computed() -> None:
+    loaded = [threading.Event() for _ in range(3)]
+
+    def load(batch: list[int]) -> int:
+        loaded[batch[0]].set()
+        return batch[0]
+
+    def compute(number: int) -> list[bool]:
+        return [number == 2 or loaded[number + 1].wait(20)]
+
+    results = in_batches(compute, enumerate(range(3)), size=1, key=lambda _: 0, load=load, early=True)
+    assert [result for _, result in results] == [True, True, True]
 
 
 def test_batches_are_as_large_as_they_can_be() -> None:

@@ -244,11 +244,11 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ImageError(f"images are [B, 3, H, W] floats, not {list(images.shape)} of {images.dtype}")
-    levels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
+    levels = images.detach().to(torch.float32)
     if levels.isnan().any():
         raise ImageError("the decoded pixels are not numbers (NaN): broken weights, or a dtype too narrow")
-    levels = levels.clamp(-1, 1).add_(1).mul_(127.5).round_()
-    pixels: NDArray[np.uint8] = levels.to(torch.uint8).contiguous().numpy()
+    levels = levels.clamp(-1, 1).add_(1).mul_(127.5).round_().permute(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = levels.to(torch.uint8).contiguous().cpu().numpy()
     return pixels
 
 

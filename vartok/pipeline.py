@@ -120,19 +120,27 @@ def encode_pictures(
         except VartokError as error:
             return caller, error
 
-    def tokenize(batch: list[_Ready]) -> TokenMaps:
+    def load(batch: list[_Ready]) -> tuple[list[_Ready], Tensor]:
         latents = [item.data for item in batch if isinstance(item.data, Tensor)]
         if latents:
-            share()
-            try:
-                return tokenizer.quantize(torch.cat(latents), schedule)
-            finally:
-                torch.set_num_threads(threads)
+            return batch, torch.cat(latents)
         images = to_tensor(np.stack([item.data for item in batch]))
-        return tokenizer.encode(images.pin_memory() if device == "cuda" else images, schedule)
+        if device == "cuda":
+            images = images.pin_memory().to(tokenizer.device, non_blocking=True)
+        return batch, images
 
-    def encode(batch: list[_Ready]) -> list[Encoded]:
-        maps = tokenize(batch)
+    def tokenize(batch: list[_Ready], values: Tensor) -> TokenMaps:
+        if not isinstance(batch[0].data, Tensor):
+            return tokenizer.encode(values, schedule)
+        share()
+        try:
+            return tokenizer.quantize(values, schedule)
+        finally:
+            torch.set_num_threads(threads)
+
+    def encode(loaded: tuple[list[_Ready], Tensor]) -> list[Encoded]:
+        batch, values = loaded
+        maps = tokenize(batch, values)
         rows = maps.flatten().cpu().numpy().astype(token_dtype(tokenizer.config.vocab_size))
         return [
             Encoded(flat, maps.schedule, tokenizer.info, item.info, item.notes)
@@ -148,6 +156,8 @@ def encode_pictures(
                 size=batch_size,
                 key=lambda item: (item.info.size, type(item.data)),
                 apart=apart,
+                load=load,
+                early=device != "cpu",
             )
     finally:
         torch.set_num_threads(threads)  # a new thread has as many as any thread took last
@@ -240,26 +250,29 @@ def ahead(
 
 
 def in_batches(
-    compute: Callable[[list[T]], list[R]],
+    compute: Callable[[Any], list[R]],
     items: Iterable[tuple[S, T | VartokError]],
     *,
     size: int,
     key: Callable[[T], Hashable],
     apart: Callable[[S], Hashable] | None = None,
+    load: Callable[[list[T]], Any] = list,
+    early: bool = False,
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
 
     A batch that fails is tried again in halves, so that an item fails for itself alone. A row ends where
-    `apart`, of what the caller knows an item by, changes.
+    `apart`, of what the caller knows an item by, changes. What is computed is what `load` makes of a batch;
+    `early`: in a thread of its own, while the batches before are computed, so that a device need not wait.
 
     Warns:
         VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
     """
 
-    def attempt(batch: list[T]) -> list[R | VartokError]:
+    def attempt(batch: list[T], ready: Any = None) -> list[R | VartokError]:
         nonlocal size
         try:
-            return [*compute(batch)]
+            return [*compute(load(batch) if ready is None else ready)]
         except (VartokError, MemoryError, RuntimeError) as error:
             if len(batch) == 1:
                 return [_as_vartok_error(error)]
@@ -278,20 +291,26 @@ def in_batches(
             while row := list(itertools.islice(run, size)):
                 yield row
 
-    for window in rows():
-        groups: dict[Hashable, list[int]] = {}
-        results: dict[int, R | VartokError] = {}
-        batchable: dict[int, T] = {}
-        for i, (_, item) in enumerate(window):
-            if isinstance(item, VartokError):
-                results[i] = item
-            else:
-                batchable[i] = item
-                groups.setdefault(key(item), []).append(i)
-        for members in groups.values():
-            results.update(zip(members, attempt([batchable[i] for i in members]), strict=True))
-        for i, (caller, _) in enumerate(window):
-            yield caller, results[i]
+    def split(row: list[tuple[S, T | VartokError]]) -> tuple[list[tuple[S, T | VartokError]], list[Any]]:
+        batches: dict[Hashable, dict[int, T]] = {}
+        for i, (_, item) in enumerate(row):
+            if not isinstance(item, VartokError):
+                batches.setdefault(key(item), {})[i] = item
+        return row, [(batch, loaded(batch) if early else None) for batch in batches.values()]
+
+    def loaded(batch: dict[int, T]) -> Any:
+        with contextlib.suppress(Exception):  # what is wrong comes up again when it is computed
+            return load([*batch.values()])
+        return None
+
+    found = ahead(split, rows(), workers=1, limit=2) if early else (split(row) for row in rows())
+    with contextlib.closing(found):
+        for row, batches in found:
+            results: dict[int, R | VartokError] = {}
+            for batch, ready in batches:
+                results.update(zip(batch, attempt([*batch.values()], ready), strict=True))
+            for i, (caller, item) in enumerate(row):
+                yield caller, item if isinstance(item, VartokError) else results[i]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -168,7 +168,7 @@ def psnr(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     ("weights", "prefixes", "unquantized"),
     [
-        (shipped_checkpoint(), [11.96, 17.42, 26.86], 25.79),
+        (shipped_checkpoint(), [11.96, 17.36, 26.95], 25.08),
         (DATA.parent / "vartok-light-v0.safetensors", [12.03, 17.35, 24.94], 29.04),  # linear alone
     ],
     ids=["shipped", "v0"],

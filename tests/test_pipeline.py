@@ -145,13 +145,21 @@ class Elsewhere:
         return getattr(self._tokenizer, name)
 
 
-def test_off_the_cpu_pictures_get_the_same_tokens_and_fail_in_their_places(
-    tokenizer: vartok.Tokenizer,
+def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens(
+    tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [*PICTURES[:3], (3, "text", b"no picture"), *PICTURES[4:]]
     here = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=2))
+    threads = set()
+
+    def noted(pixels: Any) -> torch.Tensor:
+        threads.add(threading.current_thread())
+        return to_tensor(pixels)
+
+    monkeypatch.setattr(pipeline, "to_tensor", noted)
     away: Any = Elsewhere(tokenizer)
     there = list(encode_pictures(away, pictures, NATIVE, batch_size=2, workers=2))
+    assert threads - {threading.main_thread()}
     assert [caller for caller, _ in there] == list(range(len(SIZES)))
     for (i, one), (_, other) in zip(here, there, strict=True):
         if i == 3:
@@ -259,7 +267,10 @@ def test_stopping_early_stops_the_threads() -> None:
     assert len(started) <= 50
 
 
-def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(tokenizer: vartok.Tokenizer) -> None:
+@pytest.mark.parametrize(("place", "most"), [(lambda tokenizer: tokenizer, 5), (Elsewhere, 9)])
+def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(
+    tokenizer: vartok.Tokenizer, place: Any, most: int
+) -> None:
     before = workers_running()
     taken: list[int] = []
 
@@ -268,11 +279,11 @@ def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(tokenize
             taken.append(len(taken))
             yield len(taken), "a", png(32, 32)
 
-    results = encode_pictures(tokenizer, endless(), NATIVE, batch_size=2, workers=2)
+    results = encode_pictures(place(tokenizer), endless(), NATIVE, batch_size=2, workers=2)
     next(results)
     results.close()
     assert workers_running() == before
-    assert len(taken) <= 5  # four in hand, one more as the batch took its second
+    assert len(taken) <= most  # four in hand, one more as the batch took its second; off the CPU two batches
 
 
 def test_an_error_that_is_not_ours_goes_on_and_stops_the_threads() -> None:
@@ -408,7 +419,8 @@ def test_want_of_memory_is_told_of_the_item_that_is_too_large(error: Exception) 
     assert "not enough memory" in str(results[2])
 
 
-def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it() -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it(early: bool) -> None:
     sizes = []
 
     def compute(batch: list[int]) -> list[int | VartokError]:
@@ -417,10 +429,11 @@ def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it() -
             raise MemoryError
         return [*batch]
 
+    found = in_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0, early=early)
     with pytest.warns(VartokWarning) as said:
-        results = [result for _, result in in_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0)]
-    assert results == [*range(20)]
-    assert sizes == [8, 4, 2, 2, 4, 2, 2] + [2] * 6
+        results = list(found)
+    assert [result for _, result in results] == [*range(20)]
+    assert sizes == [8, 4] + [2] * 10
     assert [str(warning.message) for warning in said] == [
         "8 pictures at once do not fit into memory: going on with 4",
         "4 pictures at once do not fit into memory: going on with 2",

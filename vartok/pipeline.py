@@ -125,9 +125,7 @@ def encode_pictures(
         if latents:
             return batch, torch.cat(latents)
         images = to_tensor(np.stack([item.data for item in batch]))
-        if device == "cuda":
-            images = images.pin_memory().to(tokenizer.device, non_blocking=True)
-        return batch, images
+        return batch, images.pin_memory() if device == "cuda" else images
 
     def tokenize(batch: list[_Ready], values: Tensor) -> TokenMaps:
         if not isinstance(batch[0].data, Tensor):
@@ -263,27 +261,29 @@ def in_batches(
 
     A batch that fails is tried again in halves, so that an item fails for itself alone. A row ends where
     `apart`, of what the caller knows an item by, changes. What is computed is what `load` makes of a batch;
-    `early`: in a thread of its own, while the batches before are computed, so that a device need not wait.
+    `early`: in a thread of its own, while the row before is computed, so that a device need not wait, unless
+    its row has several.
 
     Warns:
         VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
     """
 
-    def attempt(batch: list[T], ready: Any = None) -> list[R | VartokError]:
+    def attempt(batch: list[T], values: Any = None) -> list[R | VartokError]:
         nonlocal size
-        try:
-            return [*compute(load(batch) if ready is None else ready)]
-        except (VartokError, MemoryError, RuntimeError) as error:
-            if len(batch) == 1:
-                return [_as_vartok_error(error)]
-            half = len(batch) // 2
-            if is_out_of_memory(error) and half < size:
-                size = half
-                warnings.warn(
-                    f"{len(batch)} pictures at once do not fit into memory: going on with {half}",
-                    VartokWarning,
-                    stacklevel=2,
-                )
+        half = len(batch) // 2
+        if len(batch) <= size:  # which may be less than when the batch was taken
+            try:
+                return [*compute(load(batch) if values is None else values)]
+            except (VartokError, MemoryError, RuntimeError) as error:
+                if len(batch) == 1:
+                    return [_as_vartok_error(error)]
+                if is_out_of_memory(error) and half < size:
+                    size = half
+                    warnings.warn(
+                        f"{len(batch)} pictures at once do not fit into memory: going on with {half}",
+                        VartokWarning,
+                        stacklevel=2,
+                    )
         return [*attempt(batch[:half]), *attempt(batch[half:])]
 
     def rows() -> Iterator[list[tuple[S, T | VartokError]]]:
@@ -296,9 +296,10 @@ def in_batches(
         for i, (_, item) in enumerate(row):
             if not isinstance(item, VartokError):
                 batches.setdefault(key(item), {})[i] = item
-        return row, [(batch, loaded(batch) if early else None) for batch in batches.values()]
+        once = early and len(batches) == 1  # what several sizes take together is not known to fit
+        return row, [(batch, load_early(batch) if once else None) for batch in batches.values()]
 
-    def loaded(batch: dict[int, T]) -> Any:
+    def load_early(batch: dict[int, T]) -> Any:
         with contextlib.suppress(Exception):  # what is wrong comes up again when it is computed
             return load([*batch.values()])
         return None
@@ -307,8 +308,8 @@ def in_batches(
     with contextlib.closing(found):
         for row, batches in found:
             results: dict[int, R | VartokError] = {}
-            for batch, ready in batches:
-                results.update(zip(batch, attempt([*batch.values()], ready), strict=True))
+            for batch, values in batches:
+                results.update(zip(batch, attempt([*batch.values()], values), strict=True))
             for i, (caller, item) in enumerate(row):
                 yield caller, item if isinstance(item, VartokError) else results[i]
 

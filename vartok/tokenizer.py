@@ -159,6 +159,7 @@ class Tokenizer:
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
+        images = images.to(self.device, non_blocking=True)
         self._check_images(images)
         step = self.config.downsample
         schedule = self._schedule(schedule, (images.shape[2] // step, images.shape[3] // step))
@@ -191,7 +192,7 @@ class Tokenizer:
                 [scale.indices for scale in self._model.quantize.scales(schedule, latent=group)]
                 for group in self._groups(latent, grid)
             ]
-            finite = bool(latent.isfinite().all())  # asked last: a GPU is waited for here, and nowhere before
+            finite = bool(latent.isfinite().all())  # asked last: a GPU is waited for here
         if not finite:
             raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
@@ -249,12 +250,10 @@ class Tokenizer:
         Raises:
             ImageError: a shape or range that the encoder cannot take.
         """
+        images = images.to(self.device, non_blocking=True)
         self._check_images(images)
         with _exact(self.device):
-            latents = [
-                self._model.latent(part.to(self.device, non_blocking=True)) for part in self._pictures(images)
-            ]
-            return torch.cat(latents).contiguous()
+            return torch.cat([self._model.latent(part) for part in self._pictures(images)]).contiguous()
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
         """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.

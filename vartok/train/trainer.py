@@ -204,7 +204,8 @@ class _Run:
         self.healthy = 0.0  # the codebook's largest perplexity, once it has been measured
         self._build(self._read_state() if resume else None)
         if not self.validation:
-            self.report("no picture is held out for validation: there are too few")
+            few = f"too few for one in {settings.data.hold_out} ([data] hold_out)"
+            self.report(f"no picture is held out for validation: there are {few}")
 
     def _build(self, state: dict[str, Any] | None) -> None:
         settings = self.settings

@@ -8,6 +8,8 @@ other devices, and tests compare these with them. `arrange` replaces a model's p
   every picture.
 - A block's last convolution adds to the map that the shortcut carries, in place, instead of writing a map
   of its own that is then added; likewise a ReLU is done as its convolution writes.
+- Upsampling and its convolution are one transposed convolution: a cell repeated 2x2 meets sums of weights,
+  made once, 16 products instead of 36.
 - Group norm sums the columns of a map apart, since torch's own sums over such maps are too coarse.
 - In the quantizer, upsampling is a product with a matrix that is kept for every pair of grids, and phi one
   convolution, its share of the identity added to the weights.
@@ -30,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok import light
-from vartok.layers import AttnBlock, ResnetBlock
+from vartok.layers import AttnBlock, ResnetBlock, Upsample2x
 from vartok.model import VQVAE
 from vartok.quantizer import MultiScaleQuantizer, Phi
 from vartok.schedule import Grid
@@ -182,6 +184,25 @@ class _AttnBlock(nn.Module):
         return self.block.proj_out(self.block.attend(x), into=x)
 
 
+class _Upsample2x(nn.Module):
+    """`layers.Upsample2x`: all that a cell's 2x2 copies add to, 4x4 cells, from the cell itself."""
+
+    def __init__(self, upsample: Upsample2x) -> None:
+        super().__init__()
+        conv = upsample.conv
+        weight = conv.weight.detach().float()
+        for side in (2, 3):
+            before, here, after = weight.unbind(side)
+            weight = torch.stack([after, here + after, before + here, before], side)
+        weight = weight.transpose(0, 1).to(conv.weight.dtype)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
 class _Block(nn.Module):
     """`light.Block`."""
 
@@ -233,6 +254,7 @@ _REPLACED: dict[type, Callable[[Any], nn.Module]] = {
     nn.GroupNorm: _GroupNorm,
     ResnetBlock: _ResnetBlock,
     AttnBlock: _AttnBlock,
+    Upsample2x: _Upsample2x,
     light.Block: _Block,
     MultiScaleQuantizer: _Quantizer,
 }

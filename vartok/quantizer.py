@@ -64,44 +64,44 @@ class Lookup:
     """Finds the nearest code: of the smallest |z|^2 + |e|^2 - 2 z.e, or with znorm the largest cosine."""
 
     def __init__(self, codes: Tensor, *, znorm: bool) -> None:
-        self._codes = F.normalize(codes.T, dim=0) if znorm else codes.T
-        self._norms = None if znorm else codes.square().sum(1)
+        self._codes = F.normalize(codes, dim=1) if znorm else codes
+        self._norms = None if znorm else codes.square().sum(1, keepdim=True)
         self._table: Tensor | None = None
         if codes.device.type == "cpu":  # where it takes long to allocate memory anew for every part
-            self._table = codes.new_empty(TABLE_CELLS, len(codes))
+            self._table = codes.new_empty(len(codes), TABLE_CELLS)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Look every cell of [B, C, h, w] up: [B, h, w] int64, the lowest index of equals."""
         B, C, h, w = z.shape
         cells = z.detach().permute(0, 2, 3, 1).contiguous().view(-1, C)
-        rows = max(1, DISTANCES // self._codes.shape[1]) if self._table is None else len(self._table)
-        return torch.cat([self._nearest(part) for part in cells.split(rows)]).view(B, h, w)
+        count = max(1, DISTANCES // len(self._codes)) if self._table is None else self._table.shape[1]
+        return torch.cat([self._nearest(part) for part in cells.split(count)]).view(B, h, w)
 
     def _nearest(self, cells: Tensor) -> Tensor:
-        """Of [N, C], N at most the table's rows: [N] int64."""
+        """Of [N, C], N at most the table's columns: [N] int64."""
         N, table = len(cells), self._table
         if table is None:
-            table = cells.new_empty(N, self._codes.shape[1])
+            table = cells.new_empty(len(self._codes), N)
         else:
-            # Few rows are multiplied in another order: what a cell finds would depend on its company.
-            cells = F.pad(cells, (0, 0, 0, len(table) - N))
+            # Few cells are multiplied in another order: what a cell finds would depend on its company.
+            cells = F.pad(cells, (0, 0, 0, table.shape[1] - N))
         if self._norms is None:
-            torch.mm(F.normalize(cells, dim=-1), self._codes, out=table).neg_()
+            torch.mm(self._codes, F.normalize(cells, dim=-1).T, out=table).neg_()
         else:
-            torch.add(cells.square().sum(1, keepdim=True), self._norms, out=table)
-            table.addmm_(cells, self._codes, alpha=-2)
-        return _argmin(table[:N])
+            torch.add(cells.square().sum(1), self._norms, out=table)
+            table.addmm_(self._codes, cells.T, alpha=-2)
+        return _argmin(table)[:N]
 
 
 def _argmin(table: Tensor) -> Tensor:
-    """The column of every row's smallest value, the lowest of equals: [N, V] -> [N] int64."""
-    N, V = table.shape
+    """The row of every column's smallest value, the lowest of equals: [V, N] -> [N] int64."""
+    V, N = table.shape
     if table.device.type != "cpu" or V % BLOCK:
-        return table.argmin(1)
+        return table.argmin(0)
     # torch finds a minimum ten times faster than its place: so first the minimum of every block.
-    blocks = table.view(N, V // BLOCK, BLOCK)
-    block = blocks.amin(2).argmin(1)
-    inside = blocks.gather(1, block.view(N, 1, 1).expand(N, 1, BLOCK)).view(N, BLOCK).argmin(1)
+    blocks = table.view(V // BLOCK, BLOCK, N)
+    block = blocks.amin(1).T.contiguous().argmin(1)
+    inside = blocks.permute(2, 0, 1)[torch.arange(N), block].argmin(1)
     return block * BLOCK + inside
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -90,6 +91,7 @@ def token_count(schedule: Iterable[Grid]) -> int:
     return sum(math.prod(grid) for grid in schedule)
 
 
+@functools.lru_cache(maxsize=1024)
 def phi_index(k: int, scales: int, phis: int) -> int:
     """Which of `phis` refinements serves scale `k` of `scales`: the one whose tick is nearest.
 

@@ -42,7 +42,7 @@ MATRIX = 1 << 18
 
 KEPT = 31 << 20
 """Bytes of a block that is taken and freed at once: glibc keeps freed memory up to the size of the largest
-block that it has seen freed (32 MiB at most), instead of asking the system for zeroed pages with every map."""
+block that it has seen freed, 32 MiB at most, instead of asking the system for zeroed pages with every map."""
 
 COLUMNS = 32
 """Sums that a map's statistics are taken of: more are exacter, and slower where they leave the cache."""

@@ -21,6 +21,7 @@ from vartok.errors import DatasetError, VartokError
 from .options import (
     BackgroundOption,
     BatchSizeOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -103,6 +104,7 @@ def make(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    compile: CompileOption = False,
     batch_size: BatchSizeOption = None,
     workers: WorkersOption = None,
     processes: Annotated[
@@ -201,7 +203,7 @@ def make(
             found = choose_device(device)
             chosen, many = str(found), processes or (_count_gpus() if str(found) == "cuda" else 1)
         apart = engine == "ray" or many > 1
-        tokenizer = load_tokenizer(weights, "cpu" if apart else chosen, dtype)
+        tokenizer = load_tokenizer(weights, "cpu" if apart else chosen, dtype, compile=compile and not apart)
         fitted = fit_to([tokenizer], fitted, size, grids)
         job = Job(
             out=output,
@@ -218,6 +220,7 @@ def make(
             weights=weights,
             device=chosen,
             dtype=dtype,
+            compile=compile,
             batch_size=batch_size
             or (32 if chosen != "cpu" else default_batch_size(None, tokenizer, math.prod(fitted.size))),
             workers=workers or max(1, -(-default_workers(None) // many)),

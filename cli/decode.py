@@ -27,6 +27,7 @@ from .files import (
 )
 from .options import (
     BatchSizeOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -91,6 +92,7 @@ def decode(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    compile: CompileOption = False,
     recursive: RecursiveOption = False,
     files_from: FilesFromOption = None,
     null: NullOption = False,
@@ -143,7 +145,7 @@ def decode(
         report.finish()
         return
 
-    tokenizer = load_tokenizer(weights, device, dtype)
+    tokenizer = load_tokenizer(weights, device, dtype, compile=compile)
     from vartok.pipeline import ahead, decode_tokens
 
     def jobs() -> Iterator[tuple[Job, ImageTokens | VartokError]]:

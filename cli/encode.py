@@ -15,6 +15,7 @@ from .files import Input, Output, gather_pictures, is_free, stem, write_file, wr
 from .options import (
     BackgroundOption,
     BatchSizeOption,
+    CompileOption,
     DebugOption,
     DeviceOption,
     DtypeOption,
@@ -66,6 +67,7 @@ def encode(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    compile: CompileOption = False,
     recursive: RecursiveOption = False,
     files_from: FilesFromOption = None,
     null: NullOption = False,
@@ -122,7 +124,7 @@ def encode(
         report.finish()
         return
 
-    tokenizer = load_tokenizer(weights, device, dtype)
+    tokenizer = load_tokenizer(weights, device, dtype, compile=compile)
     from vartok.pipeline import encode_pictures
 
     def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder

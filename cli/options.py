@@ -65,6 +65,13 @@ DtypeOption = Annotated[
         "--dtype", help="float32 gives VAR's own tokens; bfloat16 and, on GPUs, float16 change many."
     ),
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the networks, which takes a minute or more: for long runs on a GPU.",
+    ),
+]
 OutputOption = Annotated[
     str | None,
     typer.Option(
@@ -138,14 +145,14 @@ def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int
     return batch_size or (16 if pixels is not None and pixels <= APART else 1)
 
 
-def load_tokenizer(weights: Path | None, device: str, dtype: str) -> Tokenizer:
+def load_tokenizer(weights: Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
     """Import torch and load the checkpoint: what makes a command slow to start, so done last."""
     import vartok
 
     collects = gc.isenabled()
     gc.disable()  # searching what torch brings, over and over, would take a fifth of the time
     try:
-        return vartok.load(weights, device=device, dtype=dtype)
+        return vartok.load(weights, device=device, dtype=dtype, compile=compile)
     finally:
         gc.freeze()
         if collects:

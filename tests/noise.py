@@ -63,6 +63,6 @@ def bare(path: Path, tensors: dict[str, Tensor]) -> Path:
     return path
 
 
-def tokenizer(path: Path, config: TokenizerConfig, seed: int = 0, **options: str) -> vartok.Tokenizer:
+def tokenizer(path: Path, config: TokenizerConfig, seed: int = 0, dtype: str = "float32") -> vartok.Tokenizer:
     """Write a checkpoint of noise, and load it on the CPU."""
-    return vartok.load(save(path, config, draw(config, seed)), device="cpu", **options)
+    return vartok.load(save(path, config, draw(config, seed)), device="cpu", dtype=dtype)

@@ -3,8 +3,10 @@
 import hashlib
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from noise import COFFEE, DATA, SMALL, bare, draw, save, tokenizer
 from PIL import Image
 from torch import Tensor, nn
@@ -509,3 +512,39 @@ def test_gradients_stay_on_for_the_caller(light: vartok.Tokenizer, photos: Tenso
     with pytest.raises(ImageError):
         light.encode(photos[:1, :1])
     assert torch.is_grad_enabled()
+
+
+# Compiled by torch, here for the CPU: for a GPU another backend of the same compiler does it.
+
+
+def graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles by g++ on a CPU")
+def test_a_shape_that_comes_twice_is_compiled(light: vartok.Tokenizer, coffee: Tensor) -> None:
+    tokenizer = vartok.load(device="cpu", compile=True)
+    before = graphs()
+    with warnings.catch_warnings(action="error", category=VartokWarning):
+        for side, more in ((256, 0), (256, 2), (128, 0), (256, 0)):
+            images = F.interpolate(coffee, (side, side), mode="area")
+            tokens = tokenizer.encode(images)
+            same = tokens.flatten() == light.encode(images).flatten()
+            assert same.float().mean() > 0.98  # at a draw between two codes the last bit decides
+            torch.testing.assert_close(tokenizer.decode(tokens), light.decode(tokens), rtol=0, atol=1e-4)
+            before += more
+            assert graphs() == before
+
+
+@pytest.mark.slow
+def test_where_torch_cannot_compile_it_goes_on_without(light: vartok.Tokenizer, coffee: Tensor) -> None:
+    images = F.interpolate(coffee, (64, 80), mode="area")
+    tokenizer = vartok.load(device="cpu", compile=True)
+    tokens = tokenizer.encode(images)
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+        with pytest.warns(VartokWarning, match=r"torch cannot compile here \(.*\): going on without"):
+            assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
+        with warnings.catch_warnings(action="error"):
+            assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
+    assert (tokens.flatten() == light.encode(images).flatten()).float().mean() > 0.98

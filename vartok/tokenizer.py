@@ -40,7 +40,11 @@ QUANTIZED_CELLS = 4096
 
 
 def load(
-    weights: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str = "float32"
+    weights: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str = "float32",
+    compile: bool = False,
 ) -> Tokenizer:
     """Load a tokenizer.
 
@@ -50,6 +54,9 @@ def load(
         dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
             faster where the hardware has them and change many, since a coarse token that changes moves
             all finer ones. The quantizer computes in float32 always.
+        compile: have torch compile encoder and decoder for every shape of batch that comes twice, which
+            takes a minute or more: for long runs on a GPU. Compiled, they add up in another order, so that
+            here and there a token may differ.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.
@@ -69,7 +76,12 @@ def load(
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
     return Tokenizer(
-        build_model(checkpoint), checkpoint.config, name=checkpoint.name, device=chosen, dtype=dtype
+        build_model(checkpoint),
+        checkpoint.config,
+        name=checkpoint.name,
+        device=chosen,
+        dtype=dtype,
+        compile=compile,
     )
 
 
@@ -102,7 +114,14 @@ class Tokenizer:
     """
 
     def __init__(
-        self, model: VQVAE, config: TokenizerConfig, *, name: str, device: torch.device, dtype: str
+        self,
+        model: VQVAE,
+        config: TokenizerConfig,
+        *,
+        name: str,
+        device: torch.device,
+        dtype: str,
+        compile: bool = False,
     ) -> None:
         self.config = config
         self.name = name
@@ -113,7 +132,9 @@ class Tokenizer:
             part.to(DTYPES[dtype])
             if device.type == "cuda" and dtype != "float32":
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._arranged = device.type == "cpu" and arrange(model)
+        self._arranged = device.type == "cpu" and not compile and arrange(model)
+        self._latent: Callable[[Tensor], Tensor] = _Compiled(model.latent) if compile else model.latent
+        self._picture: Callable[[Tensor], Tensor] = _Compiled(model.picture) if compile else model.picture
 
     @property
     def codebook(self) -> Tensor:
@@ -242,7 +263,7 @@ class Tokenizer:
         Of `latent(images)` it draws the images as they would be if quantization lost nothing.
         """
         with _exact(self.device):
-            return torch.cat([self._model.picture(part.to(self.device)) for part in self._pictures(latent)])
+            return torch.cat([self._picture(part.to(self.device)) for part in self._pictures(latent)])
 
     def latent(self, images: Tensor) -> Tensor:
         """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
@@ -253,7 +274,7 @@ class Tokenizer:
         images = images.to(self.device, non_blocking=True)
         self._check_images(images)
         with _exact(self.device):
-            return torch.cat([self._model.latent(part) for part in self._pictures(images)]).contiguous()
+            return torch.cat([self._latent(part) for part in self._pictures(images)]).contiguous()
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
         """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
@@ -299,7 +320,7 @@ class Tokenizer:
         middle = slice(step // 2, step // 2 + step)
         with _exact(self.device):
             pictures = [
-                self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                self._picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
             ]
         return torch.cat(pictures)
@@ -364,6 +385,37 @@ class Tokenizer:
                 f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
             )
         return schedule
+
+
+class _Compiled:
+    """A network, compiled by torch for every shape of batch that comes twice.
+
+    A shape that comes once, as a run's last does, is not worth the minute.
+
+    Warns:
+        VartokWarning: torch cannot compile here; the network runs as it is.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self._network = network
+        self._compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+        self._seen: set[torch.Size] = set()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        if batch.shape not in self._seen:
+            self._seen.add(batch.shape)
+            return self._network(batch)
+        try:
+            return self._compiled(batch)
+        except RuntimeError as error:
+            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            reason = one_line(str(error).strip().partition("\n")[0])
+            warnings.warn(
+                f"torch cannot compile here ({reason}): going on without", VartokWarning, stacklevel=2
+            )
+            self._compiled = self._network
+            return self._network(batch)
 
 
 @contextlib.contextmanager

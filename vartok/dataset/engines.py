@@ -45,6 +45,7 @@ class Loading:
         batch_size: pictures that go through the model together.
         workers: threads that read pictures.
         threads: of torch's, on a CPU; all if None.
+        compile: whether the networks are compiled.
     """
 
     weights: Path | None
@@ -53,6 +54,7 @@ class Loading:
     batch_size: int
     workers: int
     threads: int | None = None
+    compile: bool = False
 
     def load(self) -> Tokenizer:
         """Load the tokenizer into a process that has nothing else to do."""
@@ -63,7 +65,7 @@ class Loading:
         tame_pillow()
         if self.threads:
             torch.set_num_threads(self.threads)
-        return load(self.weights, device=self.device, dtype=self.dtype)
+        return load(self.weights, device=self.device, dtype=self.dtype, compile=self.compile)
 
 
 def run_here(

@@ -230,6 +230,8 @@ def make(
         elif many > 1:
             progress = run_processes(job, tasks, _loadings(loading, many))
         else:
+            if apart:  # fewer tasks than processes: what was loaded only told of the checkpoint
+                tokenizer = load_tokenizer(weights, chosen, dtype, compile=compile)
             progress = run_here(job, tasks, tokenizer, batch_size=loading.batch_size, workers=loading.workers)
         del tokenizer
         view = _View(job, tasks, quiet=quiet)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
@@ -245,6 +246,23 @@ def test_processes_make_the_same(small: Path, vartok: Vartok) -> None:
     vartok("dataset", "photos", "-o", "one", "--shard-size", 2)
     vartok("dataset", "photos", "-o", "two", "--shard-size", 2, "--processes", 2)
     assert contents(Path("one")) == contents(Path("two"))
+
+
+def test_what_one_process_does_alone_runs_where_it_was_asked_to(
+    small: Path, vartok: Vartok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command: Any = sys.modules["vartok.cli.dataset"]
+    load, loaded = command.load_tokenizer, []
+
+    def on_cpu(weights: Path | None, device: str, dtype: str, *, compile: bool = False) -> Any:
+        loaded.append((device, compile))
+        return load(weights, "cpu", dtype)
+
+    monkeypatch.setattr(command, "load_tokenizer", on_cpu)
+    monkeypatch.setattr(command, "_count_gpus", lambda: 4)
+    monkeypatch.setattr("vartok.tokenizer.choose_device", torch.device)
+    vartok("dataset", "photos", "-o", "out", "--device", "cuda", "--compile")
+    assert loaded[-1] == ("cuda", True)
 
 
 # As processes of their own.

@@ -208,7 +208,7 @@ class Tokenizer:
         latent = latent.to(self.device, torch.float32)
         if self._arranged:
             latent = latent.contiguous(memory_format=torch.channels_last)
-        with _exact(self.device):
+        with _exact(self.device), torch.inference_mode():  # many small steps, each a little shorter so
             parts = [
                 [scale.indices for scale in self._model.quantize.scales(schedule, latent=group)]
                 for group in self._groups(latent, grid)

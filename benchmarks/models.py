@@ -2,7 +2,8 @@
 
     python benchmarks/models.py [--rounds 3] [--ch 32 160] [--batch 1 8]
 
-Plain is float32, batch and channels first, module by module. The rate of a product of two large
+Plain is float32, batch and channels first, module by module, in a process of its own, where nothing has told
+the system's library to keep memory (vartok.inference.KEPT). The rate of a product of two large
 matrices, measured in the same rounds, tells what the machine can do: "of product" is the share of it that
 the forward's additions and multiplications reach. Figures are medians.
 """
@@ -10,10 +11,14 @@ the forward's additions and multiplications reach. Figures are medians.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import functools
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 
 import torch
+import torch.multiprocessing
 from timing import SIDE, product, table, take_turns
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,8 +53,53 @@ def main() -> None:
             var(ch, given.batch, given.rounds)
 
 
+class Plain:
+    """Runs functions of a plain model in a process of its own."""
+
+    def __init__(self, model: VQVAE) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, model), daemon=True)
+        self._process.start()
+        self._count = 0
+
+    def call(self, function: Callable[..., object], *args: object) -> Callable[[], object]:
+        """Calls function(model, *args), whose result stays there."""
+        number, self._count = self._count, self._count + 1
+        self._connection.send((function, args))
+        self._connection.recv()
+
+        def call() -> None:
+            self._connection.send(number)
+            self._connection.recv()
+
+        return call
+
+    def end(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection, model: VQVAE) -> None:
+    calls: list[Callable[[], object]] = []
+    with torch.no_grad(), contextlib.suppress(EOFError):
+        while True:
+            what = connection.recv()
+            if isinstance(what, int):
+                calls[what]()
+            else:
+                function, args = what
+                calls.append(functools.partial(function, model, *args))
+            connection.send(None)
+
+
 def plain_quantize(model: VQVAE, latent: Tensor, schedule: Schedule) -> list[Tensor]:
     return [scale.indices for scale in model.quantize.scales(schedule, latent=latent)]
+
+
+def plain_quantize_each(model: VQVAE, latents: Tensor, schedule: Schedule) -> list[list[Tensor]]:
+    return [plain_quantize(model, latent, schedule) for latent in latents.split(1)]
 
 
 def plain_encode(model: VQVAE, images: Tensor, schedule: Schedule) -> list[Tensor]:
@@ -69,6 +119,7 @@ def var(ch: int, batches: Sequence[int], rounds: int) -> None:
     fast = {
         dtype: Tokenizer(copy.deepcopy(plain), config, name="", device=CPU, dtype=dtype) for dtype in DTYPES
     }
+    apart = Plain(plain)
     rows = []
     for batch in batches:
         images = torch.rand(batch, 3, 256, 256) * 2 - 1
@@ -78,25 +129,33 @@ def var(ch: int, batches: Sequence[int], rounds: int) -> None:
         print(f"ch = {ch}, batch {batch}: {same} of {tokens.flatten().numel()} float32 tokens the same\n")
         encode: Calls = {dtype: _call(tokenizer.encode, images) for dtype, tokenizer in fast.items()}
         decode: Calls = {dtype: _call(tokenizer.decode, tokens) for dtype, tokenizer in fast.items()}
-        encode["plain"] = _call(plain_encode, plain, images, config.patch_nums)
-        decode["plain"] = _call(plain_decode, plain, maps, config.patch_nums)
+        work = {
+            "encode": _operations(plain_encode, plain, images, config.patch_nums),
+            "decode": _operations(plain_decode, plain, maps, config.patch_nums),
+        }
+        encode["plain"] = apart.call(plain_encode, images, config.patch_nums)
+        decode["plain"] = apart.call(plain_decode, maps, config.patch_nums)
         latent = plain.latent(images)
         encode["quantizer"] = _call(fast["float32"].quantize, latent)
         if batch == 1:
             for calls, run, value in ((encode, plain.latent, images), (decode, plain.picture, latent)):
                 calls |= {dtype + " bare": _convolutions(plain, run, value, dtype) for dtype in DTYPES}
         for what, calls in (("encode", encode), ("decode", decode)):
-            rows.append([batch, what, *_compare(calls, batch, rounds)])
+            rows.append([batch, what, *_compare(calls, work[what], batch, rounds)])
+    apart.end()
     heading = [f"ch = {ch}, batch", "", "plain, s a picture", "of product"]
     for dtype in DTYPES:
         heading += [f"{dtype}, s", "**faster by**", "its convolutions alone", "of product"]
     print(table([*heading, "quantizer, of float32"], rows) + "\n", flush=True)
 
 
-def _compare(calls: Calls, batch: int, rounds: int) -> list[str]:
+def _operations(function: Callable[..., object], *args: object) -> int:
     with FlopCounterMode(display=False) as counter:
-        calls["plain"]()
-    work = counter.get_total_flops()
+        function(*args)
+    return int(counter.get_total_flops())
+
+
+def _compare(calls: Calls, work: int, batch: int, rounds: int) -> list[str]:
     products = {f"product {dtype}": product(getattr(torch, dtype), CPU) for dtype in DTYPES}
     times = take_turns({**calls, **products}, rounds=rounds)
 
@@ -120,7 +179,7 @@ def light(rounds: int) -> None:
     latent = plain.latent(images)
     maps = plain_quantize(plain, latent, schedule)
     tokens = TokenMaps(tuple(maps))
-    rows = []
+    rows, apart = [], Plain(plain)
     for what, run, value, given in (
         ("encode", plain.latent, images, images),
         ("decode", plain.picture, latent, tokens),
@@ -130,14 +189,12 @@ def light(rounds: int) -> None:
         }
         calls |= {dtype: _call(getattr(tokenizer, what), given) for dtype, tokenizer in fast.items()}
         calls["plain"] = (
-            _call(plain_encode, plain, images, schedule)
+            apart.call(plain_encode, images, schedule)
             if what == "encode"
-            else _call(plain_decode, plain, maps, schedule)
+            else apart.call(plain_decode, maps, schedule)
         )
         calls["quantizer"] = _call(fast["float32"].quantize, latent)
-        calls["plain quantizer"] = _call(
-            lambda: [plain_quantize(plain, alone, schedule) for alone in latent.split(1)]
-        )
+        calls["plain quantizer"] = apart.call(plain_quantize_each, latent, schedule)
         times = take_turns(calls, rounds=rounds)
         row: list[object] = [what, f"{LIGHT_BATCH / times['plain']:.0f}"]
         for dtype in DTYPES:
@@ -149,6 +206,7 @@ def light(rounds: int) -> None:
                 f"{times['quantizer'] / times['float32']:.0%} of encode; the plain one, picture by picture, "
                 f"{1e3 * times['plain quantizer'] / LIGHT_BATCH:.1f} ms\n"
             )
+    apart.end()
     heading = [f"light, batch {LIGHT_BATCH}", "plain, pictures/s"]
     heading += [text for dtype in DTYPES for text in (f"{dtype}, pictures/s", "of its convolutions' rate")]
     print(table(heading, rows) + "\n", flush=True)

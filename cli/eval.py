@@ -57,7 +57,11 @@ def eval(
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option("--compare", metavar="WEIGHTS", help="Measure this checkpoint too, on the same pixels."),
+        typer.Option(
+            "--compare",
+            metavar="WEIGHTS",
+            help="Measure this checkpoint too, or `shipped`, on the same pixels.",
+        ),
     ] = None,
     baselines: Annotated[
         bool,
@@ -100,7 +104,7 @@ def eval(
     Examples:
       vartok eval -r photos
       vartok eval -r photos --baselines --worst 10
-      vartok eval -r photos -w mine.safetensors --compare theirs.pth --json
+      vartok eval -r photos -w mine.safetensors --compare shipped --json
     """
     from vartok.schedule import parse_schedule
 

@@ -53,7 +53,7 @@ WeightsOption = Annotated[
         "--weights",
         "-w",
         envvar="VARTOK_WEIGHTS",
-        help="Checkpoint (safetensors or .pth); default: the shipped one.",
+        help="Checkpoint (safetensors or .pth); default: `shipped`, the one that comes with vartok.",
     ),
 ]
 DeviceOption = Annotated[

@@ -114,6 +114,8 @@ def test_compared_side_by_side(vartok: Vartok, folder: Path, other: Path) -> Non
     assert mine == report_of(vartok, "-r", "in", *QUICK)["models"][0]
     assert theirs == report_of(vartok, "-r", "in", *QUICK, "-w", other)["models"][0]
     assert mine["psnr"] > theirs["psnr"]
+    turned = report_of(vartok, "-r", "in", *QUICK, "-w", other, "--compare", "shipped")
+    assert turned["models"] == [theirs, {**mine, "weights": "shipped"}]
     text = vartok("eval", "-r", "in", *QUICK, "--compare", other, "--worst", "1").stdout
     lines = [line.split() for line in text.splitlines()]
     assert ["vartok-light-v1", "[other]"] in lines  # brackets are no markup

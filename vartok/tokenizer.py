@@ -49,7 +49,8 @@ def load(
     """Load a tokenizer.
 
     Args:
-        weights: a checkpoint: safetensors, or a VAR-style .pth; the one installed with vartok if None.
+        weights: a checkpoint: safetensors, or a VAR-style .pth; None or "shipped" is the one installed with
+            vartok.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
         dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
             faster where the hardware has them and change many, since a coarse token that changes moves
@@ -68,7 +69,7 @@ def load(
     if dtype not in DTYPES:
         raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(dtype)}")
     chosen = choose_device(device)
-    path = shipped_checkpoint() if weights is None else Path(weights)
+    path = shipped_checkpoint() if weights is None or str(weights) == "shipped" else Path(weights)
     try:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:

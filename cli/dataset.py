@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -230,8 +231,9 @@ def make(
         elif many > 1:
             progress = run_processes(job, tasks, _loadings(loading, many))
         else:
-            if apart:  # fewer tasks than processes: what was loaded only told of the checkpoint
-                tokenizer = load_tokenizer(weights, chosen, dtype, compile=compile)
+            if apart and tasks:  # fewer than processes: what was loaded only told of the checkpoint
+                with warnings.catch_warnings(action="ignore"):  # was said already
+                    tokenizer = load_tokenizer(weights, chosen, dtype, compile=compile)
             progress = run_here(job, tasks, tokenizer, batch_size=loading.batch_size, workers=loading.workers)
         del tokenizer
         view = _View(job, tasks, quiet=quiet)

@@ -226,6 +226,14 @@ def test_lookup_in_parts_is_lookup_at_once(monkeypatch: pytest.MonkeyPatch, rows
     assert torch.equal(made.lookup()(z), whole_table)
 
 
+def test_lookup_asks_no_default_device() -> None:
+    torch.manual_seed(0)
+    lookup, z = quantizer_of(torch.randn(4096, 8)).lookup(), torch.randn(1, 8, 16, 16)
+    want = lookup(z)
+    with torch.device("meta"):
+        assert torch.equal(lookup(z), want)
+
+
 @given(st.integers(1, 70), st.sampled_from([64, 50]), st.booleans(), st.integers(0, 1 << 20))
 @settings(deadline=None)
 def test_what_a_cell_finds_does_not_depend_on_its_company(

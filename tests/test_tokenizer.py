@@ -1,13 +1,15 @@
 """The tokenizer: images to tokens and back."""
 
+import copy
 import hashlib
+import pickle
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -537,13 +539,59 @@ def test_a_shape_that_comes_twice_is_compiled(light: vartok.Tokenizer, coffee: T
             assert graphs() == before
 
 
+def test_only_so_many_shapes_are_compiled(coffee: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def compiled(network: Callable[[Tensor], Tensor], dynamic: bool) -> Callable[[Tensor], Tensor]:
+        def call(batch: Tensor) -> Tensor:
+            given.append(tuple(batch.shape))
+            return network(batch)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    tokenizer = vartok.load(device="cpu", compile=True)
+    sides = range(16, 112, 16)
+    for side in [*sides, *sides, *sides]:
+        tokenizer.encode(F.interpolate(coffee, (side, side), mode="area"))
+    assert given == 2 * [(1, 3, side, side) for side in [*sides][:4]]
+
+
+def test_where_torch_refuses_to_compile_it_goes_on_without(
+    coffee: Tensor, light: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(network: object, dynamic: bool) -> None:
+        raise RuntimeError("not on this Python")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    images = F.interpolate(coffee, (64, 64), mode="area")
+    tokenizer = vartok.load(device="cpu", compile=True)
+    tokenizer.encode(images)
+    with pytest.warns(VartokWarning, match=r"torch cannot compile here \(not on this Python\): going on"):
+        tokens = tokenizer.encode(images)
+    assert torch.equal(tokens.flatten(), light.encode(images).flatten())
+
+
+def test_a_compiled_tokenizer_copied_computes_with_its_own_weights(coffee: Tensor) -> None:
+    images = F.interpolate(coffee, (64, 64), mode="area")
+    tokenizer = vartok.load(device="cpu", compile=True)
+    latent = tokenizer.latent(images)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(tokenizer)).latent(images), latent)
+    other = copy.deepcopy(tokenizer)
+    other._model.quant_conv.weight.zero_()
+    assert not torch.allclose(other.latent(images), latent)
+    torch.testing.assert_close(tokenizer.latent(images), latent)
+
+
 @pytest.mark.slow
 def test_where_torch_cannot_compile_it_goes_on_without(light: vartok.Tokenizer, coffee: Tensor) -> None:
     images = F.interpolate(coffee, (64, 80), mode="area")
     tokenizer = vartok.load(device="cpu", compile=True)
     tokens = tokenizer.encode(images)
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
-        with pytest.warns(VartokWarning, match=r"torch cannot compile here \(.*\): going on without"):
+        with pytest.warns(
+            VartokWarning, match=r"torch cannot compile here \(.*compiler.*\): going on without"
+        ):
             assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
         with warnings.catch_warnings(action="error"):
             assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())

@@ -14,9 +14,9 @@ other devices, and tests compare these with them. `arrange` replaces a model's p
 - In the quantizer, upsampling is a product with a matrix that is kept for every pair of grids, and phi one
   convolution, its share of the identity added to the weights.
 
-Every output stays the sum of the same products, in the same precision; only the order in which they are added
-may differ, as it does between any two processors. SiLU, attention, pooling and the search of the codebook
-are untouched.
+Every output is the same up to rounding, in the same precision: products are added in another order, as they
+are on any other processor, and some weights before they are multiplied. SiLU, attention, pooling and the
+search of the codebook are untouched.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _argmin(table: Tensor) -> Tensor:
     # torch finds a minimum ten times faster than its place: so first the minimum of every block.
     blocks = table.view(V // BLOCK, BLOCK, N)
     block = blocks.amin(1).T.contiguous().argmin(1)
-    inside = blocks.permute(2, 0, 1)[torch.arange(N), block].argmin(1)
+    inside = blocks.permute(2, 0, 1)[torch.arange(N, device=table.device), block].argmin(1)
     return block * BLOCK + inside
 
 

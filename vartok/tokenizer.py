@@ -38,6 +38,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 QUANTIZED_CELLS = 4096
 """Cells of latents that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
 
+COMPILED_SHAPES = 4
+"""Shapes of batch that a network is compiled for, of those that come twice; torch gives up at 8 versions."""
+
 
 def load(
     weights: str | Path | None = None,
@@ -55,9 +58,9 @@ def load(
         dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
             faster where the hardware has them and change many, since a coarse token that changes moves
             all finer ones. The quantizer computes in float32 always.
-        compile: have torch compile encoder and decoder for every shape of batch that comes twice, which
-            takes a minute or more: for long runs on a GPU. Compiled, they add up in another order, so that
-            here and there a token may differ.
+        compile: have torch compile encoder and decoder for shapes of batch that come twice, which takes a
+            minute or more: for long runs on a GPU. Compiled, they add up in another order, so that here
+            and there a token may differ, also by what was encoded before.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.
@@ -321,7 +324,7 @@ class Tokenizer:
         middle = slice(step // 2, step // 2 + step)
         with _exact(self.device):
             pictures = [
-                self._picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
             ]
         return torch.cat(pictures)
@@ -389,7 +392,7 @@ class Tokenizer:
 
 
 class _Compiled:
-    """A network, compiled by torch for every shape of batch that comes twice.
+    """A network, compiled by torch for shapes of batch that come twice, `COMPILED_SHAPES` at most.
 
     A shape that comes once, as a run's last does, is not worth the minute.
 
@@ -399,24 +402,34 @@ class _Compiled:
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
         self._network = network
-        self._compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._seen: set[torch.Size] = set()
+        self._chosen: set[torch.Size] = set()
 
     def __call__(self, batch: Tensor) -> Tensor:
-        if batch.shape not in self._seen:
-            self._seen.add(batch.shape)
+        shape = batch.shape
+        if shape in self._seen and len(self._chosen) < COMPILED_SHAPES:
+            self._chosen.add(shape)
+        self._seen.add(shape)
+        if shape not in self._chosen:
             return self._network(batch)
         try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._network, dynamic=False)
             return self._compiled(batch)
         except RuntimeError as error:
-            if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            # torch.compile refuses some versions of Python; what it makes may fail as the network does.
+            if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            reason = one_line(str(error).strip().partition("\n")[0])
+            reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
             warnings.warn(
                 f"torch cannot compile here ({reason}): going on without", VartokWarning, stacklevel=2
             )
             self._compiled = self._network
             return self._network(batch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Compiled, (self._network,)  # what is compiled can be neither copied nor pickled
 
 
 @contextlib.contextmanager

@@ -118,7 +118,10 @@ def decode(
     from vartok.images import SUFFIXES
 
     suffix = PurePath(output or "").suffix.lower()
-    chosen: str = format or SUFFIXES.get(suffix, "png")
+    told = SUFFIXES.get(suffix)
+    if format and told and told != format:
+        raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
+    chosen: str = format or told or "png"
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, TOKEN_ENDINGS, full=full_names)

@@ -65,7 +65,9 @@ def eval(
     ] = None,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Measure JPEG and WebP too, in at most the bytes of the tokens."),
+        typer.Option(
+            "--baselines", help="Measure JPEG and WebP too, in the bytes of the tokens or the least they can."
+        ),
     ] = False,
     lpips: Annotated[
         bool, typer.Option("--lpips", help="Measure LPIPS too; needs torchvision and AlexNet's weights.")

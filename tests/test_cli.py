@@ -1058,9 +1058,9 @@ def test_another_run_into_the_same_folder(
     files: Any = importlib.import_module("vartok.cli.encode")
     load = files.load_tokenizer
 
-    def meanwhile(*args: Any) -> library.Tokenizer:
+    def meanwhile(*args: Any, **options: Any) -> library.Tokenizer:
         (here / "b.tokens.npz").write_bytes(b"theirs")
-        tokenizer: library.Tokenizer = load(*args)
+        tokenizer: library.Tokenizer = load(*args, **options)
         return tokenizer
 
     monkeypatch.setattr(files, "load_tokenizer", meanwhile)
@@ -1088,9 +1088,18 @@ def test_a_search_passes_over_what_decode_drew(vartok: Vartok, here: Path) -> No
         (["-o", "x.json", "--format", "npz"], "is json by its suffix"),
     ],
 )
-def test_options_that_contradict_each_other(
+def test_encode_options_that_contradict_each_other(
     vartok: Vartok, here: Path, options: list[str], cause: str
 ) -> None:
     save(here / "a.png")
     assert cause in vartok("encode", "a.png", *options, code=2).stderr
     assert names(here) == ["a.png"]
+
+
+def test_decode_draws_no_format_under_the_name_of_another(vartok: Vartok, here: Path) -> None:
+    save(here / "a.png")
+    vartok("encode", "a.png")
+    refused = vartok("decode", "a.tokens.npz", "-o", "b.jpeg", "--format", "png", code=2)
+    assert "is jpg by its suffix" in refused.stderr
+    vartok("decode", "a.tokens.npz", "-o", "b.jpeg", "--format", "jpg")
+    assert names(here) == ["a.png", "a.tokens.npz", "b.jpeg"]

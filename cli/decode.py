@@ -17,6 +17,7 @@ from .files import (
     TOKEN_SUFFIXES,
     Input,
     Output,
+    choose_format,
     foreign,
     gather,
     is_free,
@@ -118,10 +119,7 @@ def decode(
     from vartok.images import SUFFIXES
 
     suffix = PurePath(output or "").suffix.lower()
-    told = SUFFIXES.get(suffix)
-    if format and told and told != format:
-        raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
-    chosen: str = format or told or "png"
+    chosen = choose_format(output, format, SUFFIXES, default="png")
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, TOKEN_ENDINGS, full=full_names)

@@ -11,7 +11,7 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import Input, Output, gather_pictures, is_free, stem, write_file, write_stream
+from .files import Input, Output, choose_format, gather_pictures, is_free, stem, write_file, write_stream
 from .options import (
     BackgroundOption,
     BatchSizeOption,
@@ -95,10 +95,7 @@ def encode(
     with usage_errors():
         grids = parse_schedule(schedule) if schedule is not None else None
     files = gather_pictures(inputs, recursive=recursive, files_from=files_from, null=null, debug=debug)
-    told = FORMATS_BY_SUFFIX.get(PurePath(output or "").suffix.lower())
-    if format and told and told != format:
-        raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
-    chosen = format or told or "npz"
+    chosen = choose_format(output, format, FORMATS_BY_SUFFIX, default="npz")
     report = Report(len(files), verb="encoded", quiet=quiet, debug=debug)
 
     def rename(name: PurePath) -> PurePath:

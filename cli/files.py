@@ -6,10 +6,10 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 
 import typer
 
@@ -21,6 +21,8 @@ from .report import Report, shown
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens
+
+F = TypeVar("F", bound=str)
 
 STDIN = "-"
 
@@ -269,6 +271,14 @@ class Output:
 def _keep(path: Path | None, sources: set[str]) -> None:
     if path and os.path.realpath(path) in sources:
         raise typer.BadParameter(f"-o: {shown(path)} is an input, which would be lost")
+
+
+def choose_format(output: str | None, format: F | None, suffixes: Mapping[str, F], *, default: F) -> F:
+    """What --format says, or -o's suffix, which must not say otherwise."""
+    told = suffixes.get(PurePath(output or "").suffix.lower())
+    if format and told and told != format:
+        raise typer.BadParameter(f"-o {shown(output)} is {told} by its suffix, --format says {format}")
+    return format or told or default
 
 
 def is_free(item: object, path: Path, report: Report, *, force: bool, skip: bool) -> bool:

@@ -101,16 +101,14 @@ def train(
     if resume and start is not None:
         raise typer.BadParameter("a run that is resumed has its weights: leave --from out")
 
-    from vartok.checkpoint import shipped_checkpoint
+    from vartok.checkpoint import find_checkpoint
     from vartok.train.settings import read_settings
     from vartok.train.trainer import SETTINGS, STATE, WEIGHTS, check_packages, train
 
     check_packages()
     if resume and not (output / SETTINGS).is_file():
         raise VartokError(f"{shown(output)} holds no run to resume")
-    weights = None
-    if start is not None:
-        weights = shipped_checkpoint() if start == "shipped" else Path(start)
+    weights = None if start is None else find_checkpoint(start)
     try:
         settings = read_settings(
             str(output / SETTINGS) if resume else preset or "light", overrides, weights=weights

@@ -62,6 +62,11 @@ def shipped_checkpoint() -> Path:
     return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v1.safetensors"))
 
 
+def find_checkpoint(weights: str | Path | None) -> Path:
+    """The file of a checkpoint: that of the shipped one for None and for the word "shipped"."""
+    return shipped_checkpoint() if weights is None or str(weights) == "shipped" else Path(weights)
+
+
 def read_checkpoint(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
     """Read a safetensors file, with our metadata or bare, or a VAR-style .pth.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
+from vartok.checkpoint import build_model, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
     CheckpointError,
@@ -72,7 +72,7 @@ def load(
     if dtype not in DTYPES:
         raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(dtype)}")
     chosen = choose_device(device)
-    path = shipped_checkpoint() if weights is None or str(weights) == "shipped" else Path(weights)
+    path = find_checkpoint(weights)
     try:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:

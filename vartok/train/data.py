@@ -192,6 +192,8 @@ class Pictures:
         return (item for item in mixed if not self._is_held_out(item))
 
     def _is_held_out(self, item: Item) -> bool:
+        if isinstance(item.file, ImageError):  # of a shard, which training tells of
+            return False
         return zlib.crc32(item.name.encode(errors="replace")) % self.settings.hold_out == 0
 
     def _expand(self, units: Iterable[tuple[str, Path]]) -> Iterator[Item]:

@@ -23,9 +23,10 @@ import vartok
 from vartok.dataset.engines import run_here
 from vartok.dataset.job import Job, plan
 from vartok.dataset.shards import Encoding, HashedFile, Row, write_shard
-from vartok.dataset.sources import Sample, find_shards
 from vartok.images import Fit, Picture
-from vartok.pipeline import ahead, encode_pictures
+from vartok.operations import encode_pictures
+from vartok.parallel import map_ordered
+from vartok.sources import Sample, find_shards
 
 BATCH, WORKERS = 16, 3
 PICTURES = 320
@@ -90,7 +91,7 @@ def main() -> None:
         def one(sample: Sample) -> Picture:
             return sample.read(fit)
 
-        list(ahead(one, samples, workers=WORKERS, limit=BATCH + WORKERS))
+        list(map_ordered(one, samples, workers=WORKERS, limit=BATCH + WORKERS))
 
     def write() -> None:
         """Rows to a Parquet shard."""

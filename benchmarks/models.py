@@ -3,7 +3,7 @@
     python benchmarks/models.py [--rounds 3] [--ch 32 160] [--batch 1 8]
 
 Plain is float32, batch and channels first, module by module, in a process of its own, where nothing has told
-the system's library to keep memory (vartok.inference.KEPT). The rate of a product of two large
+the system's library to keep memory (vartok.models.cpu.KEPT). The rate of a product of two large
 matrices, measured in the same rounds, tells what the machine can do: "of product" is the share of it that
 the forward's additions and multiplications reach. Figures are medians.
 """
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vartok
-from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
+from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
-from vartok.model import VQVAE
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
@@ -95,7 +95,7 @@ def _serve(connection: Connection, model: VQVAE) -> None:
 
 
 def plain_quantize(model: VQVAE, latent: Tensor, schedule: Schedule) -> list[Tensor]:
-    return [scale.indices for scale in model.quantize.scales(schedule, latent=latent)]
+    return [scale.indices for scale in model.quantize.scale_steps(schedule, latent=latent)]
 
 
 def plain_quantize_each(model: VQVAE, latents: Tensor, schedule: Schedule) -> list[list[Tensor]]:
@@ -107,7 +107,7 @@ def plain_encode(model: VQVAE, images: Tensor, schedule: Schedule) -> list[Tenso
 
 
 def plain_decode(model: VQVAE, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
-    *_, last = model.quantize.scales(schedule, maps=maps)
+    *_, last = model.quantize.scale_steps(schedule, maps=maps)
     return model.picture(last.f_hat)
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 from timing import table, take_turns
 
 import vartok
-from vartok.evaluate import psnr
+from vartok.evaluation import psnr
 from vartok.images import Fit, picture_suffixes, read_picture, to_pixels, to_tensor
-from vartok.pipeline import Encoded, encode_pictures
+from vartok.operations import Encoded, encode_pictures
 
 VARTOK = [sys.executable, "-m", "vartok"]
 BATCH = 16

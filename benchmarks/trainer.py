@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from vartok.model import VQVAE
-from vartok.train.objective import Trainee, latent_loss, parameter_groups, reconstruction_loss
+from vartok.models.vqvae import VQVAE
+from vartok.train.objective import TrainingModel, latent_loss, parameter_groups, reconstruction_loss
 from vartok.train.settings import TrainSettings, read_settings
 from vartok.train.start import LinearTransform, start_as_var
 from vartok.train.trainer import Progress, takes_bf16, train
@@ -63,7 +63,7 @@ def bare_rate(settings: TrainSettings, steps: int) -> float:
     torch.manual_seed(0)
     model = VQVAE(config).to(device)
     start_as_var(model.quantize, seed=0)
-    trainee = Trainee(model, LinearTransform.empty(config).to(device), config.patch_nums)
+    trainee = TrainingModel(model, LinearTransform.empty(config).to(device), config.patch_nums)
     trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = parameter_groups(model, rates.rate, rates.encoder_rate, train_codebook=False)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))

@@ -53,7 +53,7 @@ def convert(
     if output.exists() and output.samefile(source):
         raise typer.BadParameter(f"{shown(output)} is the input, which would be lost")
 
-    from vartok import checkpoint as checkpoints
+    from vartok import checkpoints
 
     try:
         found = checkpoints.file_sha256(source)

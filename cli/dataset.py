@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vartok.dataset.job import Job, Progress, Task
-    from vartok.dataset.sources import InputShard
     from vartok.images import Fit
     from vartok.schedule import Schedule
+    from vartok.sources import InputShard
     from vartok.tokenizer import Tokenizer
 
 PACKAGES = ("pyarrow", "webdataset", "fsspec")
@@ -168,8 +168,8 @@ def make(
     if keep_pictures and format != "wds":
         raise typer.BadParameter("--keep-pictures is for --format wds")
     fitted = parse_fit(fit, size, zoom, background, max_pixels)
-    from vartok.dataset.sources import find_shards, folder_classes
     from vartok.schedule import parse_schedule
+    from vartok.sources import find_shards, folder_classes
 
     with usage_errors():
         grids = parse_schedule(schedule) if schedule is not None else None
@@ -186,10 +186,10 @@ def make(
         _tell_of_shares(shards, folder_labels=folder_labels, parts=parts)
     from vartok.dataset.engines import Loading, ray_cluster, run_here, run_processes, run_ray
     from vartok.dataset.job import Job, finish, plan
-    from vartok.images import tame_pillow
-    from vartok.tokenizer import choose_device
+    from vartok.images import configure_pillow
+    from vartok.runtime import choose_device
 
-    tame_pillow(quiet=not debug)
+    configure_pillow(quiet=not debug)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # where Ray tells of workers that die
         gpus = 0

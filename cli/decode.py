@@ -147,7 +147,8 @@ def decode(
         return
 
     tokenizer = load_tokenizer(weights, device, dtype, compile=compile)
-    from vartok.pipeline import ahead, decode_tokens
+    from vartok.operations import decode_tokens
+    from vartok.parallel import map_ordered
 
     def jobs() -> Iterator[tuple[Job, ImageTokens | VartokError]]:
         taken: set[str] = set()
@@ -184,7 +185,7 @@ def decode(
     threads = default_workers(workers)
     batch = default_batch_size(batch_size, tokenizer)
     pictures = decode_tokens(tokenizer, jobs(), scales=scales, strip=strip, batch_size=batch)
-    for job, result in ahead(draw, pictures, workers=threads, limit=2 * threads):
+    for job, result in map_ordered(draw, pictures, workers=threads, limit=2 * threads):
         if isinstance(result, VartokError):
             report.fail(job.label, result)
             continue
@@ -217,7 +218,7 @@ def _draw(
     if restore_size:
         width, height, mode = job.image.width, job.image.height, job.image.fit
         room = images.MAX_PIXELS // len(pictures)
-        with images.one_if_large(len(pictures) * width * height):
+        with images.large_image_lock(len(pictures) * width * height):
             pictures = [
                 images.restore_size(pixels, width=width, height=height, mode=mode, max_pixels=room)
                 for pixels in pictures

@@ -122,7 +122,7 @@ def encode(
         return
 
     tokenizer = load_tokenizer(weights, device, dtype, compile=compile)
-    from vartok.pipeline import encode_pictures
+    from vartok.operations import encode_pictures
 
     def free(item: Input, path: Path | None) -> bool:  # still: other runs may fill the same folder
         return path is None or is_free(item, path, report, force=force, skip=skip_existing)

@@ -42,7 +42,7 @@ from .tables import new_table, print_tables
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vartok.evaluate import BaselineReport, EvaluationReport, ModelReport, PictureScores
+    from vartok.evaluation import BaselineReport, EvaluationReport, ModelReport, PictureScores
     from vartok.images import Fit
     from vartok.tokenizer import Tokenizer
 
@@ -115,7 +115,7 @@ def eval(
         grids = parse_schedule(schedule) if schedule is not None else None
     files = gather_pictures(pictures, recursive=recursive, files_from=files_from, null=null, debug=debug)
 
-    from vartok.evaluate import LPIPS_SIDE, Evaluation, load_inception, load_lpips
+    from vartok.evaluation import LPIPS_SIDE, Evaluation, load_inception, load_lpips
 
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
     checkpoints = [weights, compare] if compare else [weights]
@@ -182,7 +182,7 @@ def _as_json(
 
 def _methods(report: EvaluationReport) -> dict[str, str]:
     """How the figures of this report are computed."""
-    from vartok.evaluate import METHODS
+    from vartok.evaluation import METHODS
 
     absent = {name for name in ("lpips", "rfid") if getattr(report.models[0], name) is None}
     if not report.baselines:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeVar
 import typer
 
 from vartok.errors import VartokError
-from vartok.files import write_whole
+from vartok.files import atomic_write
 
 from .report import Report, shown
 
@@ -113,9 +113,9 @@ def gather_pictures(
     Raises:
         typer.BadParameter: as `gather`.
     """
-    from vartok.images import picture_suffixes, tame_pillow
+    from vartok.images import configure_pillow, picture_suffixes
 
-    tame_pillow(quiet=not debug)
+    configure_pillow(quiet=not debug)
     return gather(
         names,
         recursive=recursive,
@@ -334,7 +334,7 @@ def write_named(path: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path, overwrite=overwrite) as file:
+        with atomic_write(path, overwrite=overwrite) as file:
             yield file
     except OSError as error:
         raise VartokError(f"cannot write {shown(path)}: {error.strerror or error}") from None

@@ -138,11 +138,11 @@ def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int
     A CPU takes pictures through the networks one by one whatever the batch, and small ones together
     through the quantizer.
     """
-    from vartok.pipeline import APART
+    from vartok.operations import MAX_BATCHED_PIXELS
 
     if tokenizer.device.type != "cpu":
         return batch_size or 32
-    return batch_size or (16 if pixels is not None and pixels <= APART else 1)
+    return batch_size or (16 if pixels is not None and pixels <= MAX_BATCHED_PIXELS else 1)
 
 
 def load_tokenizer(weights: Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:

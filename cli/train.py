@@ -101,7 +101,7 @@ def train(
     if resume and start is not None:
         raise typer.BadParameter("a run that is resumed has its weights: leave --from out")
 
-    from vartok.checkpoint import find_checkpoint
+    from vartok.checkpoints import find_checkpoint
     from vartok.train.settings import read_settings
     from vartok.train.trainer import SETTINGS, STATE, WEIGHTS, check_packages, train
 

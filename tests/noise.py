@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import vartok
-from vartok.checkpoint import CODEBOOK, FORMAT, HITS, VERSION
+from vartok.checkpoints import CODEBOOK, FORMAT, HITS, VERSION
 from vartok.config import TokenizerConfig
-from vartok.model import VQVAE
+from vartok.models.vqvae import VQVAE
 
 torch.set_num_threads(1)  # with two, a busy machine takes ten times as long over small tensors
 

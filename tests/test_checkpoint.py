@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from vartok.checkpoint import (
+from vartok.checkpoints import (
     CODEBOOK,
     HITS,
     Checkpoint,
@@ -66,7 +66,7 @@ def in_a_process(code: str, path: Path) -> list[str]:
     start = f"""
 import re
 from pathlib import Path
-from vartok import checkpoint
+from vartok import checkpoints
 path = Path({str(path)!r})
 def peak():  # MiB; unlike ru_maxrss, not the parent's
     return int(re.search("VmHWM:\\\\s*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -438,7 +438,7 @@ def test_a_configuration_that_claims_gigabytes_takes_no_memory(tmp_path: Path) -
 from vartok.errors import CheckpointError
 before = peak()
 try:
-    checkpoint.read_checkpoint(path)
+    checkpoints.read_checkpoint(path)
 except CheckpointError as error:
     print(error)
 print(peak() - before)
@@ -571,8 +571,8 @@ def test_a_file_is_mapped_not_read(tmp_path: Path, suffix: str) -> None:
         save(path, config, tensors)
     code = """
 before = peak()
-found = checkpoint.read_checkpoint(path)
-model = checkpoint.build_model(found)
+found = checkpoints.read_checkpoint(path)
+model = checkpoints.build_model(found)
 print(peak() - before)
 float(model.quant_conv.weight.sum() + model.post_quant_conv.weight.sum())
 print(peak() - before)

@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors.torch import save as to_safetensors
 
 import vartok as library
-from vartok.checkpoint import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.images import Fit, read_picture, restore_size, to_pixels, to_tensor
 from vartok.schedule import Schedule
 from vartok.tokens import ImageTokens, read_tokens, stack
@@ -953,7 +953,7 @@ def test_published_checkpoint_is_recognised(
 ) -> None:
     torch.save(dict(read_checkpoint(shipped_checkpoint()).tensors), here / "vae.pth")
     found = hashlib.sha256((here / "vae.pth").read_bytes()).hexdigest()
-    monkeypatch.setattr("vartok.checkpoint.PUBLISHED_SHA256", found)
+    monkeypatch.setattr("vartok.checkpoints.PUBLISHED_SHA256", found)
     text = vartok("convert", "vae.pth", "vae.safetensors").stdout
     assert text.startswith(
         "This is the tokenizer that VAR's authors published.\nname        vae_ch160v4096z32\n"
@@ -1041,12 +1041,12 @@ def test_inspect_codebook_ends_quietly_where_the_pipe_does(here: Path) -> None:
 
 
 def test_choices_are_those_of_the_library() -> None:
-    from vartok import images, tokenizer
+    from vartok import images, runtime
 
     options: Any = importlib.import_module("vartok.cli.options")
     assert get_args(options.FitMode) == images.FITS
     assert get_args(options.PictureFormat) == images.FORMATS
-    assert get_args(options.Dtype) == tuple(tokenizer.DTYPES)
+    assert get_args(options.Dtype) == tuple(runtime.DTYPES)
 
 
 def test_another_run_into_the_same_folder(

@@ -43,14 +43,14 @@ from vartok.dataset.shards import (
     read_shard,
     write_shard,
 )
-from vartok.dataset.sources import InputShard, Sample, find_shards
 from vartok.dataset.verify import verify
 from vartok.errors import DatasetError, ImageError, VartokError, VartokWarning
-from vartok.files import write_whole
+from vartok.files import atomic_write
 from vartok.images import Fit
-from vartok.pipeline import encode_pictures
+from vartok.operations import encode_pictures
 from vartok.schedule import token_count
-from vartok.tars import SIDECARS, read_tar
+from vartok.sources import InputShard, Sample, find_shards
+from vartok.sources.tars import SIDECARS, read_tar
 from vartok.tokens import ModelInfo, read_tokens
 
 Members = Sequence[tuple[str, bytes]]
@@ -150,7 +150,7 @@ def test_a_broken_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_in_a_tar_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vartok.tars.MAX_PIPED", 100)
+    monkeypatch.setattr("vartok.sources.tars.MAX_PIPED", 100)
     members = [
         ("a.png", b"x" * 101),
         ("a.txt", b"a"),
@@ -727,7 +727,7 @@ def test_a_data_sets_tokens_are_those_of_encode(
 
 def leave_unfinished(path: Path) -> None:
     """Leave what a process leaves that is killed while it writes a file."""
-    with contextlib.suppress(KeyError), write_whole(path, overwrite=True) as file:
+    with contextlib.suppress(KeyError), atomic_write(path, overwrite=True) as file:
         left = Path(file.name)
         left.with_stem(f"{left.stem}0").write_bytes(b"half of it")
         raise KeyError

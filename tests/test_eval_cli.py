@@ -10,7 +10,7 @@ import pytest
 from conftest import Vartok, photo, save
 
 import vartok as library
-from vartok.checkpoint import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 
 QUICK = ("--size", "64")
 

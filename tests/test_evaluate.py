@@ -22,9 +22,9 @@ from torchmetrics.image import (
 )
 
 import vartok
-from vartok import evaluate
+from vartok import evaluation
 from vartok.errors import ImageError, VartokError
-from vartok.evaluate import (
+from vartok.evaluation import (
     EXACT,
     Evaluation,
     EvaluationReport,
@@ -475,8 +475,8 @@ def test_without_torchmetrics(light: vartok.Tokenizer, monkeypatch: pytest.Monke
 
 
 def test_every_figure_of_a_report_is_explained() -> None:
-    fields = evaluate.ModelReport.__dataclass_fields__.keys()
-    told = {"reference", *evaluate.BASELINES}
+    fields = evaluation.ModelReport.__dataclass_fields__.keys()
+    told = {"reference", *evaluation.BASELINES}
     figures = {"psnr", "unquantized_psnr", "ssim", "ms_ssim", "lpips", "rfid", "bits_per_pixel", "blockiness"}
     assert figures <= fields
-    assert evaluate.METHODS.keys() == figures | told
+    assert evaluation.METHODS.keys() == figures | told

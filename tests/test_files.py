@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from vartok.files import write_whole
+from vartok.files import atomic_write
 
 
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    with write_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"first, ")
         file.flush()
         assert not path.exists()
@@ -29,7 +29,7 @@ def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> No
 def test_what_is_there_stays_until_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
-    with write_whole(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=True) as file:
         file.write(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -44,7 +44,7 @@ def test_nothing_is_overwritten_untold(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     else:
         path.symlink_to("nowhere")
-    with pytest.raises(FileExistsError, match="a exists"), write_whole(path):
+    with pytest.raises(FileExistsError, match="a exists"), atomic_write(path):
         pytest.fail("not even tried")
     assert list(tmp_path.iterdir()) == [path]
 
@@ -53,7 +53,7 @@ def test_nor_is_what_came_up_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "a"
 
     def slowly() -> None:
-        with write_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"ours")
             path.write_bytes(b"theirs")
 
@@ -73,7 +73,7 @@ def test_a_block_that_fails_leaves_everything_as_it_was(
         path.write_bytes(b"old")
 
     def fail() -> None:
-        with write_whole(path, overwrite=True) as file:
+        with atomic_write(path, overwrite=True) as file:
             file.write(b"half")
             raise error
 
@@ -86,15 +86,15 @@ def test_a_block_that_fails_leaves_everything_as_it_was(
 def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "a"
     code = (
-        f"import os, pathlib; from vartok.files import write_whole; os.umask({umask})\n"
-        f"with write_whole(pathlib.Path({str(path)!r})) as file: file.write(b'x')"
+        f"import os, pathlib; from vartok.files import atomic_write; os.umask({umask})\n"
+        f"with atomic_write(pathlib.Path({str(path)!r})) as file: file.write(b'x')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # the umask is the whole process's
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
 def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), write_whole(tmp_path / "none" / "a"):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "none" / "a"):
         pytest.fail("not even tried")
 
 
@@ -103,7 +103,7 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     path.mkdir()
 
     def write() -> None:
-        with write_whole(path, overwrite=True) as file:
+        with atomic_write(path, overwrite=True) as file:
             file.write(b"x")
 
     with pytest.raises(OSError, match=r"."):
@@ -118,7 +118,7 @@ def test_two_at_once_do_not_overwrite_each_other(tmp_path: Path) -> None:
 
     def write(data: bytes) -> bool:
         try:
-            with write_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(data)
                 both.wait(10)
         except FileExistsError:
@@ -139,9 +139,9 @@ def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(errno.EPERM, "no hard links here")
 
     monkeypatch.setattr(os, "link", link)
-    with write_whole(tmp_path / "a") as file:
+    with atomic_write(tmp_path / "a") as file:
         file.write(b"new")
-    with pytest.raises(FileExistsError), write_whole(tmp_path / "a") as file:
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "a") as file:
         file.write(b"newer")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
 
@@ -149,6 +149,6 @@ def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "pipe.npz"
     os.mkfifo(path)
-    with pytest.raises(FileExistsError, match="not a regular file"), write_whole(path, overwrite=True):
+    with pytest.raises(FileExistsError, match="not a regular file"), atomic_write(path, overwrite=True):
         pass
     assert stat.S_ISFIFO(path.lstat().st_mode)

@@ -13,19 +13,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 import vartok
-from vartok import inference
-from vartok.checkpoint import build_model, read_checkpoint, shipped_checkpoint
+from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.images import to_tensor
-from vartok.inference import Conv, arrange
-from vartok.layers import AttnBlock, group_norm
-from vartok.model import VQVAE
+from vartok.models import cpu
+from vartok.models.cpu import Conv, optimize_for_cpu
+from vartok.models.layers import AttnBlock, group_norm
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import VAR_256, adapt_schedule
 from vartok.tokenizer import Tokenizer
 
 CHANNELS_LAST = torch.channels_last
 
-pytestmark = pytest.mark.skipif(not inference._can_pack(torch.float32), reason="torch has no oneDNN here")
+pytestmark = pytest.mark.skipif(not cpu._can_pack(torch.float32), reason="torch has no oneDNN here")
 
 
 @pytest.fixture(scope="module", params=["light", "var"])
@@ -42,7 +42,7 @@ def plain(request: pytest.FixtureRequest) -> tuple[VQVAE, TokenizerConfig]:
 @pytest.fixture(scope="module")
 def arranged(plain: tuple[VQVAE, TokenizerConfig]) -> VQVAE:
     model = copy.deepcopy(plain[0])
-    assert arrange(model)
+    assert optimize_for_cpu(model)
     return model
 
 
@@ -87,9 +87,9 @@ def test_the_quantizer_computes_the_same(
     torch.manual_seed(0)
     latent = torch.randn(2, 32, *grid)
     schedule = adapt_schedule(VAR_256, grid)
-    want = [*plain[0].quantize.scales(schedule, latent=latent)]
-    found = [*arranged.quantize.scales(schedule, latent=latent)]
-    replayed = arranged.quantize.scales(schedule, maps=[scale.indices for scale in want])
+    want = [*plain[0].quantize.scale_steps(schedule, latent=latent)]
+    found = [*arranged.quantize.scale_steps(schedule, latent=latent)]
+    replayed = arranged.quantize.scale_steps(schedule, maps=[scale.indices for scale in want])
     for one, other, again in zip(want, found, replayed, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert off(other.f_hat, one.f_hat) < 1e-5
@@ -99,7 +99,7 @@ def test_the_quantizer_computes_the_same(
 def test_what_is_arranged_is_all_that_runs(arranged: VQVAE) -> None:
     kinds = {type(module) for module in arranged.modules()}
     kept = {nn.GroupNorm, AttnBlock}  # which the arranged ones ask for weights and for attention
-    assert kinds & inference._REPLACED.keys() <= kept
+    assert kinds & cpu._REPLACED.keys() <= kept
 
 
 def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
@@ -107,7 +107,7 @@ def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig
     tokenizer = Tokenizer(copy.deepcopy(model), config, name="", device=torch.device("cpu"), dtype="float32")
     images = photo.unfold(2, 256, 256).unfold(3, 256, 256).permute(0, 2, 3, 1, 4, 5).reshape(4, 3, 256, 256)
     with torch.no_grad():
-        scales = [*model.quantize.scales(VAR_256, latent=model.latent(images))]
+        scales = [*model.quantize.scale_steps(VAR_256, latent=model.latent(images))]
     for found, want in zip(tokenizer.encode(images).maps, scales, strict=True):
         assert torch.equal(found, want.indices)
 
@@ -115,7 +115,7 @@ def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig
 def test_without_onednn_the_plain_model_runs(monkeypatch: pytest.MonkeyPatch, photo: Tensor) -> None:
     images = F.interpolate(photo, (64, 64)).expand(3, -1, -1, -1)
     fast = vartok.load(device="cpu")
-    monkeypatch.setattr(inference, "_can_pack", lambda dtype: False)
+    monkeypatch.setattr(cpu, "_can_pack", lambda dtype: False)
     slow = vartok.load(device="cpu")
     assert torch.equal(slow.encode(images).flatten(), fast.encode(images).flatten())
     assert isinstance(slow._model.quant_conv, nn.Conv2d)
@@ -124,7 +124,7 @@ def test_without_onednn_the_plain_model_runs(monkeypatch: pytest.MonkeyPatch, ph
 def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
     tokenizer = vartok.load(device="cpu", dtype="float16")
     assert isinstance(tokenizer._model.quant_conv, nn.Conv2d)
-    assert isinstance(tokenizer._model.quantize, inference._Quantizer)
+    assert isinstance(tokenizer._model.quantize, cpu._Quantizer)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda tokenizer: pickle.loads(pickle.dumps(tokenizer))])
@@ -179,7 +179,7 @@ def test_group_norm_is_as_exact_as_channels_first(
     want = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     bound = 3e-6 + 3 * off(norm(x), want)  # of a single value, which has no deviation, every way is rough
     x = x.contiguous(memory_format=CHANNELS_LAST)
-    arranged = inference._GroupNorm(norm)
+    arranged = cpu._GroupNorm(norm)
     assert off(arranged(x), want) < bound
     assert off(arranged(x, out=x), want) < bound  # torch's own is off by up to 1e-3 here
     assert off(x, want) < bound
@@ -187,7 +187,7 @@ def test_group_norm_is_as_exact_as_channels_first(
 
 @torch.no_grad()
 def test_bfloat16_stays_near(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
-    if not inference._can_pack(torch.bfloat16):
+    if not cpu._can_pack(torch.bfloat16):
         pytest.skip("this processor computes no bfloat16")
     model, config = plain
     images = photo[:, :, :128, :128]

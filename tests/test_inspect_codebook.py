@@ -9,7 +9,7 @@ from conftest import Vartok, names, save
 from PIL import Image
 
 import vartok as library
-from vartok.checkpoint import read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.images import to_pixels
 from vartok.tokens import ImageTokens
 

@@ -7,10 +7,10 @@ from noise import bare, draw
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vartok.checkpoint import read_checkpoint
+from vartok.checkpoints import read_checkpoint
 from vartok.config import TokenizerConfig
-from vartok.light import Decoder, Encoder
-from vartok.model import VQVAE
+from vartok.models.light import Decoder, Encoder
+from vartok.models.vqvae import VQVAE
 from vartok.train.settings import read_settings
 
 NET = TokenizerConfig(autoencoder="light", vocab_size=16, z_channels=8, widths=(8, 12, 16), depths=(1, 2, 1))

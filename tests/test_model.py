@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from noise import DATA, SMALL, draw, shapes
 from torch import Tensor, nn
 
-from vartok import autoencoder, light, quantizer
-from vartok.checkpoint import HITS
+from vartok.checkpoints import HITS
 from vartok.config import TokenizerConfig
-from vartok.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
-from vartok.model import VQVAE
-from vartok.quantizer import MultiScaleQuantizer, Phi
+from vartok.models import light, quantizer, var
+from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
+from vartok.models.quantizer import MultiScaleQuantizer, Phi
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import VAR_256, Schedule, phi_index, square
 
 PUBLISHED = TokenizerConfig()
@@ -148,9 +148,9 @@ def test_resnet_block_adds_to_a_shortcut_and_leaves_its_input_alone(channels: in
 def test_var_halves_and_doubles_once_between_levels(levels: int) -> None:
     config = dataclasses.replace(SMALL, ch_mult=(1, 2, 1)[:levels])
     step = 2 ** (levels - 1)
-    z = autoencoder.Encoder(config)(torch.zeros(1, 3, 4 * step, 8 * step))
+    z = var.Encoder(config)(torch.zeros(1, 3, 4 * step, 8 * step))
     assert z.shape == (1, 8, 4, 8)
-    assert autoencoder.Decoder(config)(z).shape == (1, 3, 4 * step, 8 * step)
+    assert var.Decoder(config)(z).shape == (1, 3, 4 * step, 8 * step)
 
 
 def test_light_transforms_each_patch_by_itself() -> None:
@@ -257,21 +257,21 @@ def test_pooling_is_the_mean_of_each_cells_area() -> None:
     latent = torch.arange(16.0).view(1, 1, 4, 4) * 2
     schedule = ((1, 1), (2, 4), (3, 3), (4, 4))
     # phi is the identity: what the first scale takes out of the residual is the mean, 15, everywhere
-    scales = list(quantizer_of(codes).scales(schedule, latent=latent))
+    scales = list(quantizer_of(codes).scale_steps(schedule, latent=latent))
     assert scales[0].indices.tolist() == [[[15]]]
     assert scales[0].f_hat.flatten().tolist() == [15.0] * 16
     # area pooling of 4 rows to 3: cells span rows 0-1, 1-2, 2-3, overlapping where they do not divide
     pooled = F.interpolate(latent, (3, 3), mode="area")[0, 0]
     assert pooled[:, 0].tolist() == [5.0, 13.0, 21.0]
     assert pooled[0, :].tolist() == [5.0, 7.0, 9.0]
-    found = list(quantizer_of(codes).scales(((3, 3), (4, 4)), latent=latent))
+    found = list(quantizer_of(codes).scale_steps(((3, 3), (4, 4)), latent=latent))
     assert found[0].indices[0].tolist() == pooled.int().tolist()
 
 
 def test_upsampling_is_bicubic_without_aligned_corners() -> None:
     codes = torch.tensor([[0.0], [1.0]])
     maps = [torch.tensor([[[0, 1]]])]
-    (scale,) = quantizer_of(codes).scales(((1, 2), (1, 4)), maps=maps)
+    (scale,) = quantizer_of(codes).scale_steps(((1, 2), (1, 4)), maps=maps)
     # Cubic convolution with a = -0.75 of the cells 0 0 [0 1] 1 1, edges repeated, at -1/4, 1/4, 3/4 and 5/4.
     # Weights a quarter off a cell: -27/256, 225/256, 67/256, -9/256 of the cells -1, 0, 1, 2.
     want = [-27 / 256, 58 / 256, 198 / 256, 283 / 256]
@@ -291,7 +291,7 @@ def test_each_scale_has_the_phi_that_serves_it_also_in_a_prefix() -> None:
     maps = [torch.zeros(1, h, w, dtype=torch.int64) for h, w in VAR_256]
     served = [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
     for prefix in (1, 5, 10):
-        steps = [scale.f_hat.mean().item() for scale in made.scales(VAR_256, maps=maps[:prefix])]
+        steps = [scale.f_hat.mean().item() for scale in made.scale_steps(VAR_256, maps=maps[:prefix])]
         assert len(steps) == prefix
         assert np.diff([0.0, *steps]).tolist() == [10.0**i for i in served[:prefix]]
 
@@ -311,11 +311,11 @@ def test_replaying_the_maps_gives_what_encoding_added_up(values: dict[str, Any],
     torch.manual_seed(1)
     latent = torch.randn(2, 8, *schedule[-1])
     with torch.no_grad():
-        encoded = list(model.scales(schedule, latent=latent))
+        encoded = list(model.scale_steps(schedule, latent=latent))
         maps = [scale.indices for scale in encoded]
         assert [tuple(indices.shape) for indices in maps] == [(2, h, w) for h, w in schedule]
         for prefix in range(1, len(schedule) + 1):
-            replayed = list(model.scales(schedule, maps=maps[:prefix]))
+            replayed = list(model.scale_steps(schedule, maps=maps[:prefix]))
             assert len(replayed) == prefix
             for ours, theirs in zip(replayed, encoded, strict=False):
                 assert torch.equal(ours.f_hat, theirs.f_hat)
@@ -326,7 +326,7 @@ def test_the_residual_is_rounded_as_vars_is() -> None:
     unit = 2.0**-23  # what float32 resolves next to 1
     codes = torch.tensor([[1.0], [0.75 * unit], [0.25 * unit], [0.0]])
     latent = torch.full((1, 1, 1, 1), 1 + unit)
-    scales = list(quantizer_of(codes).scales(square(1, 1, 1), latent=latent))
+    scales = list(quantizer_of(codes).scale_steps(square(1, 1, 1), latent=latent))
     # f_hat rounds to the latent itself after two scales, but the residual still holds a quarter unit
     assert scales[1].f_hat.item() == latent.item()
     assert [scale.indices.item() for scale in scales] == [0, 1, 2]
@@ -335,7 +335,7 @@ def test_the_residual_is_rounded_as_vars_is() -> None:
 def test_f_hats_already_given_do_not_change() -> None:
     model = noisy(SMALL).quantize
     with torch.no_grad():
-        loop = model.scales(square(1, 2, 4), latent=torch.randn(1, 8, 4, 4))
+        loop = model.scale_steps(square(1, 2, 4), latent=torch.randn(1, 8, 4, 4))
         first = next(loop).f_hat
         before = first.clone()
         list(loop)
@@ -349,7 +349,7 @@ def test_every_scale_brings_f_hat_closer_where_phi_is_the_identity() -> None:
     schedule = square(4, 4, 4, 4)
     errors = [
         (latent - scale.f_hat).square().sum().item()
-        for scale in quantizer_of(codes).scales(schedule, latent=latent)
+        for scale in quantizer_of(codes).scale_steps(schedule, latent=latent)
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 2
@@ -358,9 +358,9 @@ def test_every_scale_brings_f_hat_closer_where_phi_is_the_identity() -> None:
 def test_gradients_flow_through_f_hat_to_codebook_and_phis() -> None:
     model = noisy(SMALL)
     latent = model.latent(torch.rand(1, 3, 8, 8) * 2 - 1)
-    *_, last = model.quantize.scales(square(1, 2, 4), latent=latent)
+    *_, last = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
     model.picture(last.f_hat).square().mean().backward()
-    scales = model.quantize.scales(square(1, 2, 4), latent=latent)
+    scales = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
     used = torch.cat([scale.indices.flatten() for scale in scales]).unique()
     grad = model.quantize.embedding.weight.grad
     assert grad is not None

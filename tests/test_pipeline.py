@@ -19,7 +19,7 @@ from noise import COFFEE
 from PIL import Image
 
 import vartok
-from vartok import pipeline
+from vartok import operations
 from vartok.errors import (
     DeviceError,
     ImageError,
@@ -30,7 +30,8 @@ from vartok.errors import (
     VartokWarning,
 )
 from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
-from vartok.pipeline import Encoded, ahead, decode_tokens, encode_pictures, in_batches
+from vartok.operations import Encoded, decode_tokens, encode_pictures
+from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import adapt_schedule, square
 from vartok.tokens import ImageTokens, stack
 
@@ -156,7 +157,7 @@ def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens
         threads.add(threading.current_thread())
         return to_tensor(pixels)
 
-    monkeypatch.setattr(pipeline, "to_tensor", noted)
+    monkeypatch.setattr(operations, "to_tensor", noted)
     away: Any = Elsewhere(tokenizer)
     there = list(encode_pictures(away, pictures, NATIVE, batch_size=2, workers=2))
     assert threads - {threading.main_thread()}
@@ -232,7 +233,7 @@ def test_ahead_keeps_order_and_never_holds_more_than_its_limit(workers: int, lim
         time.sleep(0.002 * (i % 3))
         return -i
 
-    for result in ahead(work, items(), workers=workers, limit=limit):
+    for result in map_ordered(work, items(), workers=workers, limit=limit):
         most = max(most, len(taken) - len(done))
         done.append(result)
     assert done == [-i for i in range(40)]
@@ -241,7 +242,7 @@ def test_ahead_keeps_order_and_never_holds_more_than_its_limit(workers: int, lim
 
 def test_ahead_works_on_several_at_once() -> None:
     barrier = threading.Barrier(3)
-    assert len(list(ahead(lambda _: barrier.wait(timeout=10), range(6), workers=3, limit=3))) == 6
+    assert len(list(map_ordered(lambda _: barrier.wait(timeout=10), range(6), workers=3, limit=3))) == 6
 
 
 def workers_running() -> int:
@@ -257,7 +258,7 @@ def test_stopping_early_stops_the_threads() -> None:
         time.sleep(0.01)
         return i
 
-    results = ahead(work, iter(range(10_000)), workers=4, limit=50)
+    results = map_ordered(work, iter(range(10_000)), workers=4, limit=50)
     assert next(results) == 0
     assert workers_running() > before
     results.close()
@@ -292,7 +293,7 @@ def test_an_error_that_is_not_ours_goes_on_and_stops_the_threads() -> None:
     def work(i: int) -> float:
         return 1 / (3 - i)
 
-    results = ahead(work, range(9), workers=2, limit=4)
+    results = map_ordered(work, range(9), workers=2, limit=4)
     with pytest.raises(ZeroDivisionError):
         list(results)
     assert workers_running() == before
@@ -304,7 +305,7 @@ def test_an_error_of_the_source_goes_on_too() -> None:
         raise KeyError("source")
 
     with pytest.raises(KeyError, match="source"):
-        list(ahead(lambda i: i, items(), workers=2, limit=4))
+        list(map_ordered(lambda i: i, items(), workers=2, limit=4))
 
 
 # Batches.
@@ -332,7 +333,9 @@ def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int,
     items: list[tuple[int, int | VartokError]] = [
         (i, handed_on if value is None else value) for i, value in enumerate(values)
     ]
-    results = [*in_batches(compute, items, size=size, key=lambda value: value // 10, load=load, early=early)]
+    results = [
+        *map_batches(compute, items, size=size, key=lambda value: value // 10, collate=load, prefetch=early)
+    ]
 
     assert [caller for caller, _ in results] == list(range(len(values)))
     for value, (_, result) in zip(values, results, strict=True):
@@ -355,7 +358,7 @@ def test_a_batch_is_loaded_while_the_one_before_is_computed() -> None:
     def compute(number: int) -> list[bool]:
         return [number == 2 or loaded[number + 1].wait(20)]
 
-    results = in_batches(compute, enumerate(range(3)), size=1, key=lambda _: 0, load=load, early=True)
+    results = map_batches(compute, enumerate(range(3)), size=1, key=lambda _: 0, collate=load, prefetch=True)
     assert [result for _, result in results] == [True, True, True]
 
 
@@ -366,7 +369,7 @@ def test_batches_are_as_large_as_they_can_be() -> None:
         seen.append(batch)
         return [*batch]
 
-    list(in_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
+    list(map_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
     assert seen == [[1, 2], [11, 12], [3, 4], [13]]
 
 
@@ -384,7 +387,7 @@ def test_what_is_kept_apart_has_the_same_batches_whatever_comes_before(
             return [*batch]
 
         items = [(run, (run, i)) for run, i in chosen]
-        list(in_batches(compute, items, size=size, key=lambda _: 0, apart=lambda run: run))
+        list(map_batches(compute, items, size=size, key=lambda _: 0, group_key=lambda run: run))
         return seen
 
     items = [(run, i) for run, length in enumerate(runs) for i in range(length)]
@@ -411,7 +414,7 @@ def test_want_of_memory_is_told_of_the_item_that_is_too_large(error: Exception) 
 
     with pytest.warns(VartokWarning):
         results = [
-            result for _, result in in_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)
+            result for _, result in map_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)
         ]
     assert results[:2] == [4, 5]
     assert results[3] == 6
@@ -429,7 +432,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it(ear
             raise MemoryError
         return [*batch]
 
-    found = in_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0, early=early)
+    found = map_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0, prefetch=early)
     with pytest.warns(VartokWarning) as said:
         results = list(found)
     assert [result for _, result in results] == [*range(20)]
@@ -460,7 +463,7 @@ def test_workers_take_small_pictures_through_the_networks_with_their_share_of_th
         return latent(images)
 
     monkeypatch.setattr(tokenizer, "latent", spy)
-    monkeypatch.setattr(pipeline, "APART", 48 * 32)
+    monkeypatch.setattr(operations, "MAX_BATCHED_PIXELS", 48 * 32)
     found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
     small = {(32, 32): 4, (32, 48): 2}
     assert Counter(seen) == {
@@ -507,7 +510,7 @@ def test_a_defect_is_not_hidden() -> None:
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        list(in_batches(compute, [(0, 1)], size=2, key=lambda _: 0))
+        list(map_batches(compute, [(0, 1)], size=2, key=lambda _: 0))
 
 
 def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: vartok.Tokenizer) -> None:

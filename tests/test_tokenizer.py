@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import vartok
 from vartok import tokenizer as tokenizer_module
-from vartok.checkpoint import read_checkpoint, shipped_checkpoint
+from vartok.checkpoints import read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
     CheckpointError,
@@ -36,9 +36,9 @@ from vartok.errors import (
     VartokWarning,
 )
 from vartok.images import to_pixels, to_tensor
-from vartok.quantizer import MultiScaleQuantizer
+from vartok.models.quantizer import MultiScaleQuantizer
+from vartok.runtime import choose_device
 from vartok.schedule import VAR_256, adapt_schedule, square, token_count
-from vartok.tokenizer import choose_device
 from vartok.tokens import ModelInfo, TokenMaps
 from vartok.train.settings import read_settings
 
@@ -386,7 +386,7 @@ def test_smaller_dtypes_keep_most_tokens(
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="an x86 fact")
 def test_on_this_processor_the_model_is_arranged(either: vartok.Tokenizer) -> None:
-    assert either._arranged  # else the tests of what is arranged would all be skipped
+    assert either._optimized  # else the tests of what is arranged would all be skipped
     assert not isinstance(either._model.quant_conv, nn.Conv2d)
 
 
@@ -493,7 +493,7 @@ def test_threads_put_the_settings_back_when_the_last_is_done(
     light: vartok.Tokenizer, photos: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, inside = precisions(), []
-    scales = MultiScaleQuantizer.scales
+    scales = MultiScaleQuantizer.scale_steps
 
     def watched(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
         for scale in scales(self, *args, **options):

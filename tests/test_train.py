@@ -26,15 +26,15 @@ from torch import Tensor, nn
 import vartok
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, TrainError
-from vartok.evaluate import blockiness, count_steps
+from vartok.evaluation import blockiness, count_steps
 from vartok.images import to_tensor
-from vartok.model import VQVAE
-from vartok.quantizer import MultiScaleQuantizer, Scale
+from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import square
 from vartok.train.adversary import Adversary, PatchDiscriminator
 from vartok.train.card import Validation
 from vartok.train.data import Batch, Pictures, Place
-from vartok.train.objective import Trainee, latent_loss, reconstruction_loss
+from vartok.train.objective import TrainingModel, latent_loss, reconstruction_loss
 from vartok.train.settings import (
     PRESETS,
     DataSettings,
@@ -50,7 +50,7 @@ from vartok.train.start import (
     start_quantizer,
 )
 from vartok.train.trainer import SAMPLES, STATE, WEIGHTS, Progress, train
-from vartok.train.upkeep import CodebookUpkeep
+from vartok.train.upkeep import EMACodebook
 
 TINY = """
 name = "tiny"
@@ -337,7 +337,7 @@ def test_phis_start_as_the_identity() -> None:
 
 def test_k_means_serves_every_scale_better_than_a_random_start() -> None:
     f = latents()
-    naive, found = ([*started(rounds).scales(LIGHT.patch_nums, latent=f)] for rounds in (0, 3))
+    naive, found = ([*started(rounds).scale_steps(LIGHT.patch_nums, latent=f)] for rounds in (0, 3))
     for k in range(3):
         assert (found[k].f_hat - f).square().mean() < (naive[k].f_hat - f).square().mean()
         assert len(found[k].indices.unique()) > len(naive[k].indices.unique())
@@ -347,8 +347,8 @@ def test_k_means_serves_every_scale_better_than_a_random_start() -> None:
 # The codebook's upkeep.
 
 
-def upkeep(quantizer: MultiScaleQuantizer, **settings: Any) -> CodebookUpkeep:
-    return CodebookUpkeep(quantizer, [1, 4, 16], QuantizerSettings(**settings), batch_size=64)
+def upkeep(quantizer: MultiScaleQuantizer, **settings: Any) -> EMACodebook:
+    return EMACodebook(quantizer, [1, 4, 16], QuantizerSettings(**settings), batch_size=64)
 
 
 def same(value: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ def test_codes_become_the_mean_of_what_they_are_picked_for(token_weight: float) 
     quantizer = started(2)
     before = quantizer.embedding.weight.clone()
     keeper = upkeep(quantizer, decay=0.0, token_weight=token_weight)  # the average of the last step alone
-    scales = list(quantizer.scales(LIGHT.patch_nums, latent=latents()))
+    scales = list(quantizer.scale_steps(LIGHT.patch_nums, latent=latents()))
     keeper.observe(scales, same)
     sums, shares = np.zeros((64, 8)), np.zeros(64)
     for scale in scales:
@@ -377,7 +377,7 @@ def test_codes_become_the_mean_of_what_they_are_picked_for(token_weight: float) 
 
 def test_a_run_may_go_on_with_other_weights_of_scales() -> None:
     quantizers = started(2), started(2)
-    scales = list(quantizers[0].scales(LIGHT.patch_nums, latent=latents()))
+    scales = list(quantizers[0].scale_steps(LIGHT.patch_nums, latent=latents()))
     first = upkeep(quantizers[0], decay=0.0)
     always = upkeep(quantizers[1], decay=0.0, token_weight=1.0)
     first.observe(scales, same)
@@ -397,7 +397,9 @@ def test_perplexity_is_of_each_scale() -> None:
         torch.arange(16).view(4, 2, 2),
         torch.arange(64).view(4, 4, 4),
     ]
-    keeper.observe([Scale(index, latents(4), torch.randn(4, 8, *index.shape[1:])) for index in maps], same)
+    keeper.observe(
+        [ScaleStep(index, latents(4), torch.randn(4, 8, *index.shape[1:])) for index in maps], same
+    )
     assert keeper.perplexity().tolist() == pytest.approx([1, 16, 64])
 
 
@@ -411,7 +413,9 @@ def test_dead_codes_start_anew_and_a_code_of_the_coarsest_scale_is_not_dead() ->
         torch.arange(64).view(4, 4, 4) % 32,
     ]
     cells = [torch.randn(4, 8, *index.shape[1:]) for index in maps]
-    keeper.observe([Scale(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same)
+    keeper.observe(
+        [ScaleStep(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same
+    )
     before = quantizer.embedding.weight.clone()
     moved = keeper.restart(seed=3, gather=same)
     assert moved.tolist() == list(range(32, 53))  # a quarter of the 84 residuals is enough for one time
@@ -429,7 +433,9 @@ def test_restarts_draw_from_the_residuals_of_all_processes() -> None:
     keeper = upkeep(quantizer, decay=0.0, restart=0.3)
     maps = [torch.zeros(4, side, side, dtype=torch.long) for side in (1, 2, 4)]
     cells = [torch.rand(4, 8, *index.shape[1:]) for index in maps]
-    keeper.observe([Scale(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same)
+    keeper.observe(
+        [ScaleStep(index, latents(4), rows) for index, rows in zip(maps, cells, strict=True)], same
+    )
     moved = keeper.restart(seed=3, gather=lambda rows: torch.cat([rows, rows + 10]))
     codes = quantizer.embedding.weight[moved]
     assert len(codes) == 42
@@ -439,7 +445,7 @@ def test_restarts_draw_from_the_residuals_of_all_processes() -> None:
 # The objective.
 
 
-def trainee(tiles: Path) -> tuple[Trainee, Tensor]:
+def trainee(tiles: Path) -> tuple[TrainingModel, Tensor]:
     settings = tiny()
     pixels = crops(tiles)
     model = VQVAE(settings.model)
@@ -447,14 +453,14 @@ def trainee(tiles: Path) -> tuple[Trainee, Tensor]:
     start_light(model, linear)
     images = to_tensor(pixels)
     start_quantizer(model.quantize, linear(images), settings.model.patch_nums, 2, seed=0)
-    return Trainee(model, linear, settings.model.patch_nums), images
+    return TrainingModel(model, linear, settings.model.patch_nums), images
 
 
 @pytest.mark.parametrize("taught", [True, False])
 def test_the_training_forward_is_the_models_own(tiles: Path, taught: bool) -> None:
     subject, images = trainee(tiles)
     out = subject(images, taught)
-    *_, last = subject.model.quantize.scales(subject.schedule, latent=subject.model.latent(images))
+    *_, last = subject.model.quantize.scale_steps(subject.schedule, latent=subject.model.latent(images))
     assert torch.allclose(out.picture.clamp(-1, 1), subject.model.picture(last.f_hat), atol=1e-5)
     assert torch.equal(out.scales[-1].indices, last.indices)
     assert float(out.anchor.detach()) < 1e-8

@@ -19,7 +19,7 @@ ABANDONED = 3600.0
 
 
 @contextlib.contextmanager
-def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends well.
 
     Whatever ends the block or the process early leaves `path` as it was before.
@@ -43,7 +43,7 @@ def write_whole(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
         raise
 
 
-def remove_leftovers(path: Path, *, age: float = 0.0) -> None:
+def remove_stale_temp_files(path: Path, *, age: float = 0.0) -> None:
     """Remove what processes that were killed have left of `path`, if it is older than `age` seconds."""
     for scratch in path.parent.glob(f"{_scratch_stem(path)}*.tmp"):
         with contextlib.suppress(OSError):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vartok.checkpoint import build_model, find_checkpoint, read_checkpoint
+from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
     CheckpointError,
@@ -24,22 +21,17 @@ from vartok.errors import (
     TokenFileError,
     TokensError,
     VartokWarning,
-    one_line,
     quoted,
 )
-from vartok.inference import arrange
-from vartok.model import VQVAE
-from vartok.quantizer import pool
+from vartok.models.cpu import optimize_for_cpu
+from vartok.models.quantizer import area_pool
+from vartok.models.vqvae import VQVAE
+from vartok.runtime import DTYPES, CompiledNetwork, choose_device, exact_float32
 from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
 from vartok.tokens import ModelInfo, TokenMaps
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 QUANTIZED_CELLS = 4096
 """Cells of latents that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
-
-COMPILED_SHAPES = 4
-"""Shapes of batch that a network is compiled for, of those that come twice; torch gives up at 8 versions."""
 
 
 def load(
@@ -89,25 +81,6 @@ def load(
     )
 
 
-def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of this name, which is known to be there.
-
-    Raises:
-        DeviceError: torch does not know it, or this machine does not have it.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = one_line(str(error).strip().partition("\n")[0])
-        raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
-    return chosen
-
-
 class Tokenizer:
     """Images to tokens and back. Immutable; made by `vartok.load`, of a model that it takes for its own.
 
@@ -136,9 +109,11 @@ class Tokenizer:
             part.to(DTYPES[dtype])
             if device.type == "cuda" and dtype != "float32":
                 part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._arranged = device.type == "cpu" and not compile and arrange(model)
-        self._latent: Callable[[Tensor], Tensor] = _Compiled(model.latent) if compile else model.latent
-        self._picture: Callable[[Tensor], Tensor] = _Compiled(model.picture) if compile else model.picture
+        self._optimized = device.type == "cpu" and not compile and optimize_for_cpu(model)
+        self._latent: Callable[[Tensor], Tensor] = CompiledNetwork(model.latent) if compile else model.latent
+        self._picture: Callable[[Tensor], Tensor] = (
+            CompiledNetwork(model.picture) if compile else model.picture
+        )
 
     @property
     def codebook(self) -> Tensor:
@@ -210,11 +185,11 @@ class Tokenizer:
         grid = (latent.shape[2], latent.shape[3])
         schedule = self._schedule(schedule, grid)
         latent = latent.to(self.device, torch.float32)
-        if self._arranged:
+        if self._optimized:
             latent = latent.contiguous(memory_format=torch.channels_last)
-        with _exact(self.device), torch.inference_mode():  # many small steps, each a little shorter so
+        with exact_float32(self.device), torch.inference_mode():  # many small steps, each a little shorter so
             parts = [
-                [scale.indices for scale in self._model.quantize.scales(schedule, latent=group)]
+                [scale.indices for scale in self._model.quantize.scale_steps(schedule, latent=group)]
                 for group in self._groups(latent, grid)
             ]
             finite = bool(latent.isfinite().all())  # asked last: a GPU is waited for here
@@ -253,11 +228,11 @@ class Tokenizer:
             TokensError: an index outside the vocabulary, or more scales than there are.
         """
         replays = [
-            self._model.quantize.scales(tokens.schedule, maps=[part.to(self.device) for part in maps])
+            self._model.quantize.scale_steps(tokens.schedule, maps=[part.to(self.device) for part in maps])
             for maps in self._token_groups(tokens, scales)
         ]
         for _ in tokens.maps[:scales]:
-            with _exact(self.device):  # not around the yield, where the caller's settings hold
+            with exact_float32(self.device):  # not around the yield, where the caller's settings hold
                 f_hat = torch.cat([next(replay).f_hat for replay in replays])
             yield self.decode_latent(f_hat)
 
@@ -266,7 +241,7 @@ class Tokenizer:
 
         Of `latent(images)` it draws the images as they would be if quantization lost nothing.
         """
-        with _exact(self.device):
+        with exact_float32(self.device):
             return torch.cat([self._picture(part.to(self.device)) for part in self._pictures(latent)])
 
     def latent(self, images: Tensor) -> Tensor:
@@ -277,7 +252,7 @@ class Tokenizer:
         """
         images = images.to(self.device, non_blocking=True)
         self._check_images(images)
-        with _exact(self.device):
+        with exact_float32(self.device):
             return torch.cat([self._latent(part) for part in self._pictures(images)]).contiguous()
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
@@ -288,7 +263,7 @@ class Tokenizer:
         """
 
         def add_up(maps: list[Tensor], schedule: Schedule) -> Tensor:
-            *_, last = self._model.quantize.scales(schedule, maps=maps)
+            *_, last = self._model.quantize.scale_steps(schedule, maps=maps)
             return last.f_hat
 
         return self._map(tokens, add_up, scales)
@@ -306,8 +281,8 @@ class Tokenizer:
         """
 
         def inputs(maps: list[Tensor], schedule: Schedule) -> Tensor:
-            steps = zip(self._model.quantize.scales(schedule, maps=maps[:-1]), schedule[1:], strict=True)
-            pooled = [pool(step.f_hat, grid) for step, grid in steps]
+            steps = zip(self._model.quantize.scale_steps(schedule, maps=maps[:-1]), schedule[1:], strict=True)
+            pooled = [area_pool(step.f_hat, grid) for step, grid in steps]
             if not pooled:
                 return self.codebook.new_empty(len(maps[0]), 0, self.config.z_channels)
             return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
@@ -322,7 +297,7 @@ class Tokenizer:
         """
         step = self.config.downsample
         middle = slice(step // 2, step // 2 + step)
-        with _exact(self.device):
+        with exact_float32(self.device):
             pictures = [
                 self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
@@ -337,7 +312,7 @@ class Tokenizer:
     ) -> Tensor:
         """Compute a tensor of tokens' first `scales` scales, in the groups that suit the device."""
         parts = self._token_groups(tokens, scales)
-        with _exact(self.device):
+        with exact_float32(self.device):
             return torch.cat(
                 [compute([part.to(self.device) for part in maps], tokens.schedule) for maps in parts]
             )
@@ -360,7 +335,7 @@ class Tokenizer:
         if self.device.type != "cpu":
             return (batch,)
         cells = latent[0] * latent[1]
-        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells) if self._arranged else 1)
+        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells) if self._optimized else 1)
         return parts
 
     def _check_images(self, images: Tensor) -> None:
@@ -389,89 +364,3 @@ class Tokenizer:
                 f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
             )
         return schedule
-
-
-class _Compiled:
-    """A network, compiled by torch for shapes of batch that come twice, `COMPILED_SHAPES` at most.
-
-    A shape that comes once, as a run's last does, is not worth the minute.
-
-    Warns:
-        VartokWarning: torch cannot compile here; the network runs as it is.
-    """
-
-    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
-        self._network = network
-        self._compiled: Callable[[Tensor], Tensor] | None = None
-        self._seen: set[torch.Size] = set()
-        self._chosen: set[torch.Size] = set()
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        shape = batch.shape
-        if shape in self._seen and len(self._chosen) < COMPILED_SHAPES:
-            self._chosen.add(shape)
-        self._seen.add(shape)
-        if shape not in self._chosen:
-            return self._network(batch)
-        try:
-            if self._compiled is None:
-                self._compiled = torch.compile(self._network, dynamic=False)
-            return self._compiled(batch)
-        except RuntimeError as error:
-            # torch.compile refuses some versions of Python; what it makes may fail as the network does.
-            if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
-                raise
-            reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
-            warnings.warn(
-                f"torch cannot compile here ({reason}): going on without", VartokWarning, stacklevel=2
-            )
-            self._compiled = self._network
-            return self._network(batch)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Compiled, (self._network,)  # what is compiled can be neither copied nor pickled
-
-
-@contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """No gradients, and float32 products in float32, also inside the caller's autocast."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _float32_products:
-        yield
-
-
-class _Float32Products:
-    """While a thread is inside, float32 products are float32: TF32 or bfloat16 would change tokens.
-
-    torch keeps this for the whole process, so the first thread in changes it and the last one out
-    puts back what the user had chosen.
-    """
-
-    def __init__(self) -> None:
-        backends: Any = torch.backends
-        self._settings: list[tuple[Any, str, Any]]  # where torch keeps it, and what is exact there
-        if hasattr(backends, "fp32_precision"):  # since torch 2.9, and then the only way that never raises
-            parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-            self._settings = [(part, "fp32_precision", "ieee") for part in parts]
-        else:
-            self._settings = [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._found: list[Any] = []
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._found = [getattr(part, name) for part, name, _ in self._settings]
-                for part, name, exact in self._settings:
-                    setattr(part, name, exact)
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for (part, name, _), value in zip(self._settings, self._found, strict=True):
-                    setattr(part, name, value)
-
-
-_float32_products = _Float32Products()

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from vartok.dataset.job import Job, Progress, Slot, Task, samples, write_shards
 from vartok.errors import DatasetError, VartokError, VartokWarning, one_line
-from vartok.images import Fit, Picture, tame_pillow
-from vartok.pipeline import Encoded, encode_pictures
+from vartok.images import Fit, Picture, configure_pillow
+from vartok.operations import Encoded, encode_pictures
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class Loading:
 
         from vartok.tokenizer import load
 
-        tame_pillow()
+        configure_pillow()
         if self.threads:
             torch.set_num_threads(self.threads)
         return load(self.weights, device=self.device, dtype=self.dtype, compile=self.compile)
@@ -84,7 +84,7 @@ def run_here(
             schedule=job.encoding.schedule,
             batch_size=batch_size,
             workers=workers,
-            apart=lambda slot: slot.place,
+            group_key=lambda slot: slot.place,
         )
     ) as results:
         yield from write_shards(job, results)
@@ -324,7 +324,7 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Prog
 
 def _read_chunks(batch: dict[str, Any], *, job: Job, size: int) -> Iterator[dict[str, list[bytes]]]:
     """Read the pictures of a task, some of one shard at a time: what Ray's tasks do."""
-    tame_pillow()
+    configure_pillow()
     for item in batch["task"]:
         stream = samples(job, [pickle.loads(item)])
         for _, run in itertools.groupby(stream, lambda entry: entry[0].place):
@@ -362,7 +362,7 @@ class _Encoder:
                 schedule=self._job.encoding.schedule,
                 batch_size=self._loading.batch_size,
                 workers=self._loading.workers,
-                apart=lambda slot: slot.place,
+                group_key=lambda slot: slot.place,
             )
             found.append(pickle.dumps(list(results)))
         return {"chunk": found}

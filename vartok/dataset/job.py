@@ -37,11 +37,11 @@ from vartok.dataset.shards import (
     read_description,
     write_shard,
 )
-from vartok.dataset.sources import InputShard, Sample
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import ABANDONED, TEMPORARY, remove_leftovers, write_whole
+from vartok.files import ABANDONED, TEMPORARY, atomic_write, remove_stale_temp_files
 from vartok.images import Fit, Picture
-from vartok.pipeline import Encoded
+from vartok.operations import Encoded
+from vartok.sources import InputShard, Sample
 
 STATS = "stats"
 FAILED = "failed.jsonl"
@@ -343,7 +343,7 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
         pictures, failed, last = 0, [], False
         carried = Counter(dict.fromkeys(CARRIED, 0))
         told, told_of = time.monotonic(), 0  # when, and of how many failures
-        with write_whole(job.data(name), overwrite=True) as file:
+        with atomic_write(job.data(name), overwrite=True) as file:
             stream = HashedFile(file)
             writer = write_shard(job.format, stream, job.encoding)
             for slot, result in run:
@@ -378,7 +378,7 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
         )
         _write(stats, mark.to_json())
         for path in (job.data(name), stats):
-            remove_leftovers(path)
+            remove_stale_temp_files(path)
         if last:
             _remove_beyond(job, index, part)
         yield Progress(name, index, pictures, stream.size, tuple(failed[told_of:]), finished=True, last=last)
@@ -411,7 +411,7 @@ def finish(job: Job, shards: int) -> dict[str, Any]:
             break
         marks = again
     for name in (FAILED, DATASET, README):
-        remove_leftovers(job.out / name, age=ABANDONED)
+        remove_stale_temp_files(job.out / name, age=ABANDONED)
     return summary
 
 
@@ -530,5 +530,5 @@ def _no_picture(fit: Fit) -> Picture:
 
 
 def _write(path: Path, text: str) -> None:
-    with write_whole(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=True) as file:
         file.write(text.encode())

@@ -22,8 +22,8 @@ from PIL.Image import Resampling
 
 from vartok.errors import ImageError, TrainError
 from vartok.images import Fit, picture_suffixes, read_picture
-from vartok.pipeline import ahead
-from vartok.tars import read_tar
+from vartok.parallel import map_ordered
+from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
 
 SHUFFLED = 1000
@@ -120,7 +120,9 @@ class Pictures:
         units = random.Random(0).sample(self._units, len(self._units))
         chosen = (item for item in self._expand(units) if self._is_held_out(item))
         pixels = (
-            found for found in ahead(read, chosen, workers=workers, limit=2 * workers) if found is not None
+            found
+            for found in map_ordered(read, chosen, workers=workers, limit=2 * workers)
+            if found is not None
         )
         return list(itertools.islice(pixels, self.settings.validation_pictures))
 
@@ -149,7 +151,7 @@ class Pictures:
 
         mine = itertools.islice(self._stream(place), rank, None, world)
         found: Iterator[tuple[Place, NDArray[np.uint8] | str]]
-        found = ahead(read, mine, workers=workers, limit=3 * size + workers)
+        found = map_ordered(read, mine, workers=workers, limit=3 * size + workers)
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
             bad = tuple(text for _, text in part if isinstance(text, str))

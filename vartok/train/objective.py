@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vartok.model import VQVAE
-from vartok.quantizer import Scale
+from vartok.models.quantizer import ScaleStep
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
 from vartok.train.settings import LossSettings
 
@@ -31,10 +31,10 @@ class Forward(NamedTuple):
     last_commitment: Tensor
     codebook: Tensor
     anchor: Tensor
-    scales: list[Scale]
+    scales: list[ScaleStep]
 
 
-class Trainee(nn.Module):
+class TrainingModel(nn.Module):
     """The model in training.
 
     Args:
@@ -66,7 +66,7 @@ class Trainee(nn.Module):
         wanted = self.target(images).float()
         with torch.autocast(images.device.type, enabled=False):
             f = wanted if taught else latent
-            scales = list(model.quantize.scales(self.schedule, latent=f.detach()))
+            scales = list(model.quantize.scale_steps(self.schedule, latent=f.detach()))
             commitments = [F.mse_loss(f, scale.f_hat.detach()) for scale in scales]
             codebook = torch.stack([F.mse_loss(scale.f_hat, f.detach()) for scale in scales]).mean()
             f_hat = scales[-1].f_hat + (f - f.detach())
@@ -122,7 +122,7 @@ def reconstruction_loss(
 def _border_contrast(pictures: Tensor, cell: int) -> Tensor:
     """[B, 3, H, W] -> scalar: the mean step across borders of cells by the mean step inside them; 1 if none.
 
-    What `vartok.evaluate.blockiness` is of whole pictures, with a gradient.
+    What `vartok.evaluation.blockiness` is of whole pictures, with a gradient.
     """
     steps = [pictures.diff(dim=2).abs(), pictures.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vartok.checkpoint import Checkpoint, read_checkpoint
+from vartok.checkpoints import Checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line, quoted
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from vartok.config import TokenizerConfig
 from vartok.images import to_tensor
-from vartok.light import Decoder, Encoder
-from vartok.model import VQVAE
-from vartok.quantizer import MultiScaleQuantizer, Phi, pool
+from vartok.models.light import Decoder, Encoder
+from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
 
 POINTS_PER_CODE = 20  # of k-means: fewer give codes that serve one picture only
@@ -151,7 +151,7 @@ def _exact_residuals(latents: Tensor, schedule: Schedule) -> list[Tensor]:
     """Per scale [n, C]: what is left of latents where every scale before gave exactly what it can."""
     cells, residual = [], latents
     for k, grid in enumerate(schedule):
-        pooled = pool(residual, grid)
+        pooled = area_pool(residual, grid)
         cells.append(_rows(pooled))
         if k + 1 < len(schedule):
             residual = residual - F.interpolate(pooled, schedule[-1], mode="bicubic")
@@ -162,7 +162,7 @@ def _residuals(quantizer: MultiScaleQuantizer, latents: Tensor, schedule: Schedu
     """Per scale [n, C]: what the quantizer looks up."""
     found: list[list[Tensor]] = [[] for _ in schedule]
     for part in latents.split(CHUNK):
-        for k, scale in enumerate(quantizer.scales(schedule, latent=part)):
+        for k, scale in enumerate(quantizer.scale_steps(schedule, latent=part)):
             assert scale.cells is not None  # a latent is quantized
             found[k].append(_rows(scale.cells))
     return [torch.cat(parts) for parts in found]

@@ -20,20 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vartok.checkpoint import Checkpoint, write_checkpoint
+from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.errors import TrainError, one_line
-from vartok.evaluate import load_lpips, psnr
-from vartok.files import write_whole
+from vartok.evaluation import load_lpips, psnr
+from vartok.files import atomic_write
 from vartok.images import encode_picture, to_pixels, to_tensor
-from vartok.model import VQVAE
-from vartok.pipeline import ahead, is_out_of_memory
+from vartok.models.vqvae import VQVAE
+from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.schedule import token_count
 from vartok.tokenizer import Tokenizer
 from vartok.train.adversary import Adversary
 from vartok.train.card import Validation, describe
 from vartok.train.data import Batch, Pictures, Place
-from vartok.train.objective import Trainee, latent_loss, parameter_groups, reconstruction_loss
+from vartok.train.objective import TrainingModel, latent_loss, parameter_groups, reconstruction_loss
 from vartok.train.settings import TrainSettings, read_start
 from vartok.train.start import (
     LinearTransform,
@@ -42,7 +42,7 @@ from vartok.train.start import (
     start_light,
     start_quantizer,
 )
-from vartok.train.upkeep import CodebookUpkeep
+from vartok.train.upkeep import EMACodebook
 
 STATE, SETTINGS, SAMPLES, LOGS = "state.pt", "settings.toml", "samples", "log"
 WEIGHTS, CARD = "weights.safetensors", "weights.md"
@@ -217,7 +217,7 @@ class _Run:
             target = _frozen_encoder(model)
         else:
             target = LinearTransform.empty(config).to(self.device)
-        self.trainee = Trainee(model, target, config.patch_nums)
+        self.trainee = TrainingModel(model, target, config.patch_nums)
         self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         rates = settings.optimizer
@@ -231,7 +231,7 @@ class _Run:
         # From here on all processes have the same weights.
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
         tokens = [token_count([grid]) for grid in config.patch_nums]
-        self.upkeep = CodebookUpkeep(model.quantize, tokens, settings.quantizer, settings.data.batch_size)
+        self.upkeep = EMACodebook(model.quantize, tokens, settings.quantizer, settings.data.batch_size)
         if state is not None:
             self._restore(state)
 
@@ -281,7 +281,7 @@ class _Run:
         share = self._share()
         if share >= 1:
             self.report(f"nothing to train: the run is as long as its settings say, {self.step:,} steps")
-        for batch, images in ahead(self._to_device, batches, workers=1, limit=2):
+        for batch, images in map_ordered(self._to_device, batches, workers=1, limit=2):
             if share >= 1:
                 break
             meter.add(self._train_step(batch, images, share), len(images) * self.world)
@@ -519,7 +519,7 @@ class _Run:
         path = self.run / name
         try:
             path.parent.mkdir(exist_ok=True)
-            with write_whole(path, overwrite=True) as file:
+            with atomic_write(path, overwrite=True) as file:
                 yield file
         except (OSError, RuntimeError) as error:  # torch.save makes the one of the other
             raise _unwritten(path, error) from None

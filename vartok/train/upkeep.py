@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from vartok.quantizer import MultiScaleQuantizer, Scale
+from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
 from vartok.train.settings import QuantizerSettings
 
 TAKEN = 0.25  # of a step's residuals, by codes that start anew
 
 
-class CodebookUpkeep:
+class EMACodebook:
     """Keeps a quantizer's codebook close to what it codes, and all of it in use.
 
     Attributes:
@@ -58,7 +58,7 @@ class CodebookUpkeep:
         self.restart_every = max(1, round(memory / 8))
         self._cells: list[Tensor] = []
 
-    def observe(self, scales: Sequence[Scale], mean: Callable[[Tensor], Tensor]) -> None:
+    def observe(self, scales: Sequence[ScaleStep], mean: Callable[[Tensor], Tensor]) -> None:
         """Take in a step's scales, and move the codes if they are to follow as averages.
 
         Args:

@@ -25,10 +25,10 @@ BLOCK = 64
 """Codes among which the nearest is found together, on a CPU: 64 blocks are the least work at 4096."""
 
 
-def pool(f: Tensor, grid: Grid) -> Tensor:
+def area_pool(f: Tensor, grid: Grid) -> Tensor:
     """Average [B, C, h, w] over the cells of a coarser grid: [B, C, *grid]."""
     if f.device.type == "mps":  # which pools only where grids divide
-        return pool(f.cpu(), grid).to(f.device)
+        return area_pool(f.cpu(), grid).to(f.device)
     return F.interpolate(f, grid, mode="area")
 
 
@@ -105,7 +105,7 @@ def _argmin(table: Tensor) -> Tensor:
     return block * BLOCK + inside
 
 
-class Scale(NamedTuple):
+class ScaleStep(NamedTuple):
     """What one turn of the loop over scales leaves.
 
     Attributes:
@@ -143,9 +143,9 @@ class MultiScaleQuantizer(nn.Module):
         else:
             self.quant_resi = PartiallySharedPhi(self.phis)
 
-    def scales(
+    def scale_steps(
         self, schedule: Schedule, *, latent: Tensor | None = None, maps: Sequence[Tensor] | None = None
-    ) -> Iterator[Scale]:
+    ) -> Iterator[ScaleStep]:
         """The loop over scales: quantize a latent, or replay token maps.
 
         Args:
@@ -155,7 +155,7 @@ class MultiScaleQuantizer(nn.Module):
                 the loop ends where they end.
 
         Yields:
-            A `Scale` each, coarse to fine. Gradients flow from f_hat to codebook and phis.
+            A `ScaleStep` each, coarse to fine. Gradients flow from f_hat to codebook and phis.
         """
         f_hat, residual = None, latent
         lookup = self.lookup() if latent is not None else None
@@ -167,7 +167,7 @@ class MultiScaleQuantizer(nn.Module):
             else:
                 assert residual is not None  # either latent or maps is given
                 assert lookup is not None
-                cells = residual if last else pool(residual, grid)
+                cells = residual if last else area_pool(residual, grid)
                 indices = lookup(cells)
             h = self.embedding(indices).permute(0, 3, 1, 2)
             if not last:
@@ -176,7 +176,7 @@ class MultiScaleQuantizer(nn.Module):
             f_hat = h if f_hat is None else f_hat + h
             if residual is not None:
                 residual = residual - h.detach()  # not latent - f_hat: VAR's tokens need VAR's rounding
-            yield Scale(indices, f_hat, cells)
+            yield ScaleStep(indices, f_hat, cells)
 
     def lookup(self) -> Lookup:
         """The codebook as it is now, ready to be searched."""

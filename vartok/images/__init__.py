@@ -146,7 +146,7 @@ def picture_suffixes() -> tuple[str, ...]:
     return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in READABLE)
 
 
-def tame_pillow(*, quiet: bool = True) -> None:
+def configure_pillow(*, quiet: bool = True) -> None:
     """Make Pillow ready for a program that is vartok's own: this changes it for the whole process.
 
     Its limit of pixels goes: `Fit.max_pixels` is the one that holds.
@@ -162,7 +162,7 @@ def tame_pillow(*, quiet: bool = True) -> None:
             library.TIFFSetWarningHandler(None)
 
 
-def one_if_large(pixels: int) -> AbstractContextManager[object]:
+def large_image_lock(pixels: int) -> AbstractContextManager[object]:
     """Wait until no other thread works on a large picture, if this one is: they would add up in memory."""
     return _one_large_picture if pixels > LARGE else nullcontext()
 
@@ -368,7 +368,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
         notes.append(f"animation: took the first of {frames} frames")
 
     # Rebinding `image` lets go of each full-size copy as soon as the next one stands.
-    with one_if_large(source.width * source.height):
+    with large_image_lock(source.width * source.height):
         _scale_transparency(source)
         source.load()
         _check_size(source.width, source.height, max_pixels)  # some plugins learn it only now

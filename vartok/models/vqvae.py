@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vartok import autoencoder, light
 from vartok.config import TokenizerConfig
-from vartok.quantizer import MultiScaleQuantizer
+from vartok.models import light, var
+from vartok.models.quantizer import MultiScaleQuantizer
 
 
 class VQVAE(nn.Module):
@@ -17,7 +17,7 @@ class VQVAE(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        parts = light if config.autoencoder == "light" else autoencoder
+        parts = light if config.autoencoder == "light" else var
         z = config.z_channels
         self.encoder = parts.Encoder(config)
         self.quant_conv = nn.Conv2d(z, z, 3, padding=1)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from vartok.codebook import UsageReport, count_codes, describe_usage
 from vartok.errors import ImageError, VartokError, one_line
 from vartok.images import Fit, Picture, to_pixels, to_tensor
-from vartok.pipeline import ahead, in_batches, read_pictures
+from vartok.operations import read_pictures
+from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ModelInfo
@@ -284,7 +285,7 @@ class Evaluation:
         """
         limit = workers + batch_size
         read = read_pictures(pictures, self._fit, workers=workers, limit=limit)
-        drawn = in_batches(self._draw, read, size=batch_size, key=lambda item: item[1].pixels.shape)
+        drawn = map_batches(self._draw, read, size=batch_size, key=lambda item: item[1].pixels.shape)
 
         def measure(item: tuple[S, _Drawn | VartokError]) -> tuple[S, _Drawn | None, Any]:
             caller, found = item
@@ -297,7 +298,7 @@ class Evaluation:
             except MemoryError:
                 return caller, None, VartokError("not enough memory to measure it")
 
-        for caller, picture, result in ahead(measure, drawn, workers=workers, limit=limit):
+        for caller, picture, result in map_ordered(measure, drawn, workers=workers, limit=limit):
             if picture is not None:
                 self._add(picture, result)
             yield caller, result

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,19 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vartok.errors import DeviceError, TokensError, VartokError, VartokWarning
+from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps, stack, token_dtype
 
-APART = 1 << 17
+MAX_BATCHED_PIXELS = 1 << 17
 """Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
 would need too much memory at once, and keep all cores busy by themselves."""
 
 S = TypeVar("S")
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +59,7 @@ def encode_pictures(
     schedule: Schedule | None = None,
     batch_size: int = 1,
     workers: int = 1,
-    apart: Callable[[S], Hashable] | None = None,
+    group_key: Callable[[S], Hashable] | None = None,
 ) -> Generator[tuple[S, Encoded | VartokError], None, None]:
     """Tokenize pictures.
 
@@ -77,7 +72,7 @@ def encode_pictures(
         batch_size: pictures that go through the model together, those of one size.
         workers: threads that read pictures, and on a CPU take them through the networks too, each with
             its share of torch's threads: that keeps cores busier than all of them on one picture.
-        apart: tells of what the caller knows a picture by whose batches it is in: of those in a row that
+        group_key: tells of what the caller knows a picture by whose batches it is in: of those in a row that
             it gives one value. So their batches are the same whatever comes before and after.
 
     Yields:
@@ -103,7 +98,7 @@ def encode_pictures(
             device=device,
             dtype=tokenizer.dtype,
         )
-        if device == "cpu" and height * width <= APART:
+        if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
                 return _Ready(info, picture.notes, tokenizer.latent(to_tensor(picture.pixels[None])))
             except (MemoryError, RuntimeError) as error:
@@ -120,7 +115,7 @@ def encode_pictures(
         except VartokError as error:
             return caller, error
 
-    def load(batch: list[_Ready]) -> tuple[list[_Ready], Tensor]:
+    def collate(batch: list[_Ready]) -> tuple[list[_Ready], Tensor]:
         latents = [item.data for item in batch if isinstance(item.data, Tensor)]
         if latents:
             return batch, torch.cat(latents)
@@ -145,17 +140,17 @@ def encode_pictures(
             for flat, item in zip(rows, batch, strict=True)
         ]
 
-    ready = ahead(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
+    ready = map_ordered(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
     try:
         with contextlib.closing(ready):
-            yield from in_batches(
+            yield from map_batches(
                 encode,
                 ready,
                 size=batch_size,
                 key=lambda item: (item.info.size, type(item.data)),
-                apart=apart,
-                load=load,
-                early=device != "cpu",
+                group_key=group_key,
+                collate=collate,
+                prefetch=device != "cpu",
             )
     finally:
         torch.set_num_threads(threads)  # a new thread has as many as any thread took last
@@ -204,7 +199,7 @@ def decode_tokens(
         drawn = [to_pixels(image) for image in images]
         return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
 
-    return in_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
+    return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
 
 
 def read_pictures(
@@ -219,111 +214,4 @@ def read_pictures(
         except VartokError as error:
             return caller, error
 
-    return ahead(read, pictures, workers=workers, limit=limit)
-
-
-def ahead(
-    work: Callable[[T], R],
-    items: Iterable[T],
-    *,
-    workers: int,
-    limit: int,
-    initializer: Callable[[], None] | None = None,
-) -> Generator[R, None, None]:
-    """Do `work` in threads, on at most `limit` items at a time, and yield the results in order.
-
-    Every thread begins with the `initializer`.
-    """
-    waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers, initializer=initializer)
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= limit:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def in_batches(
-    compute: Callable[[Any], list[R]],
-    items: Iterable[tuple[S, T | VartokError]],
-    *,
-    size: int,
-    key: Callable[[T], Hashable],
-    apart: Callable[[S], Hashable] | None = None,
-    load: Callable[[list[T]], Any] = list,
-    early: bool = False,
-) -> Iterator[tuple[S, R | VartokError]]:
-    """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
-
-    A batch that fails is tried again in halves, so that an item fails for itself alone. A row ends where
-    `apart`, of what the caller knows an item by, changes. What is computed is what `load` makes of a batch;
-    `early`: in a thread of its own, while the row before is computed, so that a device need not wait, unless
-    its row has several.
-
-    Warns:
-        VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
-    """
-
-    def attempt(batch: list[T], values: Any = None) -> list[R | VartokError]:
-        nonlocal size
-        half = len(batch) // 2
-        if len(batch) <= size:  # which may be less than when the batch was taken
-            try:
-                return [*compute(load(batch) if values is None else values)]
-            except (VartokError, MemoryError, RuntimeError) as error:
-                if len(batch) == 1:
-                    return [_as_vartok_error(error)]
-                if is_out_of_memory(error) and half < size:
-                    size = half
-                    warnings.warn(
-                        f"{len(batch)} pictures at once do not fit into memory: going on with {half}",
-                        VartokWarning,
-                        stacklevel=2,
-                    )
-        return [*attempt(batch[:half]), *attempt(batch[half:])]
-
-    def rows() -> Iterator[list[tuple[S, T | VartokError]]]:
-        for _, run in itertools.groupby(items, lambda item: apart and apart(item[0])):
-            while row := list(itertools.islice(run, size)):
-                yield row
-
-    def split(row: list[tuple[S, T | VartokError]]) -> tuple[list[tuple[S, T | VartokError]], list[Any]]:
-        batches: dict[Hashable, dict[int, T]] = {}
-        for i, (_, item) in enumerate(row):
-            if not isinstance(item, VartokError):
-                batches.setdefault(key(item), {})[i] = item
-        once = early and len(batches) == 1  # what several sizes take together is not known to fit
-        return row, [(batch, load_early(batch) if once else None) for batch in batches.values()]
-
-    def load_early(batch: dict[int, T]) -> Any:
-        with contextlib.suppress(Exception):  # what is wrong comes up again when it is computed
-            return load([*batch.values()])
-        return None
-
-    found = ahead(split, rows(), workers=1, limit=2) if early else (split(row) for row in rows())
-    with contextlib.closing(found):
-        for row, batches in found:
-            results: dict[int, R | VartokError] = {}
-            for batch, values in batches:
-                results.update(zip(batch, attempt([*batch.values()], values), strict=True))
-            for i, (caller, item) in enumerate(row):
-                yield caller, item if isinstance(item, VartokError) else results[i]
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is wanting, the processor's or a device's."""
-    # On the CPU torch says so in a RuntimeError like any other.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _as_vartok_error(error: Exception) -> VartokError:
-    """What the user should read; anything but want of memory is a defect of ours, and goes on."""
-    if isinstance(error, VartokError):
-        return error
-    if is_out_of_memory(error):
-        return DeviceError("not enough memory for a picture of this size: use a smaller one")
-    raise error
+    return map_ordered(read, pictures, workers=workers, limit=limit)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.config import TokenizerConfig
-from vartok.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
+from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
 
 
 class Mid(nn.Module):

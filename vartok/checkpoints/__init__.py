@@ -24,8 +24,8 @@ from torch import Tensor
 from vartok import schedule as schedules
 from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line
-from vartok.files import write_whole
-from vartok.model import VQVAE
+from vartok.files import atomic_write
+from vartok.models.vqvae import VQVAE
 
 FORMAT = "vartok.checkpoint"
 VERSION = "1"
@@ -122,7 +122,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = Fa
     if checkpoint.license:
         metadata["license"] = checkpoint.license
     data = save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, metadata)
-    with write_whole(path, overwrite=overwrite) as file:
+    with atomic_write(path, overwrite=overwrite) as file:
         file.write(data)
 
 

@@ -31,10 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vartok import light
-from vartok.layers import AttnBlock, ResnetBlock, Upsample2x
-from vartok.model import VQVAE
-from vartok.quantizer import MultiScaleQuantizer, Phi
+from vartok.models import light
+from vartok.models.layers import AttnBlock, ResnetBlock, Upsample2x
+from vartok.models.quantizer import MultiScaleQuantizer, Phi
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import Grid
 
 MATRIX = 1 << 18
@@ -50,7 +50,7 @@ COLUMNS = 32
 _ops: Any = torch.ops.mkldnn  # what torch's own compiler emits for a CPU; not part of torch's public names
 
 
-def arrange(model: VQVAE) -> bool:
+def optimize_for_cpu(model: VQVAE) -> bool:
     """Replace a model's parts by those of this module, where this torch and processor have what they need.
 
     Args:
@@ -66,7 +66,7 @@ def arrange(model: VQVAE) -> bool:
     torch.empty(KEPT, dtype=torch.uint8, device="cpu")  # freed at once, and never touched
     for name, part in model.named_children():
         if networks or part is model.quantize:  # which computes in float32 always
-            setattr(model, name, _arranged(part))
+            setattr(model, name, _optimized(part))
     return True
 
 
@@ -168,7 +168,7 @@ class _ResnetBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = _GroupNorm(block.norm1), _GroupNorm(block.norm2)
         self.conv1, self.conv2 = Conv(block.conv1), Conv(block.conv2)
-        self.nin_shortcut = _arranged(block.nin_shortcut)
+        self.nin_shortcut = _optimized(block.nin_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
@@ -183,7 +183,7 @@ class _AttnBlock(nn.Module):
         super().__init__()
         self.block = block
         for name, part in block.named_children():
-            setattr(block, name, _arranged(part))
+            setattr(block, name, _optimized(part))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block.proj_out(self.block.attend(x), into=x)
@@ -265,10 +265,10 @@ _REPLACED: dict[type, Callable[[Any], nn.Module]] = {
 }
 
 
-def _arranged(module: nn.Module) -> nn.Module:
+def _optimized(module: nn.Module) -> nn.Module:
     replacement = _REPLACED.get(type(module))
     if replacement is not None:
         return replacement(module)
     for name, child in module.named_children():
-        setattr(module, name, _arranged(child))
+        setattr(module, name, _optimized(child))
     return module

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
 from vartok.errors import DatasetError, ImageError, VartokError, one_line, quoted
 from vartok.images import MAX_PIPED, Fit, Picture, picture_suffixes, read_file, read_picture
-from vartok.tars import TarSample, read_tar
+from vartok.sources.tars import TarSample, read_tar
 
 TARS = (".tar", ".tar.gz", ".tgz")
 TABLES = (".parquet",)

@@ -1,0 +1,125 @@
+"""The machine that a model runs on: device, precision, compilation."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vartok.errors import DeviceError, VartokWarning, one_line, quoted
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+COMPILED_SHAPES = 4
+"""Shapes of batch that a network is compiled for, of those that come twice; torch gives up at 8 versions."""
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device of this name, which is known to be there.
+
+    Raises:
+        DeviceError: torch does not know it, or this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = one_line(str(error).strip().partition("\n")[0])
+        raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
+    return chosen
+
+
+class CompiledNetwork:
+    """A network, compiled by torch for shapes of batch that come twice, `COMPILED_SHAPES` at most.
+
+    A shape that comes once, as a run's last does, is not worth the minute.
+
+    Warns:
+        VartokWarning: torch cannot compile here; the network runs as it is.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self._network = network
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._seen: set[torch.Size] = set()
+        self._chosen: set[torch.Size] = set()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """The network's output for a batch."""
+        shape = batch.shape
+        if shape in self._seen and len(self._chosen) < COMPILED_SHAPES:
+            self._chosen.add(shape)
+        self._seen.add(shape)
+        if shape not in self._chosen:
+            return self._network(batch)
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self._network, dynamic=False)
+            return self._compiled(batch)
+        except RuntimeError as error:
+            # torch.compile refuses some versions of Python; what it makes may fail as the network does.
+            if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                raise
+            reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
+            warnings.warn(
+                f"torch cannot compile here ({reason}): going on without", VartokWarning, stacklevel=2
+            )
+            self._compiled = self._network
+            return self._network(batch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledNetwork, (self._network,)  # what is compiled can be neither copied nor pickled
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """No gradients, and float32 products in float32, also inside the caller's autocast."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _FLOAT32:
+        yield
+
+
+class _Float32Products:
+    """While a thread is inside, float32 products are float32: TF32 or bfloat16 would change tokens.
+
+    torch keeps this for the whole process, so the first thread in changes it and the last one out
+    puts back what the user had chosen.
+    """
+
+    def __init__(self) -> None:
+        backends: Any = torch.backends
+        self._settings: list[tuple[Any, str, Any]]  # where torch keeps it, and what is exact there
+        if hasattr(backends, "fp32_precision"):  # since torch 2.9, and then the only way that never raises
+            parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+            self._settings = [(part, "fp32_precision", "ieee") for part in parts]
+        else:
+            self._settings = [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found: list[Any] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._found = [getattr(part, name) for part, name, _ in self._settings]
+                for part, name, exact in self._settings:
+                    setattr(part, name, exact)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                for (part, name, _), value in zip(self._settings, self._found, strict=True):
+                    setattr(part, name, value)
+
+
+_FLOAT32 = _Float32Products()

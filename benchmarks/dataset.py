@@ -26,7 +26,7 @@ from vartok.dataset.shards import Encoding, HashedFile, Row, write_shard
 from vartok.images import Fit, Picture
 from vartok.operations import encode_pictures
 from vartok.parallel import map_ordered
-from vartok.sources import Sample, find_shards
+from vartok.sources import Sample, find_input_shards
 
 BATCH, WORKERS = 16, 3
 PICTURES = 320
@@ -57,7 +57,7 @@ def main() -> None:
     scratch = tempfile.TemporaryDirectory()
     first = Path(scratch.name, "first.tar")  # what is worked on ahead beyond the last would count, too
     cut_tar(Path(tars[0]), first, PICTURES)
-    (shard,) = find_shards([str(first)], PICTURES)
+    (shard,) = find_input_shards([str(first)], PICTURES)
     samples = list(shard.samples())
     pictures = [sample.read(fit) for sample in samples]
     tokens = np.random.default_rng(0).integers(0, 4096, (len(samples), 680)).astype(np.uint16)

@@ -21,7 +21,8 @@ from timing import table, take_turns
 import vartok
 from vartok.evaluation import psnr
 from vartok.images import Fit, picture_suffixes, read_picture, to_pixels, to_tensor
-from vartok.operations import Encoded, encode_pictures
+from vartok.operations import encode_pictures
+from vartok.tokens import ImageTokens
 
 VARTOK = [sys.executable, "-m", "vartok"]
 BATCH = 16
@@ -86,8 +87,8 @@ def end_to_end(found: list[Path], count: int, rounds: int) -> None:
                 read_picture(path, fit)
 
         [(_, encoded)] = encode_pictures(tokenizer, [(None, "a", found[0])], fit)
-        assert isinstance(encoded, Encoded)
-        data = encoded.tokens
+        assert isinstance(encoded, ImageTokens)
+        data = encoded
 
         def writing() -> None:
             for i in range(count):

@@ -169,17 +169,17 @@ def make(
         raise typer.BadParameter("--keep-pictures is for --format wds")
     fitted = parse_fit(fit, size, zoom, background, max_pixels)
     from vartok.schedule import parse_schedule
-    from vartok.sources import find_shards, folder_classes
+    from vartok.sources import find_input_shards, folder_classes
 
     with usage_errors():
         grids = parse_schedule(schedule) if schedule is not None else None
-        shards = find_shards(
+        shards = find_input_shards(
             sources,
             shard_size,
             full_names=full_names,
             folder_labels=folder_labels,
             image_column=image_column,
-            without=output,
+            exclude=output,
         )
 
     if not quiet:

@@ -89,7 +89,7 @@ def encode(
       vartok encode *.jpg -o all.jsonl
       cat img.png | vartok encode | vartok decode > out.png
     """
-    from vartok.schedule import parse_schedule
+    from vartok.schedule import parse_schedule, token_count
 
     fitted = parse_fit(fit, size, zoom, background, max_pixels)
     with usage_errors():
@@ -145,8 +145,7 @@ def encode(
                 continue
             place = shown(path or target.file or "stdout")
             try:
-                tokens = result.tokens
-                data = tokens.to_npz() if chosen == "npz" else f"{tokens.to_json()}\n".encode()
+                data = result.to_npz() if chosen == "npz" else f"{result.to_json()}\n".encode()
                 if path is None:
                     write_stream(stream, data, place)
                 else:
@@ -155,7 +154,7 @@ def encode(
                 if path is None or free(item, path):  # else it appeared just now, and that is said
                     report.fail(str(item), error)
             else:
-                report.succeed(str(item), f"{len(result.flat)} tokens in {place}", result.notes)
+                report.succeed(str(item), f"{token_count(result.schedule)} tokens in {place}", result.notes)
         if not report.done:
             report.finish()  # raises, so that no file of nothing appears
     report.finish()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -124,6 +127,101 @@ WorkersOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what failed.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Which files a command reads, besides its arguments."""
+
+    recursive: RecursiveOption = False
+    files_from: FilesFromOption = None
+    null: NullOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How a picture becomes the pixels that are encoded, and the grids of its tokens."""
+
+    size: SizeOption = None
+    fit: FitOption = "crop"
+    zoom: ZoomOption = 1.0
+    background: BackgroundOption = "white"
+    schedule: ScheduleOption = None
+    max_pixels: MaxPixelsOption = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The checkpoint, and what it runs on."""
+
+    weights: WeightsOption = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How outputs are named, and what happens to those that exist."""
+
+    full_names: FullNamesOption = False
+    force: ForceOption = False
+    skip_existing: SkipExistingOption = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """How much is done at a time."""
+
+    batch_size: BatchSizeOption = None
+    workers: WorkersOption = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageOptions:
+    """How much a command says."""
+
+    quiet: QuietOption = False
+    debug: DebugOption = False
+
+
+def expand_options(run: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter of a dataclass's type by that dataclass's fields, for Typer to read.
+
+    Args:
+        run: a command, of which some parameters are annotated with the dataclasses of this module.
+
+    Returns:
+        The same command with a parameter for every option.
+    """
+    signature = inspect.signature(run, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group = parameter.annotation
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in dataclasses.fields(group)
+        ]
+
+    @functools.wraps(run)
+    def expanded(**values: Any) -> None:
+        given = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        run(**values, **given)
+
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return expanded
 
 
 def default_workers(workers: int | None) -> int:

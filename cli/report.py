@@ -12,13 +12,11 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec
+from typing import Any
 
 import typer
 
 from vartok.errors import VartokError, VartokWarning
-
-P = ParamSpec("P")
 
 BAR_AFTER = 1.0  # seconds: what is done sooner needs no progress bar
 
@@ -126,11 +124,14 @@ class Report:
             self._bar.start()
 
 
-def command(run: Callable[P, None]) -> Callable[P, None]:
-    """Give a command its ends: one line and an exit code for each, no traceback without --debug."""
+def command(run: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its options and its ends: one line and an exit code, no traceback without --debug."""
+    from .options import expand_options
+
+    run = expand_options(run)
 
     @functools.wraps(run)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(*args: Any, **kwargs: Any) -> None:
         debug = bool(kwargs.get("debug"))
         _open_closed_streams()
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))

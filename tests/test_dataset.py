@@ -49,7 +49,7 @@ from vartok.files import atomic_write
 from vartok.images import Fit
 from vartok.operations import encode_pictures
 from vartok.schedule import token_count
-from vartok.sources import InputShard, Sample, find_shards
+from vartok.sources import InputShard, Sample, find_input_shards
 from vartok.sources.tars import SIDECARS, read_tar
 from vartok.tokens import ModelInfo, read_tokens
 
@@ -192,7 +192,7 @@ def test_a_folder_is_searched_in_order(here: Path) -> None:
     Path("photos/notes.md").write_text("no picture")
     tar(Path("photos/z.tar"), [])
     table(Path("photos/b/t.parquet"), image=[b""])
-    found = find_shards(["photos"], 3, without=Path("photos/out"))
+    found = find_input_shards(["photos"], 3, exclude=Path("photos/out"))
     assert [(shard.kind, shard.name) for shard in found] == [
         ("tar", "photos/z.tar"),
         ("parquet", "photos/b/t.parquet"),
@@ -201,7 +201,7 @@ def test_a_folder_is_searched_in_order(here: Path) -> None:
     ]
     assert [key for shard in found[2:] for key in keys(shard)] == ["a", "B/x", "b/10", "b/2"]
     assert [len(shard.files) for shard in found[2:]] == [3, 1]
-    assert found == find_shards(["photos"], 3, without=Path("photos/out"))
+    assert found == find_input_shards(["photos"], 3, exclude=Path("photos/out"))
 
 
 def test_links_to_folders_are_followed_once(here: Path) -> None:
@@ -210,7 +210,7 @@ def test_links_to_folders_are_followed_once(here: Path) -> None:
     Path("photos/link").symlink_to(Path("elsewhere").resolve())
     Path("photos/link/back").symlink_to(Path("photos").resolve())
     Path("photos/twice").symlink_to(Path("elsewhere").resolve())
-    (found,) = find_shards(["photos"], 10)
+    (found,) = find_input_shards(["photos"], 10)
     assert keys(found) == ["b", "link/a"]
 
 
@@ -218,20 +218,20 @@ def test_what_is_no_regular_file_is_not_read(here: Path) -> None:
     """It might never end."""
     for name in ("a.tar", "b.parquet", "c.png"):
         os.mkfifo(name)
-    shards = find_shards(["a.tar", "b.parquet", "c.png"], 10)
+    shards = find_input_shards(["a.tar", "b.parquet", "c.png"], 10)
     for shard in shards:
         (sample,) = shard.samples()
         failed = sample.with_bytes().picture
         assert isinstance(failed, VartokError)
         assert "not a regular file" in str(failed)
     Path("list.txt").write_bytes(b"a\0b.png\n")
-    (sample,) = find_shards(["list.txt"], 10)[0].samples()
+    (sample,) = find_input_shards(["list.txt"], 10)[0].samples()
     assert isinstance(sample.with_bytes().picture, VartokError)
 
 
 def test_a_list_names_files_and_urls(here: Path) -> None:
     Path("list.txt").write_text("sub/a.png\n\n/data/b.jpg\n../c.png\ns3://bucket/d.webp\ne.tar\n")
-    tars, files = find_shards(["list.txt"], 10)
+    tars, files = find_input_shards(["list.txt"], 10)
     assert tars.name == "e.tar"
     assert [(sample.key, sample.picture) for sample in files.samples()] == [
         ("sub/a", Path("sub/a.png")),
@@ -239,14 +239,14 @@ def test_a_list_names_files_and_urls(here: Path) -> None:
         ("c", Path("../c.png")),
         ("bucket/d", "s3://bucket/d.webp"),
     ]
-    (_, full) = find_shards(["list.txt"], 10, full_names=True)
+    (_, full) = find_input_shards(["list.txt"], 10, full_names=True)
     assert keys(full) == ["sub/a.png", "data/b.jpg", "c.png", "bucket/d.webp"]
 
 
 def test_samples_are_found_where_they_lie(here: Path) -> None:
     save(here / "photos/a/0.png", width=12, height=9)
     tar(here / "photos/1.tar", [("b/1.png", picture(1))])
-    archive, files = find_shards(["photos"], 10)
+    archive, files = find_input_shards(["photos"], 10)
     assert files.find("a/0") == "photos/a/0.png"
     assert archive.find("b/1") == "photos/1.tar: b/1"
     assert archive.find("photos/1.tar") == "photos/1.tar"  # all that follows, where it cannot be read on
@@ -275,7 +275,7 @@ def test_sources_that_cannot_be_meant(here: Path, sources: list[str], message: s
         save(Path(name), width=8, height=8)
     tar(Path("a.tar"), [])
     with pytest.raises(DatasetError, match=message):
-        find_shards(sources, 10)
+        find_input_shards(sources, 10)
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_urls_are_searched_and_read(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/bucket/t-1.tar", data[:600])
     memory.pipe("/bucket/list.txt", b"memory://bucket/x/a.png\n")
 
-    first, second, files = find_shards(["memory://bucket"], 10)
+    first, second, files = find_input_shards(["memory://bucket"], 10)
     assert (first.name, first.size, files.kind) == ("memory:///bucket/t-0.tar", len(data), "files")
     assert keys(files) == ["x/a", "x/b"]
     assert [sample.read(Fit(size=(8, 8))).width for sample in files.samples()] == [12, 12]
@@ -306,16 +306,17 @@ def test_urls_are_searched_and_read(memory: Any, tmp_path: Path) -> None:
     (broken,) = second.samples()
     assert isinstance(broken.picture, VartokError)
 
-    assert [shard.name for shard in find_shards(["memory://bucket/t-*.tar"], 10)] == [first.name, second.name]
-    assert find_shards(["memory://bucket/t-0.tar"], 10)[0].size is None
-    assert keys(find_shards(["memory://bucket/list.txt"], 10)[0]) == ["bucket/x/a"]
+    found = find_input_shards(["memory://bucket/t-*.tar"], 10)
+    assert [shard.name for shard in found] == [first.name, second.name]
+    assert find_input_shards(["memory://bucket/t-0.tar"], 10)[0].size is None
+    assert keys(find_input_shards(["memory://bucket/list.txt"], 10)[0]) == ["bucket/x/a"]
     memory.rm("/bucket/x/a.png")
     with pytest.raises(ImageError, match="cannot be read"):
         next(files.samples()).read(Fit())
 
 
 def samples_of(path: Path, **options: Any) -> list[Sample]:
-    (shard,) = find_shards([str(path)], 10, **options)
+    (shard,) = find_input_shards([str(path)], 10, **options)
     return list(shard.samples())
 
 
@@ -349,7 +350,7 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
     assert f.key == "f?"
     assert (g.picture, g.label) == (b"g", None)  # as tables say that there is none
     assert str(h.picture) == f"its label is larger than {(1 << 63) - 1}"
-    reached = [sample.reached for sample in (a, b, c, d, e, f)]
+    reached = [sample.progress for sample in (a, b, c, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)
 
 
@@ -364,7 +365,7 @@ def test_a_tables_columns_are_carried(tmp_path: Path) -> None:
     a, b, c = samples_of(path)
     assert (a.key, a.picture, a.label, a.caption, a.metadata) == ("t/00000000", b"a", 3, "a", None)
     assert str(b.picture) == str(c.picture) == "no picture in its row"
-    assert [a.reached, b.reached, c.reached] == [1 / 3, 2 / 3, 1]
+    assert [a.progress, b.progress, c.progress] == [1 / 3, 2 / 3, 1]
 
     path = table(
         tmp_path / "u.parquet", __key__=["k1", "k2"], jpg=[b"a", b"b"], cls=[-1, 0], json=["{}", None]
@@ -399,7 +400,7 @@ def test_which_column_holds_pictures_must_be_plain(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_one_failure(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"junk" * 100)
-    (shard,) = find_shards([str(path)], 10)
+    (shard,) = find_input_shards([str(path)], 10)
     (failed,) = shard.samples()
     assert failed.key == str(path)
     assert isinstance(failed.picture, ImageError)
@@ -639,7 +640,7 @@ def job(out: Path, tokenizer: vartok.Tokenizer, **changes: Any) -> Job:
 
 
 def run(work: Job, source: Path, tokenizer: vartok.Tokenizer, **options: Any) -> list[Progress]:
-    shards = find_shards([str(source)], work.shard_size)
+    shards = find_input_shards([str(source)], work.shard_size)
     tasks = plan(work, shards, **options)
     steps = list(run_here(work, tasks, tokenizer, batch_size=2, workers=2))
     finish(work, len(shards))
@@ -721,7 +722,7 @@ def test_a_data_sets_tokens_are_those_of_encode(
     files = [(n, f"{n}.png", source / f"{n}.png") for n in range(5)]
     for row, (_, item) in zip(found, encode_pictures(tokenizer, files, work.fit), strict=True):
         assert not isinstance(item, VartokError)
-        assert row.tokens.tolist() == item.tokens.flatten().tolist()
+        assert row.tokens.tolist() == item.flatten().tolist()
         assert (row.width, row.height) == (12, 9)
 
 
@@ -755,7 +756,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on(
     for stop in range(1, len(NAMES)):
         out = tmp_path / str(stop)
         work = job(out, tokenizer)
-        shards = find_shards([str(source)], 3)
+        shards = find_input_shards([str(source)], 3)
         with contextlib.closing(
             run_here(work, plan(work, shards), tokenizer, batch_size=2, workers=2)
         ) as steps:
@@ -773,7 +774,7 @@ def test_parts_done_by_machines_that_do_not_talk_make_the_whole(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    shards = find_shards([str(source)], 3)
+    shards = find_input_shards([str(source)], 3)
     for part in (2, 0, 1):
         tasks = [task for task in plan(work, shards) if task.index % 3 == part]
         for _ in run_here(work, tasks, tokenizer, batch_size=2, workers=2):
@@ -841,7 +842,7 @@ def test_a_shard_that_is_made_again_is_not_done_meanwhile(
     monkeypatch.setattr("vartok.dataset.job.TELL_EVERY", 0)
     work = job(tmp_path / "out", tokenizer)
     run(work, source, tokenizer)
-    shards = find_shards([str(source)], work.shard_size)
+    shards = find_input_shards([str(source)], work.shard_size)
     for step in run_here(work, plan(work, shards, retry_failed=True), tokenizer, batch_size=1, workers=1):
         assert (work.out / "stats" / f"{step.shard}.json").exists() is step.finished
 
@@ -859,7 +860,7 @@ def test_one_machine_may_end_while_another_writes(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    shards = find_shards([str(source)], 3)
+    shards = find_input_shards([str(source)], 3)
     for step in run_here(work, plan(work, shards), tokenizer, batch_size=2, workers=2):
         assert finish(work, len(shards))["complete"] is (step.finished and step.shard == NAMES[-1])
     assert contents(work.out) == whole
@@ -871,13 +872,13 @@ def test_tars_of_one_name_are_told_apart(tmp_path: Path, tokenizer: vartok.Token
         (tmp_path / folder).mkdir()
         paths.append(tar(tmp_path / folder / "x.tar", [(f"{folder}.png", picture(0))]))
     work = job(tmp_path / "out", tokenizer)
-    plan(work, find_shards([str(path) for path in paths], 3))
-    shards = find_shards([str(path) for path in paths], 3)
+    plan(work, find_input_shards([str(path) for path in paths], 3))
+    shards = find_input_shards([str(path) for path in paths], 3)
     list(run_here(work, plan(work, shards)[:1], tokenizer, batch_size=1, workers=1))
     with pytest.raises(DatasetError, match=r"is of a/x\.tar, where the sources have b/x\.tar;"):
-        plan(work, find_shards([str(path) for path in reversed(paths)], 3))
+        plan(work, find_input_shards([str(path) for path in reversed(paths)], 3))
     tables = [table(tmp_path / "t.parquet", one=[b"1"], two=[b"2"])]
-    first, second = (find_shards([str(tables[0])], 3, image_column=name)[0] for name in ("one", "two"))
+    first, second = (find_input_shards([str(tables[0])], 3, image_column=name)[0] for name in ("one", "two"))
     assert first.identity != second.identity
 
 
@@ -914,7 +915,7 @@ def test_two_data_sets_do_not_mix(
     with pytest.raises(
         DatasetError, match=rf"holds a data set with {name} .*, not .*: give the same sources and options"
     ):
-        plan(other, find_shards([str(source)], 3))
+        plan(other, find_input_shards([str(source)], 3))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, tokenizer: vartok.Tokenizer) -> None:
@@ -1026,7 +1027,7 @@ def test_two_processes_make_what_one_makes(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    shards = find_shards([str(source)], 3)
+    shards = find_input_shards([str(source)], 3)
     steps = list(run_processes(work, plan(work, shards), [loading(weights)] * 2))
     finish(work, len(shards))
     assert contents(tmp_path / "out") == whole
@@ -1038,7 +1039,7 @@ def test_what_a_process_that_is_killed_had_is_done_by_another(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    shards = find_shards([str(source)], 3)
+    shards = find_input_shards([str(source)], 3)
     steps = run_processes(work, plan(work, shards), [loading(weights)] * 2)
     first = next(steps)
     victim = multiprocessing.active_children()[0]
@@ -1055,7 +1056,7 @@ def test_when_all_processes_are_dead_it_ends(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    steps = run_processes(work, plan(work, find_shards([str(source)], 3)), [loading(weights)] * 2)
+    steps = run_processes(work, plan(work, find_input_shards([str(source)], 3)), [loading(weights)] * 2)
     next(steps)
     for child in multiprocessing.active_children():
         child.kill()
@@ -1068,7 +1069,7 @@ def test_what_ends_a_process_is_told(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
 ) -> None:
     work = job(tmp_path / "out", tokenizer)
-    tasks = plan(work, find_shards([str(source)], 3))
+    tasks = plan(work, find_input_shards([str(source)], 3))
     with pytest.raises(VartokError, match=r"nope\.safetensors: No such file"):
         list(run_processes(work, tasks, [loading(tmp_path / "nope.safetensors")]))
     shutil.rmtree(tmp_path / "out" / "data")

@@ -30,7 +30,7 @@ from vartok.errors import (
     VartokWarning,
 )
 from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
-from vartok.operations import Encoded, decode_tokens, encode_pictures
+from vartok.operations import decode_tokens, encode_pictures
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import adapt_schedule, square
 from vartok.tokens import ImageTokens, stack
@@ -56,10 +56,10 @@ PICTURES: list[tuple[int, str, Path | bytes]] = [
 NATIVE = Fit(mode="native")
 
 
-def encoded(results: Iterator[tuple[Any, Encoded | VartokError]]) -> list[Encoded]:
+def encoded(results: Iterator[tuple[Any, ImageTokens | VartokError]]) -> list[ImageTokens]:
     found = []
     for _, item in results:
-        assert isinstance(item, Encoded)
+        assert isinstance(item, ImageTokens)
         found.append(item)
     return found
 
@@ -76,8 +76,8 @@ def test_what_reads_a_picture_stands_for_its_file(tokenizer: vartok.Tokenizer) -
 
     (_, made), (_, failed) = encode_pictures(tokenizer, [(0, "0.png", read), (1, "1.png", fail)], NATIVE)
     (told,) = encoded(encode_pictures(tokenizer, [(0, "0.png", png(32, 32))], NATIVE))
-    assert isinstance(made, Encoded)
-    assert made.tokens.to_json() == told.tokens.to_json()
+    assert isinstance(made, ImageTokens)
+    assert made.to_json() == told.to_json()
     assert isinstance(failed, TokenFileError)
 
 
@@ -89,15 +89,15 @@ def test_pictures_come_back_in_order_whatever_the_batches(
     results = list(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=batch_size, workers=workers))
     assert [caller for caller, _ in results] == list(range(len(SIZES)))
     for (i, (_, item)), (width, height) in zip(enumerate(results), SIZES, strict=True):
-        assert isinstance(item, Encoded)
+        assert isinstance(item, ImageTokens)
         assert item.notes == ()
-        assert item.tokens.image.source == f"{i}.png"
-        assert (item.tokens.image.width, item.tokens.image.height) == (width, height)
-        assert item.tokens.image.size == (height, width)
-        assert item.tokens.model == tokenizer.info
+        assert item.image.source == f"{i}.png"
+        assert (item.image.width, item.image.height) == (width, height)
+        assert item.image.size == (height, width)
+        assert item.model == tokenizer.info
         pixels = np.asarray(Image.open(io.BytesIO(PICTURES[i][2])).convert("RGB"))  # type: ignore[arg-type]
         alone = tokenizer.encode(to_tensor(pixels[None]))
-        assert torch.equal(stack([item.tokens]).flatten(), alone.flatten())
+        assert torch.equal(stack([item]).flatten(), alone.flatten())
 
 
 def test_what_cannot_be_read_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp_path: Path) -> None:
@@ -105,13 +105,13 @@ def test_what_cannot_be_read_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp
     results = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=4, workers=2))
     assert [caller for caller, _ in results] == list(range(len(SIZES)))
     assert [i for i, item in results if isinstance(item, ImageError)] == [2, 3]
-    assert [i for i, item in results if isinstance(item, Encoded)] == [0, 1, 4, 5, 6]
+    assert [i for i, item in results if isinstance(item, ImageTokens)] == [0, 1, 4, 5, 6]
 
 
 def test_a_picture_that_the_schedule_does_not_fit_fails_alone(tokenizer: vartok.Tokenizer) -> None:
     results = list(encode_pictures(tokenizer, PICTURES, NATIVE, schedule=square(1, 2), batch_size=7))
     for (_, item), size in zip(results, SIZES, strict=True):
-        assert isinstance(item, Encoded if size == (32, 32) else ScheduleError)
+        assert isinstance(item, ImageTokens if size == (32, 32) else ScheduleError)
 
 
 def test_an_item_that_fails_in_a_batch_fails_alone(
@@ -166,9 +166,9 @@ def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens
         if i == 3:
             assert str(one) == str(other)
         else:
-            assert isinstance(one, Encoded)
-            assert isinstance(other, Encoded)
-            assert np.array_equal(one.flat, other.flat)
+            assert isinstance(one, ImageTokens)
+            assert isinstance(other, ImageTokens)
+            assert np.array_equal(one.flatten(), other.flatten())
             assert other.image.device == "xpu"
 
 
@@ -179,17 +179,17 @@ def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
     fit = Fit(mode="crop", size=(32, 64), zoom=2.0)
     (item,) = encoded(encode_pictures(tokenizer, [(None, "a.gif", buffer.getvalue())], fit))
     assert item.notes == ("animation: took the first of 2 frames",)
-    image = item.tokens.image
+    image = item.image
     assert (image.fit, image.zoom, image.size, image.width, image.height) == ("crop", 2.0, (32, 64), 40, 60)
     assert (image.device, image.dtype) == ("cpu", "float32")
-    assert item.tokens.schedule == adapt_schedule(tokenizer.config.patch_nums, (2, 4))
+    assert item.schedule == adapt_schedule(tokenizer.config.patch_nums, (2, 4))
 
 
 # Decoding.
 
 
 def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
-    tokens = [item.tokens for item in encoded(encode_pictures(tokenizer, PICTURES, NATIVE))]
+    tokens = list(encoded(encode_pictures(tokenizer, PICTURES, NATIVE)))
     error = TokenFileError("damaged")
     items: list[tuple[int, ImageTokens | VartokError]] = [*enumerate(tokens), (7, error)]
     results = list(decode_tokens(tokenizer, items, batch_size=3))
@@ -204,14 +204,14 @@ def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
 
 def test_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
     (item,) = encoded(encode_pictures(tokenizer, PICTURES[:1], NATIVE))
-    want = [to_pixels(tokenizer.decode(stack([item.tokens]), scales=k))[0] for k in range(1, 11)]
+    want = [to_pixels(tokenizer.decode(stack([item]), scales=k))[0] for k in range(1, 11)]
     cases = [(None, False, want[9:]), (3, False, want[2:3]), (3, True, want[:3]), (None, True, want)]
     for scales, strip, expected in cases:
-        ((_, pictures),) = decode_tokens(tokenizer, [(0, item.tokens)], scales=scales, strip=strip)
+        ((_, pictures),) = decode_tokens(tokenizer, [(0, item)], scales=scales, strip=strip)
         assert isinstance(pictures, list)
         assert len(pictures) == len(expected)
         assert all(np.array_equal(a, b) for a, b in zip(pictures, expected, strict=True))
-    ((_, failed),) = decode_tokens(tokenizer, [(0, item.tokens)], scales=11)
+    ((_, failed),) = decode_tokens(tokenizer, [(0, item)], scales=11)
     assert isinstance(failed, VartokError)
 
 
@@ -474,7 +474,7 @@ def test_workers_take_small_pictures_through_the_networks_with_their_share_of_th
     for (_, _, file), item in zip(PICTURES, found, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))  # type: ignore[arg-type]
         alone = tokenizer.encode(to_tensor(pixels[None]))
-        assert torch.equal(stack([item.tokens]).flatten(), alone.flatten())
+        assert torch.equal(stack([item]).flatten(), alone.flatten())
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -516,9 +516,9 @@ def test_a_defect_is_not_hidden() -> None:
 def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: vartok.Tokenizer) -> None:
     """A small file may claim a schedule of any size."""
     [(_, small)] = encode_pictures(tokenizer, [(0, "a.png", png(32, 32))], NATIVE)
-    assert isinstance(small, Encoded)
+    assert isinstance(small, ImageTokens)
     scales = tuple(np.zeros(grid, np.uint16) for grid in ((1, 1), (700, 700)))
-    tokens = dataclasses.replace(small.tokens, scales=scales)
+    tokens = dataclasses.replace(small, scales=scales)
     [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
     assert isinstance(result, TokensError)
     assert "1 of 11,200 x 11,200 pixels" in str(result)

@@ -2,7 +2,16 @@
 
 
 class VartokError(Exception):
-    """Base of every error that vartok raises on purpose; ``str(error)`` is one clear line."""
+    """Base of every error that vartok raises on purpose; ``str(error)`` is one clear line.
+
+    Attributes:
+        hint: what the user can do about it, or None. A parameter of the library that helps stands in
+            backticks, as in "set `max_pixels` higher"; the command line shows the option of that name.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class ConfigError(VartokError):
@@ -15,6 +24,14 @@ class ScheduleError(VartokError):
 
 class CheckpointError(VartokError):
     """A file that is not a checkpoint which vartok can run."""
+
+
+class SourceError(VartokError):
+    """Files, folders, tars or tables that cannot be found or searched, or that hold no pictures."""
+
+
+class OutputError(VartokError):
+    """A result that cannot be written."""
 
 
 class ImageError(VartokError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,37 +18,13 @@ from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
-from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps, stack, token_dtype
+from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, stack
 
 MAX_BATCHED_PIXELS = 1 << 17
 """Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
 would need too much memory at once, and keep all cores busy by themselves."""
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A picture's tokens.
-
-    Attributes:
-        flat: [L] uint16, or uint32 where a token file's are: coarse to fine, each scale row by row.
-        schedule: the (h, w) grid of every scale, L cells in all.
-        model: the checkpoint whose codebook they index.
-        image: the picture that they are of.
-        notes: what the user should know of how it was read.
-    """
-
-    flat: NDArray[Any]
-    schedule: Schedule
-    model: ModelInfo
-    image: ImageInfo
-    notes: tuple[str, ...]
-
-    @property
-    def tokens(self) -> ImageTokens:
-        """What a token file holds of them."""
-        return ImageTokens.unflatten(self.flat, self.schedule, self.model, self.image)
 
 
 def encode_pictures(
@@ -60,7 +36,7 @@ def encode_pictures(
     batch_size: int = 1,
     workers: int = 1,
     group_key: Callable[[S], Hashable] | None = None,
-) -> Generator[tuple[S, Encoded | VartokError], None, None]:
+) -> Generator[tuple[S, ImageTokens | VartokError], None, None]:
     """Tokenize pictures.
 
     Args:
@@ -131,12 +107,12 @@ def encode_pictures(
         finally:
             torch.set_num_threads(threads)
 
-    def encode(loaded: tuple[list[_Ready], Tensor]) -> list[Encoded]:
+    def encode(loaded: tuple[list[_Ready], Tensor]) -> list[ImageTokens]:
         batch, values = loaded
         maps = tokenize(batch, values)
-        rows = maps.flatten().cpu().numpy().astype(token_dtype(tokenizer.config.vocab_size))
+        rows = maps.flatten().cpu().numpy()  # one transfer from a device
         return [
-            Encoded(flat, maps.schedule, tokenizer.info, item.info, item.notes)
+            replace(ImageTokens.unflatten(flat, maps.schedule, tokenizer.info, item.info), notes=item.notes)
             for flat, item in zip(rows, batch, strict=True)
         ]
 

@@ -183,13 +183,17 @@ _Info = TypeVar("_Info", ModelInfo, ImageInfo)
 
 @dataclass(frozen=True, eq=False)
 class ImageTokens:
-    """One image's tokens, as a token file holds them.
+    """One image's tokens: what a token file, or a row of a data set, holds.
 
     Attributes:
         scales: K read-only arrays, coarse to fine; array k is [h_k, w_k] uint16, or uint32 where
             the vocabulary has more than 65,536 codes. Other integers are converted.
         model: the checkpoint whose codebook they index.
         image: the image that they are of.
+        label: a class, 0 or more; only data sets carry it, like the next two.
+        caption: any text.
+        metadata: JSON, as it was found.
+        notes: what the user should know of how the image was read; not written to files.
 
     Raises:
         TokensError: an array that is not 2-d integers, grids that are no schedule, more than
@@ -199,6 +203,10 @@ class ImageTokens:
     scales: tuple[NDArray[Any], ...]
     model: ModelInfo
     image: ImageInfo
+    label: int | None = None
+    caption: str | None = None
+    metadata: str | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the scales, and copy them into the files' dtype."""

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from vartok.dataset.job import Job, Progress, Slot, Task, samples, write_shards
 from vartok.errors import DatasetError, VartokError, VartokWarning, one_line
 from vartok.images import Fit, Picture, configure_pillow
-from vartok.operations import Encoded, encode_pictures
+from vartok.operations import encode_pictures
+from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -312,7 +313,7 @@ def run_ray(job: Job, tasks: Sequence[Task], loading: Loading) -> Generator[Prog
         )
     )
 
-    def results() -> Iterator[tuple[Slot, Encoded | VartokError]]:
+    def results() -> Iterator[tuple[Slot, ImageTokens | VartokError]]:
         for row in chunks.iter_rows():
             yield from pickle.loads(row["chunk"])
 

@@ -40,8 +40,8 @@ from vartok.dataset.shards import (
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import ABANDONED, TEMPORARY, atomic_write, remove_stale_temp_files
 from vartok.images import Fit, Picture
-from vartok.operations import Encoded
 from vartok.sources import InputShard, Sample
+from vartok.tokens import ImageTokens
 
 STATS = "stats"
 FAILED = "failed.jsonl"
@@ -304,7 +304,7 @@ def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
         for count, sample in enumerate(shard.samples(), 1):
             part: int | None = (count - 1) // job.shard_size
             if part in done:
-                if not sample.ends:
+                if not sample.final:
                     continue
                 part = None  # what is missing lies beyond, and cannot be reached now
             if job.keep_pictures:
@@ -321,7 +321,7 @@ def samples(job: Job, tasks: Iterable[Task]) -> Iterator[tuple[Slot, str, Any]]:
                 yield from samples(job, [replace(task, done=done - {last})])
 
 
-def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]) -> Iterator[Progress]:
+def write_shards(job: Job, results: Iterable[tuple[Slot, ImageTokens | VartokError]]) -> Iterator[Progress]:
     """Write the shards of what was encoded, each whole or not at all, and its stats file after it.
 
     Args:
@@ -363,7 +363,7 @@ def write_shards(job: Job, results: Iterable[tuple[Slot, Encoded | VartokError]]
                     carried.update(column for column in CARRIED if getattr(row, column) is not None)
                 if len(failed) > told_of or time.monotonic() - told > TELL_EVERY:
                     yield Progress(
-                        name, index, pictures, stream.size, tuple(failed[told_of:]), sample.reached
+                        name, index, pictures, stream.size, tuple(failed[told_of:]), sample.progress
                     )
                     told, told_of = time.monotonic(), len(failed)
             writer.close()
@@ -512,10 +512,10 @@ def _is_whole(parts: Iterable[int], end: int | None) -> bool:
     return end is not None and set(range(end + 1)) <= set(parts)
 
 
-def _row(sample: Sample, result: Encoded) -> Row:
+def _row(sample: Sample, result: ImageTokens) -> Row:
     return Row(
         key=sample.key,
-        tokens=result.flat,
+        tokens=result.flatten(),
         width=result.image.width,
         height=result.image.height,
         label=sample.label,

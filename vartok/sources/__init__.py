@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, NoReturn
 
-from vartok.errors import DatasetError, ImageError, VartokError, one_line, quoted
+from vartok.errors import ImageError, SourceError, VartokError, one_line, quoted
 from vartok.images import MAX_PIPED, Fit, Picture, picture_suffixes, read_file, read_picture
 from vartok.sources.tars import TarSample, read_tar
 
@@ -54,8 +54,8 @@ class Sample:
         label: a class, 0 or more.
         caption: any text.
         metadata: JSON, as it was found.
-        reached: the share of its input shard that has been read with it, 0 to 1; None if that is not known.
-        ends: whether it stands for all that follows, since the input shard cannot be read on.
+        progress: the share of its input shard that has been read with it, 0 to 1; None if that is not known.
+        final: whether it stands for all that follows, since the input shard cannot be read on.
     """
 
     key: str
@@ -63,8 +63,8 @@ class Sample:
     label: int | None = None
     caption: str | None = None
     metadata: str | None = None
-    reached: float | None = None
-    ends: bool = False
+    progress: float | None = None
+    final: bool = False
 
     def read(self, fit: Fit) -> Picture:
         """Read the picture.
@@ -78,7 +78,7 @@ class Sample:
         """The picture's file, or its bytes.
 
         Raises:
-            VartokError: it cannot be reached, or never could.
+            VartokError: it cannot be progress, or never could.
         """
         if isinstance(self.picture, VartokError):
             raise self.picture
@@ -159,21 +159,21 @@ class InputShard:
         try:
             yield from read(self)
         except VartokError as error:
-            yield Sample(_as_unicode(self.name), error, ends=True)
+            yield Sample(_as_unicode(self.name), error, final=True)
         except Exception as error:  # whatever the library of a remote file system, or Arrow, raises
             yield Sample(
-                _as_unicode(self.name), ImageError(f"cannot be read on: {_reason(error)}"), ends=True
+                _as_unicode(self.name), ImageError(f"cannot be read on: {_reason(error)}"), final=True
             )
 
 
-def find_shards(
+def find_input_shards(
     sources: Sequence[str],
     shard_size: int,
     *,
     full_names: bool = False,
     folder_labels: bool = False,
     image_column: str | None = None,
-    without: Path | None = None,
+    exclude: Path | None = None,
 ) -> list[InputShard]:
     """Take sources apart into input shards: tars and tables first, then all other files in runs.
 
@@ -184,13 +184,13 @@ def find_shards(
         full_names: keep the suffixes of files in their keys.
         folder_labels: label files by `folder_classes`.
         image_column: the column of tables that holds pictures; if None the one that can.
-        without: a folder that is left out, if it lies in one that is searched.
+        exclude: a folder that is left out, if it lies in one that is searched.
 
     Raises:
-        DatasetError: a source that does not exist or cannot be searched, one that is named twice, nothing
+        SourceError: a source that does not exist or cannot be searched, one that is named twice, nothing
             at all, or two files of one key.
     """
-    places = [place for source in sources for place in _find(source, without)]
+    places = [place for source in sources for place in _find(source, exclude)]
     shards = []
     files = []
     for key, place, size in places:
@@ -202,15 +202,15 @@ def find_shards(
         else:
             files.append(File(_as_key(key, full=full_names), place))
     if not places:
-        raise DatasetError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
+        raise SourceError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
     _refuse_twice([shard.name for shard in shards])
     if folder_labels and any(source.lower().endswith(LISTS) for source in sources):
-        raise DatasetError("labels are told by folders that are searched, not by lists")
+        raise SourceError("labels are told by folders that are searched, not by lists")
     _refuse_equal(files)
     if folder_labels:
         numbers = {name: label for label, name in enumerate(_classes(files))}
         if not numbers:
-            raise DatasetError(
+            raise SourceError(
                 "no folders to label files by: name the one that holds those of the classes (tars and tables "
                 "bring their own labels)"
             )
@@ -255,25 +255,25 @@ def open_place(place: str) -> BinaryIO:
     return stream
 
 
-def _find(source: str, without: Path | None) -> Iterable[tuple[str, str, int | None]]:
+def _find(source: str, exclude: Path | None) -> Iterable[tuple[str, str, int | None]]:
     """The files of a source: the name below it, the place, and the size where that costs nothing."""
     if _is_url(source):
         return _find_remote(source)
     path = Path(source)
     if path.is_dir():
-        return _search(path, without)
+        return _search(path, exclude)
     if not path.exists():
-        raise DatasetError(f"{source}: no such file or folder")
+        raise SourceError(f"{source}: no such file or folder")
     if path.suffix.lower() in LISTS:
         return _read_list(source)
     return [(path.name, source, path.stat().st_size)]
 
 
-def _search(folder: Path, without: Path | None) -> Iterator[tuple[str, str, int | None]]:
+def _search(folder: Path, exclude: Path | None) -> Iterator[tuple[str, str, int | None]]:
     suffixes = (*picture_suffixes(), *TARS, *TABLES)
     seen = {os.path.realpath(folder)}  # links to folders are followed, once
-    if without:
-        seen.add(os.path.realpath(without))
+    if exclude:
+        seen.add(os.path.realpath(exclude))
     for root, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         places = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
         folders[:] = []
@@ -302,9 +302,9 @@ def _find_remote(source: str) -> Iterator[tuple[str, str, int | None]]:
         system, root = fsspec.url_to_fs(source)
         found = system.glob(root, detail=True) if "*" in source else system.find(root, detail=True)
     except Exception as error:  # whatever the file system's library raises
-        raise DatasetError(f"{source}: cannot be searched: {_reason(error)}") from None
+        raise SourceError(f"{source}: cannot be searched: {_reason(error)}") from None
     if not found:
-        raise DatasetError(f"{source}: nothing there")
+        raise SourceError(f"{source}: nothing there")
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
@@ -318,7 +318,7 @@ def _read_list(source: str) -> Iterator[tuple[str, str, int | None]]:
         with open_place(source) as file:
             lines = file.read().splitlines()
     except Exception as error:  # a remote file system's too
-        raise DatasetError(f"{source}: cannot be read: {_reason(error)}") from None
+        raise SourceError(f"{source}: cannot be read: {_reason(error)}") from None
     for line in lines:
         if line:
             place = os.fsdecode(line)
@@ -328,7 +328,7 @@ def _read_list(source: str) -> Iterator[tuple[str, str, int | None]]:
 def _file_samples(shard: InputShard) -> Iterator[Sample]:
     for number, (key, place, label) in enumerate(shard.files, 1):
         picture = place if _is_url(place) else Path(place)
-        yield Sample(key, picture, label, reached=number / len(shard.files))
+        yield Sample(key, picture, label, progress=number / len(shard.files))
 
 
 def _tar_samples(shard: InputShard) -> Iterator[Sample]:
@@ -338,16 +338,16 @@ def _tar_samples(shard: InputShard) -> Iterator[Sample]:
             yield _tar_sample(found, stream.tell() / size if size else None)
 
 
-def _tar_sample(found: TarSample, reached: float | None) -> Sample:
+def _tar_sample(found: TarSample, progress: float | None) -> Sample:
     key = _as_unicode(found.key)
     try:
         texts = {name: _as_text(f".{name}", content) for name, content in found.sidecars.items()}
         label = _as_label(texts["cls"]) if "cls" in texts else None
     except ImageError as error:
-        return Sample(key, error, reached=reached)
+        return Sample(key, error, progress=progress)
     if not found.pictures:
-        return Sample(key, ImageError("no picture under this name"), reached=reached)
-    return Sample(key, found.pictures[0], label, texts.get("txt"), texts.get("json"), reached)
+        return Sample(key, ImageError("no picture under this name"), progress=progress)
+    return Sample(key, found.pictures[0], label, texts.get("txt"), texts.get("json"), progress)
 
 
 def _table_samples(shard: InputShard) -> Iterator[Sample]:
@@ -368,7 +368,7 @@ def _table_samples(shard: InputShard) -> Iterator[Sample]:
                 yield _table_sample(row, columns, f"{stem}/{n:08d}", (n + 1) / total)
 
 
-def _table_sample(row: dict[str, Any], columns: dict[str, str], key: str, reached: float) -> Sample:
+def _table_sample(row: dict[str, Any], columns: dict[str, str], key: str, progress: float) -> Sample:
     """A row's sample; `columns` are those that it has, by what they are."""
     values = {what: row[name] for what, name in columns.items()}
     image = values["image"]
@@ -376,15 +376,15 @@ def _table_sample(row: dict[str, Any], columns: dict[str, str], key: str, reache
         image = image.get("bytes")
     key = values.get("key") or key
     if image is None:
-        return Sample(key, ImageError("no picture in its row"), reached=reached)
+        return Sample(key, ImageError("no picture in its row"), progress=progress)
     try:
         label = _check_label(values.get("label"))
         for what in ("caption", "metadata"):
             if len(values.get(what) or "") > MAX_TEXT:
                 raise ImageError(f"its {what} has more than {MAX_TEXT:,} characters")
     except ImageError as error:
-        return Sample(key, error, reached=reached)
-    return Sample(key, image, label, values.get("caption"), values.get("metadata"), reached)
+        return Sample(key, error, progress=progress)
+    return Sample(key, image, label, values.get("caption"), values.get("metadata"), progress)
 
 
 def _columns(schema: Any, image_column: str | None) -> dict[str, str]:
@@ -478,7 +478,7 @@ def _is_url(place: str) -> bool:
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise DatasetError(f"{error.filename}: cannot be searched: {error.strerror}")
+    raise SourceError(f"{error.filename}: cannot be searched: {error.strerror}")
 
 
 def _refuse_twice(names: list[str]) -> None:
@@ -486,7 +486,7 @@ def _refuse_twice(names: list[str]) -> None:
     for name in names:
         place = _absolute(name)
         if place in seen:
-            raise DatasetError(f"{name} is named twice")
+            raise SourceError(f"{name} is named twice")
         seen.add(place)
 
 
@@ -497,7 +497,7 @@ def _refuse_equal(files: list[File]) -> None:
         other = seen.setdefault(file.key, file)
         if other is not file:
             if _absolute(other.place) == _absolute(file.place):
-                raise DatasetError(f"{file.place} is named twice")
+                raise SourceError(f"{file.place} is named twice")
             folders = {os.path.dirname(_absolute(one.place)) for one in (other, file)}
             way = "use --full-names" if len(folders) == 1 else "name the folder above both instead of each"
-            raise DatasetError(f"{other.place} and {file.place} would have one key, {file.key}: {way}")
+            raise SourceError(f"{other.place} and {file.place} would have one key, {file.key}: {way}")

@@ -1,0 +1,72 @@
+"""The one live display: what every command shows on stderr while it works."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .report import say, shown
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+LIVE_AFTER = 1.0
+"""Seconds of work before anything live appears on a terminal."""
+
+LINE_EVERY = 30.0
+"""Seconds from one status line to the next where stderr is no terminal."""
+
+
+class Display:
+    """Shows a status that changes on a terminal, else a line now and then; messages stand above it.
+
+    Args:
+        quiet: show no status, and no message but errors.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._start = self._shown = time.monotonic()
+        self._live: Live | None = None
+
+    def say(self, message: str, *, error: bool = False) -> None:
+        """Print one line on stderr; where quiet, only errors."""
+        if self._quiet and not error:
+            return
+        if self._live is None:
+            say(message)
+        else:
+            text = f"vartok: {shown(message)}"
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, status: str, rows: Sequence[str] = ()) -> None:
+        """Show a status line, and on a terminal some rows below it."""
+        now = time.monotonic()
+        if self._quiet or now - self._start < LIVE_AFTER:
+            return
+        if not sys.stderr.isatty():
+            if now - self._shown >= LINE_EVERY:
+                self._shown = now
+                say(status)
+            return
+        from rich.text import Text
+
+        text = Text("\n".join([status, *rows]), overflow="ellipsis", no_wrap=True)
+        if self._live is None:
+            import atexit
+
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
+            atexit.register(self._live.stop)  # gives the cursor back, whatever ends the command
+            self._live.start()
+        self._live.update(text)
+
+    def close(self) -> None:
+        """Take the status away; messages go on."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -26,6 +26,7 @@ from vartok.errors import (
     VartokWarning,
     quoted,
 )
+from vartok.files import os_error_reason
 from vartok.images import Fit, parse_color
 from vartok.schedule import Schedule, adapt_schedule, check_schedule, describe, parse_schedule
 from vartok.sources import InputShard, find_input_shards, folder_classes
@@ -270,7 +271,7 @@ def _output_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write in {out}: {error.strerror or error}; finished shards stay",
+            f"cannot write in {out}: {os_error_reason(error)}; finished shards stay",
             hint="the same call completes the data set",
         ) from error
 

@@ -172,10 +172,10 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text`, so that it appears whole.
+    """Replace a file by `text`, so that it appears whole, even after a power cut.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_write(path, overwrite=True) as file:
+    with atomic_write(path, overwrite=True, durable=True) as file:
         file.write(text.encode())

@@ -51,7 +51,7 @@ class ShardStats:
         return json.dumps({**vars(self), "failed": failed}) + "\n"
 
     @classmethod
-    def from_json(cls, text: bytes) -> ShardStats:
+    def from_json(cls, text: str) -> ShardStats:
         """Undo `to_json`.
 
         Raises:
@@ -101,7 +101,7 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
             shard = int(match[1]), int(match[2])
             try:
                 with contextlib.suppress(FileNotFoundError):  # another process has begun to make it again
-                    found[shard] = ShardStats.from_json(path.read_bytes())
+                    found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
             except DatasetError as error:
                 found[shard] = error
     return dict(sorted(found.items()))

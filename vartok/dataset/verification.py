@@ -78,8 +78,8 @@ def verify(out: str | Path) -> Report:
         report.shards += 1
         report.pictures += len(found)
         report.failed += len(expected.failed)
-    for shard, error in broken_stats(out).items():
-        report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(error)))
+    for shard, reason in broken_stats(out).items():
+        report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(reason)))
     report.problems += _check_summary(out, description, stats, report)
     report.problems += _check_keys(out, description["files"], encoding, list(stats), hashes)
     return report

@@ -121,7 +121,8 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
     reported_at, reported_failures = time.monotonic(), 0
-    with atomic_write(job.shard_path(shard), overwrite=True) as file:
+    # Durable: after a power cut, the mark must not stand beside a shard that is torn.
+    with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
         stream = HashedFile(file)
         writer = open_writer(job.format, stream, job.encoding)
         for slot, result in results:

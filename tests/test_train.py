@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import vartok
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, TrainError
-from vartok.evaluation import blockiness, count_steps
 from vartok.images import to_tensor
+from vartok.metrics import blockiness, count_steps
 from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import square

@@ -122,7 +122,7 @@ def reconstruction_loss(
 def _border_contrast(pictures: Tensor, cell: int) -> Tensor:
     """[B, 3, H, W] -> scalar: the mean step across borders of cells by the mean step inside them; 1 if none.
 
-    What `vartok.evaluation.blockiness` is of whole pictures, with a gradient.
+    What `vartok.metrics.blockiness` is of whole pictures, with a gradient.
     """
     steps = [pictures.diff(dim=2).abs(), pictures.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]

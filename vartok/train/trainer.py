@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.errors import TrainError, one_line
-from vartok.evaluation import load_lpips, psnr
 from vartok.files import atomic_write
 from vartok.images import encode_picture, to_pixels, to_tensor
+from vartok.metrics import load_lpips, psnr
 from vartok.models.vqvae import VQVAE
 from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.schedule import token_count

@@ -9,8 +9,8 @@ import torch
 from tiny_run import crops, tiny
 from torch import Tensor
 
-from vartok.evaluation import blockiness, count_steps
 from vartok.images import to_tensor
+from vartok.metrics import blockiness, count_steps
 from vartok.models.vqvae import VQVAE
 from vartok.train.adversary import Adversary, PatchDiscriminator
 from vartok.train.kmeans import init_quantizer

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vartok.errors import TrainError
-from vartok.evaluation import load_lpips
 from vartok.images import to_tensor
+from vartok.metrics import load_lpips
 from vartok.models.vqvae import VQVAE
 from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.train.card import describe

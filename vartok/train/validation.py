@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
-from vartok.evaluation import psnr
 from vartok.images import encode_picture, to_pixels, to_tensor
+from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.tokenizer import Tokenizer
 from vartok.train.folder import SAMPLES, WEIGHTS, open_output, output_errors

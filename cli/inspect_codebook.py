@@ -149,21 +149,19 @@ def _read_dataset(
     folder: Path, report: Report
 ) -> Iterator[tuple[str, ModelInfo, Schedule, tuple[NDArray[Any], ...]]]:
     """The images of a data set's shards; what cannot be read is reported."""
-    import numpy as np
-
-    from vartok.dataset.shards import open_dataset, read_shard
+    from vartok.dataset.formats import read_shard
+    from vartok.dataset.schema import open_dataset
 
     try:
         description, encoding = open_dataset(folder)
     except VartokError as error:
         report.fail(str(folder), shown(error))
         return
-    ends = np.cumsum([h * w for h, w in encoding.schedule])[:-1]
     for shard in description.get("shards", ()):
         path = folder / shard["name"]
         try:
             for row in read_shard(description["files"], path, encoding):
-                yield str(path), encoding.model, encoding.schedule, tuple(np.split(row.tokens, ends))
+                yield str(path), encoding.model, encoding.schedule, row.scales
         except (VartokError, OSError) as error:
             report.fail(str(path), shown(getattr(error, "strerror", None) or error))
 

@@ -22,12 +22,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from vartok.train.trainer import SAMPLES, STATE, WEIGHTS, Progress, train
+from vartok.train.upkeep import EMACodebook
 
 import vartok
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, TrainError
-from vartok.evaluation import blockiness, count_steps
 from vartok.images import to_tensor
+from vartok.metrics import blockiness, count_steps
 from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import square
@@ -49,8 +51,6 @@ from vartok.train.start import (
     start_light,
     start_quantizer,
 )
-from vartok.train.trainer import SAMPLES, STATE, WEIGHTS, Progress, train
-from vartok.train.upkeep import EMACodebook
 
 TINY = """
 name = "tiny"

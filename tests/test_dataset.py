@@ -28,10 +28,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noise import SMALL
 from noise import tokenizer as noise_tokenizer
-
-import vartok
-from vartok.dataset import TokenDataset
-from vartok.dataset.engines import Loading, run_here, run_processes
 from vartok.dataset.job import Job, Progress, finish, plan, read_marks
 from vartok.dataset.shards import (
     GROUP,
@@ -44,6 +40,10 @@ from vartok.dataset.shards import (
     write_shard,
 )
 from vartok.dataset.verify import verify
+
+import vartok
+from vartok.dataset import TokenDataset
+from vartok.dataset.engines import Loading, run_here, run_processes
 from vartok.errors import DatasetError, ImageError, VartokError, VartokWarning
 from vartok.files import atomic_write
 from vartok.images import Fit

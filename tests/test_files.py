@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; temporary files of killed processes are removed, live ones are not."""
 
 import errno
 import os
@@ -6,12 +6,23 @@ import stat
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from vartok.files import atomic_write
+from vartok import files
+from vartok.errors import OutputError
+from vartok.files import (
+    ABANDONED,
+    atomic_write,
+    open_output,
+    os_error_reason,
+    remove_stale_temp_files,
+    write_bytes,
+)
 
 
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -20,13 +31,13 @@ def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> No
         file.write(b"first, ")
         file.flush()
         assert not path.exists()
-        assert len(list(tmp_path.iterdir())) == 1  # the scratch file, in the same folder
+        assert len(list(tmp_path.iterdir())) == 1  # the temporary file, in the same folder
         file.write(b"second")
     assert path.read_bytes() == b"first, second"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_there_stays_until_it_is_replaced(tmp_path: Path) -> None:
+def test_the_old_file_stays_until_it_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"old")
     with atomic_write(path, overwrite=True) as file:
@@ -36,7 +47,7 @@ def test_what_is_there_stays_until_it_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_nothing_is_overwritten_untold(tmp_path: Path, kind: str) -> None:
+def test_an_existing_path_is_not_overwritten_by_default(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a"
     if kind == "file":
         path.write_bytes(b"old")
@@ -45,11 +56,11 @@ def test_nothing_is_overwritten_untold(tmp_path: Path, kind: str) -> None:
     else:
         path.symlink_to("nowhere")
     with pytest.raises(FileExistsError, match="a exists"), atomic_write(path):
-        pytest.fail("not even tried")
+        pytest.fail("the block ran")
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nor_is_what_came_up_meanwhile(tmp_path: Path) -> None:
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "a"
 
     def slowly() -> None:
@@ -93,9 +104,9 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
 
 
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_a_missing_folder_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "none" / "a"):
-        pytest.fail("not even tried")
+        pytest.fail("the block ran")
 
 
 def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_two_at_once_do_not_overwrite_each_other(tmp_path: Path) -> None:
+def test_two_writers_of_one_path_do_not_overwrite_each_other(tmp_path: Path) -> None:
     """Both find the name free and are about to take it: one gets it, the other is told."""
     path, both = tmp_path / "a", threading.Barrier(2)
 
@@ -134,7 +145,7 @@ def test_two_at_once_do_not_overwrite_each_other(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def link(*_: object) -> None:
         raise PermissionError(errno.EPERM, "no hard links here")
 
@@ -146,9 +157,154 @@ def test_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.Monke
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
 
 
-def test_what_is_no_regular_file_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_named_pipe_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe.npz"
     os.mkfifo(path)
     with pytest.raises(FileExistsError, match="not a regular file"), atomic_write(path, overwrite=True):
         pass
     assert stat.S_ISFIFO(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_durable_file_is_synced_before_and_its_folder_after_it_has_its_name(
+    tmp_path: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "a", []
+    sync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with atomic_write(path, overwrite=overwrite, durable=True) as file:
+        file.write(b"x")
+    assert synced == [(False, False), (True, True)]
+    assert path.read_bytes() == b"x"
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{files.TEMPORARY}*"))
+
+
+WRITE_AND_WAIT = """
+import sys
+from vartok.files import atomic_write
+with atomic_write(sys.argv[1], overwrite=True) as file:
+    file.write(b"whole")
+    file.flush()
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is in the middle of writing `a` until it is sent a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_AND_WAIT, tmp_path / "a"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "open\n"
+    with process:
+        yield process
+
+
+def test_a_temporary_file_of_a_live_process_is_not_removed(
+    tmp_path: Path, writer: subprocess.Popen[str]
+) -> None:
+    remove_stale_temp_files(tmp_path / "a")
+    assert len(temporary_files(tmp_path)) == 1
+    writer.communicate("\n")
+    assert writer.returncode == 0
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
+
+
+def test_a_temporary_file_of_a_killed_process_is_removed(
+    tmp_path: Path, writer: subprocess.Popen[str]
+) -> None:
+    writer.kill()
+    writer.wait()
+    remove_stale_temp_files(tmp_path / "b")  # another file's
+    remove_stale_temp_files(tmp_path / "a", age=60)
+    assert len(temporary_files(tmp_path)) == 1
+    remove_stale_temp_files(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_locks_only_old_temporary_files_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"x")
+        remove_stale_temp_files(tmp_path / "a")
+        (temporary,) = temporary_files(tmp_path)
+    assert (tmp_path / "a").read_bytes() == b"x"
+    temporary.write_bytes(b"left")
+    os.utime(temporary, (time.time() - ABANDONED - 1,) * 2)
+    remove_stale_temp_files(tmp_path / "a")
+    assert not temporary_files(tmp_path)
+
+
+def test_overlapping_writers_that_clean_up_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def write(n: int) -> None:
+        for _ in range(50):
+            with atomic_write(path, overwrite=True) as file:
+                file.write(b"%d" % n)
+            remove_stale_temp_files(path)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_bytes_makes_folders_and_names_the_final_path(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a"
+    write_bytes(str(path), b"1")
+    with pytest.raises(OutputError, match=r"/a exists") as caught:
+        write_bytes(path, b"2")
+    assert "`overwrite`" in str(caught.value.hint)
+    assert path.read_bytes() == b"1"
+    write_bytes(path, b"2", overwrite=True)
+    assert path.read_bytes() == b"2"
+    with pytest.raises(OutputError, match="folder is not a regular file") as caught:
+        write_bytes(path.parent, b"3", overwrite=True)
+    assert caught.value.hint is None
+    for below in (path / "b", path / "b" / "c"):
+        with pytest.raises(OutputError, match="not a folder"):
+            write_bytes(below, b"3")
+    with pytest.raises(OutputError, match="its name is too long"):
+        write_bytes(tmp_path / ("x" * 300), b"3")
+
+
+def test_a_full_disk_is_named_with_the_final_path(tmp_path: Path) -> None:
+    def fill() -> None:
+        with open_output(tmp_path / "a") as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), ".vartok-123.tmp")
+
+    with pytest.raises(OutputError) as caught:
+        fill()
+    assert str(caught.value) == f"cannot write {tmp_path / 'a'}: no space left on the disk"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "no such file or folder"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "no permission"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files"),
+        (OSError("Bucket\ngone"), "Bucket gone"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_os_error_reason(error: Exception, reason: str) -> None:
+    assert os_error_reason(error) == reason

@@ -22,6 +22,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from vartok.train.trainer import SAMPLES, STATE, WEIGHTS, Progress, train
+from vartok.train.upkeep import EMACodebook
 
 import vartok
 from vartok.config import TokenizerConfig
@@ -49,8 +51,6 @@ from vartok.train.start import (
     start_light,
     start_quantizer,
 )
-from vartok.train.trainer import SAMPLES, STATE, WEIGHTS, Progress, train
-from vartok.train.upkeep import EMACodebook
 
 TINY = """
 name = "tiny"

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from vartok.errors import (
+    ArgumentError,
     CheckpointError,
     ConfigError,
     DatasetError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "CheckpointError",
     "ConfigError",
     "DatasetError",

@@ -14,6 +14,10 @@ class VartokError(Exception):
         self.hint = hint
 
 
+class ArgumentError(VartokError, ValueError):
+    """An argument that no call can have, or arguments that contradict each other."""
+
+
 class ConfigError(VartokError):
     """A tokenizer configuration that no model can have."""
 

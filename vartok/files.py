@@ -1,72 +1,224 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing: files appear whole or not at all. Also the one wording of an OSError."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
+from vartok.errors import OutputError, one_line
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 TEMPORARY = ".vartok-"
-"""What the names of temporary files begin with."""
+"""Prefix of the names of temporary files."""
 
 ABANDONED = 3600.0
-"""Seconds after which nobody works on a small temporary file any more."""
+"""Age in seconds from which a temporary file counts as abandoned where the file system has no locks."""
+
+REASONS = {
+    errno.ENOENT: "no such file or folder",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EEXIST: "it exists already",
+    errno.EISDIR: "it is a folder, not a file",
+    errno.ENOTDIR: "a part of its path is a file, not a folder",
+    errno.EROFS: "the file system is read-only",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EIO: "the disk reports an input/output error",
+}
+"""Wording of the common errors of the system, by their number."""
+
+
+def os_error_reason(error: Exception) -> str:
+    """Return why a file operation failed, in words that can follow a colon: "no such file or folder".
+
+    Args:
+        error: an OSError; of anything else, such as an error of a remote file system, its own text.
+    """
+    if isinstance(error, OSError) and error.errno in REASONS:
+        return REASONS[error.errno]
+    text = one_line(getattr(error, "strerror", None) or error) or type(error).__name__
+    return text[:1].lower() + text[1:] if isinstance(error, OSError) and error.strerror else text
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place when the block ends well.
+def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its place when the block ends without an error.
 
-    Whatever ends the block or the process early leaves `path` as it was before.
+    If the block or the process ends early, `path` stays as it was before. The temporary file is locked
+    while it is open, so that `remove_stale_temp_files` of another process leaves it alone.
+
+    Args:
+        path: the file to write.
+        overwrite: whether an existing file is replaced.
+        durable: flush the file and its folder to the disk before the block's end returns, so that the file
+            is whole even after a power cut.
+
+    Yields:
+        The temporary file, open for writing.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false, or it is no regular file.
         OSError: the folder cannot be written to, or the disk is full.
     """
+    path = Path(path)
     _refuse_existing(path, overwrite)
-    scratch = path.parent / f"{_scratch_stem(path)}{secrets.token_hex(8)}.tmp"
+    temporary, file = _open_temporary(path)
+    # A copy of the descriptor holds the lock on after the file is closed, until it has its final name.
+    lock = os.dup(file.fileno())
     try:
-        with open(scratch, "xb") as file:
+        with file:
             yield file
-        if not overwrite:
-            _place_new(scratch, path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if not fcntl:
+            os.close(lock)  # Windows renames no open file
+            lock = -1
+        if overwrite:
+            os.replace(temporary, path)
         else:
-            os.replace(scratch, path)
+            _place_new(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            scratch.unlink()
+            temporary.unlink()
         raise
+    finally:
+        if lock >= 0:
+            os.close(lock)
+    if durable:
+        _sync_folder(path.parent)
 
 
-def remove_stale_temp_files(path: Path, *, age: float = 0.0) -> None:
-    """Remove what processes that were killed have left of `path`, if it is older than `age` seconds."""
-    for scratch in path.parent.glob(f"{_scratch_stem(path)}*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - scratch.stat().st_mtime >= age:
-                scratch.unlink()
+@contextlib.contextmanager
+def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Open a file for a result as `atomic_write` does, and make its parent folders.
+
+    Raises:
+        OutputError: the file cannot be written; names `path`, not the temporary file as the system does.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, overwrite=overwrite) as file:
+            yield file
+    except FileExistsError as error:
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: {path.parent} is not a folder") from None
+        hint = None if overwrite else "set `overwrite` to replace it"
+        raise OutputError(str(error) or f"{path} exists", hint=hint) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise OutputError(f"cannot write {path}: {os_error_reason(error)}") from None
 
 
-def _scratch_stem(path: Path) -> str:
-    """What the names of a file's temporary files begin with; short, however long its own is."""
+def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write a file, whole or not at all, and make its parent folders.
+
+    Args:
+        path: the file to write.
+        data: its contents.
+        overwrite: whether an existing file is replaced.
+
+    Raises:
+        OutputError: the file exists, or it cannot be written; names `path`.
+    """
+    with open_output(path, overwrite=overwrite) as file:
+        file.write(data)
+
+
+def remove_stale_temp_files(path: str | Path, *, age: float = 0.0) -> None:
+    """Remove the temporary files that killed processes have left of `path`.
+
+    A file that a process is writing now is locked, and stays. Where the file system has no locks, files
+    younger than `ABANDONED` stay too.
+
+    Args:
+        path: the final path of the file, as `atomic_write` had it.
+        age: age in seconds below which files stay in any case.
+    """
+    path = Path(path)
+    for temporary in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
+        # Opened for writing: NFS gives an exclusive lock to no other.
+        with contextlib.suppress(OSError), open(temporary, "r+b") as file:
+            try:
+                least_age = age if _lock(file) else max(age, ABANDONED)
+            except BlockingIOError:
+                continue
+            if time.time() - os.fstat(file.fileno()).st_mtime >= least_age:
+                temporary.unlink()
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Create and lock a temporary file beside `path`."""
+    while True:
+        temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp"
+        file = open(temporary, "xb")  # noqa: SIM115
+        # Another process may take the new file for a stale one before it is locked, and remove it.
+        with contextlib.suppress(BlockingIOError):
+            if not _lock(file) or os.fstat(file.fileno()).st_nlink:
+                return temporary, file
+        file.close()
+        temporary.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until all its descriptors are closed; return False where the system has no locks.
+
+    Raises:
+        BlockingIOError: another process, or another open file of this one, has it locked.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _temporary_prefix(path: Path) -> str:
+    """Return how the names of a file's temporary files begin; short, however long its own name is."""
     return f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
-def _place_new(scratch: Path, path: Path) -> None:
-    """Give a file its name, unless another process has meanwhile taken it."""
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give the temporary file its final name, unless another process has taken that name meanwhile."""
     try:
-        os.link(scratch, path)
+        os.link(temporary, path)
     except FileExistsError:
         raise FileExistsError(f"{path} exists") from None
     except OSError:  # a file system without hard links
         _refuse_existing(path, overwrite=False)
-        os.replace(scratch, path)
+        os.replace(temporary, path)
     else:
-        scratch.unlink()
+        temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

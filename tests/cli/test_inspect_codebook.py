@@ -1,6 +1,7 @@
 """`vartok inspect-codebook`: the figures that it prints, and the atlas."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_usage_takes_files_and_folders(vartok: Vartok, here: Path, tokens: list[
     lines = vartok("inspect-codebook", *several).stdout.splitlines()
     finest = next(line for line in lines if "16x16" in line)
     assert finest.split()[:3] == ["9", "16x16", "768"]
+
+
+def test_tables_fit_a_terminal_of_80_columns(
+    vartok: Vartok, tokens: list[ImageTokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = vartok("inspect-codebook", "--usage", "tokens").stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = vartok("inspect-codebook", "--usage", "tokens").stdout
+    for text, width in ((wide, 120), (narrow, 80)):
+        assert max(map(len, text.splitlines())) <= width
+        assert all(line == line.rstrip() for line in text.splitlines())
+    figures = [re.findall(r"[\d,.]*\d%?", text) for text in (wide, narrow)]
+    assert figures[0] == figures[1]
+    assert "coverage" in narrow
 
 
 def test_other_schedules(vartok: Vartok, here: Path) -> None:

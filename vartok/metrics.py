@@ -110,7 +110,7 @@ def _to_levels(pixels: Pixels) -> Tensor:
 
 
 def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
-    """Sum the steps between neighbouring pixels, apart for those that cross a patch border.
+    """Sum the steps between neighbouring pixels, across patch borders and inside patches.
 
     Both directions count, down and across, and every RGB channel.
 

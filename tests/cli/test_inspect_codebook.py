@@ -1,4 +1,4 @@
-"""`vartok inspect-codebook`: the figures that it prints, and the atlas."""
+"""`vartok inspect-codebook`: its tables, its JSON, and the atlas."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from vartok.tokens import ImageTokens
 
 @pytest.fixture
 def tokens(vartok: Vartok, here: Path) -> list[ImageTokens]:
-    """Three pictures' tokens, of which one in a JSONL file; in the folder `tokens`."""
+    """Three pictures' tokens in the folder `tokens`, two in npz files and one in a JSONL file."""
     for seed in range(2):
         save(here / f"{seed}.png", seed)
     save(here / "2.png", 2, 200, 300)
@@ -83,7 +83,7 @@ def test_tables_fit_a_terminal_of_80_columns(
     assert "coverage" in narrow
 
 
-def test_other_schedules(vartok: Vartok, here: Path) -> None:
+def test_images_of_several_schedules(vartok: Vartok, here: Path) -> None:
     save(here / "a.png")
     vartok("encode", "a.png", "--size", "64", "-o", "a.npz")
     vartok("encode", "a.png", "--size", "64", "--schedule", "1,4", "-o", "b.npz")
@@ -95,7 +95,7 @@ def test_other_schedules(vartok: Vartok, here: Path) -> None:
     assert usage["scales"][-1]["tokens"] == 16 + 64
 
 
-def test_what_cannot_be_counted(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
+def test_files_that_cannot_be_read_are_named(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
     (here / "bad.npz").write_bytes(b"PK, but no zip")
     result = vartok(
         "inspect-codebook", "--usage", "tokens/0.tokens.npz", "bad.npz", "gone.npz", "--json", code=3

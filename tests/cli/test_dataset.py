@@ -310,7 +310,8 @@ def test_two_runs_of_one_command_do_not_disturb_each_other(tmp_path: Path, weigh
     options = (*source, "-w", weights, "--shard-size", 20, "-q")
     runs = [start(*options, "-o", tmp_path / "out") for _ in range(2)]
     assert [run.communicate(timeout=120)[1] for run in runs] == [b"", b""]
-    assert [run.returncode for run in runs] == [0, 0]
+    # Whoever ends first may find that the other is making a shard again.
+    assert {run.returncode for run in runs} in ({0}, {0, 3})
     assert start(*options, "-o", tmp_path / "alone").wait(120) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 

@@ -6,19 +6,18 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 from vartok.errors import ArgumentError, SourceError, VartokError, printable
 from vartok.images import Fit, Picture
-from vartok.sources import LISTS, TABLES, TARS, Sample, find_files, find_input_shards, is_url
+from vartok.sources import Sample, find_input_shards
+from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
 
 if TYPE_CHECKING:
     from vartok.operations.streams import PictureSource
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
-
-Kind = Literal["picture", "tar", "table", "tokens"]
 
 PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
 TOKENS: tuple[Kind, ...] = ("tokens",)
@@ -130,7 +129,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         return
     for file in found:
         name = PurePath(file.name)
-        yield Input(name if searched else PurePath(name.name), _kind(file.place, kinds), file.place)
+        yield Input(name if searched else PurePath(name.name), file.kind, file.place)
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:

@@ -22,6 +22,7 @@ import vartok
 from vartok.images import Fit, picture_suffixes, read_picture, to_pixels, to_tensor
 from vartok.metrics import psnr
 from vartok.operations import encode_pictures
+from vartok.token_files import dump_npz
 from vartok.tokens import ImageTokens
 
 VARTOK = [sys.executable, "-m", "vartok"]
@@ -92,7 +93,7 @@ def end_to_end(found: list[Path], count: int, rounds: int) -> None:
 
         def writing() -> None:
             for i in range(count):
-                (folder / f"w{i}").write_bytes(data.to_npz())
+                (folder / f"w{i}").write_bytes(dump_npz(data))
 
         command = [*VARTOK, "encode", "-q", "--device", "cpu", "-r", str(folder / "in"), "-o"]
         steps: dict[str, Callable[[], object]] = {

@@ -17,7 +17,7 @@ from PIL import Image
 import vartok
 from vartok.images import to_pixels
 from vartok.token_files import iter_tokens
-from vartok.tokens import ImageTokens, stack
+from vartok.tokens import ImageTokens, TokenMaps
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("VARTOK_")} | {
     "VARTOK_DEVICE": "cpu",
@@ -54,7 +54,7 @@ def decoded_pixels(
     tokenizer: vartok.Tokenizer, item: ImageTokens, scales: int | None = None
 ) -> NDArray[np.uint8]:
     """Decode tokens without the command line."""
-    found: NDArray[np.uint8] = to_pixels(tokenizer.decode(stack([item]), scales))[0]
+    found: NDArray[np.uint8] = to_pixels(tokenizer.decode(TokenMaps.stack([item]), scales))[0]
     return found
 
 

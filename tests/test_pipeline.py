@@ -33,7 +33,8 @@ from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.operations import decode_tokens, encode_pictures
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import adapt_schedule, square
-from vartok.tokens import ImageTokens, stack
+from vartok.token_files import dump_json
+from vartok.tokens import ImageTokens, TokenMaps
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_what_reads_a_picture_stands_for_its_file(tokenizer: vartok.Tokenizer) -
     (_, made), (_, failed) = encode_pictures(tokenizer, [(0, "0.png", read), (1, "1.png", fail)], NATIVE)
     (told,) = encoded(encode_pictures(tokenizer, [(0, "0.png", png(32, 32))], NATIVE))
     assert isinstance(made, ImageTokens)
-    assert made.to_json() == told.to_json()
+    assert dump_json(made) == dump_json(told)
     assert isinstance(failed, TokenFileError)
 
 
@@ -97,7 +98,7 @@ def test_pictures_come_back_in_order_whatever_the_batches(
         assert item.model == tokenizer.info
         pixels = np.asarray(Image.open(io.BytesIO(PICTURES[i][2])).convert("RGB"))  # type: ignore[arg-type]
         alone = tokenizer.encode(to_tensor(pixels[None]))
-        assert torch.equal(stack([item]).flatten(), alone.flatten())
+        assert torch.equal(TokenMaps.stack([item]).flatten(), alone.flatten())
 
 
 def test_what_cannot_be_read_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp_path: Path) -> None:
@@ -199,12 +200,12 @@ def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
         assert isinstance(pictures, list)
         (pixels,) = pictures
         assert pixels.shape == (height, width, 3)
-        assert np.array_equal(pixels, to_pixels(tokenizer.decode(stack([item])))[0])
+        assert np.array_equal(pixels, to_pixels(tokenizer.decode(TokenMaps.stack([item])))[0])
 
 
 def test_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
     (item,) = encoded(encode_pictures(tokenizer, PICTURES[:1], NATIVE))
-    want = [to_pixels(tokenizer.decode(stack([item]), scales=k))[0] for k in range(1, 11)]
+    want = [to_pixels(tokenizer.decode(TokenMaps.stack([item]), scales=k))[0] for k in range(1, 11)]
     cases = [(None, False, want[9:]), (3, False, want[2:3]), (3, True, want[:3]), (None, True, want)]
     for scales, strip, expected in cases:
         ((_, pictures),) = decode_tokens(tokenizer, [(0, item)], scales=scales, strip=strip)
@@ -474,7 +475,7 @@ def test_workers_take_small_pictures_through_the_networks_with_their_share_of_th
     for (_, _, file), item in zip(PICTURES, found, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))  # type: ignore[arg-type]
         alone = tokenizer.encode(to_tensor(pixels[None]))
-        assert torch.equal(stack([item]).flatten(), alone.flatten())
+        assert torch.equal(TokenMaps.stack([item]).flatten(), alone.flatten())
 
 
 @pytest.mark.usefixtures("two_threads")

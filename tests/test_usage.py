@@ -11,6 +11,7 @@ from noise import SMALL, tokenizer
 import vartok
 from vartok.errors import TokenFileError, TokensError, VartokError
 from vartok.images import to_tensor
+from vartok.token_files import dump_json, dump_npz
 from vartok.tokens import ImageInfo, ImageTokens
 from vartok.usage import TokenUsage, count_usage, is_dataset
 
@@ -34,8 +35,8 @@ def images(small: vartok.Tokenizer, tmp_path: Path) -> list[ImageTokens]:
     """Three images' tokens, one in an npz and two in a JSONL below it; in the folder `tokens`."""
     images = [encode(small, seed) for seed in range(3)]
     (tmp_path / "tokens" / "deep").mkdir(parents=True)
-    (tmp_path / "tokens" / "a.npz").write_bytes(images[0].to_npz())
-    lines = "\n".join(image.to_json() for image in images[1:])
+    (tmp_path / "tokens" / "a.npz").write_bytes(dump_npz(images[0]))
+    lines = "\n".join(dump_json(image) for image in images[1:])
     (tmp_path / "tokens" / "deep" / "rest.jsonl").write_text(lines)
     (tmp_path / "tokens" / ".hidden.npz").write_bytes(b"")
     return images
@@ -65,7 +66,7 @@ def test_failures_are_in_the_result_and_told_at_once(
 ) -> None:
     bad, two, gone, empty = (tmp_path / name for name in ("bad.npz", "two.npz", "gone.npz", "empty"))
     bad.write_bytes(b"PK, but no zip")
-    two.write_bytes(encode(small, 0, "1,8").to_npz())
+    two.write_bytes(dump_npz(encode(small, 0, "1,8")))
     empty.mkdir()
     told: list[tuple[str, VartokError | None]] = []
     found = count_usage(

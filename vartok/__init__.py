@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from vartok.operations.decode import decode_file, decode_files
     from vartok.operations.encode import encode_file, encode_files
     from vartok.operations.outputs import FileResult
+    from vartok.token_files import load_tokens, read_tokens
     from vartok.tokenizer import Tokenizer, load
-    from vartok.tokens import ImageTokens, TokenMaps, read_tokens
+    from vartok.tokens import ImageTokens, TokenMaps
 
 __version__ = "0.1.0"
 
@@ -68,6 +69,7 @@ __all__ = [
     "encode_file",
     "encode_files",
     "load",
+    "load_tokens",
     "read_tokens",
 ]
 
@@ -82,7 +84,8 @@ _HOMES = {
     "load": "tokenizer",
     "ImageTokens": "tokens",
     "TokenMaps": "tokens",
-    "read_tokens": "tokens",
+    "load_tokens": "token_files",
+    "read_tokens": "token_files",
 }
 
 

@@ -1,45 +1,372 @@
-"""Token files: npz, JSON, JSONL."""
+"""Token files: npz, JSON and JSONL, written and read.
+
+A token file may come from anywhere, so the parsers trust nothing: for any bytes they return valid tokens or
+raise TokenFileError, and take memory in proportion to the file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import codecs
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
-from vartok.errors import TokenFileError
-from vartok.files import os_error_reason
-from vartok.tokens import ImageTokens, read_tokens
+import numpy as np
+
+from vartok.errors import TokenFileError, TokensError, quoted
+from vartok.files import os_error_reason, write_bytes
+from vartok.schedule import Schedule
+from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, check_token_schedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FORMAT = "vartok.tokens"
+VERSION = 1
+
+MAX_BYTES = 40 << 20
+"""Most bytes of an image's JSON or npz. JSON parses to 25 times its size; a token takes at most 8 digits, a
+comma and two brackets, so that `tokens.MAX_TOKENS` fit."""
+
+MAX_META = 1 << 20  # bytes of meta.npy, at four a character: five names of which every character is escaped
+MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
+
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_Info = TypeVar("_Info", ModelInfo, ImageInfo)
 
 
-def dump_npz(tokens: ImageTokens) -> bytes:
-    """Return the bytes of an npz file."""
-    return tokens.to_npz()
-
-
-def dump_json(tokens: ImageTokens) -> str:
-    """Return a JSON object on one line, without a newline."""
-    return tokens.to_json()
-
-
-def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
-    """Yield the images of a token file, or, in their place, why they cannot be read."""
-    return read_tokens(stream)
+def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a token file; see `ImageTokens.save`."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".npz":
+        data = dump_npz(tokens)
+    elif suffix in (".json", ".jsonl"):
+        data = f"{dump_json(tokens)}\n".encode()
+    else:
+        raise TokenFileError(f"{path}: a token file ends in .npz, .json or .jsonl")
+    write_bytes(Path(path), data, overwrite=overwrite)
 
 
 def load_tokens(path: str | Path) -> ImageTokens:
     """Read a token file of one image.
 
     Raises:
-        TokenFileError: it cannot be read, or it holds another number of images.
+        TokenFileError: the file cannot be read, or holds no image or several; the message names the file.
     """
+    images = list(itertools.islice(read_tokens(path), 2))
+    if len(images) != 1:
+        number = "several images" if images else "no image"
+        raise TokenFileError(f"{path}: holds {number}, not one", hint="read it with read_tokens")
+    return images[0]
+
+
+def read_tokens(file: str | Path | BinaryIO) -> Iterator[ImageTokens]:
+    """Read the images of a token file, one at a time, in any of the formats; see `iter_tokens`.
+
+    Args:
+        file: a path, or a buffered binary stream.
+
+    Raises:
+        TokenFileError: an image cannot be read; the message names the file where a path was given.
+    """
+    name = f"{file}: " if isinstance(file, str | Path) else ""
     try:
-        with open(path, "rb") as stream:
-            found = list(iter_tokens(stream))
+        with open(file, "rb") if isinstance(file, str | Path) else contextlib.nullcontext(file) as stream:
+            for item in iter_tokens(stream):
+                if isinstance(item, TokenFileError):
+                    raise TokenFileError(f"{name}{item}", hint=item.hint)
+                yield item
     except OSError as error:
-        raise TokenFileError(f"{path}: {os_error_reason(error)}") from None
-    for item in found:
-        if isinstance(item, TokenFileError):
-            raise TokenFileError(f"{path}: {item}", hint=item.hint)
-        if len(found) == 1:
-            return item
-    raise TokenFileError(f"{path}: holds {len(found)} images, not one")
+        raise TokenFileError(f"{name}{os_error_reason(error)}") from None
+
+
+def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
+    """Read the images of a token file, one at a time: npz, JSON or JSONL, told apart by content.
+
+    A file that begins with "PK" is an npz. One that begins with "{" is JSONL where its first line
+    also ends with "}" or its second line begins with "{", else one JSON object on several lines.
+    Blank lines, a byte order mark, CRLF and a missing last newline make no difference.
+
+    Args:
+        stream: a buffered binary stream; it is read forward only, so a pipe will do.
+
+    Yields:
+        The tokens of an image; or, in its place, the error that it cannot be read with: a bad line of
+        JSONL does not keep its neighbours from being read, and its error begins with "line 7: ". At most
+        one line of JSONL is in memory.
+    """
+    for prefix, parse, data in _parts(stream):
+        item: ImageTokens | TokenFileError
+        try:
+            item = parse(data)
+        except TokenFileError as error:
+            item = TokenFileError(f"{prefix}{error}", hint=error.hint)
+        yield item
+
+
+def dump_json(tokens: ImageTokens) -> str:
+    """Return one JSON object on one line, in ASCII, without a newline; equal tokens give equal text."""
+    return _dump({**_meta(tokens), "scales": [scale.tolist() for scale in tokens.scales]})
+
+
+def parse_json(text: str | bytes) -> ImageTokens:
+    """Parse the JSON of a token file, in any layout. Unknown keys are ignored.
+
+    Args:
+        text: one JSON object; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+        TokenFileError: not the tokens of an image, or damaged.
+    """
+    with _as_file_errors():
+        document = _parse(text)
+        model, image, schedule = _check_meta(document)
+        grids = document.get("scales")
+        if not isinstance(grids, list) or len(grids) != len(schedule):
+            raise TokenFileError(f"scales is not a list of {len(schedule)} grids, as the schedule has it")
+        scales = []
+        for k, (rows, (h, w)) in enumerate(zip(grids, schedule, strict=True)):
+            # Types first: numpy would take true for 1, and give every string the longest one's room.
+            if not isinstance(rows, list) or len(rows) != h or not all(_is_row(row, w) for row in rows):
+                raise TokenFileError(
+                    f"scale {k} is not {h} rows of {w} whole numbers, as the schedule has it"
+                )
+            try:
+                scales.append(np.array(rows, dtype=np.int64))
+            except OverflowError:
+                raise TokenFileError(f"scale {k}: an index outside the vocabulary") from None
+        return ImageTokens(tuple(scales), model, image)
+
+
+def dump_npz(tokens: ImageTokens) -> bytes:
+    """Return an npz of `scale_00`, `scale_01`, ... and `meta`; equal tokens give equal bytes.
+
+    Source: numpy.lib.format; written here, since np.savez would add the time.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for k, scale in enumerate(tokens.scales):
+            # Stored: indices hardly deflate, and what is stored cannot inflate.
+            _write_entry(archive, _scale_name(k), scale, zipfile.ZIP_STORED)
+        meta = _dump(_meta(tokens))
+        _write_entry(archive, "meta.npy", np.array(meta, dtype=f"<U{len(meta)}"), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def parse_npz(data: bytes) -> ImageTokens:
+    """Parse an npz of `dump_npz`, or one of np.savez or np.savez_compressed with the same arrays.
+
+    Raises:
+        TokenFileError: not the tokens of an image, or damaged.
+    """
+    with _as_file_errors(), _open_npz(data) as archive:
+        meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
+        try:  # not numpy's own conversion, which makes strings of what is no code point
+            text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
+        except UnicodeDecodeError:
+            raise TokenFileError("meta.npy is not Unicode text") from None
+        model, image, schedule = _check_meta(_parse(text.rstrip("\0")))
+        scales = len(archive.namelist()) - 1
+        if scales != len(schedule):
+            raise TokenFileError(f"{scales} scales, but a schedule of {len(schedule)}")
+        arrays = [
+            # 8 bytes a cell, int64's, are the most that numpy's integers take
+            _read_entry(archive, _scale_name(k), "iu", (h, w), MAX_HEADER + 8 * h * w)
+            for k, (h, w) in enumerate(schedule)
+        ]
+        return ImageTokens(tuple(arrays), model, image)
+
+
+def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
+    """Split a stream into images: the prefix of their error messages, their parser, their bytes."""
+    lines = _lines(file)
+    first = next(lines, (1, b""))
+    head = first[1].removeprefix(codecs.BOM_UTF8).strip()
+    if head.startswith(b"PK"):
+        yield "", parse_npz, _read_on(file, first[1])
+    elif not head.startswith(b"{"):
+        yield "not a token file: ", parse_json, first[1]
+    else:
+        ahead = [first]
+        if not head.endswith(b"}"):
+            ahead.append(next(lines, (2, b"")))
+            if not ahead[1][1].startswith(b"{"):
+                yield "", parse_json, _read_on(file, first[1] + ahead[1][1])
+                return
+        for number, line in itertools.chain(ahead, lines):
+            yield f"line {number}: ", parse_json, line
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield numbered lines without the blank ones; a line that is too long is cut where it gets refused."""
+    for number in itertools.count(1):
+        line = file.readline(MAX_BYTES + 1)
+        if not line:
+            return
+        if not line.isspace() or len(line) > MAX_BYTES:
+            yield number, line
+        while line and not line.endswith(b"\n"):
+            line = file.readline(MAX_BYTES)
+
+
+def _read_on(file: BinaryIO, start: bytes) -> bytes:
+    return start + file.read(max(0, MAX_BYTES + 1 - len(start)))
+
+
+def _dump(document: dict[str, Any]) -> str:
+    return json.dumps(document, separators=(",", ":"), allow_nan=False)
+
+
+def _parse(text: str | bytes) -> dict[str, Any]:
+    """Parse the JSON object in `text`."""
+    _check_size(text)
+    if not text:
+        raise TokenFileError("empty")
+    try:
+        document = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8-sig"), parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError:
+        raise TokenFileError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise TokenFileError(f"not JSON, or cut short: {error.msg} (character {error.pos + 1})") from None
+    except ValueError:  # Python's guard against the quadratic time that long numbers take
+        raise TokenFileError("a number has too many digits") from None
+    if not isinstance(document, dict):
+        raise TokenFileError("not a JSON object")
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise TokenFileError(f"{name} is not a number in JSON")
+
+
+def _meta(tokens: ImageTokens) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dataclasses.asdict(tokens.model),
+        "image": dataclasses.asdict(tokens.image),
+        "schedule": tokens.schedule,
+    }
+
+
+def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedule]:
+    """Check everything but the scales of a token file's JSON object."""
+    if document.get("format") != FORMAT:
+        raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
+    version = document.get("version")
+    if type(version) is not int or version < 1:
+        raise TokenFileError(f"version is a whole number from 1, not {quoted(version)}")
+    if version != VERSION:
+        raise TokenFileError(
+            f"version {quoted(version)}: this vartok reads version {VERSION}; upgrade vartok"
+        )
+    schedule = check_token_schedule(document.get("schedule"))
+    return _info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule
+
+
+def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
+    values = document.get(key)
+    if not isinstance(values, dict):
+        raise TokenFileError(f"{key} is not an object")
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in names:
+        if name not in values:
+            raise TokenFileError(f"{key} has no {name}")
+    return cls(**{name: values[name] for name in names})
+
+
+def _scale_name(k: int) -> str:
+    return f"scale_{k:02d}.npy"
+
+
+def _write_entry(archive: zipfile.ZipFile, name: str, array: NDArray[Any], compression: int) -> None:
+    entry = zipfile.ZipInfo(name)  # dated 1980-01-01, as ever
+    entry.create_system = 3  # Unix, on every system
+    entry.external_attr = 0o644 << 16
+    entry.compress_type = compression
+    npy = io.BytesIO()
+    np.lib.format.write_array(npy, array, version=(1, 0), allow_pickle=False)
+    archive.writestr(entry, npy.getvalue())
+
+
+def _open_npz(data: bytes) -> zipfile.ZipFile:
+    """Open a zip and check that its directory is that of a token file; nothing is inflated yet."""
+    _check_size(data)
+    # Checked before zipfile makes an object of every entry, at twenty times the directory's size.
+    if data.count(b"PK\x01\x02") > 1000:
+        raise TokenFileError("not a token file: a zip of more than a thousand entries")
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+    except Exception:  # zipfile raises a dozen types over what it stumbles on; see _read_entry
+        raise TokenFileError("not an npz, or cut short") from None
+    entries = archive.infolist()
+    expected = {"meta.npy", *(_scale_name(k) for k in range(len(entries) - 1))}
+    missing = expected.difference(archive.namelist())
+    if missing:
+        raise TokenFileError(f"not a token file: {len(entries)} entries, {min(missing)} not among them")
+    for entry in entries:
+        if entry.flag_bits & 1:
+            raise TokenFileError(f"{entry.filename} is encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise TokenFileError(f"{entry.filename} is neither stored nor deflated")
+    inflated = sum(entry.file_size for entry in entries)
+    if inflated > (1 << 20) + 16 * len(data):
+        raise TokenFileError(f"{len(data)} bytes that would inflate to {inflated}")
+    return archive
+
+
+def _read_entry(
+    archive: zipfile.ZipFile, name: str, kinds: str, shape: tuple[int, ...], limit: int
+) -> NDArray[Any]:
+    """Read an array of a known shape and kind of dtype from at most `limit` bytes."""
+    entry = archive.getinfo(name)
+    if entry.file_size > limit:
+        raise TokenFileError(f"{name} is {entry.file_size} bytes, too many for what it is")
+    try:
+        with archive.open(entry) as content:
+            # To read to the end instead would inflate all there is, whatever the directory declares.
+            npy = content.read(entry.file_size)
+        if len(npy) != entry.file_size:
+            raise EOFError
+        stream = io.BytesIO(npy)
+        found, fortran_order, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
+    except Exception:  # struct.error, zlib.error, EOFError, NotImplementedError, tokenize.TokenError, ...
+        raise TokenFileError(f"{name} is damaged, or not an npy array") from None
+    if dtype.kind not in kinds:
+        raise TokenFileError(f"{name} holds {quoted(dtype.str)}, not numpy's kind {' or '.join(kinds)}")
+    if found != shape:
+        raise TokenFileError(f"{name} has shape {quoted(found)}, not {shape}")
+    start = stream.tell()
+    if len(npy) - start != math.prod(shape) * dtype.itemsize:
+        raise TokenFileError(f"{name} has {len(npy) - start} bytes of data, not what its header says")
+    return np.ndarray(shape, dtype, npy, start, order="F" if fortran_order else "C")
+
+
+def _is_row(row: object, width: int) -> bool:
+    return isinstance(row, list) and len(row) == width and set(map(type, row)) == {int}
+
+
+def _check_size(data: str | bytes) -> None:
+    if len(data) > MAX_BYTES:
+        raise TokenFileError(f"larger than {MAX_BYTES >> 20} MiB")
+
+
+@contextlib.contextmanager
+def _as_file_errors() -> Iterator[None]:
+    """Turn a TokensError about parsed tokens into a TokenFileError."""
+    try:
+        yield
+    except TokensError as error:
+        raise TokenFileError(str(error)) from None
+    except RecursionError:
+        raise TokenFileError("nested too deeply") from None

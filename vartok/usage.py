@@ -18,8 +18,9 @@ from vartok.dataset.schema import DATASET, FORMAT, open_dataset
 from vartok.errors import SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
+from vartok.token_files import iter_tokens
 from vartok.tokenizer import Tokenizer
-from vartok.tokens import ImageTokens, read_tokens
+from vartok.tokens import ImageTokens
 
 TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
 """Suffixes that a folder is searched for."""
@@ -154,7 +155,7 @@ def _read_stream(
     name: str, stream: BinaryIO, tokenizer: Tokenizer
 ) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     try:
-        for tokens in read_tokens(stream):
+        for tokens in iter_tokens(stream):
             if isinstance(tokens, VartokError):
                 yield name, tokens
             else:

@@ -18,6 +18,7 @@ from commands import (
 from conftest import Vartok, names, save
 
 import vartok as library
+from vartok.token_files import dump_npz
 
 
 def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
@@ -135,7 +136,7 @@ def test_a_token_file_cannot_ask_for_any_amount_of_memory(vartok: Vartok, here: 
     [item] = tokens_of((here / "img.npz").read_bytes())
     for side, strip in ((10_001, []), (4000, ["--strip"])):
         image = dataclasses.replace(item.image, width=side, height=side)
-        (here / "big.npz").write_bytes(dataclasses.replace(item, image=image).to_npz())
+        (here / "big.npz").write_bytes(dump_npz(dataclasses.replace(item, image=image)))
         result = vartok("decode", "big.npz", "--restore-size", *strip, code=1)
         assert "more than 10" in result.stderr
     assert names(here) == ["big.npz", "img.npz", "img.png"]

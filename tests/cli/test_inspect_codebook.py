@@ -12,6 +12,7 @@ from PIL import Image
 import vartok as library
 from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.images import to_pixels
+from vartok.token_files import parse_json, parse_npz
 from vartok.tokens import ImageTokens
 
 
@@ -25,7 +26,7 @@ def tokens(vartok: Vartok, here: Path) -> list[ImageTokens]:
     vartok("encode", "2.png", "-o", "tokens/rest.jsonl")
     files = sorted((here / "tokens").glob("*.npz"))
     rest = (here / "tokens" / "rest.jsonl").read_text()
-    return [*(ImageTokens.from_npz(file.read_bytes()) for file in files), ImageTokens.from_json(rest)]
+    return [*(parse_npz(file.read_bytes()) for file in files), parse_json(rest)]
 
 
 def test_codebook_alone(vartok: Vartok) -> None:

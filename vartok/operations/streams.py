@@ -13,7 +13,7 @@ import numpy as np
 from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
-from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, stack
+from vartok.tokens import ImageInfo, ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -172,7 +172,7 @@ def decode_tokens(
     """
 
     def decode(batch: list[ImageTokens]) -> list[list[NDArray[np.uint8]]]:
-        maps = stack(batch)
+        maps = TokenMaps.stack(batch)
         count = len(maps.maps) if scales is None else scales
         height, width = (cells * tokenizer.config.downsample for cells in maps.schedule[-1])
         pictures = count if strip else 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from vartok.dataset.formats.base import MAX_ROW_BYTES, Format, check_fields, row_fields
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
 from vartok.errors import DatasetError
+from vartok.token_files import dump_json, parse_json
 from vartok.tokens import ImageTokens
 
 
@@ -24,7 +25,7 @@ class JsonlWriter:
         """Write a row."""
         fields = row_fields(tokens)
         columns = {name: fields[name] for name in ("key", *OPTIONAL_COLUMNS) if name in fields}
-        line = json.dumps(columns, separators=(",", ":"))[:-1] + "," + tokens.to_json()[1:]
+        line = json.dumps(columns, separators=(",", ":"))[:-1] + "," + dump_json(tokens)[1:]
         self._stream.write(f"{line}\n".encode())
 
     def close(self) -> None:
@@ -40,7 +41,7 @@ def read_jsonl(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
     """
     with open(path, "rb") as file:
         while line := file.readline(MAX_ROW_BYTES):
-            tokens = ImageTokens.from_json(line)
+            tokens = parse_json(line)
             if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
                 raise DatasetError("belongs to another data set")
             image = tokens.image

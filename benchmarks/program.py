@@ -19,8 +19,8 @@ from PIL import Image
 from timing import table, take_turns
 
 import vartok
-from vartok.evaluation import psnr
 from vartok.images import Fit, picture_suffixes, read_picture, to_pixels, to_tensor
+from vartok.metrics import psnr
 from vartok.operations import encode_pictures
 from vartok.tokens import ImageTokens
 

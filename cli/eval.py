@@ -1,35 +1,24 @@
-"""`vartok eval`: how well a checkpoint redraws pictures."""
+"""`vartok eval`: how well a checkpoint reconstructs pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import VartokError
-
 from .files import gather_pictures
 from .options import (
-    BackgroundOption,
-    BatchSizeOption,
-    DebugOption,
-    DeviceOption,
-    DtypeOption,
-    FilesFromOption,
-    FitOption,
+    InputOptions,
     JsonOption,
-    MaxPixelsOption,
-    NullOption,
-    QuietOption,
-    ScheduleOption,
-    SizeOption,
-    WeightsOption,
-    WorkersOption,
-    ZoomOption,
+    MessageOptions,
+    ModelOptions,
+    PictureOptions,
+    WorkOptions,
     default_batch_size,
     default_workers,
     fit_to,
@@ -42,19 +31,24 @@ from .tables import new_table, print_tables
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vartok.evaluation import BaselineReport, EvaluationReport, ModelReport, PictureScores
-    from vartok.images import Fit
-    from vartok.tokenizer import Tokenizer
+    from vartok.evaluation import (
+        BaselineScores,
+        EvaluationReport,
+        Failure,
+        Figure,
+        ModelScores,
+        PictureScores,
+        Scores,
+    )
 
-NONE = "-"  # where there is no figure
-TITLES = {"jpeg": "JPEG", "webp": "WebP"}
+NO_VALUE = "-"
+FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
 
 
-@command
-def eval(
-    pictures: Annotated[
-        list[str] | None, typer.Argument(metavar="PICTURE", help="Pictures, folders (-r), or - for stdin.")
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What is measured."""
+
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -62,46 +56,43 @@ def eval(
             metavar="WEIGHTS",
             help="Measure this checkpoint too, or `shipped`, on the same pixels.",
         ),
-    ] = None,
+    ] = None
     baselines: Annotated[
         bool,
-        typer.Option(
-            "--baselines", help="Measure JPEG and WebP too, in the bytes of the tokens or the least they can."
-        ),
-    ] = False,
+        typer.Option("--baselines", help="Measure JPEG and WebP too, in files of the tokens' bytes."),
+    ] = False
     lpips: Annotated[
         bool, typer.Option("--lpips", help="Measure LPIPS too; needs torchvision and AlexNet's weights.")
-    ] = False,
+    ] = False
     rfid: Annotated[
         bool, typer.Option("--rfid", help="Measure rFID too; needs torch-fidelity and Inception's weights.")
-    ] = False,
+    ] = False
+    no_scales: Annotated[
+        bool, typer.Option("--no-scales", help="Leave out the PSNR of each scale, which takes most time.")
+    ] = False
     worst: Annotated[
-        int, typer.Option("--worst", metavar="N", min=0, help="Tell the N pictures of the lowest PSNR.")
-    ] = 0,
-    size: SizeOption = None,
-    fit: FitOption = "crop",
-    zoom: ZoomOption = 1.0,
-    background: BackgroundOption = "white",
-    schedule: ScheduleOption = None,
-    max_pixels: MaxPixelsOption = 100_000_000,
-    weights: WeightsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search folders, but not for what decode drew.")
-    ] = False,
-    files_from: FilesFromOption = None,
-    null: NullOption = False,
-    batch_size: BatchSizeOption = None,
-    workers: WorkersOption = None,
+        int, typer.Option("--worst", metavar="N", min=0, help="List the N pictures of lowest PSNR.")
+    ] = 0
+
+
+@command
+def eval(
+    *,
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="PICTURE", help="Pictures, folders (-r), or - for stdin.")
+    ] = None,
+    measure: MeasureOptions,
+    picture: PictureOptions,
+    model: ModelOptions,
+    inputs: InputOptions,
+    work: WorkOptions,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    messages: MessageOptions,
 ) -> None:
     """Measure how well pictures come back.
 
-    PSNR, SSIM, MS-SSIM, bits per pixel, blockiness, and every scale's part in them, on the
-    pixels that are encoded. How each figure is computed stands below it.
+    PSNR, SSIM, MS-SSIM, bits per pixel, blockiness, and the figures of every scale, on the
+    pixels that are encoded. How each figure is computed stands below the tables.
 
     Examples:
       vartok eval -r photos
@@ -110,196 +101,188 @@ def eval(
     """
     from vartok.schedule import parse_schedule
 
-    fitted = parse_fit(fit, size, zoom, background, max_pixels)
+    fit = parse_fit(picture.fit, picture.size, picture.zoom, picture.background, picture.max_pixels)
     with usage_errors():
-        grids = parse_schedule(schedule) if schedule is not None else None
-    files = gather_pictures(pictures, recursive=recursive, files_from=files_from, null=null, debug=debug)
+        schedule = parse_schedule(picture.schedule) if picture.schedule is not None else None
+    files = gather_pictures(pictures, **dataclasses.asdict(inputs), debug=messages.debug)
+    checkpoints = [model.weights, measure.compare] if measure.compare else [model.weights]
+    tokenizers = [load_tokenizer(path, model.device, model.dtype) for path in checkpoints]
+    from vartok.evaluation import evaluate_files
+    from vartok.sources import Sample
 
-    from vartok.evaluation import LPIPS_SIDE, Evaluation, load_inception, load_lpips
-
-    networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
-    checkpoints = [weights, compare] if compare else [weights]
-    tokenizers = [load_tokenizer(path, device, dtype) for path in checkpoints]
-    fitted = fit_to(tokenizers, fitted, size, grids)
-    evaluation = Evaluation(tokenizers, fitted, schedule=grids, baselines=baselines, **networks)
-    report = Report(len(files), verb="evaluated", quiet=quiet, debug=debug)
-    failures = []
-    results = evaluation.run(
-        ((item, str(item), item.read()) for item in files),
-        batch_size=default_batch_size(batch_size, tokenizers[0]),
-        workers=default_workers(workers),
+    progress = Report(len(files), verb="evaluated", quiet=messages.quiet, debug=messages.debug)
+    report = evaluate_files(
+        (Sample(str(item), item.read()) for item in files),
+        tokenizer=tokenizers[0],
+        compare=tokenizers[1] if measure.compare else None,
+        fit=fit_to(tokenizers, fit, picture.size, schedule),
+        schedule=schedule,
+        baselines=measure.baselines,
+        lpips=measure.lpips,
+        rfid=measure.rfid,
+        scales=not measure.no_scales,
+        batch_size=default_batch_size(work.batch_size, tokenizers[0]),
+        workers=default_workers(work.workers),
+        progress=lambda result: _tell(progress, result),
     )
-    for item, result in results:
-        if isinstance(result, VartokError):
-            report.fail(str(item), result)
-            failures.append({"picture": str(item), "error": str(result)})
-        else:
-            report.succeed(str(item), f"PSNR {result.models[0].psnr:.2f} dB", result.notes)
-    report.close()
-    if report.done:
-        found, chosen = evaluation.report(), evaluation.worst(worst)
-        if lpips and found.models[0].lpips is None:
-            say(f"no LPIPS: it needs pictures of {LPIPS_SIDE} pixels a side or more")
-        if rfid and found.models[0].rfid is None:
-            say("no rFID: it needs two pictures or more")
+    progress.close()
+    if report.pictures:
+        _tell_what_is_missing(report, measure)
         if as_json:
-            files_of = [str(path) if path else None for path in checkpoints]
-            print(json.dumps(_as_json(found, chosen, files_of, tokenizers[0], fitted, failures)))
+            print(json.dumps(_as_json(report, measure.worst, checkpoints)))
         else:
-            _print(found, chosen, _labels(tokenizers, checkpoints), tokenizers[0], fitted)
-    report.finish()
+            print_tables(*_tables(report, measure.worst, checkpoints))
+    progress.finish()
 
 
-def _as_json(
-    report: EvaluationReport,
-    worst: list[PictureScores],
-    weights: list[str | None],
-    tokenizer: Tokenizer,
-    fit: Fit,
-    failures: list[dict[str, str]],
-) -> dict[str, Any]:
-    found = dataclasses.asdict(report)
-    for model, path in zip(found["models"], weights, strict=True):
-        model["weights"] = path
+def _tell(progress: Report, result: PictureScores | Failure) -> None:
+    from vartok.evaluation import Failure
+
+    if isinstance(result, Failure):
+        progress.fail(result.name, result.error)
+    else:
+        progress.succeed(result.name, f"PSNR {result.models[0].psnr:.2f} dB", result.notes)
+
+
+def _tell_what_is_missing(report: EvaluationReport, measure: MeasureOptions) -> None:
+    from vartok.metrics import LPIPS_MIN_SIDE
+
+    if measure.lpips and report.models[0].lpips is None:
+        say(f"no LPIPS: it needs pictures of {LPIPS_MIN_SIDE} pixels a side or more")
+    if measure.rfid and report.models[0].rfid is None:
+        say("no rFID: it needs two pictures or more")
+
+
+def _as_json(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> dict[str, Any]:
+    fit = report.fit
+    native = fit.mode == "native"
     return {
-        **found,
-        "worst": [dataclasses.asdict(scores) for scores in worst],
-        "failures": failures,
+        "pictures": report.pictures,
+        "ms_ssim_pictures": report.ms_ssim_pictures,
+        "models": [
+            {"weights": path and str(path), **dataclasses.asdict(model)}
+            for path, model in zip(checkpoints, report.models, strict=True)
+        ],
+        "baselines": [dataclasses.asdict(scores) for scores in report.baselines],
+        "worst": [dataclasses.asdict(scores) for scores in report.worst(worst)],
+        "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
         "preprocessing": {
             "fit": fit.mode,
-            "size": None if fit.mode == "native" else fit.size,
-            "multiple": fit.multiple if fit.mode == "native" else None,
+            "size": None if native else fit.size,
+            "multiple": fit.multiple if native else None,
             "zoom": fit.zoom,
             "background": fit.background,
             "resampling": "lanczos",
         },
-        "methods": _methods(report),
-        "device": tokenizer.device.type,
-        "dtype": tokenizer.dtype,
+        "methods": report.methods(),
+        "device": report.device,
+        "dtype": report.dtype,
         "versions": _versions(),
     }
 
 
-def _methods(report: EvaluationReport) -> dict[str, str]:
-    """How the figures of this report are computed."""
-    from vartok.evaluation import METHODS
-
-    absent = {name for name in ("lpips", "rfid") if getattr(report.models[0], name) is None}
-    if not report.baselines:
-        absent |= {"jpeg", "webp"}
-    return {name: text for name, text in METHODS.items() if name not in absent}
-
-
 def _versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Return the versions of the packages that figures depend on."""
     return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}
 
 
-def _labels(tokenizers: list[Tokenizer], weights: list[Path | None]) -> list[str]:
-    """What columns are called: the checkpoints' names, or their files where these are the same."""
-    names = [shown(tokenizer.name) for tokenizer in tokenizers]
+def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> list[Table]:
+    labels = _labels(report, checkpoints)
+    tables = [_figures_table(report, labels)]
+    tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
+    if worst:
+        tables.append(_worst_table(report.worst(worst), labels))
+    return [*tables, _methods_table(report)]
+
+
+def _labels(report: EvaluationReport, checkpoints: list[str | Path | None]) -> list[str]:
+    """Return the headings of the checkpoints' columns: their names, or their files where names are equal."""
+    names = [shown(scores.model.name) for scores in report.models]
     if len(set(names)) < len(names):
-        return [shown(path or "shipped") for path in weights]
+        return [shown(path or "shipped") for path in checkpoints]
     return names
 
 
-def _print(
-    report: EvaluationReport, worst: list[PictureScores], labels: list[str], tokenizer: Tokenizer, fit: Fit
-) -> None:
-    tables = [_figures(report, labels)]
-    tables += [_scales(model, label) for model, label in zip(report.models, labels, strict=True)]
-    if worst:
-        tables.append(_worst(worst, labels))
-    print_tables(*tables, _how(report, tokenizer, fit))
+def _figures_table(report: EvaluationReport, labels: list[str]) -> Table:
+    from vartok.evaluation import FIGURES
 
-
-def _figures(report: EvaluationReport, labels: list[str]) -> Table:
-    models, files = report.models, report.baselines
-    table = new_table(
-        f"{report.pictures:,} picture{'s' * (report.pictures != 1)}",
-        "",
-        *labels,
-        *(TITLES[file.format] for file in files),
-    )
-
-    def row(name: str, own: list[str], others: list[str] | None = None) -> None:
-        table.add_row(name, *own, *(others or [NONE] * len(files)))
-
-    both: list[ModelReport | BaselineReport] = [*models, *files]
-    some = f", of {report.ms_ssim_pictures:,} pictures" * (0 < report.ms_ssim_pictures < report.pictures)
-    table.add_row("PSNR, dB", *(f"{one.psnr:.2f}" for one in both))
-    row("  without quantization", [f"{one.unquantized_psnr:.2f}" for one in models])
-    table.add_row("SSIM", *(f"{one.ssim:.4f}" for one in both))
-    table.add_row(f"MS-SSIM{some}", *(_figure(one.ms_ssim, 4) for one in both))
-    if models[0].lpips is not None:
-        row("LPIPS", [_figure(one.lpips, 4) for one in models])
-    if models[0].rfid is not None:
-        row("rFID", [_figure(one.rfid, 2) for one in models])
-    table.add_row("bits per pixel", *(f"{one.bits_per_pixel:.4f}" for one in both))
-    table.add_row("bytes a picture", *(f"{one.size_bytes:,.0f}" for one in both))
-    if files:
-        blank = [NONE] * len(models)
-        row("  pictures above the tokens' bytes", blank, [f"{one.over:,}" for one in files])
-        row("  PSNR of the others", blank, [_figure(one.psnr_within, 2) for one in files])
-        row(f"    of {labels[0]} there", blank, [_figure(one.tokens_psnr_within, 2) for one in files])
-    row("blockiness", [_figure(one.blockiness, 3) for one in models])
-    row("  of the originals", [_figure(one.reference_blockiness, 3) for one in models])
-    row("codes used", [f"{one.usage.overall.used:,} of {one.model.vocab_size:,}" for one in models])
+    columns = [*report.models, *report.baselines]
+    titles = [FORMAT_TITLES[scores.format] for scores in report.baselines]
+    table = new_table(f"{report.pictures:,} picture{'s' * (report.pictures != 1)}", "", *labels, *titles)
+    for figure in FIGURES:
+        cells = [_cell(figure, scores) for scores in columns]
+        if figure.optional and set(cells) == {NO_VALUE}:
+            continue
+        title = figure.title
+        if figure.name == "ms_ssim" and 0 < report.ms_ssim_pictures < report.pictures:
+            title += f", {report.ms_ssim_pictures:,} of {report.pictures:,} pictures"
+        table.add_row(title, *cells)
     return table
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return NONE if value is None else f"{value:.{digits}f}"
+def _cell(figure: Figure, scores: ModelScores | BaselineScores | Scores) -> str:
+    value = getattr(scores, figure.name, None)
+    if figure.name == "codes_used" and value is not None:
+        return f"{value:,} of {scores.usage.vocab_size:,}"  # type: ignore[union-attr]
+    return NO_VALUE if value is None else f"{value:,.{figure.digits}f}"
 
 
-def _scales(model: ModelReport, label: str) -> Table:
-    table = new_table(
-        f"Scales of {label}", "scale", "grid", "PSNR after it, dB", "gain", "codes used", "of possible"
-    )
-    table.add_column("perplexity", justify="right")
-    before: float | None = None
-    for k, (found, usage) in enumerate(zip(model.prefix_psnr, model.usage.scales, strict=True)):
-        table.add_row(
-            str(k),
-            "x".join(map(str, model.schedule[k])) if model.schedule else "",
-            f"{found:.2f}",
-            NONE if before is None else f"{found - before:+.2f}",
-            f"{usage.used:,}",
-            f"{usage.coverage:.1%}",
-            f"{usage.perplexity:,.0f}",
-        )
-        before = found
+def _scales_table(scores: ModelScores, label: str) -> Table:
+    from vartok.evaluation import SCALE_FIGURES
+
+    psnr_by_scale, *of_usage = SCALE_FIGURES
+    with_psnr = scores.scale_psnr is not None
+    headings = [psnr_by_scale.title, "gain"] * with_psnr + [figure.title for figure in of_usage]
+    table = new_table(f"Scales of {label}", "scale", "grid", *headings)
+    for k, usage in enumerate(scores.usage.scales):
+        cells = []
+        if scores.scale_psnr is not None:
+            found = scores.scale_psnr[k]
+            gain = f"{found - scores.scale_psnr[k - 1]:+.2f}" if k else NO_VALUE
+            cells = [f"{found:.{psnr_by_scale.digits}f}", gain]
+        grid = "x".join(map(str, scores.schedule[k])) if scores.schedule else ""
+        cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
+        table.add_row(str(k), grid, *cells)
     return table
 
 
-def _worst(worst: list[PictureScores], labels: list[str]) -> Table:
-    with_lpips = worst[0].models[0].lpips is not None
-    table = new_table(f"Worst by PSNR of {labels[0]}", "picture", "pixels", "PSNR, dB", "SSIM", "MS-SSIM")
-    for heading in ["LPIPS"] * with_lpips + [f"PSNR of {label}" for label in labels[1:]]:
-        table.add_column(heading, justify="right")
+def _worst_table(worst: list[PictureScores], labels: list[str]) -> Table:
+    from vartok.evaluation import FIGURES
+
+    first = [scores.models[0] for scores in worst]
+    figures = [
+        figure
+        for figure in FIGURES
+        if figure.name in ("psnr", "ssim", "ms_ssim")
+        or (figure.name == "lpips" and any(scores.lpips is not None for scores in first))
+    ]
+    others = [f"PSNR of {label}" for label in labels[1:]]
+    headings = [figure.title for figure in figures]
+    table = new_table(f"Lowest PSNR of {labels[0]}", "picture", "pixels", *headings, *others)
     for scores in worst:
-        own, *others = scores.models
+        own, *compared = scores.models
         table.add_row(
             scores.name,
             f"{scores.width} x {scores.height}",
-            f"{own.psnr:.2f}",
-            f"{own.ssim:.4f}",
-            _figure(own.ms_ssim, 4),
-            *([_figure(own.lpips, 4)] * with_lpips),
-            *(f"{one.psnr:.2f}" for one in others),
+            *(_cell(figure, own) for figure in figures),
+            *(f"{one.psnr:.2f}" for one in compared),
         )
     return table
 
 
-def _how(report: EvaluationReport, tokenizer: Tokenizer, fit: Fit) -> Table:
+def _methods_table(report: EvaluationReport) -> Table:
+    from vartok.evaluation import FIGURES, SCALE_FIGURES
+
     table = new_table("How", "", "")
+    fit = report.fit
     pixels = f"each side to the nearest multiple of {fit.multiple}"
     if fit.mode != "native":
         pixels = f"{fit.size[1]} x {fit.size[0]}" + f", zoom {fit.zoom:g}" * (fit.mode == "crop")
     background = "#{:02x}{:02x}{:02x}".format(*fit.background)
     table.add_row("pixels", f"{fit.mode}, {pixels}, Lanczos; transparency on {background}")
     versions = ", ".join(f"{name} {number}" for name, number in _versions().items())
-    table.add_row("computed", f"{tokenizer.dtype} on {tokenizer.device.type}; {versions}")
-    for name, text in _methods(report).items():
-        table.add_row(name.replace("_", " "), text)
+    table.add_row("computed", f"{report.dtype} on {report.device}; {versions}")
+    titles = {figure.name: figure.title for figure in (*FIGURES, *SCALE_FIGURES)} | FORMAT_TITLES
+    for name, method in report.methods().items():
+        table.add_row(titles.get(name, name), method)
     return table

@@ -1,11 +1,10 @@
-"""`vartok train`: a tokenizer from a folder of pictures."""
+"""`vartok train`: trains a tokenizer on pictures."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,209 +12,244 @@ import typer
 
 from vartok.errors import ConfigError, VartokError
 
-from .options import DebugOption, QuietOption, default_workers
-from .report import INTERRUPTED, command, duration, say, shown
+from .display import Display
+from .options import DeviceOption, MessageOptions, default_workers
+from .report import command, duration, shown
 
 if TYPE_CHECKING:
-    from vartok.train.card import Validation
-    from vartok.train.trainer import Progress
+    from vartok.train import Event, Progress, TrainSettings, Validation
 
-LINE_EVERY = 30.0  # seconds, where stderr is no terminal
 BARS = " ▁▂▃▄▅▆▇█"
+
+DataArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA", help="Folders, tar shards, lists of files (.txt), pictures."),
+]
+RunOption = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", help="light (the default), var-small, var, or a TOML file of your own."),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="WEIGHTS",
+        help="Fine-tune a checkpoint, or `shipped`, the one that comes with vartok.",
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in RUN, with its settings; other options change them."),
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Length of the run; default: 100,000.")
+]
+MinutesOption = Annotated[
+    float | None,
+    typer.Option("--minutes", min=0.01, help="Time limit of the run, initialisation included."),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Crops per step, over all processes; default: the preset's."),
+]
+LrOption = Annotated[float | None, typer.Option("--lr", min=0, help="Learning rate of the decoder.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, order and crops.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the checkpoint; default: the name of RUN.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, max=256, help="Threads that read pictures; default: half the cores."),
+]
 
 
 @command
 def train(
-    data: Annotated[
-        list[str],
-        typer.Argument(metavar="DATA...", help="Folders, tar shards, lists of files (.txt), pictures."),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="RUN", help="The folder that the run is kept in.")
-    ],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", "-p", help="light (the default), var-small, var, or a TOML file of your own."
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="WEIGHTS",
-            help="Train a checkpoint on instead of starting anew; `shipped`: the one that comes with vartok.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with the run in RUN; its settings hold, other options may change them."
-        ),
-    ] = False,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Length of the run; default: 100,000.")
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", min=0.01, help="Its length in time, the start included, if that is less."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Crops a step, over all processes; default: the preset's."),
-    ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0, help="Learning rate of the decoder.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of everything random.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Train on the CPU, whatever else there is.")] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, max=256, help="Threads that read; default: half the cores."),
-    ] = None,
-    quiet: QuietOption = False,
-    debug: DebugOption = False,
+    data: DataArgument,
+    output: RunOption,
+    preset: PresetOption = None,
+    start: FromOption = None,
+    resume: ResumeOption = False,
+    steps: StepsOption = None,
+    minutes: MinutesOption = None,
+    batch_size: BatchSizeOption = None,
+    lr: LrOption = None,
+    seed: SeedOption = None,
+    name: NameOption = None,
+    device: DeviceOption = "auto",
+    workers: WorkersOption = None,
+    *,
+    messages: MessageOptions,
 ) -> None:
-    """Train a tokenizer, and watch that every scale uses the codebook.
+    """Train a tokenizer whose scales all use the codebook.
 
-    RUN/weights.safetensors is what encode and decode take with -w. RUN also holds the settings, the state to
-    resume from, pictures held out as they come back (samples/), and logs for TensorBoard (log/).
-    Needs pip install 'vartok[train]'.
+    encode and decode take RUN with -w. It holds the checkpoint (weights.safetensors), its card, the settings,
+    the state to resume from, validation pictures above their reconstructions (samples/), and logs for
+    TensorBoard (log/). Needs pip install '.[train]' from a clone.
 
     Examples:
       vartok train photos -o run --minutes 30
       vartok train shards/*.tar -o run --preset var-small --steps 20000
       vartok train photos -o run --resume
-      vartok train xrays -o run --from shipped --steps 2000 --rate 3e-4
+      vartok train xrays -o run --from shipped --steps 2000 --lr 3e-4
       accelerate launch -m vartok train shards/*.tar -o run --preset var
     """
-    changes: dict[str, dict[str, Any]] = {
-        "run": {"steps": steps, "minutes": minutes, "seed": seed},
-        "data": {"batch_size": batch_size},
-        "optimizer": {"rate": rate},
-    }
-    overrides = {
-        table: {key: value for key, value in values.items() if value is not None}
-        for table, values in changes.items()
+    overrides: dict[str, Any] = {
+        "run": _given(steps=steps, minutes=minutes, seed=seed),
+        "data": _given(batch_size=batch_size),
+        "optimizer": _given(lr=lr),
+        **_given(name=name),
     }
     if resume and preset:
-        raise typer.BadParameter("a run that is resumed has its settings: leave --preset out")
+        raise typer.BadParameter("a resumed run has its settings: leave --preset out")
     if resume and start is not None:
-        raise typer.BadParameter("a run that is resumed has its weights: leave --from out")
+        raise typer.BadParameter("a resumed run has its weights: leave --from out")
+    settings = _read_settings(output, preset, start, overrides, resume=resume)
+    if not messages.debug:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's, which TensorBoard may import
 
-    from vartok.checkpoints import find_checkpoint
-    from vartok.train.settings import read_settings
-    from vartok.train.trainer import SETTINGS, STATE, WEIGHTS, check_packages, train
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    display = Display(quiet=messages.quiet or not is_main)
+    workers = workers or max(1, default_workers(None) // 2)
+    _run(settings, data, output, resume=resume, device=device, workers=workers, display=display)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _read_settings(
+    run: Path, preset: str | None, start: str | None, overrides: dict[str, Any], *, resume: bool
+) -> TrainSettings:
+    from vartok.train import read_settings
+    from vartok.train.folder import SETTINGS
+    from vartok.train.loop import check_packages
 
     check_packages()
-    if resume and not (output / SETTINGS).is_file():
-        raise VartokError(f"{shown(output)} holds no run to resume")
-    weights = None if start is None else find_checkpoint(start)
+    if resume and not (run / SETTINGS).is_file():
+        raise VartokError(f"{shown(run)} holds no run to resume")
     try:
-        settings = read_settings(
-            str(output / SETTINGS) if resume else preset or "light", overrides, weights=weights
-        )
+        return read_settings(run / SETTINGS if resume else preset or "light", overrides, weights=start)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None
-    if not debug:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard's, where TensorFlow is installed
 
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    display = _Display(quiet=quiet or not first)
+
+def _run(
+    settings: TrainSettings,
+    data: list[str],
+    run: Path,
+    *,
+    resume: bool,
+    device: str,
+    workers: int,
+    display: Display,
+) -> None:
+    """Train, show how it goes, and end with the exit code.
+
+    Raises:
+        typer.Exit: the run was stopped, by Ctrl-C (130) or SIGTERM (143).
+    """
+    from vartok.images import configure_pillow
+    from vartok.train import train
+    from vartok.train.folder import STATE
+
+    configure_pillow()
+    stopper = _Stopper(display)
     try:
         done = train(
             settings,
             data,
-            output,
+            run,
             resume=resume,
-            cpu=cpu,
-            workers=workers or max(1, default_workers(None) // 2),
-            report=display.show,
-            should_stop=_Stopper(display),
+            device=device,
+            workers=workers,
+            report=lambda event: _show(display, event),
+            should_stop=stopper,
         )
-    except KeyboardInterrupt:
-        kept = "goes on from what was saved last" if (output / STATE).exists() else "had saved nothing yet"
+    except (KeyboardInterrupt, _Terminated) as error:
+        kept = "continues from what was saved last" if (run / STATE).exists() else "had saved nothing yet"
         display.say(f"stopped at once; the run {kept}")
+        if isinstance(error, _Terminated):
+            raise typer.Exit(128 + signal.SIGTERM) from None
         raise
     finally:
         display.close()
     if not done:
-        flags = ["--cpu"] if cpu else []
-        again = shlex.join(["vartok", "train", *data, "-o", str(output), *flags, "--resume"])
-        alike = ", by the same launcher," * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
-        display.say(f"stopped; everything is saved. Go on{alike} with: {again}")
-        raise typer.Exit(INTERRUPTED)
-    display.say(f"trained: vartok encode -w {shlex.quote(str(output / WEIGHTS))} img.png")
+        options = [] if device == "auto" else ["--device", device]
+        again = shlex.join(["vartok", "train", *data, "-o", str(run), *options, "--resume"])
+        alike = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        display.say(f"stopped; everything is saved. Continue{alike}: {again}")
+        raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
+    display.say(f"trained: vartok encode -w {shlex.quote(str(run))} img.png")
+
+
+class _Terminated(BaseException):
+    """A second SIGTERM: the program ends at once."""
 
 
 class _Stopper:
-    """Takes the first Ctrl-C, or a cluster's SIGTERM, as a wish; a second one ends the program at once.
+    """Ends a run after the step in which Ctrl-C or SIGTERM comes; a second one ends the program at once.
 
-    From the first step on: before it there is nothing to save, and one is enough.
+    It listens from the first step on: before that there is nothing to save, and one signal is enough.
+
+    Attributes:
+        signal: number of the signal that came; None before.
     """
 
-    def __init__(self, display: _Display) -> None:
+    def __init__(self, display: Display) -> None:
         self._display = display
-        self._asked = self._listening = False
+        self._listening = False
+        self.signal: int | None = None
 
     def __call__(self) -> bool:
+        """Return True if the run should end."""
         if not self._listening:
             self._listening = True
             for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._ask)
-        return self._asked
+                signal.signal(number, self._receive)
+        return self.signal is not None
 
-    def _ask(self, number: int, _: object) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.default_int_handler)
-        self._asked = True
+    def _receive(self, number: int, _: object) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+        self.signal = number
         self._display.say("stopping after this step; once more to stop at once")
 
 
-class _Display:
-    """Shows on stderr how training goes: a line that changes on a terminal, else one every half minute."""
+def _show(display: Display, event: Event) -> None:
+    from vartok.train import Progress, StartProgress, Validation
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._live = sys.stderr.isatty() and not quiet
-        self._shown_at = -LINE_EVERY
-        self._open = False
+    if isinstance(event, StartProgress):
+        display.update(f"{event.stage}: {event.done:,} of {event.total:,}")
+    elif isinstance(event, Validation):
+        display.say(_validation_line(event))
+    elif isinstance(event, Progress):
+        display.update(_status_line(event), [_usage_line(event)])
+    else:
+        display.say(event)
 
-    def show(self, event: Progress | Validation | str) -> None:
-        from vartok.train.trainer import Progress
 
-        if isinstance(event, str):
-            self.say(event)
-        elif not isinstance(event, Progress):
-            self.say(
-                f"step {event.step:,}: {event.psnr:.2f} dB on {event.pictures} pictures held out; codes used "
-                f"by scale {' '.join(map(str, event.used))}, {event.total:,} in all"
-            )
-        elif self._live:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            print(f"\r{self._line(event)[: width - 1]}\033[K", end="", file=sys.stderr, flush=True)
-            self._open = True
-        elif event.seconds - self._shown_at >= LINE_EVERY:
-            self._shown_at = event.seconds
-            self.say(self._line(event))
+def _validation_line(validation: Validation) -> str:
+    used = " ".join(map(str, validation.used))
+    return (
+        f"step {validation.step:,}: {validation.psnr:.2f} dB on {validation.pictures} validation pictures; "
+        f"codes used by scale {used}, {validation.total_used:,} in all"
+    )
 
-    def say(self, text: str) -> None:
-        self.close()
-        if not self._quiet:
-            say(text)
 
-    def close(self) -> None:
-        """End the line that changes."""
-        if self._open:
-            print(file=sys.stderr)
-            self._open = False
+def _status_line(progress: Progress) -> str:
+    """Return a line of at most 79 characters."""
+    left = progress.seconds / progress.fraction * (1 - progress.fraction) if progress.fraction else 0
+    return (
+        f"step {progress.step:,} ({progress.fraction:.0%}), {duration(left)} left, "
+        f"loss {progress.loss:.3f}, {progress.psnr:.2f} dB, {progress.images_per_second:.1f} images/s"
+    )
 
-    def _line(self, progress: Progress) -> str:
-        left = progress.seconds / progress.share * (1 - progress.share) if progress.share else 0
-        top = max(progress.perplexity)
-        use = "".join(BARS[round(8 * value / top)] for value in progress.perplexity)
-        low, high = min(progress.perplexity), top
-        bad = f", {progress.unreadable} unreadable" if progress.unreadable else ""
-        return (
-            f"step {progress.step:,} ({progress.share:.0%}), {duration(left)} left, "
-            f"loss {progress.loss:.3f}, {progress.psnr:.2f} dB, {progress.images_per_second:.1f} images/s, "
-            f"codebook use {use} {low:,.0f} to {high:,.0f}{bad}"
-        )
+
+def _usage_line(progress: Progress) -> str:
+    """Return the perplexity of every scale as bars, its range, and the number of unreadable pictures."""
+    low, high = min(progress.perplexity), max(progress.perplexity)
+    bars = "".join(BARS[round(8 * value / high)] for value in progress.perplexity)
+    unreadable = f", {progress.unreadable:,} unreadable" if progress.unreadable else ""
+    return f"perplexity by scale {bars} {low:,.0f} to {high:,.0f}{unreadable}"

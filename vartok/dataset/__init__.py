@@ -1,9 +1,13 @@
-"""Bulk tokenization: many pictures to the shards of a data set, and from there to training.
+"""Data sets of tokens: many pictures to shards, and from there to training.
 
-dataset = TokenDataset("tokens", shuffle=True)
-for batch in DataLoader(dataset, batch_size=64):
-    batch["tokens"]                                        # [64, L] int64
-    dataset.var_inputs(tokenizer, batch["tokens"])         # [64, L - 1, C] float32
+    vartok.dataset.build("photos", "tokens")
+    vartok.dataset.verify("tokens").problems               # [] if all is well
+    dataset = vartok.dataset.TokenDataset("tokens", shuffle=True)
+    for batch in DataLoader(dataset, batch_size=64):
+        batch["tokens"]                                    # [64, L] int64
+        dataset.var_inputs(tokenizer, batch["tokens"])     # [64, L - 1, C] float32
+
+Names load when they are first used, so that `import vartok.dataset` imports no torch.
 """
 
 from __future__ import annotations
@@ -12,12 +16,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vartok.dataset.builder import Summary, build
     from vartok.dataset.loader import TokenDataset
+    from vartok.dataset.progress import Progress
+    from vartok.dataset.verification import Report, verify
 
-__all__ = ["TokenDataset"]
+__all__ = ["Progress", "Report", "Summary", "TokenDataset", "build", "verify"]
+
+_HOMES = {
+    "Progress": "progress",
+    "Report": "verification",
+    "Summary": "builder",
+    "TokenDataset": "loader",
+    "build": "builder",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module 'vartok.dataset' has no attribute {name!r}")
-    return getattr(importlib.import_module("vartok.dataset.loader"), name)
+    return getattr(importlib.import_module(f"vartok.dataset.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

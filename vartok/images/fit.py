@@ -64,6 +64,20 @@ class Fit:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
 
+    if TYPE_CHECKING:  # the generated one, but for size, which may be one side
+
+        def __init__(
+            self,
+            *,
+            mode: str = "crop",
+            size: int | tuple[int, int] = (256, 256),
+            zoom: float = 1.0,
+            background: tuple[int, int, int] = (255, 255, 255),
+            multiple: int = 16,
+            max_pixels: int = MAX_PIXELS,
+            max_bytes: int = MAX_BYTES,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         """Check every value, and make a pair of `size`."""
         if isinstance(self.size, int):

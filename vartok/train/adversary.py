@@ -1,4 +1,4 @@
-"""A discriminator of patches: what decoded pictures are judged by where they should look sharp."""
+"""The adversarial loss: a patch discriminator, and VQGAN's adaptive weight."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = 64
-LARGEST = 1e4
-"""Bound of the weight that balances the discriminator's gradient against the reconstruction's."""
+MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class PatchDiscriminator(nn.Sequential):
-    """[B, 3, H, W] -> [B, 1, about H/8, about W/8]: above 0 where a patch of 70 pixels looks real.
+    """PatchGAN discriminator: [B, 3, H, W] -> logits [B, 1, about H/8, about W/8], one for 70x70 pixels.
 
     Source: Isola et al. 2017, arXiv:1611.07004, section 6.1.2.
     """
@@ -32,53 +31,59 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class Adversary:
-    """A discriminator, and how it learns.
+    """A patch discriminator and its optimizer.
 
     Args:
-        accelerator: accelerate's, which spreads it over processes.
-        rate: at which it learns.
+        accelerator: accelerate.Accelerator, which spreads the discriminator over processes.
+        lr: learning rate of the discriminator.
     """
 
-    def __init__(self, accelerator: Any, rate: float) -> None:
+    def __init__(self, accelerator: Any, lr: float) -> None:
         self._accelerator = accelerator
         self._plain = PatchDiscriminator().to(accelerator.device)
-        self._adam = torch.optim.AdamW(self._plain.parameters(), lr=rate, betas=(0.5, 0.9))
+        self._adam = torch.optim.AdamW(self._plain.parameters(), lr=lr, betas=(0.5, 0.9))
         self._parallel, self._optimizer = accelerator.prepare(self._plain, self._adam)
 
-    def opinion(self, images: Tensor, picture: Tensor, loss: Tensor) -> Tensor:
-        """How unreal pictures look, scaled so that its gradient is as large as that of `loss`.
+    def generator_loss(self, images: Tensor, reconstruction: Tensor, loss: Tensor) -> Tensor:
+        """Return the generator loss with VQGAN's adaptive weight, ‖∇rec‖ / ‖∇gan‖: a scalar.
 
         Args:
-            images: [B, 3, H, W], real ones: batches are normalised together, here as when it learns.
-            picture: likewise, as decoded, with gradient.
-            loss: what else is minimised about them.
+            images: [B, 3, H, W] in [-1, 1], the originals. They pass the discriminator together with the
+                reconstructions, as in its own step, so that its batch normalisation sees the same mix.
+            reconstruction: [B, 3, H, W], as decoded, with gradient.
+            loss: reconstruction loss, a scalar.
 
-        Source: Esser et al. 2021, arXiv:2012.09841, section 3.1; gradients are taken at the picture,
+        Source: Esser et al. 2021, arXiv:2012.09841, section 3.1; gradients are taken at the reconstruction,
         not at the decoder's last layer.
         """
-        unreal = -self._plain(torch.cat([images, picture])).chunk(2)[1].mean()
-        (theirs,) = torch.autograd.grad(loss, picture, retain_graph=True)
-        (ours,) = torch.autograd.grad(unreal, picture, retain_graph=True)
-        weight = (theirs.norm() / (ours.norm() + 1e-6)).clamp(max=LARGEST)
-        scaled: Tensor = weight * unreal
-        return scaled
+        generator = -self._plain(torch.cat([images, reconstruction])).chunk(2)[1].mean()
+        (rec_gradient,) = torch.autograd.grad(loss, reconstruction, retain_graph=True)
+        (gan_gradient,) = torch.autograd.grad(generator, reconstruction, retain_graph=True)
+        weight = (rec_gradient.norm() / (gan_gradient.norm() + 1e-6)).clamp(max=MAX_ADAPTIVE_WEIGHT)
+        weighted: Tensor = weight * generator
+        return weighted
 
-    def learn(self, images: Tensor, picture: Tensor) -> None:
-        """A step of telling real images from decoded ones, by the hinge loss."""
-        self._optimizer.zero_grad()  # the opinion has left gradients here
-        real, drawn = self._parallel(torch.cat([images, picture.detach()])).chunk(2)
-        loss = (F.relu(1 - real).mean() + F.relu(1 + drawn).mean()) / 2
+    def discriminator_step(self, images: Tensor, reconstruction: Tensor) -> None:
+        """Train the discriminator for one step with the hinge loss.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1], the originals.
+            reconstruction: [B, 3, H, W], as decoded; detached here.
+        """
+        self._optimizer.zero_grad()  # the generator loss has left gradients here
+        real, fake = self._parallel(torch.cat([images, reconstruction.detach()])).chunk(2)
+        loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
         self._accelerator.backward(loss)
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on."""
+        """Return the state of network and optimizer."""
         return {"network": self._plain.state_dict(), "optimizer": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, at this one's rate."""
+        """Load what `state_dict` returned; the learning rate stays this object's own."""
         rates = [group["lr"] for group in self._adam.param_groups]
         self._plain.load_state_dict(state["network"])
         self._adam.load_state_dict(state["optimizer"])
-        for group, rate in zip(self._adam.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, lr in zip(self._adam.param_groups, rates, strict=True):
+            group["lr"] = lr

@@ -1,36 +1,17 @@
-"""The card of an exported checkpoint: what it is, how it was made, and how it did on pictures held out."""
+"""The card of an exported checkpoint: architecture, training, and quality on the validation pictures."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
 
 from vartok import schedule as schedules
+from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Validation:
-    """How the averaged weights do on pictures that are held out.
-
-    Attributes:
-        step: steps done.
-        pictures: that were measured.
-        psnr: mean over them, in dB, of rounded pixels.
-        used: codes used by each scale.
-        perplexity: of each scale's use of the codebook.
-        total: codes used by any.
-    """
-
-    step: int
-    pictures: int
-    psnr: float
-    used: tuple[int, ...]
-    perplexity: tuple[float, ...]
-    total: int
+from vartok.train.settings_file import dump_settings
+from vartok.train.state import Origin
 
 
 def describe(
@@ -42,17 +23,19 @@ def describe(
     device: torch.device,
     precision: str,
     validation: Validation | None,
+    origin: Origin | None = None,
 ) -> str:
-    """A card in Markdown.
+    """Return a card in Markdown.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         step: steps done.
-        seconds: that they took.
-        processes: that took part.
-        device: of the first of them.
-        precision: of the networks in training.
-        validation: of the weights exported; None where no picture is held out.
+        seconds: time of the run, over all sessions.
+        processes: number of processes.
+        device: device of the main process.
+        precision: precision of the networks in training.
+        validation: quality of the exported weights; None where no picture is held out.
+        origin: the checkpoint that was fine-tuned; None where training began from scratch.
     """
     config = settings.model
     crop = "x".join(map(str, reversed(config.image_size)))
@@ -72,26 +55,46 @@ def describe(
         "",
         f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {step:,} steps of "
         f"{settings.data.batch_size} crops of {crop} pixels in {seconds / 60:.1f} minutes, on {processes} "
-        f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}.",
+        f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}. "
+        f"{_begun(origin)}",
         "",
         "```toml",
-        settings.to_toml().rstrip(),
+        dump_settings(settings).rstrip(),
         "```",
     ]
     if validation is not None:
+        lines += ["", "## Figures", "", *_figures(settings, validation, origin)]
+    return "\n".join(lines) + "\n"
+
+
+def _begun(origin: Origin | None) -> str:
+    """Return a sentence that says what training began with."""
+    if origin is None:
+        return "Trained from scratch."
+    return f"Fine-tuned from {origin.name}, fingerprint {origin.fingerprint}."
+
+
+def _figures(settings: TrainSettings, validation: Validation, origin: Origin | None) -> list[str]:
+    """Return the lines that tell quality and usage, with those before fine-tuning."""
+    config = settings.model
+    crop = "x".join(map(str, reversed(config.image_size)))
+    before = origin.validation if origin is not None else None
+    lines = [
+        f"On {validation.pictures} pictures held out of the training data, scaled to cover and cut to "
+        f"their centre, {crop} pixels; PSNR of rounded pixels, mean over pictures: "
+        f"{validation.psnr:.2f} dB. {validation.total_used} of {config.vocab_size} codes are used there:",
+        "",
+        "| scale | grid | codes used | perplexity |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {k} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
+            for k, (h, w) in enumerate(config.patch_nums)
+        ),
+    ]
+    if before is not None and origin is not None:
         lines += [
             "",
-            "## Figures",
-            "",
-            f"On {validation.pictures} pictures held out of the training data, scaled to cover and cut to "
-            f"their centre, {crop} pixels; PSNR of rounded pixels, mean over pictures: "
-            f"{validation.psnr:.2f} dB. {validation.total} of {config.vocab_size} codes are used there:",
-            "",
-            "| scale | grid | codes used | perplexity |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| {k} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
-                for k, (h, w) in enumerate(config.patch_nums)
-            ),
+            f"Before fine-tuning, {origin.name} on the same pictures: {before.psnr:.2f} dB, "
+            f"{before.total_used} codes used.",
         ]
-    return "\n".join(lines) + "\n"
+    return lines

@@ -1,7 +1,7 @@
-"""Pictures for training: from folders, tar shards and lists to batches of crops, in an order that is known.
+"""Training data: pictures of folders, tar shards and lists as batches of random crops, in a fixed order.
 
-All processes go through one stream of pictures; of N processes, number r takes every Nth, from the rth on.
-So any number of processes sees the same batches, and a run that is resumed goes on where it was.
+All processes iterate over one stream of pictures; of N processes, process r takes pictures r, r + N, ...
+So any number of processes sees the same batches, and a resumed run continues where it was.
 """
 
 from __future__ import annotations
@@ -20,39 +20,43 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from vartok.errors import ImageError, TrainError
+from vartok.errors import ImageError, SourceError, TrainError
 from vartok.images import Fit, picture_suffixes, read_picture
 from vartok.parallel import map_ordered
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
 
-SHUFFLED = 1000
-"""Pictures out of which the next is drawn: tars are read in order, and this mixes them."""
+SHUFFLE_BUFFER = 1000
+"""Pictures from which the next is drawn: a tar is read in order, and this shuffles its pictures."""
 
-
-GIVE_UP = 64
-"""Pictures in a row that cannot be read, after which none is expected to be readable."""
+MAX_UNREADABLE_RUN = 64
+"""Unreadable pictures in a row after which training gives up."""
 
 
 class Item(NamedTuple):
-    """A picture that has not been read.
+    """A picture that is not read yet.
 
     Attributes:
-        name: its path within its folder or shard, without suffix; by it a picture is held out.
-        file: its file or bytes; or why there are none.
+        name: path within its folder or shard, without suffix; its crc32 decides if it is held out.
+        file: path or bytes, or the error of a shard that cannot be read on.
     """
 
     name: str
     file: Path | bytes | ImageError
 
     def __str__(self) -> str:
-        """Where a user finds it."""
+        """Return where a user finds it."""
         return str(self.file) if isinstance(self.file, Path) else self.name
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place in the stream: so many pictures into an epoch, or beyond its end into the next."""
+class StreamPosition:
+    """A position in the stream of pictures.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        offset: pictures of the epoch before this position; may exceed its length, into the next epochs.
+    """
 
     epoch: int = 0
     offset: int = 0
@@ -60,31 +64,34 @@ class Place:
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops for a step of one process, and where the stream goes on after it.
+    """One process's crops of a step.
 
     Attributes:
         pixels: [B, H, W, 3] uint8.
-        unreadable: what could not be read, a line each; others stand in for them.
-        after: the place of the next batch.
+        unreadable: one line for each picture that could not be read; readable ones are repeated instead.
+        after: position of the next batch.
     """
 
     pixels: NDArray[np.uint8]
     unreadable: tuple[str, ...]
-    after: Place
+    after: StreamPosition
 
 
 class Pictures:
     """The pictures of folders, tar shards (WebDataset's layout), lists and files.
 
+    Attributes:
+        fingerprint: crc32 of the names of all files; another set of files comes in another order.
+
     Args:
-        sources: paths; folders are searched, .txt files hold a path a line.
-        settings: how pictures become crops.
+        sources: paths; folders are searched, a .txt file has a path on each line.
+        settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
-        seed: of order and crops.
-        without: a folder whose pictures are left out, if it lies in one that is searched.
+        seed: of the order and the crops.
+        exclude: a folder that is passed over, if it lies in one of the sources.
 
     Raises:
-        TrainError: a source that does not exist, or none that holds a picture.
+        SourceError: a source does not exist or cannot be searched, or there are no pictures.
     """
 
     def __init__(
@@ -93,21 +100,28 @@ class Pictures:
         settings: DataSettings,
         size: tuple[int, int],
         seed: int,
-        without: Path | None = None,
+        exclude: Path | None = None,
     ) -> None:
         self.settings = settings
         self.size = size
         self.seed = seed
-        # A picture or a shard each: its name, and where it is.
-        self._units = sorted(unit for source in sources for unit in _find(Path(source), without))
-        if not self._units:
-            raise TrainError("no pictures: name folders that hold some, tar shards, or files")
-        names = "\n".join(name for name, _ in self._units)
+        # Picture files and shards: (name, path).
+        self._files = sorted(found for source in sources for found in _find(Path(source), exclude))
+        if not self._files:
+            raise SourceError("no pictures: name folders that hold some, tar shards, or files")
+        names = "\n".join(name for name, _ in self._files)
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
-        """Of the names of files: of others, the stream's order is another."""
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
-        """The pictures kept for validation, [H, W, 3] uint8 each: scaled to cover, then the centre."""
+        """Read the validation pictures.
+
+        Args:
+            workers: threads that read.
+
+        Returns:
+            At most `val_pictures` arrays [H, W, 3] uint8: scaled to cover the crop's size, then its centre.
+            Unreadable ones are left out.
+        """
         fit = Fit(size=self.size)
 
         def read(item: Item) -> NDArray[np.uint8] | None:
@@ -116,49 +130,51 @@ class Pictures:
             except ImageError:
                 return None
 
-        # Mixed: in order they might all be of one folder, or of one shard.
-        units = random.Random(0).sample(self._units, len(self._units))
-        chosen = (item for item in self._expand(units) if self._is_held_out(item))
+        if not self.settings.val_fraction:
+            return []
+        # Shuffled: in order they might all be of one folder or one shard.
+        files = random.Random(0).sample(self._files, len(self._files))
+        chosen = (item for item in _open_shards(files) if self._is_held_out(item))
         pixels = (
             found
             for found in map_ordered(read, chosen, workers=workers, limit=2 * workers)
             if found is not None
         )
-        return list(itertools.islice(pixels, self.settings.validation_pictures))
+        return list(itertools.islice(pixels, self.settings.val_pictures))
 
     def batches(
-        self, size: int, place: Place, *, rank: int = 0, world: int = 1, workers: int = 1
+        self, size: int, position: StreamPosition, *, rank: int = 0, world_size: int = 1, workers: int = 1
     ) -> Iterator[Batch]:
-        """Batches without end, read ahead in threads.
+        """Yield batches without end, read ahead in threads.
 
         Args:
-            size: crops a batch, for this process.
-            place: where the stream begins.
-            rank: which of the processes this is.
-            world: how many there are.
+            size: crops per batch, for this process.
+            position: where the stream begins.
+            rank: number of this process, from 0.
+            world_size: number of processes.
             workers: threads that read.
 
         Raises:
-            TrainError: of many pictures in a row none can be read.
+            TrainError: many pictures in a row cannot be read.
         """
 
-        def read(entry: tuple[Place, int, Item]) -> tuple[Place, NDArray[np.uint8] | str]:
+        def read(entry: tuple[StreamPosition, int, Item]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
             after, number, item = entry
             try:
                 return after, self._crop(item, np.random.default_rng([self.seed, after.epoch, number]))
             except ImageError as error:
                 return after, f"{item}: {error}"
 
-        mine = itertools.islice(self._stream(place), rank, None, world)
-        found: Iterator[tuple[Place, NDArray[np.uint8] | str]]
+        mine = itertools.islice(self._stream(position), rank, None, world_size)
+        found: Iterator[tuple[StreamPosition, NDArray[np.uint8] | str]]
         found = map_ordered(read, mine, workers=workers, limit=3 * size + workers)
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
             bad = tuple(text for _, text in part if isinstance(text, str))
             stand_ins = good
-            if not good:  # the next one that can be read, which then also has its own turn
+            if not good:  # repeat the next readable one, which also comes in its own turn
                 further = []
-                for entry in itertools.islice(found, GIVE_UP):
+                for entry in itertools.islice(found, MAX_UNREADABLE_RUN):
                     further.append(entry)
                     if not isinstance(entry[1], str):
                         stand_ins = [entry[1]]
@@ -168,75 +184,70 @@ class Pictures:
                 found = itertools.chain(further, found)
             filled = itertools.islice(itertools.cycle(stand_ins), size - len(good))
             last = part[-1][0]
-            # The last of this process's pictures is followed by those of the processes after it.
-            yield Batch(np.stack([*good, *filled]), bad, Place(last.epoch, last.offset + world - 1 - rank))
+            # The pictures of the processes with higher rank follow this process's last one.
+            after = StreamPosition(last.epoch, last.offset + world_size - 1 - rank)
+            yield Batch(np.stack([*good, *filled]), bad, after)
 
-    def _stream(self, place: Place) -> Iterator[tuple[Place, int, Item]]:
-        """Pictures to train on, without end: the place after each, its number in the epoch, and itself."""
-        skipped = place.offset
-        for epoch in itertools.count(place.epoch):
+    def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Item]]:
+        """Yield training pictures without end: the position after each, its number in the epoch, the item."""
+        skipped = position.offset
+        for epoch in itertools.count(position.epoch):
             number = 0
             for item in self._epoch(epoch):
                 number += 1
                 if number > skipped:
-                    yield Place(epoch, number), number, item
+                    yield StreamPosition(epoch, number), number, item
             if not number:
                 raise TrainError("no pictures to train on")
             skipped = max(0, skipped - number)
 
     def _epoch(self, epoch: int) -> Iterator[Item]:
-        """Every picture to train on once, in this epoch's order."""
+        """Yield every training picture once, in the epoch's order."""
         import webdataset
 
         order = random.Random(f"{self.seed}/{epoch}")
-        units = order.sample(self._units, len(self._units))
-        mixed: Iterable[Item] = webdataset.shuffle(SHUFFLED, rng=order)(self._expand(units))
-        return (item for item in mixed if not self._is_held_out(item))
+        files = order.sample(self._files, len(self._files))
+        shuffled: Iterable[Item] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(_open_shards(files))
+        return (item for item in shuffled if not self._is_held_out(item))
 
     def _is_held_out(self, item: Item) -> bool:
-        if isinstance(item.file, ImageError):  # of a shard, which training tells of
+        fraction = self.settings.val_fraction
+        if not fraction or isinstance(item.file, ImageError):  # training reports a shard's error
             return False
-        return zlib.crc32(item.name.encode(errors="replace")) % self.settings.hold_out == 0
-
-    def _expand(self, units: Iterable[tuple[str, Path]]) -> Iterator[Item]:
-        for name, path in units:
-            if path.suffix.lower() == ".tar":
-                yield from _read_shard(path)
-            else:
-                yield Item(name, path)
+        return zlib.crc32(item.name.encode(errors="replace")) % round(1 / fraction) == 0
 
     def _crop(self, item: Item, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A random part of a picture, perhaps mirrored, its colours a little changed: [H, W, 3] uint8."""
+        """Return a random crop, perhaps mirrored, with color jitter: [H, W, 3] uint8."""
         height, width = self.size
         picture = Image.fromarray(_read(item, Fit(mode="native", multiple=1)))
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
-        # The part of the original that the crop shows, placed at random; scaled down, never all of it.
+        # Resize from a box of the original: the whole picture is never scaled.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
         left, top = rng.uniform(0, picture.width - part_w), rng.uniform(0, picture.height - part_h)
         box = (left, top, left + part_w, top + part_h)
         picture = picture.resize((width, height), Resampling.LANCZOS, box=box)
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if rng.random() < self.settings.grey:
+        if rng.random() < self.settings.grayscale_prob:
             picture = picture.convert("L").convert("RGB")
-        if self.settings.jitter:
-            low, high = 1 - self.settings.jitter, 1 + self.settings.jitter
+        if self.settings.color_jitter:
+            low, high = 1 - self.settings.color_jitter, 1 + self.settings.color_jitter
             picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(low, high))
             picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(low, high))
         return np.asarray(picture)
 
 
-def _find(source: Path, without: Path | None) -> Iterator[tuple[str, Path]]:
-    """The pictures and shards of a source: what each is called, and where it is."""
+def _find(source: Path, exclude: Path | None) -> Iterator[tuple[str, Path]]:
+    """Find the pictures and shards of a source: name and path of each."""
     if source.is_dir():
         suffixes = (*picture_suffixes(), ".tar")
         for path in source.rglob("*"):
             if path.name.startswith(".") or not path.name.lower().endswith(suffixes) or not path.is_file():
                 continue
-            if without is None or not path.resolve().is_relative_to(without.resolve()):
+            if exclude is None or not path.resolve().is_relative_to(exclude.resolve()):
                 yield path.relative_to(source).with_suffix("").as_posix(), path
     elif not source.exists():
-        raise TrainError(f"{source}: no such file or folder")
+        raise SourceError(f"{source}: no such file or folder")
     elif source.suffix.lower() == ".txt":
         for line in source.read_bytes().splitlines():
             if line:
@@ -246,8 +257,17 @@ def _find(source: Path, without: Path | None) -> Iterator[tuple[str, Path]]:
         yield source.stem, source
 
 
+def _open_shards(files: Iterable[tuple[str, Path]]) -> Iterator[Item]:
+    """Yield picture files, and the pictures of tar shards."""
+    for name, path in files:
+        if path.suffix.lower() == ".tar":
+            yield from _read_shard(path)
+        else:
+            yield Item(name, path)
+
+
 def _read_shard(path: Path) -> Iterator[Item]:
-    """The pictures of a tar shard."""
+    """Yield the pictures of a tar shard; at a fault an item with the error, which is the last."""
     try:
         with open(path, "rb") as stream:
             for sample in read_tar(stream):

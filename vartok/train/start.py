@@ -1,11 +1,14 @@
-"""Where training starts: principal components, a codebook of every scale's residuals, phis that do nothing.
+"""Initial weights: from a first look at the pictures, or from a checkpoint.
 
-A codebook that starts at random leaves most of its codes unused, above all at the coarse scales, and phis
-that start as random convolutions first destroy what is looked up.
+A first look gives the principal components of patches, for the anchor and a `light` autoencoder, and a
+codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; with
+phis that are random convolutions the looked-up codes would be destroyed first.
 """
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -14,20 +17,111 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vartok.checkpoints import Checkpoint
 from vartok.config import TokenizerConfig
+from vartok.errors import TrainError
 from vartok.images import to_tensor
 from vartok.models.light import Decoder, Encoder
-from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
 from vartok.models.vqvae import VQVAE
-from vartok.schedule import Schedule
+from vartok.train.data import Pictures, StreamPosition
+from vartok.train.kmeans import CHUNK, Deadline, init_like_var, init_quantizer
+from vartok.train.progress import StartProgress
+from vartok.train.settings import TrainSettings
+from vartok.train.settings_file import read_start
 
-POINTS_PER_CODE = 20  # of k-means: fewer give codes that serve one picture only
-LLOYD_STEPS = 5  # a round; later rounds see other residuals anyway
-CHUNK = 64  # pictures worked on at once
+
+def start_from_pictures(
+    model: VQVAE,
+    pictures: Pictures,
+    settings: TrainSettings,
+    device: torch.device,
+    *,
+    workers: int = 1,
+    deadline: Deadline | None = None,
+    report: Callable[[StartProgress], None] = lambda _: None,
+) -> tuple[LinearTransform, str]:
+    """Initialise a model from crops of the training pictures.
+
+    Args:
+        model: on `device`; changed in place.
+        pictures: training pictures.
+        settings: of the run.
+        device: where it is computed.
+        workers: threads that read pictures.
+        deadline: fewer crops and fewer rounds of k-means are taken to end about then; None: all of them.
+        report: is told how far it is.
+
+    Returns:
+        The projection onto principal components, and a line that says what was done and how long it took.
+    """
+    start, config = settings.start, settings.model
+    deadline = deadline or Deadline()
+    begin = time.monotonic()
+    crops = _read_crops(pictures, start.init_pictures, workers, deadline.within(0.5), report)
+    read = time.monotonic()
+    linear = principal_components(crops, config, device, deadline=deadline.within(0.5), report=report)
+    if config.autoencoder == "light":
+        init_light(model, linear)
+    components = time.monotonic()
+    times = f"reading {read - begin:.1f} s, principal components {components - read:.1f} s"
+    if start.kmeans_rounds:
+        parts = np.array_split(crops, -(-len(crops) // CHUNK))
+        latents = torch.cat([linear(to_tensor(part).to(device)) for part in parts])
+        rounds = init_quantizer(
+            model.quantize,
+            latents,
+            config.patch_nums,
+            start.kmeans_rounds,
+            settings.run.seed,
+            deadline=deadline,
+            report=report,
+        )
+        times += f", k-means {time.monotonic() - components:.1f} s ({rounds} of {start.kmeans_rounds} rounds)"
+    else:
+        init_like_var(model.quantize, settings.run.seed)
+    return linear, f"initialised from {len(crops):,} of {start.init_pictures:,} crops: {times}"
+
+
+def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
+    """Load the weights of the checkpoint that `settings.start` names.
+
+    Raises:
+        CheckpointError: not a checkpoint that vartok can run.
+        TrainError: it has another configuration than the run.
+    """
+    weights = settings.start.weights
+    checkpoint = read_start(weights)
+    if checkpoint.config != settings.model:
+        raise TrainError(f"{weights}: its configuration is not the run's [model]")
+    model.load_state_dict(checkpoint.tensors)
+    return checkpoint
+
+
+def frozen_encoder(model: VQVAE) -> nn.Module:
+    """Return a copy of the encoder as it is now: [B, 3, H, W] -> [B, z, h, w]."""
+    return nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.quant_conv))
+
+
+def _read_crops(
+    pictures: Pictures,
+    count: int,
+    workers: int,
+    deadline: Deadline,
+    report: Callable[[StartProgress], None],
+) -> NDArray[np.uint8]:
+    """Read crops in batches, until the deadline but one batch at least: [N, H, W, 3] uint8."""
+    stream = pictures.batches(min(CHUNK, count), StreamPosition(), workers=workers)
+    batches: list[NDArray[np.uint8]] = []
+    for number in range(-(-count // CHUNK)):
+        if number and deadline.passed():
+            break
+        report(StartProgress(stage="reading crops", done=min(count, number * CHUNK), total=count))
+        batches.append(next(stream).pixels)
+    return np.concatenate(batches)
 
 
 class LinearTransform(nn.Module):
-    """Patches to their leading principal components: [B, 3, H, W] -> [B, z, H/d, W/d]; never trained.
+    """Projection of patches onto principal components: [B, 3, H, W] -> [B, z, H/d, W/d]; never trained.
 
     Args:
         components: [z, 3, d, d], orthonormal.
@@ -42,27 +136,34 @@ class LinearTransform(nn.Module):
         self.register_buffer("mean", mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d] float32, whatever precision networks have."""
+        """Project [B, 3, H, W] in [-1, 1] to [B, z, H/d, W/d] float32, under autocast too."""
         with torch.autocast(x.device.type, enabled=False):
             bias = -torch.einsum("zcij,cij->z", self.components, self.mean)
             return F.conv2d(x, self.components, bias, stride=self.components.shape[-1])
 
     @classmethod
     def empty(cls, config: TokenizerConfig) -> LinearTransform:
-        """One to load a saved state into."""
+        """Return a transform of zeros, to load a state dict into."""
         d = config.downsample
         return cls(torch.zeros(config.z_channels, 3, d, d), torch.zeros(3, d, d))
 
 
 def principal_components(
-    pictures: NDArray[np.uint8], config: TokenizerConfig, device: torch.device
+    pictures: NDArray[np.uint8],
+    config: TokenizerConfig,
+    device: torch.device,
+    *,
+    deadline: Deadline | None = None,
+    report: Callable[[StartProgress], None] = lambda _: None,
 ) -> LinearTransform:
-    """The linear transform that keeps most of the variance of pictures' patches.
+    """Return the projection onto the leading principal components of the pictures' patches.
 
     Args:
         pictures: [N, H, W, 3] uint8.
-        config: tells the patches' side and how many components there are.
+        config: has the side of a patch, `downsample`, and the number of components, `z_channels`.
         device: where it is computed, and stays.
+        deadline: the remaining pictures are left out when it passes; the first 64 never are.
+        report: is told of every part.
     """
     d = config.downsample
     size = 3 * d * d
@@ -72,23 +173,26 @@ def principal_components(
         0,
     )
     for start in range(0, len(pictures), CHUNK):
+        if start and deadline is not None and deadline.passed():
+            break
         patches = F.pixel_unshuffle(to_tensor(pictures[start : start + CHUNK]).to(device), d)
         rows = patches.permute(0, 2, 3, 1).reshape(-1, size)
         total += rows.sum(0).cpu().double()
         products += (rows.T @ rows).cpu().double()
         count += len(rows)
+        done = min(len(pictures), start + CHUNK)
+        report(StartProgress(stage="principal components", done=done, total=len(pictures)))
     mean = total / count
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     components = vectors[:, -config.z_channels :].flip(1).T
-    components *= components.sum(1, keepdim=True).sign() + (
-        components.sum(1, keepdim=True) == 0
-    )  # one sign of two
+    sums = components.sum(1, keepdim=True)
+    components *= sums.sign() + (sums == 0)  # a component and its negative are alike: take one sign
     shape = (3, d, d)
     return LinearTransform(components.reshape(-1, *shape).float(), mean.reshape(shape).float()).to(device)
 
 
-def start_light(model: VQVAE, linear: LinearTransform) -> None:
-    """Make a `light` autoencoder the linear transform and its inverse, with nothing between."""
+def init_light(model: VQVAE, linear: LinearTransform) -> None:
+    """Set a `light` autoencoder to the linear transform and its inverse; its networks start at zero."""
     assert isinstance(model.encoder, Encoder)
     assert isinstance(model.decoder, Decoder)
     with torch.no_grad():
@@ -100,100 +204,6 @@ def start_light(model: VQVAE, linear: LinearTransform) -> None:
         for conv in (model.quant_conv, model.post_quant_conv):
             nn.init.dirac_(conv.weight)
             _set(conv.bias, torch.zeros(len(conv.weight)))
-
-
-def start_quantizer(
-    quantizer: MultiScaleQuantizer,
-    latents: Tensor,
-    schedule: Schedule,
-    rounds: int,
-    seed: int,
-    report: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Make phis the identity, and the codebook what k-means finds in the residuals that scales see.
-
-    Every scale gives as many residuals, since a coarse token stands for many cells. The first round takes
-    the scales before it to be exact; each further one the residuals that the codebook found so far leaves.
-
-    Args:
-        quantizer: on the latents' device.
-        latents: [N, C, h, w] float32.
-        schedule: (h, w) of every scale, the last one the latents'.
-        rounds: of k-means.
-        seed: of what is drawn at random.
-        report: is told of every round as it begins.
-    """
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in quantizer.modules():
-            if isinstance(module, Phi):
-                nn.init.dirac_(module.weight)
-                _set(module.bias, torch.zeros(len(module.weight)))
-        cells = _exact_residuals(latents, schedule)
-        for number in range(rounds):
-            report(f"k-means over the residuals of {len(latents):,} crops, round {number + 1} of {rounds}")
-            _k_means(
-                quantizer, _balanced(cells, quantizer.embedding.num_embeddings, random), random, number == 0
-            )
-            if number + 1 < rounds:
-                cells = _residuals(quantizer, latents, schedule)
-
-
-def start_as_var(quantizer: MultiScaleQuantizer, seed: int) -> None:
-    """VAR's own start: codes uniform in +-1/V; phis stay what nn.Conv2d starts with."""
-    codes = quantizer.embedding.weight
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        codes.copy_(torch.empty(codes.shape).uniform_(-1 / len(codes), 1 / len(codes), generator=random))
-
-
-def _exact_residuals(latents: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Per scale [n, C]: what is left of latents where every scale before gave exactly what it can."""
-    cells, residual = [], latents
-    for k, grid in enumerate(schedule):
-        pooled = area_pool(residual, grid)
-        cells.append(_rows(pooled))
-        if k + 1 < len(schedule):
-            residual = residual - F.interpolate(pooled, schedule[-1], mode="bicubic")
-    return cells
-
-
-def _residuals(quantizer: MultiScaleQuantizer, latents: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Per scale [n, C]: what the quantizer looks up."""
-    found: list[list[Tensor]] = [[] for _ in schedule]
-    for part in latents.split(CHUNK):
-        for k, scale in enumerate(quantizer.scale_steps(schedule, latent=part)):
-            assert scale.cells is not None  # a latent is quantized
-            found[k].append(_rows(scale.cells))
-    return [torch.cat(parts) for parts in found]
-
-
-def _balanced(cells: list[Tensor], vocab_size: int, random: torch.Generator) -> Tensor:
-    """Equally many residuals of every scale, drawn at random: [n, C]."""
-    each = -(-POINTS_PER_CODE * vocab_size // len(cells))
-    return torch.cat(
-        [rows[torch.randint(len(rows), (each,), generator=random).to(rows.device)] for rows in cells]
-    )
-
-
-def _k_means(quantizer: MultiScaleQuantizer, points: Tensor, random: torch.Generator, fresh: bool) -> None:
-    """Lloyd's algorithm from the quantizer's codes, or from points if `fresh`; codes of none start anew."""
-    codes = quantizer.embedding.weight
-
-    def draw(count: int) -> Tensor:
-        return points[torch.randint(len(points), (count,), generator=random).to(points.device)]
-
-    if fresh:
-        codes.copy_(draw(len(codes)))
-    for _ in range(LLOYD_STEPS):
-        nearest = quantizer.lookup()(points[:, :, None, None]).flatten()
-        counts = torch.bincount(nearest, minlength=len(codes))
-        codes.copy_(torch.zeros_like(codes).index_add_(0, nearest, points) / counts.clamp(min=1)[:, None])
-        codes[counts == 0] = draw(int((counts == 0).sum()))
-
-
-def _rows(cells: Tensor) -> Tensor:
-    return cells.permute(0, 2, 3, 1).reshape(-1, cells.shape[1])
 
 
 def _set(parameter: Tensor | None, values: Tensor) -> None:

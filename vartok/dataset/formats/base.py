@@ -1,0 +1,125 @@
+"""The interface of a shard format, and how a row's fields are checked."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
+from vartok.errors import DatasetError, TokensError, one_line, quoted
+from vartok.schedule import token_count
+from vartok.tokens import ImageTokens
+
+MAX_ROW_BYTES = 1 << 26
+"""Bytes that a reader takes for one row: a line of JSON, or one file of tokens in a tar."""
+
+COLUMN_TYPES: dict[str, type] = {
+    "key": str,
+    "width": int,
+    "height": int,
+    "label": int,
+    "caption": str,
+    "metadata": str,
+}
+"""Columns beside the tokens, and the type of each; those of `OPTIONAL_COLUMNS` may be None."""
+
+
+class ShardWriter(Protocol):
+    """Writes the rows of one shard into a stream."""
+
+    def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
+        """Write a row, or buffer it.
+
+        Args:
+            tokens: tokens of one picture in the data set's schedule; `image.source` is the row's key.
+            picture: the picture file, which only a format with `keeps_pictures` stores.
+
+        Raises:
+            VartokError: the format cannot hold this row; nothing of it is written.
+        """
+
+    def close(self) -> None:
+        """Write buffered rows and the end of the shard; the stream stays open."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format of shards. The same rows give the same bytes, whatever the clock.
+
+    Attributes:
+        name: the format's name in `build` and, as "files", in dataset.json.
+        suffix: suffix of its files, with the dot.
+        open_writer: opens a writer on a stream that can only be written forward.
+        read: yields the rows of a shard in order; any exception means that the shard is broken.
+        keeps_pictures: True if writers store the picture files beside the tokens.
+    """
+
+    name: str
+    suffix: str
+    open_writer: Callable[[io.RawIOBase, Encoding], ShardWriter]
+    read: Callable[[Path, Encoding], Iterator[ImageTokens]]
+    keeps_pictures: bool = False
+
+
+def row_fields(tokens: ImageTokens) -> dict[str, Any]:
+    """Return the columns of a row beside its tokens, without those that are None."""
+    image = tokens.image
+    fields: dict[str, Any] = {"key": image.source, "width": image.width, "height": image.height}
+    optional = {name: getattr(tokens, name) for name in OPTIONAL_COLUMNS}
+    return fields | {name: value for name, value in optional.items() if value is not None}
+
+
+def check_fields(fields: Any) -> dict[str, Any]:
+    """Check the columns that a shard holds beside a row's tokens.
+
+    Args:
+        fields: the parsed columns, an object of JSON or a row of a table.
+
+    Returns:
+        The values of all `COLUMN_TYPES`, in their order.
+
+    Raises:
+        DatasetError: a column is missing, or has another type.
+    """
+    if not isinstance(fields, dict):
+        raise DatasetError("a row is not a JSON object")
+    values = {name: fields.get(name) for name in COLUMN_TYPES}
+    for name, kind in COLUMN_TYPES.items():
+        if type(values[name]) is not kind and (name not in OPTIONAL_COLUMNS or values[name] is not None):
+            raise DatasetError(f"{name} of a row is {quoted(values[name])}")
+    return values
+
+
+def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageTokens:
+    """Build a row from a shard's columns.
+
+    Args:
+        fields: the columns beside the tokens, as `check_fields` takes them.
+        flat: [L] integers, scales coarse to fine, each row by row.
+        encoding: encoding of the data set.
+
+    Raises:
+        DatasetError: columns or tokens that the data set cannot hold.
+    """
+    values = check_fields(fields)
+    length = token_count(encoding.schedule)
+    if flat.shape != (length,) or flat.dtype.kind not in "iu":
+        raise DatasetError(f"{one_line(values['key'])}: not {length} tokens")
+    scales = np.split(flat, np.cumsum([h * w for h, w in encoding.schedule[:-1]]))
+    try:
+        return ImageTokens(
+            tuple(scale.reshape(grid) for scale, grid in zip(scales, encoding.schedule, strict=True)),
+            encoding.model,
+            encoding.image_info(values["key"], values["width"], values["height"]),
+            label=values["label"],
+            caption=values["caption"],
+            metadata=values["metadata"],
+        )
+    except TokensError as error:
+        raise DatasetError(f"{one_line(values['key'])}: {error}") from None

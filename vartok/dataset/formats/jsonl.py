@@ -1,0 +1,54 @@
+"""JSON-lines shards: the token file's JSON on a line, with the row's key and optional columns before it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from vartok.dataset.formats.base import MAX_ROW_BYTES, Format, check_fields, row_fields
+from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
+from vartok.errors import DatasetError
+from vartok.tokens import ImageTokens
+
+
+class JsonlWriter:
+    """Writes a line per row, which `decode` reads as a token file."""
+
+    def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
+        self._stream = stream
+
+    def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
+        """Write a row."""
+        fields = row_fields(tokens)
+        columns = {name: fields[name] for name in ("key", *OPTIONAL_COLUMNS) if name in fields}
+        line = json.dumps(columns, separators=(",", ":"))[:-1] + "," + tokens.to_json()[1:]
+        self._stream.write(f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Do nothing: the last line is the end."""
+
+
+def read_jsonl(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
+    """Yield the rows of a JSON-lines shard.
+
+    Raises:
+        DatasetError: a row of another encoding, or a broken one.
+        TokenFileError: a line that is not a token file's JSON.
+    """
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_ROW_BYTES):
+            tokens = ImageTokens.from_json(line)
+            if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
+                raise DatasetError("belongs to another data set")
+            image = tokens.image
+            fields = check_fields({"width": image.width, "height": image.height, **json.loads(line)})
+            if fields["key"] != image.source:
+                raise DatasetError("the key of a row is not its picture's source")
+            columns = {name: fields[name] for name in OPTIONAL_COLUMNS if fields[name] is not None}
+            yield replace(tokens, **columns) if columns else tokens
+
+
+JSONL = Format("jsonl", ".jsonl", JsonlWriter, read_jsonl)

@@ -1,0 +1,103 @@
+"""Progress of a build: the reports of all workers, added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vartok.dataset.plan import InputTask
+from vartok.dataset.write import ShardProgress
+
+
+class Failure(NamedTuple):
+    """A sample that failed.
+
+    Attributes:
+        place: where to find the sample: a path or URL, and the key in it.
+        cause: the reason, on one line.
+    """
+
+    place: str
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The state of a running build. Counts are those of this run, not of the whole data set.
+
+    Attributes:
+        pictures: pictures encoded, those of unfinished shards included.
+        failed: samples that failed.
+        shards: shards finished.
+        bytes: bytes of shards written.
+        seconds: time since the start of the first shard.
+        fraction: fraction of the input shards of this run that is done, 0 to 1.
+        failures: samples that failed since the last report.
+        active: shards that are being written, in the order of the workers.
+    """
+
+    pictures: int
+    failed: int
+    shards: int
+    bytes: int
+    seconds: float
+    fraction: float
+    failures: tuple[Failure, ...] = ()
+    active: tuple[ShardProgress, ...] = ()
+
+
+class ProgressTotals:
+    """Adds up the reports of all workers.
+
+    Args:
+        tasks: the tasks of the run.
+    """
+
+    def __init__(self, tasks: Sequence[InputTask]) -> None:
+        self._inputs = {task.index: task.shard for task in tasks}
+        self._fractions = dict.fromkeys(self._inputs, 0.0)  # of each input shard
+        self._active: dict[int, ShardProgress] = {}  # by worker
+        self._finished: dict[str, ShardProgress] = {}  # by shard
+        self._failed: set[tuple[str, str]] = set()  # shard and key, as a shard may be started twice
+        self._start = time.monotonic()
+
+    def add(self, report: ShardProgress) -> Progress:
+        """Take in a report, and return the new state."""
+        new = {
+            (report.shard, failure.key): failure
+            for failure in report.failures
+            if (report.shard, failure.key) not in self._failed
+        }
+        self._failed |= new.keys()
+        # One worker at a time has an input shard; a worker that had it before has died.
+        self._active = {
+            worker: active
+            for worker, active in self._active.items()
+            if worker != report.worker and active.index != report.index
+        }
+        if report.finished:
+            self._finished[report.shard] = report
+        else:
+            self._active[report.worker] = report
+        if report.finished and report.last:
+            self._fractions[report.index] = 1.0
+        elif report.read_fraction is not None:
+            self._fractions[report.index] = report.read_fraction
+        place = self._inputs[report.index].find
+        return self.state(tuple(Failure(place(failed.key), failed.cause) for failed in new.values()))
+
+    def state(self, failures: tuple[Failure, ...] = ()) -> Progress:
+        """Return the current state."""
+        reports = (*self._finished.values(), *self._active.values())
+        return Progress(
+            pictures=sum(report.pictures for report in reports),
+            failed=len(self._failed),
+            shards=len(self._finished),
+            bytes=sum(report.bytes for report in reports),
+            seconds=time.monotonic() - self._start,
+            fraction=sum(self._fractions.values()) / max(1, len(self._fractions)),
+            failures=failures,
+            active=tuple(report for _, report in sorted(self._active.items())),
+        )

@@ -1,0 +1,181 @@
+"""The schema of a data set: the names of its files, the encoding that all its tokens share, dataset.json.
+
+OUT/
+  dataset.json             model, schedule and picture settings; all shards with their sha256; completeness
+  data/00003-0000.parquet  rows of input shard 3: those of its first `shard_size` samples that did not fail
+  stats/00003-0000.json    written after the shard and marks it as done: counts, sha256, failed samples
+  failed.jsonl             all failed samples: key, cause and shard of each
+  README.md                a card for Hugging Face's loader and for people
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vartok.errors import DatasetError, VartokError, one_line, quoted
+from vartok.files import atomic_write
+from vartok.schedule import Schedule, check_schedule
+from vartok.tokens import ImageInfo, ModelInfo
+
+FORMAT = "vartok.dataset"
+VERSION = 1
+
+DATASET = "dataset.json"
+DATA = "data"
+STATS = "stats"
+FAILED = "failed.jsonl"
+README = "README.md"
+
+OPTIONAL_COLUMNS = ("label", "caption", "metadata")
+"""Columns of a row that sources may bring along: the attributes of `ImageTokens` with these names."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The settings that all tokens of a data set share.
+
+    Attributes:
+        model: the checkpoint whose codebook the tokens index.
+        schedule: (h, w) of every scale, coarse to fine.
+        size: (height, width) of the encoded pixels.
+        fit: how pictures were brought to that size: "crop", "pad" or "stretch".
+        zoom: zoom factor of `Fit`, 1 to 100.
+        background: RGB, 0 to 255, under transparency and around padded pictures.
+        device: type of the encoder's device, as "cpu" or "cuda".
+        dtype: dtype of the encoder, as "float32".
+    """
+
+    model: ModelInfo
+    schedule: Schedule
+    size: tuple[int, int]
+    fit: str
+    zoom: float
+    background: tuple[int, int, int]
+    device: str
+    dtype: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON has them: "model", "image" and "schedule"."""
+        image = {
+            name: getattr(self, name) for name in ("size", "fit", "zoom", "background", "device", "dtype")
+        }
+        # Through JSON, so that tuples are lists, as in what is read back.
+        document: dict[str, Any] = json.loads(
+            json.dumps({"model": dataclasses.asdict(self.model), "image": image, "schedule": self.schedule})
+        )
+        return document
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Encoding:
+        """Undo `to_dict`.
+
+        Raises:
+            VartokError, TypeError, KeyError, ValueError: `document` has another structure.
+        """
+        image = document["image"]
+        return cls(
+            model=ModelInfo(**document["model"]),
+            schedule=check_schedule(tuple((h, w) for h, w in document["schedule"])),
+            size=tuple(image["size"]),
+            fit=image["fit"],
+            zoom=image["zoom"],
+            background=tuple(image["background"]),
+            device=image["device"],
+            dtype=image["dtype"],
+        )
+
+    def image_info(self, key: str, width: int, height: int) -> ImageInfo:
+        """Return the description of one picture of the data set.
+
+        Args:
+            key: key of the picture, which becomes its source.
+            width: width of the picture file in pixels.
+            height: height of the picture file in pixels.
+
+        Raises:
+            TokensError: a value that no token file can hold.
+        """
+        return ImageInfo(
+            source=key,
+            width=width,
+            height=height,
+            size=self.size,
+            fit=self.fit,
+            zoom=self.zoom,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def shard_name(index: int, part: int) -> str:
+    """Return the name, without suffix, of part `part` of the input shard at `index`."""
+    return f"{index:05d}-{part:04d}"
+
+
+def read_description(out: Path) -> dict[str, Any]:
+    """Read dataset.json.
+
+    Raises:
+        DatasetError: the file is missing, cannot be read, or is not a data set of this version.
+    """
+    path = out / DATASET
+    try:
+        description = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise DatasetError(f"{path} does not describe a data set of vartok")
+    if description.get("version") != VERSION:
+        raise DatasetError(
+            f"{path} has version {quoted(description.get('version'))}, and this vartok reads {VERSION}",
+            hint="upgrade vartok",
+        )
+    return description
+
+
+def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
+    """Read and check dataset.json.
+
+    Returns:
+        The whole description, and the encoding that it holds.
+
+    Raises:
+        DatasetError: dataset.json is missing or broken.
+    """
+    description = read_description(out)
+    try:
+        encoding = Encoding.from_dict(description)
+        if not isinstance(description["files"], str):
+            raise DatasetError(f"files is a format's name, not {quoted(description['files'])}")
+        columns = description.get("carried", {})
+        if type(columns) is not dict or any(type(count) is not int for count in columns.values()):
+            raise DatasetError("carried is not a count for every column")
+        if not all(isinstance(name, str) for name in description.get("classes", ())):
+            raise DatasetError("classes are not all texts")
+        for shard in description["shards"] if description.get("complete") else description.get("shards", ()):
+            if not re.fullmatch(rf"{DATA}/[0-9]+-[0-9]+\.[a-z]+", shard["name"]):
+                raise DatasetError(f"a shard is called {quoted(shard['name'])}")
+            if type(shard["pictures"]) is not int or shard["pictures"] < 0:
+                raise DatasetError(f"a shard has {quoted(shard['pictures'])} pictures")
+    except (VartokError, KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}") from None
+    return description, encoding
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file by `text`, so that it appears whole, even after a power cut.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path, overwrite=True, durable=True) as file:
+        file.write(text.encode())

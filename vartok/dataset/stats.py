@@ -1,0 +1,107 @@
+"""Stats files: each marks one shard as done, and holds its counts, its sha256 and its failed samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vartok.dataset.schema import STATS, shard_name
+from vartok.errors import DatasetError
+
+ShardId = tuple[int, int]
+"""The index of an input shard, and the part of it that a shard holds."""
+
+
+class FailedSample(NamedTuple):
+    """A sample that has no tokens, and the reason."""
+
+    key: str
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStats:
+    """Facts about a finished shard.
+
+    Attributes:
+        input: identity of its input shard.
+        pictures: number of its rows.
+        failed: samples that are not among the rows.
+        carried: for each optional column, the number of rows that have a value.
+        bytes: size of its file.
+        sha256: hash of its file, in hex.
+        last: True if it holds the end of its input shard.
+    """
+
+    input: str
+    pictures: int
+    failed: tuple[FailedSample, ...]
+    carried: dict[str, int]
+    bytes: int
+    sha256: str
+    last: bool
+
+    def to_json(self) -> str:
+        """Return one JSON object on one line, with the newline."""
+        failed = [sample._asdict() for sample in self.failed]
+        return json.dumps({**vars(self), "failed": failed}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ShardStats:
+        """Undo `to_json`.
+
+        Raises:
+            DatasetError: `text` is something else, or only a part of it.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            failed = tuple(
+                FailedSample(str(item["key"]), str(item["cause"])) for item in values.pop("failed")
+            )
+            stats = cls(failed=failed, **values)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise DatasetError("is empty, torn, or not a stats file of vartok") from None
+        types = {"input": str, "pictures": int, "carried": dict, "bytes": int, "sha256": str, "last": bool}
+        for name, kind in types.items():
+            if type(getattr(stats, name)) is not kind:
+                raise DatasetError(f"{name} is not of type {kind.__name__}")
+        return stats
+
+
+def stats_path(out: Path, shard: ShardId) -> Path:
+    """Return the path of a shard's stats file."""
+    return out / STATS / f"{shard_name(*shard)}.json"
+
+
+def read_stats(out: Path) -> dict[ShardId, ShardStats]:
+    """Read all stats files of a data set, in order.
+
+    A file that is empty or torn, as a power cut leaves it, is left out: its shard counts as not done and
+    is made again.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return {shard: stats for shard, stats in _scan(out).items() if isinstance(stats, ShardStats)}
+
+
+def broken_stats(out: Path) -> dict[ShardId, DatasetError]:
+    """Return the reason for every stats file that `read_stats` leaves out, in order."""
+    return {shard: error for shard, error in _scan(out).items() if isinstance(error, DatasetError)}
+
+
+def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
+    found: dict[ShardId, ShardStats | DatasetError] = {}
+    for path in (out / STATS).iterdir() if (out / STATS).is_dir() else ():
+        if match := re.fullmatch(r"([0-9]{5,9})-([0-9]{4,9})\.json", path.name):
+            shard = int(match[1]), int(match[2])
+            try:
+                with contextlib.suppress(FileNotFoundError):  # another process has begun to make it again
+                    found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
+            except DatasetError as error:
+                found[shard] = error
+    return dict(sorted(found.items()))

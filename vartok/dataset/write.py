@@ -1,0 +1,252 @@
+"""Writing: shards of encoded samples, their stats files, and the summary of the whole data set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from vartok.dataset.formats import open_writer
+from vartok.dataset.plan import Job, SampleSlot, is_complete
+from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, README, shard_name, write_text
+from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
+from vartok.errors import VartokError
+from vartok.files import ABANDONED, atomic_write, remove_stale_temp_files
+from vartok.sources import Sample
+from vartok.tokens import ImageTokens
+
+REPORT_INTERVAL = 0.2
+"""Seconds between two progress reports of a shard; a failure is reported at once."""
+
+SampleResult = tuple[SampleSlot, ImageTokens | VartokError]
+"""A sample's place, and its tokens or the reason why there are none."""
+
+
+@dataclass(frozen=True)
+class ShardProgress:
+    """The state of a shard that is being written.
+
+    Attributes:
+        shard: name of the shard.
+        index: position of its input shard in the order of all.
+        pictures: rows so far.
+        bytes: bytes so far.
+        failures: samples that failed since the last report.
+        read_fraction: fraction of the input shard that has been read, 0 to 1; None if unknown.
+        finished: True once the shard and its stats file are written.
+        last: True if the finished shard is the last of its input shard.
+        worker: number of the process that works on it.
+    """
+
+    shard: str
+    index: int
+    pictures: int
+    bytes: int
+    failures: tuple[FailedSample, ...]
+    read_fraction: float | None = None
+    finished: bool = False
+    last: bool = False
+    worker: int = 0
+
+
+class HashedFile(io.RawIOBase):
+    """A stream that is written forward, and counts and hashes its bytes.
+
+    Attributes:
+        size: bytes written.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the bytes written."""
+        return self.size
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, any buffer of bytes, and return their number."""
+        count = memoryview(data).nbytes
+        if self._file.closed:  # the shard was given up, and Arrow's writer still writes its footer
+            return count
+        self._file.write(data)
+        self._hash.update(data)
+        self.size += count
+        return count
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all bytes written, in hex."""
+        return self._hash.hexdigest()
+
+
+def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardProgress]:
+    """Write encoded samples into shards. Each shard appears whole, and its stats file after it.
+
+    Args:
+        job: the data set.
+        results: the samples of some tasks in order, and the ends of the tasks, as `pending_samples` has them.
+
+    Yields:
+        The progress of one shard after the other.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for (index, part), run in itertools.groupby(results, lambda item: item[0].shard):
+        if part is None:
+            failed = tuple(
+                FailedSample(slot.sample.key, str(result)) for slot, result in run if slot.sample is not None
+            )
+            yield ShardProgress(f"{index:05d}", index, 0, 0, failed)
+        else:
+            yield from _write_shard(job, (index, part), run)
+
+
+def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> Iterator[ShardProgress]:
+    index, part = shard
+    stats_file = stats_path(job.out, shard)
+    stats_file.unlink(missing_ok=True)  # first: from here on the shard is not done
+    rows, failed, last, identity = 0, list[FailedSample](), False, ""
+    column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
+    reported_at, reported_failures = time.monotonic(), 0
+    # Durable: after a power cut, the mark must not stand beside a shard that is torn.
+    with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
+        stream = HashedFile(file)
+        writer = open_writer(job.format, stream, job.encoding)
+        for slot, result in results:
+            identity, sample = slot.input, slot.sample
+            if sample is None:
+                last = True
+                break
+            try:
+                if isinstance(result, VartokError):
+                    raise result
+                row = _add_columns(result, sample)
+                picture = sample.picture if isinstance(sample.picture, bytes) else b""
+                writer.add(row, picture or None)  # empty where the picture is not kept
+            except VartokError as error:
+                failed.append(FailedSample(sample.key, str(error)))
+            else:
+                rows += 1
+                column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(row, name) is not None)
+            if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
+                new = tuple(failed[reported_failures:])
+                yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, sample.progress)
+                reported_at, reported_failures = time.monotonic(), len(failed)
+        writer.close()
+    stats = ShardStats(
+        input=identity,
+        pictures=rows,
+        failed=tuple(failed),
+        carried=dict(column_counts),
+        bytes=stream.size,
+        sha256=stream.sha256,
+        last=last,
+    )
+    write_text(stats_file, stats.to_json())
+    for path in (job.shard_path(shard), stats_file):
+        remove_stale_temp_files(path)
+    if last:
+        _remove_parts_after(job, index, part)
+    new = tuple(failed[reported_failures:])
+    yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, finished=True, last=last)
+
+
+def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:
+    """Return the tokens with the columns that the sample brings along."""
+    values = {name: getattr(sample, name) for name in OPTIONAL_COLUMNS}
+    given = {name: value for name, value in values.items() if value is not None}
+    return replace(tokens, **given) if given else tokens
+
+
+def _remove_parts_after(job: Job, index: int, end: int) -> None:
+    """Remove the shards of an input shard that had more parts before."""
+    for part in itertools.count(end + 1):
+        paths = (stats_path(job.out, (index, part)), job.shard_path((index, part)))
+        if not any(path.exists() for path in paths):
+            break
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
+    """Write dataset.json and failed.jsonl from the stats of all finished shards.
+
+    Any number of machines may do so at any time: whoever writes last looks at the stats once more.
+
+    Args:
+        job: the data set.
+        input_shards: number of its input shards.
+
+    Returns:
+        The content of dataset.json.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    finished = _finished_shards(job)
+    while True:
+        failures = [
+            json.dumps({"key": sample.key, "cause": sample.cause, "shard": shard_name(*shard)})
+            for shard, stats in finished.items()
+            for sample in stats.failed
+        ]
+        if failures:
+            write_text(job.out / FAILED, "".join(f"{line}\n" for line in failures))
+        else:
+            (job.out / FAILED).unlink(missing_ok=True)
+        summary = _summarize(job, finished, input_shards)
+        write_text(job.out / DATASET, json.dumps(summary, indent=1) + "\n")
+        again = _finished_shards(job)
+        if again == finished:
+            break
+        finished = again
+    for name in (FAILED, DATASET, README):
+        remove_stale_temp_files(job.out / name, age=ABANDONED)
+    return summary
+
+
+def _finished_shards(job: Job) -> dict[ShardId, ShardStats]:
+    return {shard: stats for shard, stats in read_stats(job.out).items() if job.has_shard(shard, stats)}
+
+
+def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int) -> dict[str, Any]:
+    parts: dict[int, set[int]] = {}
+    ends: dict[int, int] = {}
+    for (index, part), stats in finished.items():
+        parts.setdefault(index, set()).add(part)
+        if stats.last:
+            ends[index] = part
+    columns = {
+        name: sum(stats.carried.get(name, 0) for stats in finished.values()) for name in OPTIONAL_COLUMNS
+    }
+    return {
+        **job.describe(),
+        "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
+        "pictures": sum(stats.pictures for stats in finished.values()),
+        "failed": sum(len(stats.failed) for stats in finished.values()),
+        "bytes": sum(stats.bytes for stats in finished.values()),
+        "carried": columns,
+        "shards": [
+            {
+                "name": f"{DATA}/{job.shard_path(shard).name}",
+                "pictures": stats.pictures,
+                "failed": len(stats.failed),
+                "bytes": stats.bytes,
+                "sha256": stats.sha256,
+            }
+            for shard, stats in finished.items()
+        ],
+    }

@@ -1,0 +1,63 @@
+"""JPEG and WebP files of a given size, as baselines for tokens."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vartok.errors import ImageError
+
+
+def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
+    """Write the JPEG or WebP file of highest quality that has at most `budget` bytes, found by bisection.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        format: "jpeg" or "webp".
+        budget: size in bytes; where even the lowest quality has more, the lowest quality is returned.
+
+    Raises:
+        ImageError: the format cannot hold that many pixels.
+    """
+    best, low, high = _smallest(pixels, format, 0), 0, 101  # invariant: `high` is too large, or 101
+    while high - low > 1 and len(best) <= budget:
+        middle = (low + high) // 2
+        data = _smallest(pixels, format, middle)
+        if len(data) <= budget:
+            best, low = data, middle
+        else:
+            high = middle
+    return best
+
+
+def decompress(data: bytes) -> NDArray[np.uint8]:
+    """Decode what `compress` wrote into [H, W, 3] uint8."""
+    with Image.open(io.BytesIO(data)) as file:
+        return np.asarray(file.convert("RGB"))
+
+
+def _smallest(pixels: NDArray[np.uint8], format: str, quality: int) -> bytes:
+    """Write the smallest file of a quality; for JPEG, baseline or progressive, whichever is smaller."""
+    if format == "webp":
+        return _save(pixels, format, quality=quality, method=6)
+    kinds = (
+        _save(pixels, format, quality=quality, optimize=True, subsampling="4:2:0", progressive=progressive)
+        for progressive in (False, True)
+    )
+    return min(kinds, key=len)
+
+
+def _save(pixels: NDArray[np.uint8], format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    try:
+        Image.fromarray(pixels).save(stream, format, **options)
+    except (OSError, ValueError) as error:
+        height, width = pixels.shape[:2]
+        raise ImageError(
+            f"{format} cannot hold {width:,} x {height:,} pixels", hint="leave `baselines` out"
+        ) from error
+    return stream.getvalue()

@@ -1,0 +1,143 @@
+"""Sums over pictures, and the report that is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vartok.codebook import count_codes, describe_usage
+from vartok.evaluation.scores import BaselineScores, ModelScores, PictureScores, Scores
+from vartok.metrics import FrechetDistance, blockiness, count_steps
+from vartok.schedule import Schedule
+from vartok.tokenizer import Tokenizer
+from vartok.tokens import TokenMaps
+
+
+class Reconstruction(NamedTuple):
+    """One picture as a tokenizer reconstructs it, with the figures that its networks were needed for.
+
+    Attributes:
+        pixels: [H, W, 3] uint8.
+        tokens: token maps of a batch of one, on the CPU.
+        unquantized_psnr: dB.
+        scale_psnr: dB after 1, 2, ... K scales; None where scales were left out.
+        lpips: LPIPS distance; None where it was not measured.
+        features: [D] Inception features; None where rFID was not asked for.
+    """
+
+    pixels: NDArray[np.uint8]
+    tokens: TokenMaps
+    unquantized_psnr: float
+    scale_psnr: tuple[float, ...] | None
+    lpips: float | None
+    features: Tensor | None
+
+
+class Totals:
+    """Sums of one tokenizer's figures over pictures; holds no picture.
+
+    Args:
+        tokenizer: the tokenizer.
+        scales: K, number of scales of every picture.
+        device: device of the Inception features.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, scales: int, device: torch.device) -> None:
+        self._tokenizer = tokenizer
+        self._schedules: set[Schedule] = set()
+        self._pixels = 0
+        self._bits = 0.0
+        self._counts = np.zeros((scales, tokenizer.config.vocab_size), np.int64)
+        self._steps = np.zeros(4, np.int64)
+        self._reference_steps = np.zeros(4, np.int64)
+        self._distance = FrechetDistance(device)
+
+    def add(self, reference: NDArray[np.uint8], features: Tensor | None, copy: Reconstruction) -> None:
+        """Add a picture.
+
+        Args:
+            reference: [H, W, 3] uint8.
+            features: [D] Inception features of the reference; None where rFID was not asked for.
+            copy: what the tokenizer made of it.
+        """
+        self._schedules.add(copy.tokens.schedule)
+        self._pixels += reference.shape[0] * reference.shape[1]
+        self._bits += count_bits(copy.tokens, self._tokenizer)
+        maps = [tokens.numpy() for tokens in copy.tokens.maps]
+        self._counts += count_codes([maps], *reversed(self._counts.shape))
+        self._steps += count_steps(copy.pixels, self._tokenizer.config.downsample)
+        self._reference_steps += count_steps(reference, self._tokenizer.config.downsample)
+        if features is not None and copy.features is not None:
+            self._distance.add(features, copy.features)
+
+    def scores(self, scores: Sequence[Scores]) -> ModelScores:
+        """Return the figures of the pictures that were added, given the scores of each, at least one."""
+        usage = describe_usage(self._counts)
+        return ModelScores(
+            psnr=_mean([one.psnr for one in scores]),
+            ssim=_mean([one.ssim for one in scores]),
+            ms_ssim=_mean_of_known(one.ms_ssim for one in scores),
+            lpips=_mean_of_known(one.lpips for one in scores),
+            unquantized_psnr=_mean_of_known(one.unquantized_psnr for one in scores),
+            scale_psnr=_mean_by_scale([one.scale_psnr for one in scores]),
+            bits_per_pixel=self._bits / self._pixels,
+            size_bytes=_mean([one.size_bytes for one in scores]),
+            model=self._tokenizer.info,
+            schedule=next(iter(self._schedules)) if len(self._schedules) == 1 else None,
+            rfid=self._distance.compute(),
+            blockiness=blockiness(self._steps),
+            reference_blockiness=blockiness(self._reference_steps),
+            codes_used=usage.overall.used,
+            usage=usage,
+        )
+
+
+def count_bits(tokens: TokenMaps, tokenizer: Tokenizer) -> float:
+    """Return the bits of one picture's tokens, each log2(V), without entropy coding."""
+    return sum(part.numel() for part in tokens.maps) * math.log2(tokenizer.config.vocab_size)
+
+
+def baseline_scores(format: str, pictures: Sequence[PictureScores], index: int) -> BaselineScores:
+    """Return the figures of a format over pictures.
+
+    Args:
+        format: a key of `BASELINES`.
+        pictures: scores of at least one picture.
+        index: place of the format in each picture's `baselines`.
+    """
+    scores = [picture.baselines[index] for picture in pictures]
+    pixels = sum(picture.height * picture.width for picture in pictures)
+    within = [
+        picture for picture in pictures if picture.baselines[index].size_bytes <= picture.models[0].size_bytes
+    ]
+    return BaselineScores(
+        psnr=_mean([one.psnr for one in scores]),
+        ssim=_mean([one.ssim for one in scores]),
+        ms_ssim=_mean_of_known(one.ms_ssim for one in scores),
+        bits_per_pixel=8 * sum(one.size_bytes for one in scores) / pixels,
+        size_bytes=_mean([one.size_bytes for one in scores]),
+        format=format,
+        over_budget=len(scores) - len(within),
+        within_budget_psnr=_mean_of_known(picture.baselines[index].psnr for picture in within),
+        tokens_within_budget_psnr=_mean_of_known(picture.models[0].psnr for picture in within),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
+
+
+def _mean_by_scale(values: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    known = [value for value in values if value is not None]
+    return tuple(_mean(scale) for scale in zip(*known, strict=True)) if known else None

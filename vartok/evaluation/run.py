@@ -1,0 +1,242 @@
+"""Measure pictures: read them in threads, run the networks in batches, compute the metrics in threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vartok.errors import VartokError
+from vartok.evaluation.baselines import compress, decompress
+from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
+from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
+from vartok.images import Fit, Picture, to_pixels, to_tensor
+from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
+from vartok.parallel import map_batches, map_ordered
+from vartok.schedule import Schedule
+from vartok.sources import Sample
+from vartok.tokenizer import Tokenizer
+from vartok.tokens import TokenMaps
+
+Pixels = NDArray[np.uint8]
+
+
+class _Reconstructed(NamedTuple):
+    """A picture, its Inception features [D] or None, and every tokenizer's reconstruction of it."""
+
+    picture: Picture
+    features: Tensor | None
+    copies: tuple[Reconstruction, ...]
+
+
+class Evaluation:
+    """Measures pictures one after the other, and sums their figures up.
+
+    Args:
+        tokenizers: measured on the same pixels; the tokens of the first are the baselines' budget of bytes.
+        fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
+        schedule: (h, w) of every scale; each checkpoint's own, adapted to each latent, if None.
+        baselines: measure JPEG and WebP too.
+        scales: measure the PSNR after each scale too, which decodes a picture once for each.
+        lpips: maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1]; see `load_lpips`.
+        inception: maps [B, 3, H, W] uint8 to features [B, D]; see `load_inception`.
+
+    Raises:
+        VartokError: torchmetrics is not installed.
+    """
+
+    def __init__(
+        self,
+        tokenizers: Sequence[Tokenizer],
+        fit: Fit,
+        *,
+        schedule: Schedule | None = None,
+        baselines: bool = False,
+        scales: bool = True,
+        lpips: nn.Module | None = None,
+        inception: nn.Module | None = None,
+    ) -> None:
+        require_torchmetrics()
+        self._tokenizers = tuple(tokenizers)
+        self._fit = fit
+        self._schedule = schedule
+        self._formats = tuple(BASELINES) if baselines else ()
+        self._scales = scales
+        # MPS lacks float64, which the Fréchet distance needs.
+        self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
+        self._lpips = lpips and lpips.to(self._device)
+        self._inception = inception and inception.to(self._device)
+        self._scores: list[PictureScores] = []
+        self._failures: list[Failure] = []
+        self._totals = [
+            Totals(one, len(schedule or one.config.patch_nums), self._device) for one in tokenizers
+        ]
+
+    def measure(
+        self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1
+    ) -> Generator[PictureScores | Failure, None, None]:
+        """Measure pictures. The report is about those that were yielded.
+
+        Args:
+            samples: pictures to read; their keys are the names in the report.
+            batch_size: pictures of one size that go through the networks together.
+            workers: threads that read pictures, and as many that compute metrics.
+
+        Yields:
+            The figures of a picture, or why there are none; in order.
+        """
+        limit = workers + batch_size
+
+        def read(sample: Sample) -> tuple[str, Picture | VartokError]:
+            try:
+                return sample.key, sample.read(self._fit)
+            except VartokError as error:
+                return sample.key, error
+
+        def compare(
+            item: tuple[str, _Reconstructed | VartokError],
+        ) -> tuple[_Reconstructed | None, PictureScores | Failure]:
+            name, found = item
+            if isinstance(found, VartokError):
+                return None, Failure(name, found)
+            try:
+                return found, self._compare(name, found)
+            except VartokError as error:
+                return None, Failure(name, error)
+            except MemoryError:
+                return None, Failure(name, VartokError("not enough memory to measure it"))
+
+        pictures = map_ordered(read, samples, workers=workers, limit=limit)
+        copies = map_batches(
+            self._reconstruct, pictures, size=batch_size, key=lambda picture: picture.pixels.shape
+        )
+        with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
+            for found, result in results:
+                if isinstance(result, Failure):
+                    self._failures.append(result)
+                elif found is not None:
+                    self._scores.append(result)
+                    for totals, copy in zip(self._totals, found.copies, strict=True):
+                        totals.add(found.picture.pixels, found.features, copy)
+                yield result
+
+    def report(self) -> EvaluationReport:
+        """Return the figures of all pictures so far."""
+        found = self._scores
+        return EvaluationReport(
+            pictures=len(found),
+            ms_ssim_pictures=sum(scores.models[0].ms_ssim is not None for scores in found),
+            models=tuple(
+                totals.scores([scores.models[m] for scores in found])
+                for m, totals in enumerate(self._totals)
+                if found
+            ),
+            baselines=tuple(
+                baseline_scores(format, found, i) for i, format in enumerate(self._formats) if found
+            ),
+            by_picture=tuple(found),
+            failures=tuple(self._failures),
+            fit=self._fit,
+            device=self._tokenizers[0].device.type,
+            dtype=self._tokenizers[0].dtype,
+        )
+
+    def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
+        """Compute all that needs a network, of pictures of one size."""
+        pixels = np.stack([picture.pixels for picture in batch])
+        features = self._features(pixels)
+        copies = zip(*(self._reconstruct_with(one, pixels) for one in self._tokenizers), strict=True)
+        return [
+            _Reconstructed(picture, None if features is None else features[b], found)
+            for b, (picture, found) in enumerate(zip(batch, copies, strict=True))
+        ]
+
+    def _reconstruct_with(self, tokenizer: Tokenizer, pixels: Pixels) -> list[Reconstruction]:
+        """Encode and decode [B, H, W, 3] pixels."""
+        latent = tokenizer.latent(to_tensor(pixels))
+        tokens = tokenizer.quantize(latent, self._schedule)
+        unquantized = to_pixels(tokenizer.decode_latent(latent))
+        by_scale: list[list[float]] = []
+        if self._scales:
+            for prefix in tokenizer.decode_prefixes(tokens):
+                copies = to_pixels(prefix)  # after the loop: all scales
+                by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
+        else:
+            copies = to_pixels(tokenizer.decode(tokens))
+        distances = self._distances(pixels, copies)
+        features = self._features(copies)
+        flat = tokens.flatten().cpu()
+        return [
+            Reconstruction(
+                pixels=copies[b],
+                tokens=TokenMaps.unflatten(flat[b : b + 1], tokens.schedule),
+                unquantized_psnr=psnr(pixels[b], unquantized[b]),
+                scale_psnr=tuple(scale[b] for scale in by_scale) or None,
+                lpips=None if distances is None else distances[b],
+                features=None if features is None else features[b],
+            )
+            for b in range(len(pixels))
+        ]
+
+    def _distances(self, references: Pixels, copies: Pixels) -> list[float] | None:
+        """Compute LPIPS distances of [B, H, W, 3] pixels; None where not asked for or too small."""
+        if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
+            return None
+        with torch.no_grad():
+            copy, reference = (to_tensor(part).to(self._device) for part in (copies, references))
+            distances: list[float] = self._lpips(copy, reference).flatten().tolist()
+        return distances
+
+    def _features(self, pixels: Pixels) -> Tensor | None:
+        """Compute Inception features [B, D] of [B, H, W, 3] pixels; None where not asked for."""
+        if self._inception is None:
+            return None
+        with torch.no_grad():
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
+            features: Tensor = self._inception(images)
+        return features
+
+    def _compare(self, name: str, found: _Reconstructed) -> PictureScores:
+        """Compute the metrics that need no network of the tokenizers."""
+        reference = found.picture.pixels
+        height, width = reference.shape[:2]
+
+        def score(copy: Pixels, bits: float) -> Scores:
+            return Scores(
+                psnr=psnr(reference, copy),
+                ssim=ssim(reference, copy),
+                ms_ssim=ms_ssim(reference, copy),
+                bits_per_pixel=bits / (height * width),
+                size_bytes=math.ceil(bits / 8),
+            )
+
+        models = []
+        for tokenizer, copy in zip(self._tokenizers, found.copies, strict=True):
+            scores = score(copy.pixels, count_bits(copy.tokens, tokenizer))
+            models.append(
+                replace(
+                    scores,
+                    lpips=copy.lpips,
+                    unquantized_psnr=copy.unquantized_psnr,
+                    scale_psnr=copy.scale_psnr,
+                )
+            )
+        baselines = []
+        for format in self._formats:
+            data = compress(reference, format, int(models[0].size_bytes))
+            baselines.append(score(decompress(data), 8 * len(data)))
+        return PictureScores(
+            name=name,
+            height=height,
+            width=width,
+            notes=found.picture.notes,
+            models=tuple(models),
+            baselines=tuple(baselines),
+        )

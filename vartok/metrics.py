@@ -1,0 +1,293 @@
+"""Image quality metrics: PSNR, SSIM, MS-SSIM, blockiness, LPIPS, and the Fréchet Inception distance.
+
+Functions compare two uint8 pictures. The networks of LPIPS and Inception are loaded from files that the
+user has downloaded; nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vartok.checkpoints import file_sha256
+from vartok.errors import ImageError, VartokError, one_line
+
+Pixels = NDArray[np.uint8]
+
+EXACT_PSNR = 100.0
+"""PSNR of an exact copy, in dB, and the largest that is reported. The true value is infinite, and so would
+be every mean that includes it."""
+
+SSIM_WINDOW = 11
+"""Side of SSIM's Gaussian window, in pixels; smaller pictures have no SSIM."""
+
+MS_SSIM_MIN_SIDE = 176
+"""Side of the smallest picture that has five scales of SSIM, in pixels."""
+
+LPIPS_MIN_SIDE = 32
+"""Side of the smallest picture that AlexNet takes, in pixels."""
+
+ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+
+
+# Metrics of pixels.
+
+
+def psnr(reference: Pixels, copy: Pixels) -> float:
+    """Return the peak signal-to-noise ratio of two pictures, for a peak of 255.
+
+    Args:
+        reference: [H, W, 3] uint8.
+        copy: [H, W, 3] uint8.
+
+    Returns:
+        Decibels, 0 to 100; 100 for an exact copy.
+    """
+    error = float(np.square(np.subtract(reference, copy, dtype=np.int32)).mean())
+    return min(EXACT_PSNR, 10 * math.log10(255**2 / error)) if error else EXACT_PSNR
+
+
+def ssim(reference: Pixels, copy: Pixels) -> float:
+    """Return the structural similarity of two pictures: torchmetrics', with its defaults.
+
+    Computed in float32 on the CPU, with a Gaussian window of 11 pixels, for each RGB channel.
+
+    Args:
+        reference: [H, W, 3] uint8.
+        copy: [H, W, 3] uint8.
+
+    Returns:
+        -1 to 1; 1 for an exact copy.
+
+    Raises:
+        ImageError: a side is smaller than the window.
+        VartokError: torchmetrics is not installed.
+    """
+    if min(reference.shape[:2]) < SSIM_WINDOW:
+        raise ImageError(f"has a side of fewer than {SSIM_WINDOW} pixels, the window of SSIM")
+    compute = require_torchmetrics().structural_similarity_index_measure
+    with torch.no_grad():
+        return float(compute(_to_levels(copy), _to_levels(reference), data_range=255.0))
+
+
+def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
+    """Return the multi-scale structural similarity of two pictures: torchmetrics', with its defaults.
+
+    Args:
+        reference: [H, W, 3] uint8.
+        copy: [H, W, 3] uint8.
+
+    Returns:
+        0 to 1; 1 for an exact copy. None where a side has fewer than 176 pixels, too few for five scales.
+
+    Raises:
+        VartokError: torchmetrics is not installed.
+    """
+    if min(reference.shape[:2]) < MS_SSIM_MIN_SIDE:
+        return None
+    compute = require_torchmetrics().multiscale_structural_similarity_index_measure
+    with torch.no_grad():
+        return float(compute(_to_levels(copy), _to_levels(reference), data_range=255.0))
+
+
+def _to_levels(pixels: Pixels) -> Tensor:
+    """Turn [H, W, 3] uint8 pixels into [1, 3, H, W] float32 in [0, 255]."""
+    return torch.tensor(pixels).permute(2, 0, 1)[None].float()
+
+
+def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
+    """Sum the steps between neighbouring pixels, apart for those that cross a patch border.
+
+    Both directions count, down and across, and every RGB channel.
+
+    Args:
+        pixels: [H, W, 3] uint8.
+        patch: side of the patches, in pixels; the first one starts in the picture's corner.
+
+    Returns:
+        [4] int64: sum of absolute steps across borders, their number; sum of absolute steps inside
+        patches, their number. The counts of several pictures add up.
+    """
+    counts = np.zeros(4, np.int64)
+    for axis in (0, 1):
+        steps = np.abs(np.diff(pixels.astype(np.int16), axis=axis))
+        border = np.arange(1, pixels.shape[axis]) % patch == 0
+        for place, chosen in enumerate((border, ~border)):
+            found = steps.compress(chosen, axis)
+            counts[2 * place : 2 * place + 2] += (int(found.sum(dtype=np.int64)), found.size)
+    return counts
+
+
+def blockiness(steps: NDArray[np.int64]) -> float | None:
+    """Return how visible patch borders are: the mean step across borders divided by the mean step inside.
+
+    Args:
+        steps: [4] int64, a result of `count_steps` or the sum of several.
+
+    Returns:
+        A ratio, 1 where borders do not show; None where there are no borders or no steps inside.
+    """
+    across, borders, inside, others = (int(value) for value in steps)
+    return (across / borders) / (inside / others) if borders and inside else None
+
+
+def require_torchmetrics() -> Any:
+    """Return the module `torchmetrics.functional.image`.
+
+    Raises:
+        VartokError: torchmetrics is not installed.
+    """
+    try:
+        import torchmetrics.functional.image
+    except ImportError:
+        raise VartokError(
+            "SSIM and the perceptual distances need torchmetrics",
+            hint="pip install '.[train]' from a clone of vartok",
+        ) from None
+    return torchmetrics.functional.image
+
+
+# Perceptual distances.
+
+
+class FrechetDistance:
+    """Fréchet distance between the features of reference pictures and those of their copies.
+
+    Args:
+        device: device of the features. float64 is needed, which MPS lacks.
+
+    Source: Heusel et al. 2017, arXiv:1706.08500; the sums are torchmetrics'.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._metric: Any = None  # made when the number of features is known
+        self._count = 0
+
+    def add(self, reference: Tensor, copy: Tensor) -> None:
+        """Add one picture's features, [D] each."""
+        if self._metric is None:
+            from torchmetrics.image.fid import FrechetInceptionDistance
+
+            self._metric = FrechetInceptionDistance(_PassFeatures(len(copy))).to(self._device)
+        self._metric.update(reference[None], real=True)
+        self._metric.update(copy[None], real=False)
+        self._count += 1
+
+    def compute(self) -> float | None:
+        """Return the distance, 0 or more; None for fewer than two pictures, which have no covariance."""
+        return float(self._metric.compute()) if self._count > 1 else None
+
+
+class _PassFeatures(nn.Module):
+    """A network for torchmetrics that returns its input, features that are computed already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def load_lpips() -> nn.Module:
+    """Load LPIPS on AlexNet, as torchmetrics has it. Nothing is downloaded.
+
+    Returns:
+        A module that maps two [B, 3, H, W] batches in [-1, 1] to their distances, [B, 1, 1, 1].
+
+    Raises:
+        VartokError: torchvision, torchmetrics or the weights are missing, or the weights are not those
+            that the name of their file promises.
+
+    Source: Zhang et al. 2018, arXiv:1801.03924.
+    """
+    _find_weights("LPIPS", "torchvision", ALEXNET_URL)
+    require_torchmetrics()
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        return LearnedPerceptualImagePatchSimilarity(net_type="alex").net
+    except Exception as error:  # a torchvision for another torch, or whatever torchmetrics raises
+        raise VartokError(f"LPIPS cannot be loaded: {one_line(error)}") from error
+
+
+def load_inception() -> nn.Module:
+    """Load the Inception network whose features rFID compares. Nothing is downloaded.
+
+    This is torch-fidelity's port, which resizes pictures as TensorFlow did when the weights were trained.
+    torchmetrics' own resizes with antialiasing, and gives other distances.
+
+    Returns:
+        A module that maps [B, 3, H, W] uint8 to [B, 2048] features.
+
+    Raises:
+        VartokError: torch-fidelity or the weights are missing, or the weights are not those that the name
+            of their file promises.
+    """
+    path = _find_weights("rFID", "torch-fidelity", INCEPTION_URL)
+    try:
+        module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+        return _FirstOutput(module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)))
+    except Exception as error:  # whatever torch-fidelity raises
+        raise VartokError(f"rFID cannot be loaded: {one_line(error)}") from error
+
+
+class _FirstOutput(nn.Module):
+    """A network that returns the first of another network's outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        first: Tensor = self.network(images)[0]
+        return first
+
+
+def _find_weights(metric: str, package: str, url: str) -> Path:
+    """Return the file of weights in torch.hub's cache, after checking the hash that its name ends in.
+
+    The weights are pickles, which run code when they are loaded.
+
+    Args:
+        metric: name of the metric, for messages.
+        package: name of the package that loads them, on PyPI.
+        url: address of the weights; its last part, NAME-HASH.pth, is the name of the file, where HASH is
+            the first digits of the file's sha256 (torch.hub's convention).
+
+    Raises:
+        VartokError: the package or the file is missing, or the file has another hash.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    cures = []
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        cures.append(f"pip install {package}")
+    if not path.is_file():
+        cures.append(f"download {url} to {path}")
+    if cures:
+        raise VartokError(f"{metric} needs {package} and its weights: {', and '.join(cures)}")
+    expected = re.sub(r".*-([0-9a-f]{8,})\.pth", r"\1", path.name)
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise VartokError(f"{path} cannot be read: {error.strerror}") from None
+    if not found.startswith(expected):
+        raise VartokError(
+            f"{path} is damaged or another file: its sha256 begins with {found[: len(expected)]}, "
+            f"not with {expected}: download {url} again"
+        )
+    return path

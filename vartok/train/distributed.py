@@ -1,0 +1,105 @@
+"""The processes of a run, through accelerate: collective operations that are trivial for one process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vartok.errors import TrainError, one_line
+from vartok.runtime import choose_device
+
+
+class Processes:
+    """This process and the others of the run.
+
+    Attributes:
+        accelerator: accelerate.Accelerator.
+        device: device of this process.
+        precision: "bf16" or "float32", of the networks.
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        is_main: True for the one process that writes and reports.
+
+    Args:
+        device: as for `vartok.load`; with several processes a GPU has no number, as each takes its own.
+        precision: "bf16", "float32", or "auto".
+
+    Raises:
+        DeviceError: the device is not there.
+        TrainError: the precision is not possible here, or processes were started that do not see each other.
+    """
+
+    def __init__(self, device: str, precision: str) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        chosen = choose_device(device)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if chosen.index is not None and chosen.type == "cuda":
+            if started > 1:
+                raise TrainError(f"{started} processes cannot share {device}: each takes a GPU of its own")
+            torch.cuda.set_device(chosen)
+        self.precision = "bf16" if takes_bf16(precision, chosen) else "float32"
+        # A schedule of few scales leaves some phis unused.
+        parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
+        try:
+            self.accelerator: Any = Accelerator(
+                cpu=chosen.type == "cpu",
+                mixed_precision=self.precision.replace("float32", "no"),
+                kwargs_handlers=[parallel],
+            )
+        except ValueError as error:  # bf16 on a GPU that has none
+            raise TrainError(f"cannot train in {self.precision} here: {one_line(error)}") from None
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        if started != self.world_size:  # accelerate lets each train alone
+            raise TrainError(f"{started} processes were started, but they do not see each other")
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        if self.world_size == 1:
+            return value
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Join the rows of all processes, [n, ...] -> [processes * n, ...], the same in each."""
+        return rows if self.world_size == 1 else self.accelerator.gather(rows)
+
+    def from_main(self, value: float) -> float:
+        """Return the main process's value."""
+        if self.world_size == 1:
+            return value
+        from accelerate.utils import broadcast
+
+        return float(broadcast(torch.tensor([value], device=self.device)))
+
+    def any(self, value: bool) -> bool:
+        """Return True if the value is true in any process."""
+        if self.world_size == 1:
+            return value
+        return float(self.mean(torch.tensor([float(value)], device=self.device))) > 0
+
+    def sum(self, value: int) -> int:
+        """Return the sum of a number over all processes."""
+        return round(float(self.mean(torch.tensor(float(value), device=self.device))) * self.world_size)
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        self.accelerator.wait_for_everyone()
+
+
+def takes_bf16(precision: str, device: torch.device) -> bool:
+    """Return True if networks compute in bfloat16: if asked for, or by "auto" where the hardware has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    names = ("avx512_bf16", "amx_tile")
+    on_cpu = any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in names)
+    return device.type == "cpu" and on_cpu

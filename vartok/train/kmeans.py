@@ -1,0 +1,170 @@
+"""Initialisation of the quantizer: identity phis, and a codebook by k-means over all scales' residuals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
+from vartok.schedule import Schedule
+from vartok.train.progress import StartProgress
+
+POINTS_PER_CODE = 20  # of k-means: with fewer, a code fits a single picture
+LLOYD_STEPS = 5  # in a round; the next round has other residuals anyway
+CHUNK = 64  # pictures computed at once
+
+
+class Deadline:
+    """A point in time by which a computation should end; it then does with what it has.
+
+    Args:
+        end: time.monotonic() at that point; infinite: never.
+    """
+
+    def __init__(self, end: float = math.inf) -> None:
+        self.end = end
+
+    def passed(self) -> bool:
+        """Return True from the deadline on."""
+        return time.monotonic() >= self.end
+
+    def within(self, fraction: float) -> Deadline:
+        """Return the deadline that leaves this fraction of the time from now on."""
+        now = time.monotonic()
+        return Deadline(now + max(0.0, self.end - now) * fraction)
+
+
+def init_quantizer(
+    quantizer: MultiScaleQuantizer,
+    latents: Tensor,
+    schedule: Schedule,
+    rounds: int,
+    seed: int,
+    *,
+    deadline: Deadline | None = None,
+    report: Callable[[StartProgress], None] = lambda _: None,
+) -> int:
+    """Set phis to the identity, and the codebook by k-means over the residuals of all scales.
+
+    Every scale contributes as many residuals, as a coarse token stands for many cells. The first round
+    computes a scale's residuals as if the scales before it were exact, each further round with the codebook
+    so far.
+
+    Args:
+        quantizer: on the latents' device; changed in place.
+        latents: [N, C, h, w] float32.
+        schedule: (h, w) of every scale, the last one the latents'.
+        rounds: rounds of k-means.
+        seed: of the random draws.
+        deadline: computation ends when it passes, with the codebook so far.
+        report: is told of every step.
+
+    Returns:
+        The number of rounds that were begun.
+    """
+    deadline = deadline or Deadline()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in quantizer.modules():
+            if isinstance(module, Phi):
+                nn.init.dirac_(module.weight)
+                assert module.bias is not None
+                module.bias.zero_()
+        residuals = _exact_residuals(latents, schedule)
+        for number in range(rounds):
+            if number and deadline.passed():
+                return number
+            stage = f"k-means, round {number + 1} of {rounds}"
+            points = _sample_evenly(residuals, quantizer.embedding.num_embeddings, random)
+            _k_means(quantizer, points, random, number == 0, stage, deadline, report)
+            if number + 1 < rounds:
+                # Half of the time that is left at most: the round needs the other half.
+                residuals = _residuals(quantizer, latents, schedule, deadline.within(0.5), report)
+    return rounds
+
+
+def init_like_var(quantizer: MultiScaleQuantizer, seed: int) -> None:
+    """Set the codebook uniform in [-1/V, 1/V], as VAR does; phis keep nn.Conv2d's initialisation."""
+    codes = quantizer.embedding.weight
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        codes.copy_(torch.empty(codes.shape).uniform_(-1 / len(codes), 1 / len(codes), generator=random))
+
+
+def _exact_residuals(latents: Tensor, schedule: Schedule) -> list[Tensor]:
+    """Return every scale's residuals, [n, C], if each scale before it gave its pooled residual exactly."""
+    rows, residual = [], latents
+    for k, grid in enumerate(schedule):
+        pooled = area_pool(residual, grid)
+        rows.append(_rows(pooled))
+        if k + 1 < len(schedule):
+            residual = residual - F.interpolate(pooled, schedule[-1], mode="bicubic")
+    return rows
+
+
+def _residuals(
+    quantizer: MultiScaleQuantizer,
+    latents: Tensor,
+    schedule: Schedule,
+    deadline: Deadline,
+    report: Callable[[StartProgress], None],
+) -> list[Tensor]:
+    """Return every scale's residuals, [n, C], as the quantizer looks them up."""
+    found: list[list[Tensor]] = [[] for _ in schedule]
+    for number, part in enumerate(latents.split(CHUNK)):
+        if number and deadline.passed():
+            break
+        for k, scale in enumerate(quantizer.scale_steps(schedule, latent=part)):
+            assert scale.cells is not None  # a latent is quantized
+            found[k].append(_rows(scale.cells))
+        done = min(len(latents), (number + 1) * CHUNK)
+        report(StartProgress(stage="residuals", done=done, total=len(latents)))
+    return [torch.cat(parts) for parts in found]
+
+
+def _sample_evenly(residuals: list[Tensor], vocab_size: int, random: torch.Generator) -> Tensor:
+    """Draw equally many residuals of every scale, with replacement: [n, C]."""
+    each = -(-POINTS_PER_CODE * vocab_size // len(residuals))
+    return torch.cat(
+        [rows[torch.randint(len(rows), (each,), generator=random).to(rows.device)] for rows in residuals]
+    )
+
+
+def _k_means(
+    quantizer: MultiScaleQuantizer,
+    points: Tensor,
+    random: torch.Generator,
+    fresh: bool,
+    stage: str,
+    deadline: Deadline,
+    report: Callable[[StartProgress], None],
+) -> None:
+    """Run Lloyd's algorithm from the quantizer's codes, or from random points if `fresh`.
+
+    A code without points is re-initialised from a random point.
+    """
+    codes = quantizer.embedding.weight
+
+    def draw(count: int) -> Tensor:
+        return points[torch.randint(len(points), (count,), generator=random).to(points.device)]
+
+    if fresh:
+        codes.copy_(draw(len(codes)))
+    for step in range(LLOYD_STEPS):
+        if deadline.passed():
+            return
+        report(StartProgress(stage=stage, done=step, total=LLOYD_STEPS))
+        nearest = quantizer.lookup()(points[:, :, None, None]).flatten()
+        counts = torch.bincount(nearest, minlength=len(codes))
+        codes.copy_(torch.zeros_like(codes).index_add_(0, nearest, points) / counts.clamp(min=1)[:, None])
+        codes[counts == 0] = draw(int((counts == 0).sum()))
+
+
+def _rows(cells: Tensor) -> Tensor:
+    """Return the cells of a grid as rows: [N, C, h, w] -> [N h w, C]."""
+    return cells.permute(0, 2, 3, 1).reshape(-1, cells.shape[1])

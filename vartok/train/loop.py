@@ -1,0 +1,436 @@
+"""The training loop, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vartok.errors import TrainError
+from vartok.images import to_tensor
+from vartok.metrics import load_lpips
+from vartok.models.vqvae import VQVAE
+from vartok.parallel import is_out_of_memory, map_ordered
+from vartok.train.card import describe
+from vartok.train.data import Batch, Pictures
+from vartok.train.distributed import Processes
+from vartok.train.folder import CARD, LOGS, SAMPLES, SETTINGS, STATE, WEIGHTS, open_output, output_errors
+from vartok.train.kmeans import Deadline
+from vartok.train.objective import latent_loss, reconstruction_loss
+from vartok.train.progress import Event, Meter, Progress
+from vartok.train.settings import OptimizerSettings, RunSettings, TrainSettings
+from vartok.train.settings_file import dump_settings
+from vartok.train.start import LinearTransform, frozen_encoder, start_from_checkpoint, start_from_pictures
+from vartok.train.state import (
+    Origin,
+    TrainingState,
+    create_state,
+    diverged,
+    read_state,
+    restore_state,
+    save_state,
+)
+from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
+
+PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
+START_FRACTION = 0.25  # of the time limit: the most that initialisation should take
+REPORT_EVERY = 10  # steps; a report waits for the device
+REPLACE_UNTIL = 0.95  # of the run: usage falls again if it ends sooner, and new codes need time to settle
+COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
+
+
+def train(
+    settings: TrainSettings,
+    sources: Sequence[str | Path],
+    run: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 1,
+    report: Callable[[Event], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Train a tokenizer, and export it as `run`/weights.safetensors.
+
+    Under `accelerate launch` every process calls this; the main one writes and reports.
+
+    Args:
+        settings: settings of the run, see `read_settings`.
+        sources: folders, tar shards, lists (.txt) and picture files.
+        run: folder of the run; made if it does not exist.
+        resume: continue from the state in `run`.
+        device: "auto", "cpu", "cuda", ...
+        workers: threads that read pictures, per process.
+        report: is called with progress, validations and notes.
+        should_stop: is called after every step; if it returns True, the state is saved and the run ends.
+
+    Returns:
+        True if the run is complete, False if it was stopped.
+
+    Raises:
+        TrainError: the folder holds another run, training diverged, memory or time is too short, or the run
+            cannot be written.
+        SourceError: there are no pictures.
+        VartokError: a package, a checkpoint or LPIPS's weights are missing.
+    """
+    check_packages()
+    run = Path(run)
+    existed = run.exists()
+    try:
+        return _train(settings, sources, run, resume, device, workers, report=report, should_stop=should_stop)
+    except BaseException as error:
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: something was saved
+                run.rmdir()
+        if isinstance(error, Exception) and is_out_of_memory(error):
+            raise TrainError(
+                f"batches of {settings.data.batch_size} pictures do not fit into memory",
+                hint="set `batch_size` lower",
+            ) from None
+        raise
+
+
+def _train(
+    settings: TrainSettings,
+    sources: Sequence[str | Path],
+    run: Path,
+    resume: bool,
+    device: str,
+    workers: int,
+    *,
+    report: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> bool:
+    begin = time.monotonic()
+    settings = dataclasses.replace(settings, name=settings.name or run.resolve().name)
+
+    # ------------------------------------------------------------------------------------------------
+    # Pictures, processes, folder
+
+    pictures = Pictures(
+        sources, settings.data, settings.model.image_size, settings.run.seed, exclude=run / SAMPLES
+    )
+    lpips = load_lpips() if settings.loss.lpips else None
+    processes = Processes(device, settings.run.precision)
+    if not processes.is_main:
+        report = lambda _: None  # noqa: E731
+    _check_batch_size(settings.data.batch_size, processes.world_size)
+    _prepare_folder(run, resume)
+    validation_pictures = pictures.held_out(workers) if processes.is_main else []
+    if not validation_pictures:
+        report("no picture is held out for validation: too few pictures, or [data] val_fraction is 0")
+
+    # ------------------------------------------------------------------------------------------------
+    # Initial weights: from a saved state, a checkpoint, or a first look at the pictures
+
+    torch.manual_seed(settings.run.seed)
+    model = VQVAE(settings.model).to(processes.device)
+    anchor: nn.Module
+    origin = None
+    saved = read_state(run) if resume else None
+    if saved is not None:
+        fine_tuned = bool(settings.start.weights)
+        anchor = frozen_encoder(model) if fine_tuned else LinearTransform.empty(settings.model)
+        anchor.to(processes.device)
+    elif settings.start.weights:
+        checkpoint = start_from_checkpoint(model, settings)
+        for note in checkpoint.notes:
+            report(f"{settings.start.weights}: {note}")
+        report(f"fine-tuning {checkpoint.name}")
+        anchor = frozen_encoder(model)
+        tokenizer = as_tokenizer(model, settings, processes.device)
+        before = None
+        if validation_pictures:
+            before, _ = validate(tokenizer, validation_pictures, step=0)
+            report(before)
+        origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
+        # The run's folder and its card name the checkpoint, not its place on this machine.
+        start = dataclasses.replace(settings.start, weights=checkpoint.name)
+        settings = dataclasses.replace(settings, start=start)
+    else:
+        minutes = settings.run.minutes
+        limit = Deadline(math.inf if minutes is None else begin + START_FRACTION * 60 * minutes)
+        anchor, summary = start_from_pictures(
+            model, pictures, settings, processes.device, workers=workers, deadline=limit, report=report
+        )
+        report(summary)
+
+    state = create_state(model, anchor, settings, processes)
+    state.origin = origin
+    if saved is not None:
+        restore_state(run, state, saved, settings)
+        if saved["pictures"] != pictures.fingerprint:
+            report("the pictures are not those that the run began with: they come in another order")
+    if lpips is not None:
+        lpips.to(processes.device).requires_grad_(False)
+
+    # ------------------------------------------------------------------------------------------------
+    # Length of the run
+
+    def seconds() -> float:
+        return state.seconds + time.monotonic() - begin
+
+    def fraction_done() -> float:
+        return processes.from_main(_fraction_done(settings.run, state.step, seconds()))
+
+    fraction = fraction_done()
+    if fraction >= 1 and not state.step:
+        raise TrainError(
+            f"nothing was trained: the run's {settings.run.minutes} minutes ended before its first step",
+            hint="set `minutes` higher",
+        )
+    if fraction >= 1:
+        report(f"nothing to train: the run is as long as its settings say, {state.step:,} steps")
+    if processes.is_main:
+        with open_output(run, SETTINGS) as file:
+            file.write(dump_settings(settings).encode())
+    log = _EventLog(run) if processes.is_main else None
+
+    def save_and_validate() -> None:
+        if processes.is_main:
+            save_state(run, state, seconds=seconds(), pictures=pictures.fingerprint)
+            validation = None
+            if validation_pictures:
+                tokenizer = as_tokenizer(state.ema_model, settings, processes.device)
+                validation, sample = validate(tokenizer, validation_pictures, state.step)
+                write_sample(run, sample, state.step)
+                report(validation)
+                if log is not None:
+                    log.add(state.step, **{"validation/psnr": validation.psnr})
+                    used = {f"validation/used_{k:02}": float(n) for k, n in enumerate(validation.used)}
+                    log.add(state.step, **{"validation/used": float(validation.total_used)}, **used)
+            export_weights(run, state.ema_model, settings)
+            card = describe(
+                settings,
+                step=state.step,
+                seconds=seconds(),
+                processes=processes.world_size,
+                device=processes.device,
+                precision=processes.precision,
+                validation=validation,
+                origin=state.origin,
+            )
+            with open_output(run, CARD) as file:
+                file.write(card.encode())
+        processes.wait()
+
+    # ------------------------------------------------------------------------------------------------
+    # Steps
+
+    batches = pictures.batches(
+        settings.data.batch_size // processes.world_size,
+        state.position,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        workers=workers,
+    )
+    meter, saved_at = Meter(), state.step
+    unreadable: set[str] = set()
+    to_device = _BatchMover(processes.device)
+    for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
+        if fraction >= 1:
+            break
+        values = _training_step(state, settings, processes, images, lpips, fraction)
+        state.step += 1
+        state.position = batch.after
+        _update_ema(state, settings.optimizer.ema_decay)
+        _replace_dead_codes(state, settings, processes, fraction)
+        for line in batch.unreadable:
+            if line not in unreadable:
+                report(line)
+            unreadable.add(line)
+
+        meter.add(values, len(images) * processes.world_size)
+        fraction = fraction_done()
+        if state.step % REPORT_EVERY == 0 or fraction >= 1:
+            means = {name: float(processes.mean(value)) for name, value in meter.means().items()}
+            _check_health(run, state, settings, means["loss"])
+            progress = Progress(
+                step=state.step,
+                fraction=fraction,
+                seconds=seconds(),
+                loss=means["loss"],
+                psnr=means["psnr"],
+                perplexity=tuple(state.codebook.perplexity().tolist()),
+                replaced_codes=state.replaced_codes,
+                images_per_second=meter.images_per_second(),
+                unreadable=processes.sum(len(unreadable)),
+            )
+            report(progress)
+            if log is not None:
+                log.add_progress(progress, means, state)
+            meter = Meter()
+        if processes.any(should_stop()):
+            break
+        if fraction < 1 and state.step - saved_at >= settings.run.val_every:
+            save_and_validate()
+            meter, saved_at = Meter(), state.step
+
+    save_and_validate()
+    return fraction >= 1
+
+
+def check_packages() -> None:
+    """Check that the optional packages for training are installed.
+
+    Raises:
+        TrainError: one is missing.
+    """
+    import importlib.util
+
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise TrainError(f"training needs {', '.join(missing)}", hint="pip install '.[train]' from a clone")
+
+
+def _check_batch_size(batch_size: int, world_size: int) -> None:
+    if batch_size % world_size:
+        raise TrainError(
+            f"a batch of {batch_size} pictures cannot be shared by {world_size} processes",
+            hint=f"set `batch_size` to a multiple of {world_size}",
+        )
+
+
+def _prepare_folder(run: Path, resume: bool) -> None:
+    """Make the folder of a run, and check that it holds no other one."""
+    if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
+        raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
+    if resume and not (run / STATE).is_file():
+        raise TrainError(f"{run} holds no state of a run to resume")
+    with output_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+
+
+def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
+    """Return the part of the run that is done, in [0, 1], by steps or by time."""
+    fraction = step / run.steps
+    if run.minutes is not None:
+        fraction = max(fraction, seconds / (60 * run.minutes))
+    return min(1.0, fraction)
+
+
+class _BatchMover:
+    """Moves a batch to the device; called in a thread, while the device computes the step before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, batch: Batch) -> tuple[Batch, Tensor]:
+        images = to_tensor(batch.pixels)
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
+            images = images.pin_memory()
+        return batch, images.to(self._device, non_blocking=on_gpu, memory_format=torch.channels_last)
+
+
+def _training_step(
+    state: TrainingState,
+    settings: TrainSettings,
+    processes: Processes,
+    images: Tensor,
+    lpips: nn.Module | None,
+    fraction: float,
+) -> dict[str, Tensor]:
+    """Update the weights, the discriminator and the codebook; return scalars to report."""
+    weights = settings.loss
+    _set_learning_rates(state, settings.optimizer, fraction)
+    out = state.parallel_model(images, state.step < settings.optimizer.encoder_warmup_steps)
+    loss, squared = reconstruction_loss(out.reconstruction, images, weights, settings.model.downsample, lpips)
+    total = loss + latent_loss(out, weights)
+    adversary = state.adversary if state.step >= weights.adversarial_start else None
+    if adversary is not None:
+        total = total + weights.adversarial * adversary.generator_loss(images, out.reconstruction, loss)
+    processes.accelerator.backward(total)
+    processes.accelerator.clip_grad_norm_(state.model.parameters(), settings.optimizer.grad_clip)
+    state.parallel_optimizer.step()
+    state.parallel_optimizer.zero_grad()
+    if adversary is not None:
+        adversary.discriminator_step(images, out.reconstruction)
+    state.codebook.update(out.scales, processes.mean)
+    return {
+        "loss": total.detach(),
+        "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
+        "commitment": out.commitment.detach(),
+        "latent_anchor": out.latent_anchor.detach(),
+    }
+
+
+def _set_learning_rates(state: TrainingState, settings: OptimizerSettings, fraction: float) -> None:
+    factor = min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
+    if settings.decay_fraction:
+        factor *= min(1.0, max(0.0, (1 - fraction) / settings.decay_fraction))
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+@torch.no_grad()
+def _update_ema(state: TrainingState, decay: float) -> None:
+    """Update the EMA of the weights; with a smaller decay in the first steps, far from the final weights."""
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    pairs = list(zip(state.ema_model.parameters(), state.model.model.parameters(), strict=True))
+    torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
+
+
+def _replace_dead_codes(
+    state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
+) -> None:
+    """Re-initialise dead codes every few steps, in the averaged weights too."""
+    if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
+        return
+    if state.step % state.codebook.replace_every == 0:
+        seed = settings.run.seed * 1_000_003 + state.step
+        replaced = state.codebook.replace_dead_codes(seed, processes.gather)
+        codes = state.model.model.quantize.embedding.weight.detach()
+        state.ema_model.quantize.embedding.weight[replaced] = codes[replaced]
+        state.replaced_codes += len(replaced)
+
+
+def _check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:
+    """Raise TrainError if the loss is not finite or the codebook has collapsed."""
+    if not math.isfinite(loss):
+        raise diverged(run, state.step)
+    perplexity = state.codebook.total_perplexity()
+    if state.step * (1 - settings.quantizer.codebook_ema_decay) > 3:  # the initial even usage is forgotten
+        state.peak_perplexity = max(state.peak_perplexity, perplexity)
+    if perplexity < COLLAPSED * state.peak_perplexity:
+        raise TrainError(
+            f"the codebook has collapsed at step {state.step}: its perplexity fell from "
+            f"{state.peak_perplexity:.0f} to {perplexity:.0f}",
+            hint="set [optimizer] encoder_lr lower, or [loss] latent_anchor higher",
+        )
+
+
+class _EventLog:
+    """TensorBoard's log in the run's folder; made when the first value comes."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / LOGS
+        self._writer: Any = None
+
+    def add(self, step: int, **values: float) -> None:
+        """Add scalars of a step."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def add_progress(self, progress: Progress, means: dict[str, float], state: TrainingState) -> None:
+        """Add the scalars of a report."""
+        self.add(progress.step, **{f"train/{name}": value for name, value in means.items()})
+        scales = {f"perplexity/scale_{k:02}": value for k, value in enumerate(progress.perplexity)}
+        total = {"perplexity/all": state.codebook.total_perplexity()}
+        others = {
+            "train/replaced_codes": float(progress.replaced_codes),
+            "train/images_per_second": progress.images_per_second,
+            "train/lr": state.optimizer.param_groups[0]["lr"],
+        }
+        self.add(progress.step, **scales, **total, **others)

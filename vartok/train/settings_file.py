@@ -1,0 +1,174 @@
+"""Settings as TOML: presets that come with vartok, a user's own files, and what a run's folder keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vartok.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
+from vartok.config import TokenizerConfig
+from vartok.errors import CheckpointError, ConfigError, one_line, quoted
+from vartok.train.settings import (
+    DataSettings,
+    LossSettings,
+    OptimizerSettings,
+    QuantizerSettings,
+    RunSettings,
+    StartSettings,
+    TrainSettings,
+)
+
+PRESETS = ("light", "var-small", "var")
+
+TABLES: dict[str, type[Any]] = {
+    "data": DataSettings,
+    "start": StartSettings,
+    "quantizer": QuantizerSettings,
+    "loss": LossSettings,
+    "optimizer": OptimizerSettings,
+    "run": RunSettings,
+}
+
+T = TypeVar("T")
+
+
+def read_settings(
+    preset: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    weights: str | Path | None = None,
+) -> TrainSettings:
+    """Return the settings of a preset or of a TOML file.
+
+    Args:
+        preset: one of `PRESETS`, or a path.
+        overrides: see `parse_settings`.
+        weights: a checkpoint to fine-tune. [model] is then its configuration, the licence its own unless the
+            preset names one, and there are no `encoder_warmup_steps`, as its encoder is trained already.
+
+    Raises:
+        ConfigError: there is no such preset or file, or `parse_settings` refuses it.
+        CheckpointError: `weights` is not a checkpoint that vartok can run.
+    """
+    settings = _read_preset(str(preset), overrides or {})
+    if weights is None:
+        return settings
+    checkpoint = read_start(weights)
+    return dataclasses.replace(
+        settings,
+        license=settings.license or checkpoint.license,
+        model=checkpoint.config,
+        start=dataclasses.replace(settings.start, weights=str(weights)),
+        optimizer=dataclasses.replace(settings.optimizer, encoder_warmup_steps=0),
+    )
+
+
+def read_start(weights: str | Path) -> Checkpoint:
+    """Read the checkpoint that a run fine-tunes.
+
+    Raises:
+        CheckpointError: not a checkpoint that vartok can run; the message begins with its path.
+    """
+    path = find_checkpoint(weights)
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
+
+
+def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> TrainSettings:
+    """Parse settings; a setting that is left out has its default.
+
+    Args:
+        text: TOML.
+        overrides: values that replace the text's, by key; those of a table in a mapping of their own.
+
+    Raises:
+        ConfigError: not TOML, an unknown table or key, or a value of the wrong type or out of its range.
+    """
+    try:
+        values = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"is not TOML ({one_line(error)})") from None
+    for key, change in (overrides or {}).items():
+        values[key] = {**_table(values, key), **change} if isinstance(change, Mapping) else change
+    _check_keys(values, ("name", "license", "model", *TABLES), "")
+    for key in ("name", "license"):
+        if not isinstance(values.get(key, ""), str):
+            raise ConfigError(f"{key} is a text, not {quoted(values[key])}")
+    given: dict[str, Any] = {key: values[key] for key in ("name", "license") if key in values}
+    try:
+        model = TokenizerConfig.from_json(json.dumps(_table(values, "model"), default=str))
+    except ConfigError as error:
+        raise ConfigError(f"[model] {error}") from None
+    for name, part in TABLES.items():
+        given[name] = _parse_table(part, name, _table(values, name))
+    return TrainSettings(model=model, **given)
+
+
+def dump_settings(settings: TrainSettings) -> str:
+    """Return the settings as TOML that `parse_settings` reads."""
+    values = dataclasses.asdict(settings)
+    values["model"] = json.loads(settings.model.to_json())
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [_toml_line(key, value) for key, value in values.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(_toml_line(key, value) for key, value in table.items())]
+    return "\n".join(line for line in lines if line is not None) + "\n"
+
+
+def _read_preset(preset: str, overrides: Mapping[str, Any]) -> TrainSettings:
+    if preset in PRESETS:
+        text = (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text("utf-8")
+        return parse_settings(text, overrides)
+    try:
+        text = Path(preset).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{quoted(preset)} is no preset ({', '.join(PRESETS)}) and no file that can be read "
+            f"({one_line(getattr(error, 'strerror', error))})"
+        ) from None
+    try:
+        return parse_settings(text, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{preset}: {error}") from None
+
+
+def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    table = values.get(name, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"[{name}] is a table, not {quoted(table)}")
+    return table
+
+
+def _check_keys(values: Mapping[str, Any], known: Iterable[str], table: str) -> None:
+    unknown = values.keys() - set(known)
+    if unknown:
+        raise ConfigError(
+            f"{table}has an unknown key, {quoted(min(unknown))}; known keys: {', '.join(known)}"
+        )
+
+
+def _parse_table(part: type[T], name: str, values: Mapping[str, Any]) -> T:
+    """Return a table's dataclass. A value has its default's type; an integer may stand for a float."""
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(part)}  # type: ignore[arg-type]
+    _check_keys(values, defaults, f"[{name}] ")
+    for key, value in values.items():
+        kind = float if defaults[key] is None else type(defaults[key])
+        allowed = (int, float) if kind is float else (kind,)
+        if type(value) not in allowed or value != value:
+            raise ConfigError(f"[{name}] {key}: {quoted(value)} is not {_TYPE_NAMES[kind]}")
+    return part(**values)
+
+
+_TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+
+
+def _toml_line(key: str, value: Any) -> str | None:
+    """Return `key = value`, or None for None. JSON and TOML write texts, numbers and lists alike."""
+    return None if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"

@@ -1,0 +1,206 @@
+"""The state of a run: everything that changes while it trains, saved in state.pt and restored from it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vartok.errors import TrainError, one_line
+from vartok.models.vqvae import VQVAE
+from vartok.schedule import token_count
+from vartok.train.adversary import Adversary
+from vartok.train.codebook import EMACodebook
+from vartok.train.data import StreamPosition
+from vartok.train.distributed import Processes
+from vartok.train.folder import STATE, open_output
+from vartok.train.objective import TrainingModel, parameter_groups
+from vartok.train.progress import Validation
+from vartok.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The checkpoint that a run fine-tunes.
+
+    Attributes:
+        name: name of the checkpoint.
+        fingerprint: fingerprint of its quantizer, as in token files.
+        validation: its quality before training; None where no picture is held out.
+    """
+
+    name: str
+    fingerprint: str
+    validation: Validation | None
+
+
+@dataclass
+class TrainingState:
+    """Networks, optimizers and counters of a run.
+
+    Attributes:
+        model: the model with its losses.
+        ema_model: EMA of the weights, which is validated and exported.
+        codebook: EMA of the codebook.
+        optimizer: AdamW.
+        adversary: discriminator; None without an adversarial loss.
+        parallel_model: `model` as accelerate wraps it for several processes and mixed precision.
+        parallel_optimizer: `optimizer` as accelerate wraps it.
+        origin: the checkpoint that is fine-tuned; None where training began from scratch.
+        step: optimizer steps done.
+        position: position in the stream of pictures.
+        seconds: time of the sessions before this one.
+        replaced_codes: dead codes that were re-initialised.
+        peak_perplexity: largest perplexity of the codebook so far; 0 until it has been measured.
+    """
+
+    model: TrainingModel
+    ema_model: VQVAE
+    codebook: EMACodebook
+    optimizer: torch.optim.AdamW
+    adversary: Adversary | None
+    parallel_model: Any
+    parallel_optimizer: Any
+    origin: Origin | None = None
+    step: int = 0
+    position: StreamPosition = field(default_factory=StreamPosition)
+    seconds: float = 0.0
+    replaced_codes: int = 0
+    peak_perplexity: float = 0.0
+
+
+def create_state(
+    model: VQVAE, anchor: nn.Module, settings: TrainSettings, processes: Processes
+) -> TrainingState:
+    """Create the state of a run that begins with a model; all processes get the main one's weights.
+
+    Args:
+        model: initialised, on the processes' device.
+        anchor: network whose latents the encoder's stay near, see `TrainingModel`.
+        settings: of the run.
+        processes: of the run.
+    """
+    config, rates = settings.model, settings.optimizer
+    training_model = TrainingModel(model, anchor, config.patch_nums)
+    training_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    by_gradient = settings.quantizer.codebook == "gradient"
+    groups = parameter_groups(model, rates.lr, rates.encoder_lr, train_codebook=by_gradient)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
+    adversary = Adversary(processes.accelerator, rates.lr) if settings.loss.adversarial else None
+    parallel_model, parallel_optimizer = processes.accelerator.prepare(training_model, optimizer)
+    tokens = [token_count([grid]) for grid in config.patch_nums]
+    return TrainingState(
+        model=training_model,
+        ema_model=copy.deepcopy(model).requires_grad_(False).eval(),
+        codebook=EMACodebook(model.quantize, tokens, settings.quantizer, settings.data.batch_size),
+        optimizer=optimizer,
+        adversary=adversary,
+        parallel_model=parallel_model,
+        parallel_optimizer=parallel_optimizer,
+    )
+
+
+def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int) -> None:
+    """Write the state to the run's folder.
+
+    Args:
+        run: the folder.
+        state: of the run.
+        seconds: time of the run so far, over all sessions.
+        pictures: fingerprint of the training pictures.
+
+    Raises:
+        TrainError: a weight is not finite, or the state cannot be written; the old state is kept.
+    """
+    adversary = None if state.adversary is None else state.adversary.state_dict()
+    networks: list[dict[str, Tensor]] = [
+        state.model.state_dict(),
+        state.ema_model.state_dict(),
+        {"sums": state.codebook.sums},
+    ]
+    if adversary is not None:
+        networks.append(adversary["network"])
+    if not all(bool(tensor.isfinite().all()) for network in networks for tensor in network.values()):
+        raise diverged(run, state.step)
+    saved = {
+        "pictures": pictures,
+        "step": state.step,
+        "position": dataclasses.astuple(state.position),
+        "seconds": seconds,
+        "replaced_codes": state.replaced_codes,
+        "peak_perplexity": state.peak_perplexity,
+        "origin": None if state.origin is None else dataclasses.asdict(state.origin),
+        "model": state.model.state_dict(),
+        "ema_model": state.ema_model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "usage": state.codebook.usage,
+        "sums": state.codebook.sums,
+        "adversary": adversary,
+    }
+    with open_output(run, STATE) as file:
+        torch.save(saved, file)
+
+
+def read_state(run: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote.
+
+    Raises:
+        TrainError: there is none, or it is no state.
+    """
+    path = run / STATE
+    if not path.is_file():
+        raise TrainError(f"{run} holds no state of a run to resume")
+    try:
+        # Tensors and plain containers only: weights_only refuses whatever would run code.
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises nearly every type on a damaged file
+        raise TrainError(f"{path} is not a run's state ({one_line(error)})") from None
+    return saved
+
+
+def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings) -> None:
+    """Set a state to what was saved. Learning rates and weight decay stay those of the settings.
+
+    Raises:
+        TrainError: it was saved by a run with other networks.
+    """
+    try:
+        state.model.load_state_dict(saved["model"])
+        state.ema_model.load_state_dict(saved["ema_model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.codebook.usage.copy_(saved["usage"])
+        state.codebook.sums.copy_(saved["sums"])
+        if state.adversary is not None:
+            state.adversary.load_state_dict(saved["adversary"])
+        state.step, state.seconds = saved["step"], saved["seconds"]
+        state.position = StreamPosition(*saved["position"])
+        state.replaced_codes, state.peak_perplexity = saved["replaced_codes"], saved["peak_perplexity"]
+        state.origin = _origin(saved["origin"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TrainError(f"{run / STATE} is not this run's state ({one_line(error)})") from None
+    rates = settings.optimizer
+    for group, lr in zip(state.optimizer.param_groups, (rates.lr, rates.encoder_lr), strict=True):
+        group["base_lr"], group["weight_decay"] = lr, rates.weight_decay
+
+
+def diverged(run: Path, step: int) -> TrainError:
+    """Return the error that a loss or a weight is not finite."""
+    kept = f"; {run / STATE} holds the last good state" * (run / STATE).exists()
+    return TrainError(
+        f"training diverged at step {step}: the loss is not a number{kept}",
+        hint="set `lr` lower, and [optimizer] encoder_lr",
+    )
+
+
+def _origin(saved: dict[str, Any] | None) -> Origin | None:
+    if saved is None:
+        return None
+    validation = saved["validation"]
+    if validation is not None:
+        validation = Validation(**validation)
+    return Origin(name=saved["name"], fingerprint=saved["fingerprint"], validation=validation)

@@ -1,0 +1,89 @@
+"""Validation on pictures that are held out, and export of the averaged weights as a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vartok.checkpoints import Checkpoint, write_checkpoint
+from vartok.codebook import count_codes, describe_usage
+from vartok.images import encode_picture, to_pixels, to_tensor
+from vartok.metrics import psnr
+from vartok.models.vqvae import VQVAE
+from vartok.tokenizer import Tokenizer
+from vartok.train.folder import SAMPLES, WEIGHTS, open_output, output_errors
+from vartok.train.progress import Validation
+from vartok.train.settings import TrainSettings
+
+SAMPLE_PICTURES = 8
+
+
+def as_tokenizer(model: VQVAE, settings: TrainSettings, device: torch.device) -> Tokenizer:
+    """Return a float32 tokenizer with a copy of the model's weights."""
+    return Tokenizer(copy.deepcopy(model), settings.model, name=settings.name, device=device, dtype="float32")
+
+
+def validate(
+    tokenizer: Tokenizer, pictures: Sequence[NDArray[np.uint8]], step: int
+) -> tuple[Validation, NDArray[np.uint8]]:
+    """Encode and decode the validation pictures.
+
+    Args:
+        tokenizer: with the weights to validate.
+        pictures: arrays [H, W, 3] uint8 of one size; one at least.
+        step: steps that the weights were trained for.
+
+    Returns:
+        Quality and usage, and a sample: [2H, nW, 3] uint8, the first n pictures above their reconstructions.
+    """
+    config = tokenizer.config
+    found: list[float] = []
+    maps: list[list[NDArray[np.int64]]] = []
+    decoded: list[NDArray[np.uint8]] = []
+    for pixels in pictures:
+        tokens = tokenizer.encode(to_tensor(pixels[None]))
+        reconstruction = to_pixels(tokenizer.decode(tokens))[0]
+        found.append(psnr(pixels, reconstruction))
+        maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
+        if len(decoded) < SAMPLE_PICTURES:
+            decoded.append(reconstruction)
+    usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
+    sample = np.concatenate(
+        [np.concatenate(pictures[:SAMPLE_PICTURES], axis=1), np.concatenate(decoded, axis=1)]
+    )
+    validation = Validation(
+        step=step,
+        pictures=len(pictures),
+        psnr=float(np.mean(found)),
+        used=tuple(scale.used for scale in usage.scales),
+        perplexity=tuple(scale.perplexity for scale in usage.scales),
+        total_used=usage.overall.used,
+    )
+    return validation, sample
+
+
+def write_sample(run: Path, sample: NDArray[np.uint8], step: int) -> None:
+    """Write a sample of `validate` to the run's folder.
+
+    Raises:
+        TrainError: it cannot be written.
+    """
+    with open_output(run, f"{SAMPLES}/{step:07}.png") as file:
+        file.write(encode_picture(sample, "png"))
+
+
+def export_weights(run: Path, model: VQVAE, settings: TrainSettings) -> None:
+    """Write the model's weights to the run's folder, as a checkpoint.
+
+    Raises:
+        TrainError: it cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)
+    with output_errors(run / WEIGHTS):
+        write_checkpoint(run / WEIGHTS, checkpoint, overwrite=True)

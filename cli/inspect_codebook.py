@@ -179,8 +179,8 @@ def _usage_table(used: TokenUsage) -> Table:
     table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
     table.caption = (
         "coverage: used / the most codes that so many tokens could use. perplexity: 2 ** entropy. "
-        "divergence: Jensen-Shannon, from the other scales, 0 same, 1 disjoint; in brackets what scales of "
-        "as many tokens, all sampled alike, show."
+        "divergence: Jensen-Shannon, from the other scales, 0 same, 1 disjoint; in brackets what scales "
+        "of as many tokens, all sampled alike, show."
     )
     table.caption_justify = "left"
     return table

@@ -93,7 +93,7 @@ def test_duplicates() -> None:
     assert report.nearest.minimum == 0
 
 
-def test_mostly_duplicates_leave_the_near_ones_to_be_seen() -> None:
+def test_near_duplicates_among_many_exact_ones() -> None:
     codes = np.repeat(normal(20, 4), 10, axis=0)
     report = describe_codebook(np.concatenate([codes, codes[:1] + np.float32(1e-5)]))
     assert report.nearest is not None
@@ -216,7 +216,7 @@ def test_usage_by_hand() -> None:
     assert (report.vocab_size, report.overall.used, report.overall.coverage) == (4, 4, 1.0)
 
 
-def test_coverage_is_of_what_so_many_tokens_can_show() -> None:
+def test_coverage_is_relative_to_the_number_of_tokens() -> None:
     assert described([1, 1, 2] + [0] * 97).overall.coverage == 0.75
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeAlias, cast
+from typing import BinaryIO, NoReturn, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,15 @@ from vartok.codebook import UsageReport, count_codes, describe_usage
 from vartok.dataset.formats import read_shard
 from vartok.dataset.schema import DATASET, FORMAT, open_dataset
 from vartok.errors import SourceError, TokensError, VartokError
+from vartok.files import os_error_reason
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
-from vartok.tokens import ModelInfo, read_tokens
+from vartok.tokens import ImageTokens, read_tokens
 
 TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
 """Suffixes that a folder is searched for."""
 
 Source: TypeAlias = str | Path | BinaryIO
-_Scales: TypeAlias = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +72,15 @@ def count_usage(
         for name, found in _read_source(source, tokenizer):
             error = found if isinstance(found, VartokError) else None
             if not isinstance(found, VartokError):
+                scales = len(found.scales)
                 if counts is None:
-                    counts = np.zeros((len(found), tokenizer.config.vocab_size), np.int64)
-                if len(found) == len(counts):
-                    counts += count_codes([found], tokenizer.config.vocab_size, len(counts))
-                    schedules.add(tuple((tokens.shape[0], tokens.shape[1]) for tokens in found))
+                    counts = np.zeros((scales, tokenizer.config.vocab_size), np.int64)
+                if scales == len(counts):
+                    counts += count_codes([found.scales], tokenizer.config.vocab_size, scales)
+                    schedules.add(found.schedule)
                     images += 1
                 else:
-                    error = TokensError(f"has {len(found)} scales, the files before it {len(counts)}")
+                    error = TokensError(f"has {scales} scales, the files before it {len(counts)}")
             if error is not None:
                 failures.append((name, error))
             if progress is not None:
@@ -103,8 +104,8 @@ def is_dataset(folder: str | Path) -> bool:
         return False
 
 
-def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, _Scales | VartokError]]:
-    """Yield the name of a file and the K token maps of an image in it, or an error."""
+def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
+    """Yield the name of a file and the tokens of an image in it, or an error."""
     if not isinstance(source, str | Path):
         yield from _read_stream("standard input", source, tokenizer)
     elif is_dataset(source):
@@ -136,33 +137,33 @@ def _find_token_files(folder: str | Path) -> list[Path]:
 
 
 def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise SourceError(f"{error.filename}: cannot be searched: {error.strerror}")
+    raise SourceError(f"{error.filename}: cannot be searched: {os_error_reason(error)}")
 
 
-def _read_file(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, _Scales | VartokError]]:
+def _read_file(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
         except OSError as error:
-            yield str(path), SourceError((error.strerror or str(error)).lower())
+            yield str(path), SourceError(os_error_reason(error))
             return
         yield from _read_stream(str(path), file, tokenizer)
 
 
 def _read_stream(
     name: str, stream: BinaryIO, tokenizer: Tokenizer
-) -> Iterator[tuple[str, _Scales | VartokError]]:
+) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     try:
         for tokens in read_tokens(stream):
             if isinstance(tokens, VartokError):
                 yield name, tokens
             else:
-                yield name, _checked(tokens.model, tokens.scales, tokenizer)
+                yield name, _checked(tokens, tokenizer)
     except OSError as error:
-        yield name, SourceError((error.strerror or str(error)).lower())
+        yield name, SourceError(os_error_reason(error))
 
 
-def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, _Scales | VartokError]]:
+def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     try:
         description, encoding = open_dataset(folder)
     except VartokError as error:
@@ -171,18 +172,18 @@ def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, _Sc
     for shard in description.get("shards", ()):
         path = folder / shard["name"]
         try:
-            for tokens in read_shard(description["files"], path, encoding):
-                yield str(path), _checked(encoding.model, tokens.scales, tokenizer)
+            for row in read_shard(description["files"], path, encoding):
+                yield str(path), _checked(row, tokenizer)
         except VartokError as error:
             yield str(path), error
         except OSError as error:
-            yield str(path), SourceError((error.strerror or str(error)).lower())
+            yield str(path), SourceError(os_error_reason(error))
 
 
-def _checked(model: ModelInfo, scales: _Scales, tokenizer: Tokenizer) -> _Scales | VartokError:
-    """Return an image's token maps, or the error that they are another codebook's."""
+def _checked(tokens: ImageTokens, tokenizer: Tokenizer) -> ImageTokens | VartokError:
+    """Return an image's tokens, or the error that they are another codebook's."""
     try:
-        tokenizer.check_model(model)
+        tokenizer.check_model(tokens.model)
     except VartokError as error:
         return error
-    return scales
+    return tokens

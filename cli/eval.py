@@ -114,7 +114,7 @@ def eval(
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     report = evaluate_files(
-        (_label(item, key, sample) for item in files for key, sample in item.samples()),
+        (_label(item, key, sample) for item in files for key, sample in item.samples(picture.max_bytes)),
         tokenizer=tokenizers[0],
         compare=tokenizers[1] if measure.compare else None,
         fit=fit,

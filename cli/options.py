@@ -50,6 +50,10 @@ MaxPixelsOption = Annotated[
     int,
     typer.Option("--max-pixels", min=1, help="Refuse larger pictures before they are decoded."),
 ]
+MaxBytesOption = Annotated[
+    int,
+    typer.Option("--max-bytes", min=1, help="Larger pictures in tars, tables, URLs and pipes are not read."),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -149,6 +153,7 @@ class PictureOptions:
     background: BackgroundOption = "white"
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
+    max_bytes: MaxBytesOption = 1 << 26
 
     def resolve(self, *tokenizers: Tokenizer) -> tuple[Fit, Schedule | None]:
         """Return the fit, in a size that all tokenizers take, and the schedule; None is the checkpoint's own.
@@ -166,6 +171,7 @@ class PictureOptions:
             zoom=self.zoom,
             background=self.background,
             max_pixels=self.max_pixels,
+            max_bytes=self.max_bytes,
         )
         schedule = make_schedule(self.schedule)
         if tokenizers:

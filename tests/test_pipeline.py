@@ -523,3 +523,20 @@ def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: va
     [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
     assert isinstance(result, TokensError)
     assert "1 of 11,200 x 11,200 pixels" in str(result)
+
+
+def test_large_items_are_taken_only_while_their_bytes_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.parallel.MAX_NBYTES", 10)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for size in (4, 4, 4, 30, 1, 1):
+            taken.append(size)
+            yield size
+
+    results = map_ordered(lambda size: size, items(), workers=2, limit=100, nbytes=lambda size: size)
+    assert next(results) == 4
+    assert taken == [4, 4, 4]  # 12 bytes: too many to take the next
+    assert next(results) == 4
+    assert taken == [4, 4, 4, 30]  # one that is too large by itself is worked on alone
+    assert list(results) == [4, 30, 1, 1]

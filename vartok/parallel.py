@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 from vartok.errors import DeviceError, VartokError, VartokWarning
 
+MAX_NBYTES = 1 << 28
+"""Bytes of the items that `map_ordered` has taken and not yet yielded, beyond which it takes no more."""
+
 S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,6 +27,7 @@ def map_ordered(
     workers: int,
     limit: int,
     initializer: Callable[[], None] | None = None,
+    nbytes: Callable[[T], int] = lambda item: 0,
 ) -> Generator[R, None, None]:
     """Call `work` on every item in threads, and yield the results in the items' order.
 
@@ -33,16 +37,24 @@ def map_ordered(
         workers: number of threads.
         limit: most items that are taken and not yet yielded.
         initializer: called at the start of every thread.
+        nbytes: size of an item in bytes. Above `MAX_NBYTES` in all, results are yielded before the next item
+            is taken.
     """
-    waiting: deque[Future[R]] = deque()
+    waiting: deque[tuple[Future[R], int]] = deque()
+    total = 0
     pool = ThreadPoolExecutor(workers, initializer=initializer)
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) >= limit:
-                yield waiting.popleft().result()
+            size = nbytes(item)
+            waiting.append((pool.submit(work, item), size))
+            del item  # which would keep it in memory until the next one
+            total += size
+            while waiting and (len(waiting) >= limit or total > MAX_NBYTES):
+                future, size = waiting.popleft()
+                total -= size
+                yield future.result()
         while waiting:
-            yield waiting.popleft().result()
+            yield waiting.popleft()[0].result()
     finally:
         pool.shutdown(cancel_futures=True)
 

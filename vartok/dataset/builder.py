@@ -100,6 +100,7 @@ def build(
     background: str = "white",
     schedule: Schedule | str | None = None,
     max_pixels: int = 100_000_000,
+    max_bytes: int = 1 << 26,
     image_column: str | None = None,
     folder_labels: bool = False,
     full_names: bool = False,
@@ -135,6 +136,7 @@ def build(
         background: colour under transparency and around a padded picture.
         schedule: (h, w) of every scale, or a text as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: larger pictures fail before they are decoded.
+        max_bytes: larger pictures in tars, tables and URLs fail before they are read.
         image_column: column of Parquet files that holds pictures, where several may.
         folder_labels: label files by their first folder below the source, numbered in sorted order.
         full_names: keep the suffixes of files in their keys.
@@ -169,7 +171,9 @@ def build(
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
     if fit == "native":
         raise ArgumentError("pictures of a data set have one size, not their native ones: crop or pad them")
-    pixels = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    pixels = make_fit(
+        fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
+    )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
     shards = find_input_shards(

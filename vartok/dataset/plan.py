@@ -186,14 +186,14 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
     for task in tasks:
         index, identity = task.index, task.shard.identity
         count = 0
-        for count, sample in enumerate(task.shard.samples(), 1):
+        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes), 1):
             part: int | None = (count - 1) // job.shard_size
             if part in task.done:
                 if not sample.final:
                     continue
                 part = None  # the missing parts lie beyond this error, and cannot be reached now
             if job.keep_pictures:
-                sample = sample.with_bytes()
+                sample = sample.with_bytes(job.fit.max_bytes)
             kept = sample if job.keep_pictures else sample.without_bytes()
             yield SampleSlot(index, part, identity, kept), sample.key, sample.read
             if part is None:

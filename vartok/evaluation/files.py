@@ -11,7 +11,7 @@ from typing import Literal
 from vartok.errors import SourceError
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
-from vartok.images import MAX_PIXELS, Fit
+from vartok.images import MAX_BYTES, MAX_PIXELS, Fit
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
     default_batch_size,
@@ -41,6 +41,7 @@ def evaluate_files(
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
     baselines: bool = False,
     lpips: bool = False,
     rfid: bool = False,
@@ -61,11 +62,12 @@ def evaluate_files(
         dtype: dtype of their encoders and decoders.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: how a picture becomes pixels of that size; or a `Fit`, which tells size, zoom, background and
-            max_pixels too.
+            max_pixels and max_bytes too.
         zoom: factor that a picture is scaled up by before it is cropped.
         background: colour under transparency and around a padded picture.
         schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
         max_pixels: pixels of the largest picture that is decoded.
+        max_bytes: bytes of the largest picture that is read from a tar, a table or a URL.
         baselines: measure JPEG and WebP files of the tokens' size too.
         lpips: measure LPIPS too; needs torchvision and AlexNet's weights.
         rfid: measure rFID too; needs torch-fidelity and Inception's weights.
@@ -90,13 +92,15 @@ def evaluate_files(
         )
     grids = make_schedule(schedule)
     if not isinstance(fit, Fit):
-        fit = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+        fit = make_fit(
+            fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
+        )
         fit = resolve_fit(tokenizers, fit, size=size, schedule=grids)
     else:
         fit = resolve_fit(tokenizers, fit, size=fit.size, schedule=grids)
     evaluation = Evaluation(tokenizers, fit, schedule=grids, baselines=baselines, scales=scales, **networks)
     results = evaluation.measure(
-        _find_samples(pictures),
+        _find_samples(pictures, fit.max_bytes),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -107,7 +111,7 @@ def evaluate_files(
     return evaluation.report()
 
 
-def _find_samples(pictures: str | Path | Iterable[str | Path | Sample]) -> Iterator[Sample]:
+def _find_samples(pictures: str | Path | Iterable[str | Path | Sample], max_bytes: int) -> Iterator[Sample]:
     """Find the pictures of sources; a source that cannot be searched becomes a sample that fails."""
     for source in [pictures] if isinstance(pictures, str | Path) else pictures:
         if isinstance(source, Sample):
@@ -119,5 +123,5 @@ def _find_samples(pictures: str | Path | Iterable[str | Path | Sample]) -> Itera
             yield Sample(str(source), error)
             continue
         for shard in shards:
-            for sample in shard.samples():
+            for sample in shard.samples(max_bytes):
                 yield dataclasses.replace(sample, key=shard.find(sample.key))

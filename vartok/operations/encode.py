@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from vartok.errors import VartokError
 from vartok.files import open_output, write_bytes
-from vartok.images import MAX_PIXELS
+from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.operations.inputs import Input, Source, find_inputs
 from vartok.operations.outputs import (
     FileResult,
@@ -111,6 +111,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> FileResults:
@@ -144,6 +145,7 @@ def encode_files(
         background: colour under transparency and around a padded picture.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: larger pictures are refused before they are decoded.
+        max_bytes: larger pictures in tars, tables, URLs and streams are not read.
         batch_size: pictures per batch; if None 32 on a GPU, and on a CPU 16 small ones or 1 large one.
         workers: threads that read pictures; one more than cores, up to 8, if None.
 
@@ -156,7 +158,14 @@ def encode_files(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         OutputError: the file of all results cannot be written; raised while iterating.
     """
-    fitted = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    fitted = make_fit(
+        fit,
+        size=size,
+        zoom=zoom,
+        background=background,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
+    )
     grids = make_schedule(schedule)
     chosen = choose_format(output, format, TOKEN_FORMATS, default="npz")
     found = find_inputs(inputs, recursive=recursive)
@@ -188,7 +197,7 @@ def encode_files(
         tokenizer = tokenizer()
     fitted = resolve_fit([tokenizer], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
-    run = _EncodeRun(plan, target, chosen, overwrite)
+    run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(
         tokenizer,
@@ -221,14 +230,17 @@ class _NothingWrittenError(Exception):
 class _EncodeRun:
     """The pictures of a plan, and the writing of their tokens."""
 
-    def __init__(self, plan: OutputPlan, target: Target, format: TokenFormat, overwrite: bool) -> None:
+    def __init__(
+        self, plan: OutputPlan, target: Target, format: TokenFormat, overwrite: bool, max_bytes: int
+    ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
+        self._max_bytes = max_bytes
         self._refused = deque(plan.refused)
 
     def pictures(self) -> Iterator[tuple[_Job, str, PictureSource]]:
         """Yield what `encode_pictures` takes; outputs that exist by now become results."""
         for item in self._plan.todo:
-            for key, sample in item.samples():
+            for key, sample in item.samples(self._max_bytes):
                 claimed = self._plan.claim(item, key)
                 if isinstance(claimed, FileResult):
                     self._refused.append(claimed)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from vartok.errors import ArgumentError, SourceError, VartokError, printable
+from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
 
@@ -17,9 +18,6 @@ Source: TypeAlias = str | Path | BinaryIO
 
 PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
 TOKENS: tuple[Kind, ...] = ("tokens",)
-MAX_STREAM = 1 << 30
-"""Bytes of a stream that are read at most; `read_picture` refuses one of more."""
-
 TITLES = {PICTURES: "pictures", TOKENS: "token files"}
 
 
@@ -57,13 +55,17 @@ class Input:
             return self.place is None or self.place.lower().endswith(".jsonl")
         return self.kind in ("tar", "table")
 
-    def samples(self) -> Iterator[tuple[str | None, Sample]]:
-        """Yield its pictures, unread, each with its key in a collection, else None."""
+    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str | None, Sample]]:
+        """Yield its pictures, unread, each with its key in a collection, else None.
+
+        Args:
+            max_bytes: size limit of a picture that is held in memory, in bytes.
+        """
         label = str(self)
         if self.error is not None:
             yield None, Sample(label, self.error)
         elif self.stream is not None:
-            yield None, Sample(label, self.stream.read(MAX_STREAM + 1))
+            yield None, Sample(label, self.stream.read(max_bytes + 1))
         elif self.is_collection:
             try:
                 shards = find_input_shards([str(self.place)], 1)
@@ -71,7 +73,7 @@ class Input:
                 yield None, Sample(label, error)
                 return
             for shard in shards:
-                for sample in shard.samples():
+                for sample in shard.samples(max_bytes):
                     yield sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vartok.errors import ArgumentError, VartokError
-from vartok.images import MAX_PIXELS, Fit, parse_color
+from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
 from vartok.schedule import Schedule, check_schedule, describe, parse_schedule
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def make_fit(
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
 ) -> Fit:
     """Make the fit that settings describe, before the checkpoint is known.
 
@@ -66,6 +67,7 @@ def make_fit(
         zoom: with "crop": factor that a picture is scaled up by first, 1 to 100.
         background: colour under transparency and around a padded picture; a CSS colour or RGB levels.
         max_pixels: larger pictures are refused before they are decoded.
+        max_bytes: larger pictures in tars, tables, URLs and streams are not read.
 
     Raises:
         ArgumentError: a value that no fit can have, or settings that contradict each other.
@@ -77,7 +79,9 @@ def make_fit(
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
-        return Fit(mode=mode, size=sides, zoom=zoom, background=color, max_pixels=max_pixels)
+        return Fit(
+            mode=mode, size=sides, zoom=zoom, background=color, max_pixels=max_pixels, max_bytes=max_bytes
+        )
 
 
 def make_schedule(schedule: str | Schedule | None) -> Schedule | None:

@@ -13,7 +13,8 @@ import numpy as np
 from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
-from vartok.tokens import ImageInfo, ImageTokens, TokenMaps
+from vartok.sources import Sample
+from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, stack
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,7 +125,12 @@ def encode_pictures(
         ]
 
     prepared = map_ordered(
-        work, pictures, workers=workers, limit=workers + batch_size, initializer=limit_threads
+        work,
+        pictures,
+        workers=workers,
+        limit=workers + batch_size,
+        initializer=limit_threads,
+        nbytes=lambda item: _nbytes(item[2]),
     )
     try:
         with contextlib.closing(prepared):
@@ -147,6 +153,12 @@ class _Prepared(NamedTuple):
     info: ImageInfo
     notes: tuple[str, ...]
     data: NDArray[np.uint8] | Tensor
+
+
+def _nbytes(picture: PictureSource) -> int:
+    """Return the bytes that a picture holds before it is read."""
+    owner = getattr(picture, "__self__", picture)  # the sample of `sample.read`
+    return owner.nbytes if isinstance(owner, Sample) else len(owner) if isinstance(owner, bytes) else 0
 
 
 def decode_tokens(

@@ -124,7 +124,7 @@ def test_the_picture_is_drawn_of_f_hat(either: vartok.Tokenizer, photos: Tensor)
     tokens = either.encode(photos[:2])
     for scales in (1, 4, 10):
         with torch.no_grad():
-            want = either._model.picture(either.f_hat(tokens, scales))
+            want = either._model.decode(either.f_hat(tokens, scales))
         torch.testing.assert_close(either.decode(tokens, scales), want, rtol=0, atol=1e-4)
 
 
@@ -161,7 +161,7 @@ def test_codes_are_drawn_one_by_one(light: vartok.Tokenizer) -> None:
     cells = torch.full((1, 2, 2), 7)
     with torch.no_grad():
         codes = light._model.quantize.embedding(cells).permute(0, 3, 1, 2)
-        want = light._model.picture(codes)[0, :, 8:24, 8:24]
+        want = light._model.decode(codes)[0, :, 8:24, 8:24]
     torch.testing.assert_close(pictures[7], want, rtol=0, atol=1e-5)
 
 

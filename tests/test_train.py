@@ -306,9 +306,9 @@ def test_light_starts_as_the_linear_transform_and_its_inverse(tiles: Path) -> No
     linear = principal_components(pixels, full, torch.device("cpu"))
     start_light(model, linear)
     images = to_tensor(pixels)
-    latent = model.latent(images)
+    latent = model.encode(images)
     assert (latent - linear(images)).abs().max() < 1e-4
-    assert (model.picture(latent) - images).abs().max() < 1e-3  # all the components: nothing is lost
+    assert (model.decode(latent) - images).abs().max() < 1e-3  # all the components: nothing is lost
 
 
 def latents(count: int = 64) -> Tensor:
@@ -460,8 +460,8 @@ def trainee(tiles: Path) -> tuple[TrainingModel, Tensor]:
 def test_the_training_forward_is_the_models_own(tiles: Path, taught: bool) -> None:
     subject, images = trainee(tiles)
     out = subject(images, taught)
-    *_, last = subject.model.quantize.scale_steps(subject.schedule, latent=subject.model.latent(images))
-    assert torch.allclose(out.picture.clamp(-1, 1), subject.model.picture(last.f_hat), atol=1e-5)
+    *_, last = subject.model.quantize.scale_steps(subject.schedule, latent=subject.model.encode(images))
+    assert torch.allclose(out.picture.clamp(-1, 1), subject.model.decode(last.f_hat), atol=1e-5)
     assert torch.equal(out.scales[-1].indices, last.indices)
     assert float(out.anchor.detach()) < 1e-8
 
@@ -472,7 +472,7 @@ def test_gradients_pass_the_quantizer_as_if_it_were_not_there(tiles: Path) -> No
     assert bias is not None
     out = subject(images, False)
     (found,) = torch.autograd.grad(out.picture.sum(), bias, retain_graph=True)
-    latent = subject.model.latent(images)
+    latent = subject.model.encode(images)
     f = out.scales[-1].f_hat.detach() + latent - latent.detach()
     (wanted,) = torch.autograd.grad(subject.model.decoder(subject.model.post_quant_conv(f)).sum(), bias)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
@@ -492,7 +492,7 @@ def test_latents_are_asked_for_what_the_settings_say(tiles: Path) -> None:
         assert subject.model.quant_conv.bias is not None
         subject.model.quant_conv.bias += 0.5  # away from what it is held to
         out = subject(images, False)
-        latent = subject.model.latent(images)
+        latent = subject.model.encode(images)
     assert float(out.anchor) == pytest.approx(0.25, abs=1e-4)
     errors = [float((latent - scale.f_hat).square().mean()) for scale in out.scales]
     for settings, wanted in (

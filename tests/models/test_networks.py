@@ -357,9 +357,9 @@ def test_every_scale_brings_f_hat_closer_where_phi_is_the_identity() -> None:
 
 def test_gradients_flow_through_f_hat_to_codebook_and_phis() -> None:
     model = noisy(SMALL)
-    latent = model.latent(torch.rand(1, 3, 8, 8) * 2 - 1)
+    latent = model.encode(torch.rand(1, 3, 8, 8) * 2 - 1)
     *_, last = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
-    model.picture(last.f_hat).square().mean().backward()
+    model.decode(last.f_hat).square().mean().backward()
     scales = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
     used = torch.cat([scale.indices.flatten() for scale in scales]).unique()
     grad = model.quantize.embedding.weight.grad
@@ -381,8 +381,8 @@ def test_latent_and_picture_convert_into_the_autoencoders_dtype_and_back() -> No
     for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
         part.to(torch.bfloat16)
     with torch.no_grad():
-        latent = model.latent(torch.rand(1, 3, 8, 8, dtype=torch.float64))
-        picture = model.picture(100 * latent)
+        latent = model.encode(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+        picture = model.decode(100 * latent)
     assert latent.dtype == picture.dtype == torch.float32
     assert model.quantize.embedding.weight.dtype == torch.float32
     assert picture.abs().max() == 1.0  # clamped

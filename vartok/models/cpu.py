@@ -44,6 +44,12 @@ STRIPS = 32
 STATISTICS_BLOCK = 1 << 18
 """Values whose squares a group norm sums at once, 1 MiB: their temporary copy stays in a core's cache."""
 
+PARALLEL_GRAIN = 1 << 15
+"""Values of the smallest part that torch gives to a thread in an elementwise operation."""
+
+VECTOR = 64
+"""Values that a processor's vector unit handles in one or several whole steps, in any precision."""
+
 LOOKUP_CELLS = 64
 """Cells that are looked up together: of 4096 codes, 1 MiB of distances, which a core's cache holds."""
 
@@ -253,6 +259,38 @@ class GroupNorm(nn.Module):
         return scale.flatten(), self._norm.bias - (mean[:, None] * scale).flatten()
 
 
+def silu_(x: Tensor) -> Tensor:
+    """Apply SiLU in place, rounded alike for any number of threads.
+
+    torch splits the values evenly among its threads, and rounds those that fill no vector at a part's end
+    otherwise than the rest. So the parts are made multiples of a vector.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    flat = x.permute(0, 2, 3, 1).reshape(-1)
+    threads = min(torch.get_num_threads(), -(-flat.numel() // PARALLEL_GRAIN))
+    while threads > 1:
+        whole = flat.numel() // (threads * VECTOR) * threads * VECTOR
+        if min(torch.get_num_threads(), -(-whole // PARALLEL_GRAIN)) == threads:
+            break
+        threads -= 1
+    else:
+        whole = flat.numel() if flat.numel() <= PARALLEL_GRAIN else PARALLEL_GRAIN
+    for part in (flat[:whole], flat[whole:]):
+        F.silu(part, inplace=True)
+    return x
+
+
+class SiLU(nn.Module):
+    """`nn.SiLU`, in place, by `silu_`."""
+
+    def __init__(self, _: nn.SiLU) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same."""
+        return silu_(x)
+
+
 class _ResnetBlock(nn.Module):
     """`layers.ResnetBlock`."""
 
@@ -263,8 +301,8 @@ class _ResnetBlock(nn.Module):
         self.nin_shortcut = _optimized(block.nin_shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = F.silu(self.norm2(h, out=h), inplace=True)
+        h = self.conv1(silu_(self.norm1(x)))
+        h = silu_(self.norm2(h, out=h))
         total: Tensor = self.conv2(h, into=self.nin_shortcut(x))
         return total
 
@@ -406,6 +444,7 @@ def _conv2d(conv: nn.Conv2d) -> nn.Module:
 _REPLACED: dict[type, Callable[[Any], nn.Module]] = {
     nn.Conv2d: _conv2d,
     nn.GroupNorm: GroupNorm,
+    nn.SiLU: SiLU,
     ResnetBlock: _ResnetBlock,
     AttnBlock: _AttnBlock,
     Upsample2x: _Upsample2x,

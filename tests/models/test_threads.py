@@ -19,7 +19,8 @@ for weights in sys.argv[2:]:
     tokenizer = vartok.load(weights, device="cpu")
     for part in (images, images[:, :, :48]):
         latent, tokens = tokenizer.latent(part), tokenizer.encode(part).flatten()
-        print(*(hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest() for value in (latent, tokens)))
+        values = [value.contiguous().numpy().tobytes() for value in (latent, tokens)]
+        print(*(hashlib.sha256(value).hexdigest() for value in values))
 """
 
 

@@ -103,12 +103,12 @@ def plain_quantize_each(model: VQVAE, latents: Tensor, schedule: Schedule) -> li
 
 
 def plain_encode(model: VQVAE, images: Tensor, schedule: Schedule) -> list[Tensor]:
-    return plain_quantize(model, model.latent(images), schedule)
+    return plain_quantize(model, model.encode(images), schedule)
 
 
 def plain_decode(model: VQVAE, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
     *_, last = model.quantize.scale_steps(schedule, maps=maps)
-    return model.picture(last.f_hat)
+    return model.decode(last.f_hat)
 
 
 def var(ch: int, batches: Sequence[int], rounds: int) -> None:
@@ -135,10 +135,10 @@ def var(ch: int, batches: Sequence[int], rounds: int) -> None:
         }
         encode["plain"] = apart.call(plain_encode, images, config.patch_nums)
         decode["plain"] = apart.call(plain_decode, maps, config.patch_nums)
-        latent = plain.latent(images)
+        latent = plain.encode(images)
         encode["quantizer"] = _call(fast["float32"].quantize, latent)
         if batch == 1:
-            for calls, run, value in ((encode, plain.latent, images), (decode, plain.picture, latent)):
+            for calls, run, value in ((encode, plain.encode, images), (decode, plain.decode, latent)):
                 calls |= {dtype + " bare": _convolutions(plain, run, value, dtype) for dtype in DTYPES}
         for what, calls in (("encode", encode), ("decode", decode)):
             rows.append([batch, what, *_compare(calls, work[what], batch, rounds)])
@@ -176,13 +176,13 @@ def light(rounds: int) -> None:
     plain, schedule = build_model(checkpoint).requires_grad_(False), checkpoint.config.patch_nums
     fast = {dtype: vartok.load(device="cpu", dtype=dtype) for dtype in DTYPES}
     images = torch.rand(LIGHT_BATCH, 3, 256, 256) * 2 - 1
-    latent = plain.latent(images)
+    latent = plain.encode(images)
     maps = plain_quantize(plain, latent, schedule)
     tokens = TokenMaps(tuple(maps))
     rows, apart = [], Plain(plain)
     for what, run, value, given in (
-        ("encode", plain.latent, images, images),
-        ("decode", plain.picture, latent, tokens),
+        ("encode", plain.encode, images, images),
+        ("decode", plain.decode, latent, tokens),
     ):
         calls: Calls = {
             f"bare {dtype}": _convolutions(plain, run, value[:1], dtype, LIGHT_BATCH) for dtype in DTYPES

@@ -1,7 +1,6 @@
 """The tokenizer: images to tokens and back."""
 
 import copy
-import hashlib
 import pickle
 import platform
 import re
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 import vartok
 from vartok import tokenizer as tokenizer_module
-from vartok.checkpoints import read_checkpoint, shipped_checkpoint
+from vartok.checkpoints import shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
     CheckpointError,
@@ -40,7 +39,7 @@ from vartok.models.quantizer import MultiScaleQuantizer
 from vartok.runtime import choose_device
 from vartok.schedule import VAR_256, adapt_schedule, square, token_count
 from vartok.tokens import ModelInfo, TokenMaps
-from vartok.train import read_settings
+from vartok.train.settings_file import read_settings
 
 VAR_32 = TokenizerConfig(ch=32)
 
@@ -124,7 +123,7 @@ def test_the_picture_is_drawn_of_f_hat(either: vartok.Tokenizer, photos: Tensor)
     tokens = either.encode(photos[:2])
     for scales in (1, 4, 10):
         with torch.no_grad():
-            want = either._model.picture(either.f_hat(tokens, scales))
+            want = either._model.decode(either.f_hat(tokens, scales))
         torch.testing.assert_close(either.decode(tokens, scales), want, rtol=0, atol=1e-4)
 
 
@@ -161,7 +160,7 @@ def test_codes_are_drawn_one_by_one(light: vartok.Tokenizer) -> None:
     cells = torch.full((1, 2, 2), 7)
     with torch.no_grad():
         codes = light._model.quantize.embedding(cells).permute(0, 3, 1, 2)
-        want = light._model.picture(codes)[0, :, 8:24, 8:24]
+        want = light._model.decode(codes)[0, :, 8:24, 8:24]
     torch.testing.assert_close(pictures[7], want, rtol=0, atol=1e-5)
 
 
@@ -195,7 +194,7 @@ def test_checkpoints_draw_as_well_as_ever(
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "floating point, not [1, 3, 64, 64] torch.uint8"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "uint8 images are [H, W, 3]"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.int64), "floating point"),
         (torch.full((1, 3, 64, 64), 255.0), "pixels are in [-1, 1] (RGB / 127.5 - 1), not 255 to 255"),
         (torch.full((1, 3, 64, 64), -1.5), "not -1.5 to -1.5"),
@@ -245,7 +244,7 @@ def test_what_is_no_latent_is_refused(light: vartok.Tokenizer, shape: tuple[int,
 def test_a_schedule_is_checked_before_the_networks_run(
     light: vartok.Tokenizer, photos: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(light._model, "latent", lambda images: pytest.fail("ran"))
+    monkeypatch.setattr(light, "_encode", lambda images: pytest.fail("ran"))
     with pytest.raises(ScheduleError):
         light.encode(photos, square(1, 2))
 
@@ -301,17 +300,51 @@ def test_the_shipped_checkpoint_is_the_default(light: vartok.Tokenizer) -> None:
     assert light.dtype == "float32"
 
 
-def test_the_fingerprint_is_of_the_codebook(light: vartok.Tokenizer, tmp_path: Path) -> None:
-    codes = read_checkpoint(shipped_checkpoint()).tensors["quantize.embedding.weight"]
-    want = hashlib.sha256(codes.numpy().astype("<f4").tobytes()).hexdigest()
-    assert light.fingerprint == want
-    assert light.info.fingerprint == want
-    assert (light.info.name, light.info.vocab_size) == ("vartok-light-v1", 4096)
-    assert torch.equal(light.codebook, codes)
-    for dtype in ("float32", "bfloat16"):
-        assert tokenizer(tmp_path / f"{dtype}.safetensors", SMALL, seed=1, dtype=dtype).fingerprint == (
-            hashlib.sha256(draw(SMALL, 1)["quantize.embedding.weight"].numpy().tobytes()).hexdigest()
-        )
+def test_the_fingerprint_covers_codebook_and_phis_alone(tmp_path: Path) -> None:
+    tensors = draw(SMALL)
+
+    def load(dtype: str = "float32", **changes: float) -> vartok.Tokenizer:
+        changed = {name: tensor + changes.get(name.replace(".", "_"), 0) for name, tensor in tensors.items()}
+        return vartok.load(save(tmp_path / "a.safetensors", SMALL, changed), device="cpu", dtype=dtype)
+
+    own = load()
+    for same in (load("bfloat16"), load(encoder_conv_in_weight=1), load(decoder_conv_in_bias=1)):
+        assert same.fingerprint == own.fingerprint
+        own.check_model(same.info)
+    for part in ("embedding_weight", "quant_resi_qresi_ls_0_weight", "quant_resi_qresi_ls_3_bias"):
+        other = load(**{f"quantize_{part}": 1})
+        with pytest.raises(TokenFileError, match=r"was encoded with a .fingerprint"):
+            own.check_model(other.info)
+
+
+def test_writing_to_the_codebook_changes_nothing(light: vartok.Tokenizer, photos: Tensor) -> None:
+    want = light.encode(photos[:1]).flatten()
+    light.codebook.zero_()
+    assert torch.equal(light.encode(photos[:1]).flatten(), want)
+
+
+def test_forms_of_images_and_tokens(light: vartok.Tokenizer, coffee: Tensor) -> None:
+    pixels = to_pixels(coffee[:, :, :256, :256])
+    want = light.encode(coffee[:, :, :256, :256])
+    picture = Image.fromarray(pixels[0])
+    for images in (pixels, pixels[0], torch.from_numpy(pixels), picture, [picture], [pixels[0]]):
+        assert torch.equal(light.encode(images).flatten(), want.flatten())
+    drawn = light.decode(want)
+    assert torch.equal(light.decode(want.flatten()), drawn)
+    assert torch.equal(light.decode(want.flatten().numpy(), schedule=VAR_256), drawn)
+    assert np.array_equal(np.asarray(light.decode(want, as_pil=True)[0]), to_pixels(drawn)[0])
+    with pytest.raises(ImageError, match="one size"):
+        light.encode([picture, picture.resize((128, 128))])
+    with pytest.warns(VartokWarning, match="seem to lie in"):
+        light.encode(coffee[:, :, :256, :256] / 2 + 0.5)
+
+
+def test_gradients_flow_on_request(coffee: Tensor) -> None:
+    tokenizer = vartok.load(device="cpu", dtype=torch.float32, differentiable=True)
+    images = coffee[:, :, :64, :64].clone().requires_grad_()
+    tokenizer.decode_latent(tokenizer.latent(images)).square().mean().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
 
 
 def test_a_checkpoint_that_does_not_tell_all_warns(tmp_path: Path) -> None:
@@ -335,8 +368,8 @@ def test_devices_that_are_not_here_are_refused(device: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "fp16", "", "torch.float32"])
-def test_dtypes_that_are_not_ours_are_refused(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["float64", "fp16", "", "torch.float32", torch.float64])
+def test_dtypes_that_are_not_ours_are_refused(dtype: str | torch.dtype) -> None:
     with pytest.raises(DeviceError, match="dtype is one of float32, bfloat16, float16, not"):
         vartok.load(dtype=dtype)
 
@@ -386,7 +419,6 @@ def test_smaller_dtypes_keep_most_tokens(
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="an x86 fact")
 def test_on_this_processor_the_model_is_arranged(either: vartok.Tokenizer) -> None:
-    assert either._optimized  # else the tests of what is arranged would all be skipped
     assert not isinstance(either._model.quant_conv, nn.Conv2d)
 
 
@@ -500,7 +532,7 @@ def test_threads_put_the_settings_back_when_the_last_is_done(
             inside.append(precisions())
             yield scale
 
-    monkeypatch.setattr(MultiScaleQuantizer, "scales", watched)
+    monkeypatch.setattr(MultiScaleQuantizer, "scale_steps", watched)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda photo: light.encode(photo[None]), [*photos] * 4))
     assert len(inside) == 16 * 4 * 10

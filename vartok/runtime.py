@@ -15,6 +15,9 @@ from vartok.errors import DeviceError, VartokWarning, one_line, quoted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+KEPT_BYTES = 31 << 20
+"""Bytes of the block that `keep_freed_memory` takes and frees."""
+
 COMPILED_SHAPES = 4
 """Shapes of batch that a network is compiled for, of those that come twice; torch gives up at 8 versions."""
 
@@ -36,6 +39,16 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         reason = one_line(str(error).strip().partition("\n")[0])
         raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
     return chosen
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory of freed maps instead of returning it to the system.
+
+    glibc keeps freed memory up to the size of the largest block that it has seen freed, 32 MiB at most;
+    above, every map is zeroed pages from the system, which takes as long as a convolution. This changes
+    the whole process, so a program calls it at its start; loading a tokenizer does not.
+    """
+    torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")  # freed at once, and never touched
 
 
 class CompiledNetwork:
@@ -81,9 +94,15 @@ class CompiledNetwork:
 
 
 @contextlib.contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """No gradients, and float32 products in float32, also inside the caller's autocast."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _FLOAT32:
+def exact_float32(device: torch.device, *, grad: bool = False) -> Iterator[None]:
+    """Compute float32 products in float32, also inside the caller's autocast, and without gradients.
+
+    Args:
+        device: whose autocast is switched off.
+        grad: leave gradients as the caller has them.
+    """
+    gradients = contextlib.nullcontext() if grad else torch.no_grad()
+    with gradients, torch.autocast(device.type, enabled=False), _FLOAT32:
         yield
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,23 +25,33 @@ from vartok.errors import (
     VartokWarning,
     quoted,
 )
+from vartok.images import to_pixels, to_tensor
 from vartok.models.cpu import optimize_for_cpu
+from vartok.models.cuda import optimize_for_cuda
 from vartok.models.quantizer import area_pool
 from vartok.models.vqvae import VQVAE
 from vartok.runtime import DTYPES, CompiledNetwork, choose_device, exact_float32
 from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
-from vartok.tokens import ModelInfo, TokenMaps
+from vartok.tokens import ImageTokens, ModelInfo, TokenMaps
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    Images = Tensor | NDArray[Any] | Image.Image | Sequence[Image.Image] | Sequence[NDArray[Any]]
+    Tokens = TokenMaps | ImageTokens | Sequence[ImageTokens] | Tensor | NDArray[Any]
 
 QUANTIZED_CELLS = 4096
-"""Cells of latents that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
+"""Latent cells that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
 
 
 def load(
     weights: str | Path | None = None,
     *,
     device: str | torch.device = "auto",
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     compile: bool = False,
+    differentiable: bool = False,
 ) -> Tokenizer:
     """Load a tokenizer.
 
@@ -47,12 +59,15 @@ def load(
         weights: a checkpoint: safetensors, or a VAR-style .pth; None or "shipped" is the one installed with
             vartok.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
-        dtype: of encoder and decoder: "float32" gives VAR's own tokens; "bfloat16" and "float16" are
-            faster where the hardware has them and change many, since a coarse token that changes moves
-            all finer ones. The quantizer computes in float32 always.
+        dtype: precision of encoder and decoder, as a name or torch's own: "float32" gives VAR's own tokens;
+            "bfloat16" and "float16" are faster where the hardware has them and change many tokens, since
+            a coarse token that changes moves all finer ones. The quantizer always computes in float32.
         compile: have torch compile encoder and decoder for shapes of batch that come twice, which takes a
             minute or more: for long runs on a GPU. Compiled, they add up in another order, so that here
             and there a token may differ, also by what was encoded before.
+        differentiable: let gradients flow through `latent` to the images, and through `decode_latent` to
+            the latent. The networks then run as plain torch modules, slower on a CPU. The weights stay
+            frozen, and tokens have no gradient: `encode`, `quantize`, `f_hat` and `decode` cut it.
 
     Raises:
         CheckpointError: not a checkpoint that vartok can run.
@@ -61,8 +76,9 @@ def load(
     Warns:
         VartokWarning: something that the file does not say was assumed.
     """
-    if dtype not in DTYPES:
-        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(dtype)}")
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if name not in DTYPES:
+        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
     path = find_checkpoint(weights)
     try:
@@ -76,18 +92,28 @@ def load(
         checkpoint.config,
         name=checkpoint.name,
         device=chosen,
-        dtype=dtype,
+        dtype=name,
         compile=compile,
+        differentiable=differentiable,
     )
 
 
 class Tokenizer:
-    """Images to tokens and back. Immutable; made by `vartok.load`, of a model that it takes for its own.
+    """Images to tokens and back, immutable; made by `vartok.load`.
 
-    Images are [B, 3, H, W], RGB in [-1, 1], H and W multiples of `config.downsample`. Everything
-    returned is on `device`. On the CPU a batch goes through the networks picture by picture: that is as
-    fast there, takes the memory of one, and no picture's tokens depend on which others share its batch;
-    the quantizer, whose work on one picture is many small steps, takes several.
+    Float images are [B, 3, H, W], RGB in [-1, 1], H and W multiples of `config.downsample`. All tensors
+    returned are on `device`. On a CPU a batch goes through the networks image by image: that is as fast
+    there, takes the memory of one, and no image's tokens depend on its batch. The quantizer, whose work on
+    one image is many small steps, takes several.
+
+    Attributes:
+        config: the checkpoint's configuration.
+        name: the checkpoint's name, which token files carry.
+        device: where the model is.
+        dtype: precision of encoder and decoder, a key of `vartok.runtime.DTYPES`.
+        differentiable: whether gradients flow through `latent` and `decode_latent`.
+        fingerprint: sha256 of all that stands between tokens and f_hat, 64 hex digits: the codebook, the
+            phis, and which phi serves which scale. Token files name their checkpoint by it.
     """
 
     def __init__(
@@ -99,54 +125,62 @@ class Tokenizer:
         device: torch.device,
         dtype: str,
         compile: bool = False,
+        differentiable: bool = False,
     ) -> None:
         self.config = config
         self.name = name
         self.device = device
         self.dtype = dtype
-        self._model: VQVAE = model.to(device)
+        self.differentiable = differentiable
+        self.fingerprint = model.quantize.fingerprint()  # before the CPU's quantizer folds the phis
+        self._model: VQVAE = model.to(device).requires_grad_(False)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype])
-            if device.type == "cuda" and dtype != "float32":
-                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimized = device.type == "cpu" and not compile and optimize_for_cpu(model)
-        self._latent: Callable[[Tensor], Tensor] = CompiledNetwork(model.latent) if compile else model.latent
-        self._picture: Callable[[Tensor], Tensor] = (
-            CompiledNetwork(model.picture) if compile else model.picture
+        if device.type == "cuda":
+            optimize_for_cuda(model)
+        if device.type == "cpu":
+            with exact_float32(device):
+                optimize_for_cpu(model, networks=not compile and not differentiable)
+        self._encode: Callable[[Tensor], Tensor] = CompiledNetwork(model.encode) if compile else model.encode
+        self._decode: Callable[[Tensor], Tensor] = CompiledNetwork(model.decode) if compile else model.decode
+
+    def __repr__(self) -> str:
+        """Return a line: name, codes, schedule, device, dtype."""
+        V, C = self.config.vocab_size, self.config.z_channels
+        return (
+            f"Tokenizer({self.name!r}, codes={V}x{C}, schedule={describe(self.config.patch_nums)}, "
+            f"device={self.device}, dtype={self.dtype})"
         )
 
     @property
     def codebook(self) -> Tensor:
-        """The codebook, [V, C] float32; not a copy."""
-        return self._model.quantize.embedding.weight.detach()
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The sha256, in hex, of the codebook's float32 bytes: what a token file names its checkpoint by."""
-        return hashlib.sha256(self.codebook.cpu().contiguous().numpy().tobytes()).hexdigest()
+        """A copy of the codebook, [V, C] float32; writing to it changes no token."""
+        return self._model.quantize.embedding.weight.detach().clone()
 
     @functools.cached_property
     def info(self) -> ModelInfo:
-        """What token files say of this checkpoint."""
+        """The checkpoint's description in token files."""
         return ModelInfo(name=self.name, fingerprint=self.fingerprint, vocab_size=self.config.vocab_size)
 
     def check_model(self, model: ModelInfo) -> None:
-        """Check that tokens which name `model` as theirs are this tokenizer's.
+        """Check that tokens of the checkpoint `model` mean the same here.
 
         Raises:
-            TokenFileError: they index another codebook.
+            TokenFileError: that checkpoint has another codebook or other phis.
         """
         if model.fingerprint != self.fingerprint:
             raise TokenFileError(
-                f"was encoded with {model.name} (codebook {model.fingerprint[:12]}), "
+                f"was encoded with {model.name} (fingerprint {model.fingerprint[:12]}), "
                 f"not with {self.name} ({self.fingerprint[:12]})"
             )
 
-    def encode(self, images: Tensor, schedule: Schedule | None = None) -> TokenMaps:
+    def encode(self, images: Images, schedule: Schedule | None = None) -> TokenMaps:
         """Tokenize images, coarse to fine.
 
         Args:
-            images: [B, 3, H, W] floating point in [-1, 1]; H and W multiples of `config.downsample`.
+            images: [B, 3, H, W] floating point in [-1, 1]; or [H, W, 3] or [B, H, W, 3] uint8 RGB; each a
+                tensor or a numpy array; or a PIL image, or a list of images of one size. H and W are
+                multiples of `config.downsample`.
             schedule: (h, w) of every scale, the last one the latent's; if None the checkpoint's own,
                 stretched to the latent where that has another size.
 
@@ -157,16 +191,20 @@ class Tokenizer:
             ImageError: a shape or range that the encoder cannot take.
             ScheduleError: a schedule whose last grid is not the latent's.
 
+        Warns:
+            VartokWarning: float pixels that seem to lie in [0, 1].
+
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
-        images = images.to(self.device, non_blocking=True)
-        self._check_images(images)
+        batch, bounds = self._prepare(images)
         step = self.config.downsample
-        schedule = self._schedule(schedule, (images.shape[2] // step, images.shape[3] // step))
-        return self.quantize(self.latent(images), schedule)
+        schedule = self._schedule(schedule, (batch.shape[2] // step, batch.shape[3] // step))
+        with exact_float32(self.device):
+            latent = self._run_encoder(batch)
+        return self._quantize(latent, schedule, bounds)
 
     def quantize(self, latent: Tensor, schedule: Schedule | None = None) -> TokenMaps:
-        """Tokenize what `latent` gives: the half of `encode` that comes after the networks.
+        """Tokenize a latent: the half of `encode` that follows the networks.
 
         Args:
             latent: [B, C, h, w] floating point; the quantizer computes in float32.
@@ -182,47 +220,92 @@ class Tokenizer:
         channels = self.config.z_channels
         if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
             raise ImageError(f"a latent is [B, {channels}, h, w], not {list(latent.shape)}")
-        grid = (latent.shape[2], latent.shape[3])
-        schedule = self._schedule(schedule, grid)
+        schedule = self._schedule(schedule, (latent.shape[2], latent.shape[3]))
+        return self._quantize(latent.detach(), schedule, None)
+
+    def _quantize(self, latent: Tensor, schedule: Schedule, bounds: Tensor | None) -> TokenMaps:
+        """Quantize a latent, then check it and the images' `bounds`, which waits for a GPU once."""
         latent = latent.to(self.device, torch.float32)
-        if self._optimized:
+        if self.device.type == "cpu":
             latent = latent.contiguous(memory_format=torch.channels_last)
-        with exact_float32(self.device), torch.inference_mode():  # many small steps, each a little shorter so
+        with exact_float32(self.device), torch.inference_mode():  # makes many small steps a little shorter
             parts = [
-                [scale.indices for scale in self._model.quantize.scale_steps(schedule, latent=group)]
-                for group in self._groups(latent, grid)
+                self._model.quantize.encode(group, schedule) for group in self._groups(latent, schedule[-1])
             ]
-            finite = bool(latent.isfinite().all())  # asked last: a GPU is waited for here
+            checks = latent.isfinite().all().float()[None]
+            if bounds is not None:
+                checks = torch.cat([checks, bounds.to(checks)])
+            finite, *low_high = checks.tolist()
+        if low_high:
+            _check_bounds(*low_high)
         if not finite:
-            raise ImageError(f"the latent is not finite in {self.dtype}: use another dtype")
+            raise ImageError(f"the latent is not finite in {self.dtype}", hint="use another `dtype`")
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
 
-    def decode(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
-        """Draw the images of tokens.
+    @overload
+    def decode(
+        self,
+        tokens: Tokens,
+        scales: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        as_pil: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self,
+        tokens: Tokens,
+        scales: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        as_pil: Literal[True],
+    ) -> list[Image.Image]: ...
+
+    def decode(
+        self,
+        tokens: Tokens,
+        scales: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        as_pil: bool = False,
+    ) -> Tensor | list[Image.Image]:
+        """Decode tokens to images.
 
         Args:
-            tokens: maps of any schedule.
+            tokens: token maps of any schedule; one `ImageTokens`, or a list of them with one schedule; or
+                [B, L] integers, a tensor or a numpy array, scales coarse to fine, each row by row.
             scales: take only the first `scales` scales; all if None.
+            schedule: of [B, L] tokens: the (h, w) grid of every scale; the checkpoint's own if None.
+            as_pil: return PIL images.
 
         Returns:
-            [B, 3, H, W] float32 in [-1, 1].
+            [B, 3, H, W] float32 in [-1, 1]; or B images of 8-bit RGB.
 
         Raises:
-            TokensError: an index outside the vocabulary, or more scales than there are.
+            TokensError: an index outside the vocabulary, more scales than there are, or tokens that do not
+                fit the schedule.
+            TokenFileError: an `ImageTokens` of another checkpoint.
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 2.
         """
-        return self.decode_latent(self.f_hat(tokens, scales))
+        with torch.no_grad():
+            images = self.decode_latent(self.f_hat(self._token_maps(tokens, schedule), scales))
+        if not as_pil:
+            return images
+        from PIL import Image
+
+        return [Image.fromarray(pixels) for pixels in to_pixels(images)]
 
     def decode_prefixes(self, tokens: TokenMaps, scales: int | None = None) -> Iterator[Tensor]:
-        """Draw the images after 1, 2, ... scales, in one pass over the scales.
+        """Decode the first 1, 2, ... scales, in one pass over the scales.
 
         Args:
             tokens: maps of any schedule.
             scales: end after the first `scales` scales; after all if None.
 
         Yields:
-            What `decode` gives of the first scale, of the first two, ...: [B, 3, H, W] float32 in [-1, 1].
+            The images of the first scale, of the first two, ...: [B, 3, H, W] float32 in [-1, 1].
 
         Raises:
             TokensError: an index outside the vocabulary, or more scales than there are.
@@ -237,39 +320,44 @@ class Tokenizer:
             yield self.decode_latent(f_hat)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """What the decoder alone makes of a latent: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1].
+        """Decode a latent or f_hat: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1].
 
-        Of `latent(images)` it draws the images as they would be if quantization lost nothing.
+        The latent of `latent(images)` gives the images as they would be if quantization lost nothing.
+        Differentiable if the tokenizer was loaded so.
         """
-        with exact_float32(self.device):
-            return torch.cat([self._picture(part.to(self.device)) for part in self._pictures(latent)])
+        with self._precision():
+            return torch.cat([self._decode(part.to(self.device)) for part in self._pictures(latent)])
 
-    def latent(self, images: Tensor) -> Tensor:
-        """What the quantizer sees of images: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32.
+    def latent(self, images: Images) -> Tensor:
+        """Encode images, without quantization.
+
+        Differentiable if the tokenizer was loaded so.
+
+        Args:
+            images: as for `encode`.
+
+        Returns:
+            [B, C, h, w] float32.
 
         Raises:
             ImageError: a shape or range that the encoder cannot take.
         """
-        images = images.to(self.device, non_blocking=True)
-        self._check_images(images)
-        with exact_float32(self.device):
-            return torch.cat([self._latent(part) for part in self._pictures(images)]).contiguous()
+        batch, bounds = self._prepare(images)
+        if bounds is not None:
+            _check_bounds(*bounds.tolist())
+        with self._precision():
+            return self._run_encoder(batch)
 
     def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
-        """The latent that tokens, or their first `scales` scales, add up to: [B, C, h, w] float32.
+        """Add up the tokens of the first `scales` scales, all if None: [B, C, h, w] float32.
 
         Raises:
             TokensError: an index outside the vocabulary, or more scales than there are.
         """
-
-        def add_up(maps: list[Tensor], schedule: Schedule) -> Tensor:
-            *_, last = self._model.quantize.scale_steps(schedule, maps=maps)
-            return last.f_hat
-
-        return self._map(tokens, add_up, scales)
+        return self._map(tokens, self._model.quantize.decode, scales)
 
     def var_inputs(self, tokens: TokenMaps) -> Tensor:
-        """What a next-scale transformer is teacher-forced with: [B, L - h_0 w_0, C] float32.
+        """Return the inputs for teacher-forcing a next-scale transformer: [B, L - h_0 w_0, C] float32.
 
         For every scale but the first, the f_hat of the scales before it, area-pooled to its grid;
         coarse to fine, row-major. L - 1 vectors where the first scale is 1x1.
@@ -284,22 +372,24 @@ class Tokenizer:
             steps = zip(self._model.quantize.scale_steps(schedule, maps=maps[:-1]), schedule[1:], strict=True)
             pooled = [area_pool(step.f_hat, grid) for step, grid in steps]
             if not pooled:
-                return self.codebook.new_empty(len(maps[0]), 0, self.config.z_channels)
+                return self._model.quantize.embedding.weight.new_empty(
+                    len(maps[0]), 0, self.config.z_channels
+                )
             return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
 
         return self._map(tokens, inputs)
 
     def draw_codes(self) -> Tensor:
-        """What every code looks like by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
+        """Decode every code by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
 
-        The middle of what a latent of 2x2 cells of that code decodes to, without phi. In a picture,
-        the codes of all scales add up before they are decoded, and the decoder sees neighbours too.
+        Each is the middle of the image of 2x2 latent cells of that code, without phi. In a picture the codes
+        of all scales add up before they are decoded, and the decoder sees neighbours too.
         """
         step = self.config.downsample
         middle = slice(step // 2, step // 2 + step)
         with exact_float32(self.device):
             pictures = [
-                self._model.picture(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                self._model.decode(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
                 for codes in torch.split(self.codebook, 64)
             ]
         return torch.cat(pictures)
@@ -310,7 +400,7 @@ class Tokenizer:
         compute: Callable[[list[Tensor], Schedule], Tensor],
         scales: int | None = None,
     ) -> Tensor:
-        """Compute a tensor of tokens' first `scales` scales, in the groups that suit the device."""
+        """Compute a tensor from the first `scales` scales, in groups that suit the device."""
         parts = self._token_groups(tokens, scales)
         with exact_float32(self.device):
             return torch.cat(
@@ -318,7 +408,7 @@ class Tokenizer:
             )
 
     def _token_groups(self, tokens: TokenMaps, scales: int | None) -> list[tuple[Tensor, ...]]:
-        """The maps of the first `scales` scales, checked, in the groups that suit the device."""
+        """Return the maps of the first `scales` scales, checked, in groups that suit the device."""
         count = len(tokens.maps)
         if scales is not None and not 1 <= scales <= count:
             raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
@@ -327,33 +417,68 @@ class Tokenizer:
         return [*zip(*groups, strict=True)]
 
     def _pictures(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """What goes through the networks at once."""
+        """Split a batch into the parts that go through the networks at once."""
         return batch.split(1) if self.device.type == "cpu" else (batch,)
 
     def _groups(self, batch: Tensor, latent: Grid) -> tuple[Tensor, ...]:
-        """What goes through the quantizer at once, of pictures whose latents have these cells."""
+        """Split a batch into the parts that the quantizer takes at once; `latent` is the latent's grid."""
         if self.device.type != "cpu":
             return (batch,)
         cells = latent[0] * latent[1]
-        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells) if self._optimized else 1)
+        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells))
         return parts
 
-    def _check_images(self, images: Tensor) -> None:
+    def _precision(self) -> AbstractContextManager[None]:
+        return exact_float32(self.device, grad=self.differentiable)
+
+    def _run_encoder(self, batch: Tensor) -> Tensor:
+        return torch.cat([self._encode(part) for part in self._pictures(batch)]).contiguous()
+
+    def _prepare(self, images: Images) -> tuple[Tensor, Tensor | None]:
+        """Turn images into a batch on the device, and check its shape.
+
+        Returns:
+            [B, 3, H, W] floating point; and its smallest and largest value, [2], where these are on a GPU
+            and still to be checked.
+        """
+        batch = _as_tensor(images)
         step = self.config.downsample
-        if images.ndim != 4 or images.shape[1] != 3 or not len(images) or not images.is_floating_point():
+        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch) or not batch.is_floating_point():
             raise ImageError(
-                f"images are [B, 3, H, W] floating point, not {list(images.shape)} {images.dtype}"
+                f"images are [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}",
+                hint="pixels of 0 to 255 are [H, W, 3] or [B, H, W, 3] uint8",
             )
-        height, width = images.shape[2:]
+        height, width = batch.shape[2:]
         if not height or not width or height % step or width % step:
             raise ImageError(
-                f"a picture's sides are multiples of {step} pixels here, not {height} and {width}"
+                f"a picture's sides are multiples of {step} pixels here, not {height} and {width}",
+                hint="resize or crop it, as `vartok.images.read_picture` does",
             )
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if not (
-            low >= -1.001 and high <= 1.001
-        ):  # also where one is NaN; resampled pictures overshoot a little
-            raise ImageError(f"pixels are in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
+        bounds: Tensor | None = torch.stack(batch.detach().aminmax())
+        if bounds is not None and batch.device.type == "cpu":
+            _check_bounds(*bounds.tolist())
+            bounds = None
+        return batch.to(self.device, non_blocking=True), bounds
+
+    def _token_maps(self, tokens: Tokens, schedule: Schedule | None) -> TokenMaps:
+        """Turn any form of tokens into a batch of token maps."""
+        if isinstance(tokens, TokenMaps):
+            return tokens
+        if isinstance(tokens, (Tensor, np.ndarray)):
+            flat = torch.from_numpy(tokens.astype(np.int64)) if isinstance(tokens, np.ndarray) else tokens
+            return TokenMaps.unflatten(flat, self.config.patch_nums if schedule is None else schedule)
+        items = [tokens] if isinstance(tokens, ImageTokens) else list(tokens)
+        if not items or not all(isinstance(item, ImageTokens) for item in items):
+            raise TokensError(
+                "tokens are TokenMaps, ImageTokens, a list of ImageTokens, or [B, L] integers, "
+                f"not {quoted(type(tokens).__name__)}"
+            )
+        for item in items:
+            self.check_model(item.model)
+        if len({item.schedule for item in items}) > 1:
+            raise TokensError("the images' schedules differ", hint="decode them one by one")
+        scales = zip(*(item.scales for item in items), strict=True)
+        return TokenMaps(tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales))
 
     def _schedule(self, schedule: Schedule | None, grid: Grid) -> Schedule:
         if schedule is None:
@@ -364,3 +489,48 @@ class Tokenizer:
                 f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
             )
         return schedule
+
+
+def _as_tensor(images: Images) -> Tensor:
+    """Turn any form of images into [B, 3, H, W] floating point in [-1, 1]; tensors may have other shapes."""
+    if isinstance(images, (list, tuple)):
+        batches = [_as_tensor(image) for image in images]
+        if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
+            raise ImageError("a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one")
+        if len({batch.shape for batch in batches}) > 1:
+            sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
+            raise ImageError(f"the images of a batch have one size, not {', '.join(sizes[:5])}")
+        return torch.cat(batches)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.ascontiguousarray(images))
+    elif not isinstance(images, Tensor):
+        if not hasattr(images, "convert"):  # asked so that nothing here imports PIL
+            raise ImageError(
+                f"images are tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
+                hint="read files with `vartok.images.read_picture`, or use `vartok.encode_file`",
+            )
+        picture: Any = images
+        images = torch.from_numpy(np.array(picture.convert("RGB")))
+    if images.dtype != torch.uint8:
+        return images
+    pixels = images[None] if images.ndim == 3 else images
+    if pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise ImageError(f"uint8 images are [H, W, 3] or [B, H, W, 3], not {list(images.shape)}")
+    if not pixels.numel():
+        raise ImageError(f"images of shape {list(images.shape)} have no pixels")
+    if pixels.device.type == "cpu":
+        return to_tensor(pixels.numpy())
+    return pixels.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
+
+
+def _check_bounds(low: float, high: float) -> None:
+    """Check the smallest and the largest pixel."""
+    if not (low >= -1.001 and high <= 1.001):  # also a NaN; resampled pictures overshoot a little
+        raise ImageError(f"pixels are in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
+    if 0 <= low < 0.02 and high > 0.5:
+        warnings.warn(
+            f"pixels from {low:.4g} to {high:.4g} seem to lie in [0, 1]; they are taken as [-1, 1]: "
+            "scale them by 2 and subtract 1",
+            VartokWarning,
+            stacklevel=4,
+        )

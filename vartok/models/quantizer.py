@@ -5,6 +5,7 @@ Source: Tian et al. 2024, arXiv:2404.02905, Algorithms 1 and 2. Attribute names 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,25 +16,23 @@ from torch import Tensor, nn
 from vartok.config import TokenizerConfig
 from vartok.schedule import Grid, Schedule, phi_index
 
-DISTANCES = 1 << 24
-"""Distances held at once, 64 MiB: bounds how many cells are looked up together."""
-
-TABLE_CELLS = 64
-"""Cells looked up together on a CPU: of 4096 codes, 1 MiB of distances, which a core's cache holds."""
-
-BLOCK = 64
-"""Codes among which the nearest is found together, on a CPU: 64 blocks are the least work at 4096."""
+MAX_DISTANCES = 1 << 24
+"""Distances computed at once, 64 MiB of float32: bounds how many cells are looked up together."""
 
 
 def area_pool(f: Tensor, grid: Grid) -> Tensor:
     """Average [B, C, h, w] over the cells of a coarser grid: [B, C, *grid]."""
-    if f.device.type == "mps":  # which pools only where grids divide
+    if f.device.type == "mps":  # MPS pools only where the grids divide
         return area_pool(f.cpu(), grid).to(f.device)
     return F.interpolate(f, grid, mode="area")
 
 
 class Phi(nn.Conv2d):
-    """phi(h) = (1 - r) h + r conv3x3(h): smooths what upsampling left, [B, C, h, w] -> the same."""
+    """phi(h) = (1 - r) h + r conv3x3(h), which smooths an upsampled map: [B, C, h, w] -> the same.
+
+    Attributes:
+        ratio: r, 0 or more.
+    """
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -45,7 +44,7 @@ class Phi(nn.Conv2d):
 
 
 class SharedPhi(nn.Module):
-    """One phi for all scales, under the name that VAR gives it."""
+    """One phi for all scales, under VAR's attribute name."""
 
     def __init__(self, phi: nn.Module) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class SharedPhi(nn.Module):
 
 
 class PartiallySharedPhi(nn.Module):
-    """A few phis for all scales, under the name that VAR gives them."""
+    """A few phis for all scales, under VAR's attribute name."""
 
     def __init__(self, phis: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -61,57 +60,52 @@ class PartiallySharedPhi(nn.Module):
 
 
 class Lookup:
-    """Finds the nearest code: of the smallest |z|^2 + |e|^2 - 2 z.e, or with znorm the largest cosine."""
+    """Nearest-code search: smallest |z|^2 + |e|^2 - 2 z.e, or with znorm the largest cosine.
+
+    Args:
+        codes: [V, C] float32; the codebook as it is now.
+        znorm: compare directions instead of Euclidean distances.
+    """
 
     def __init__(self, codes: Tensor, *, znorm: bool) -> None:
-        self._codes = F.normalize(codes, dim=1) if znorm else codes
-        self._norms = None if znorm else codes.square().sum(1, keepdim=True)
-        self._table: Tensor | None = None
-        if codes.device.type == "cpu":  # where it takes long to allocate memory anew for every part
-            self._table = codes.new_empty(len(codes), TABLE_CELLS)
+        self.codes = F.normalize(codes, dim=1) if znorm else codes
+        self.znorm = znorm
+        self.norms = codes.square().sum(1, keepdim=True)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Look every cell of [B, C, h, w] up: [B, h, w] int64, the lowest index of equals."""
+        """Find the nearest code of every cell.
+
+        Args:
+            z: [B, C, h, w] float32.
+
+        Returns:
+            [B, h, w] int64 in [0, V); the lowest index of equally near codes.
+        """
         B, C, h, w = z.shape
         cells = z.detach().permute(0, 2, 3, 1).contiguous().view(-1, C)
-        count = max(1, DISTANCES // len(self._codes)) if self._table is None else self._table.shape[1]
-        return torch.cat([self._nearest(part) for part in cells.split(count)]).view(B, h, w)
+        parts = cells.split(self.cells_at_once())
+        return torch.cat([self.nearest(part) for part in parts]).view(B, h, w)
 
-    def _nearest(self, cells: Tensor) -> Tensor:
-        """Of [N, C], N at most the table's columns: [N] int64."""
-        N, table = len(cells), self._table
-        if table is None:
-            table = cells.new_empty(len(self._codes), N)
-        else:
-            # Few cells are multiplied in another order: what a cell finds would depend on its company.
-            cells = F.pad(cells, (0, 0, 0, table.shape[1] - N))
-        if self._norms is None:
-            torch.mm(self._codes, F.normalize(cells, dim=-1).T, out=table).neg_()
-        else:
-            torch.add(cells.square().sum(1), self._norms, out=table)
-            table.addmm_(self._codes, cells.T, alpha=-2)
-        return _argmin(table)[:N]
+    def cells_at_once(self) -> int:
+        """Return how many cells `nearest` is given at most."""
+        return max(1, MAX_DISTANCES // len(self.codes))
 
-
-def _argmin(table: Tensor) -> Tensor:
-    """The row of every column's smallest value, the lowest of equals: [V, N] -> [N] int64."""
-    V, N = table.shape
-    if table.device.type != "cpu" or V % BLOCK:
-        return table.argmin(0)
-    # torch finds a minimum ten times faster than its place: so first the minimum of every block.
-    blocks = table.view(V // BLOCK, BLOCK, N)
-    block = blocks.amin(1).T.contiguous().argmin(1)
-    inside = blocks.permute(2, 0, 1)[torch.arange(N, device=table.device), block].argmin(1)
-    return block * BLOCK + inside
+    def nearest(self, cells: Tensor) -> Tensor:
+        """Return the indices of the codes nearest to [N, C] cells: [N] int64."""
+        if self.znorm:
+            return (self.codes @ F.normalize(cells, dim=-1).T).neg_().argmin(0)
+        distances = cells.square().sum(1) + self.norms
+        return distances.addmm_(self.codes, cells.T, alpha=-2).argmin(0)
 
 
 class ScaleStep(NamedTuple):
-    """What one turn of the loop over scales leaves.
+    """The result of one scale.
 
     Attributes:
-        indices: [B, h_k, w_k] int64, the scale's token map.
-        f_hat: [B, C, h, w] float32, the latent as the scales so far approximate it.
-        cells: [B, C, h_k, w_k] float32, what was looked up; None where token maps are replayed.
+        indices: [B, h_k, w_k] int64 in [0, V), the scale's token map.
+        f_hat: [B, C, h, w] float32, the sum over the scales so far.
+        cells: [B, C, h_k, w_k] float32, the pooled residual that was looked up; None where token maps
+            are decoded.
     """
 
     indices: Tensor
@@ -120,7 +114,14 @@ class ScaleStep(NamedTuple):
 
 
 class MultiScaleQuantizer(nn.Module):
-    """A codebook of V vectors, and the phis that refine what is looked up in it."""
+    """A codebook of V vectors, and the phis that refine the upsampled token maps.
+
+    Attributes:
+        phis: the phis, in the order that `phi_index` counts them; empty where phi is the identity.
+        lookup_class: the nearest-code search that `lookup` makes.
+    """
+
+    lookup_class: type[Lookup] = Lookup
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -143,10 +144,39 @@ class MultiScaleQuantizer(nn.Module):
         else:
             self.quant_resi = PartiallySharedPhi(self.phis)
 
+    def encode(self, latent: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Quantize a latent, coarse to fine.
+
+        Args:
+            latent: [B, C, h, w] float32.
+            schedule: (h, w) of all K scales, the last one the latent's.
+
+        Returns:
+            K token maps; map k is [B, h_k, w_k] int64 in [0, V).
+
+        Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
+        """
+        return [step.indices for step in self.scale_steps(schedule, latent=latent)]
+
+    def decode(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
+        """Add token maps up.
+
+        Args:
+            maps: the first scales' maps, at least one; map k is [B, h_k, w_k] int64 in [0, V).
+            schedule: (h, w) of all K scales.
+
+        Returns:
+            f_hat, [B, C, h, w] float32.
+
+        Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 2.
+        """
+        *_, last = self.scale_steps(schedule, maps=maps)
+        return last.f_hat
+
     def scale_steps(
         self, schedule: Schedule, *, latent: Tensor | None = None, maps: Sequence[Tensor] | None = None
     ) -> Iterator[ScaleStep]:
-        """The loop over scales: quantize a latent, or replay token maps.
+        """Run the loop over scales, which encoding and decoding share.
 
         Args:
             schedule: (h, w) of all K scales, the last one the latent's.
@@ -179,13 +209,36 @@ class MultiScaleQuantizer(nn.Module):
             yield ScaleStep(indices, f_hat, cells)
 
     def lookup(self) -> Lookup:
-        """The codebook as it is now, ready to be searched."""
-        return Lookup(self.embedding.weight.detach(), znorm=self.using_znorm)
+        """Return a nearest-code search over the codebook as it is now."""
+        return self.lookup_class(self.embedding.weight.detach(), znorm=self.using_znorm)
 
     def upsample(self, h: Tensor, grid: Grid) -> Tensor:
-        """[B, C, h_k, w_k] -> [B, C, *grid], bicubic."""
+        """Upsample by bicubic interpolation: [B, C, h_k, w_k] -> [B, C, *grid]."""
         return F.interpolate(h.contiguous(), grid, mode="bicubic")
 
     def refine(self, h: Tensor, k: int, scales: int) -> Tensor:
         """Apply the phi that serves scale `k` of `scales` to [B, C, h, w]."""
         return self.phis[phi_index(k, scales, len(self.phis))](h) if self.phis else h
+
+    def fingerprint(self) -> str:
+        """Hash all that stands between tokens and f_hat: 64 hex digits of a sha256.
+
+        The hash covers the codebook, every phi's weight, bias and ratio, and the number of phis, which
+        decides which phi serves which scale. Values are hashed as little-endian float32, so that device
+        and file format make no difference. Encoder and decoder are not part of it.
+        """
+        assert all(isinstance(phi, Phi) for phi in self.phis)  # not folded yet
+        digest = hashlib.sha256()
+        codes = self.embedding.weight
+        digest.update(f"codebook {codes.shape[0]}x{codes.shape[1]} phis {len(self.phis)}\n".encode())
+        digest.update(_float32_bytes(codes))
+        for phi in self.phis:
+            assert isinstance(phi, Phi)
+            digest.update(f"ratio {float(phi.ratio)!r}\n".encode())
+            digest.update(_float32_bytes(phi.weight))
+            digest.update(b"" if phi.bias is None else _float32_bytes(phi.bias))
+        return digest.hexdigest()
+
+
+def _float32_bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()

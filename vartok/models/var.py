@@ -6,7 +6,6 @@ Source: Tian et al. 2024, arXiv:2404.02905, after the VQ-f16 model of arXiv:2112
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.config import TokenizerConfig
@@ -68,6 +67,7 @@ class Encoder(nn.Module):
             self.down.append(level)
         self.mid = Mid(channels[-1])
         self.norm_out = group_norm(channels[-1])
+        self.activation = nn.SiLU(inplace=True)
         self.conv_out = nn.Conv2d(channels[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
+        return self.conv_out(self.activation(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -95,6 +95,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample2x(channels[i])
             self.up.append(level)
         self.norm_out = group_norm(channels[0])
+        self.activation = nn.SiLU(inplace=True)
         self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -102,4 +103,4 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        return self.conv_out(self.activation(self.norm_out(x)))

@@ -25,11 +25,11 @@ class VQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
         self.decoder = parts.Decoder(config)
 
-    def latent(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32, what the quantizer takes."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the latent that the quantizer takes: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32."""
         return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
 
-    def picture(self, f_hat: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, 3, H, W] float32, clamped to [-1, 1]."""
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """Return the images of f_hat: [B, C, h, w] -> [B, 3, H, W] float32, clamped to [-1, 1]."""
         z = self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype))
         return self.decoder(z).float().clamp(-1, 1)

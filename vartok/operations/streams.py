@@ -14,7 +14,7 @@ from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.sources import Sample
-from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, stack
+from vartok.tokens import ImageInfo, ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

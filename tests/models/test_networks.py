@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vartok.checkpoints import HITS
 from vartok.config import TokenizerConfig
 from vartok.models import light, quantizer, var
+from vartok.models.cpu import PaddedLookup
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
 from vartok.models.quantizer import MultiScaleQuantizer, Phi
 from vartok.models.vqvae import VQVAE
@@ -222,7 +223,7 @@ def test_lookup_in_parts_is_lookup_at_once(monkeypatch: pytest.MonkeyPatch, rows
     made = quantizer_of(torch.randn(500, 8), using_znorm=znorm)
     z = torch.randn(3, 8, 9, 9)
     whole_table = made.lookup()(z)
-    monkeypatch.setattr(quantizer, "TABLE_CELLS", rows)
+    monkeypatch.setattr(quantizer, "MAX_DISTANCES", 500 * rows)
     assert torch.equal(made.lookup()(z), whole_table)
 
 
@@ -243,7 +244,7 @@ def test_what_a_cell_finds_does_not_depend_on_its_company(
     torch.manual_seed(seed)
     codes = torch.randn(half, 32).repeat(2, 1)
     codes[half:] += 1e-7 * torch.randn(half, 32)
-    lookup = quantizer_of(codes, using_znorm=znorm).lookup()
+    lookup = PaddedLookup(codes, znorm=znorm)
     z = torch.randn(1, 32, 1, count)
     alone = torch.cat([lookup(cell) for cell in z.split(1, dim=3)], dim=2)
     assert torch.equal(lookup(z), alone)
@@ -357,9 +358,9 @@ def test_every_scale_brings_f_hat_closer_where_phi_is_the_identity() -> None:
 
 def test_gradients_flow_through_f_hat_to_codebook_and_phis() -> None:
     model = noisy(SMALL)
-    latent = model.latent(torch.rand(1, 3, 8, 8) * 2 - 1)
+    latent = model.encode(torch.rand(1, 3, 8, 8) * 2 - 1)
     *_, last = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
-    model.picture(last.f_hat).square().mean().backward()
+    model.decode(last.f_hat).square().mean().backward()
     scales = model.quantize.scale_steps(square(1, 2, 4), latent=latent)
     used = torch.cat([scale.indices.flatten() for scale in scales]).unique()
     grad = model.quantize.embedding.weight.grad
@@ -381,19 +382,19 @@ def test_latent_and_picture_convert_into_the_autoencoders_dtype_and_back() -> No
     for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
         part.to(torch.bfloat16)
     with torch.no_grad():
-        latent = model.latent(torch.rand(1, 3, 8, 8, dtype=torch.float64))
-        picture = model.picture(100 * latent)
+        latent = model.encode(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+        picture = model.decode(100 * latent)
     assert latent.dtype == picture.dtype == torch.float32
     assert model.quantize.embedding.weight.dtype == torch.float32
     assert picture.abs().max() == 1.0  # clamped
 
 
-@pytest.mark.parametrize("part", ["latent", "picture"])
+@pytest.mark.parametrize("part", ["encode", "decode"])
 @settings(max_examples=5)
 @given(seed=st.integers(0, 99))
 def test_pictures_of_a_batch_do_not_mix(part: str, seed: int) -> None:
     model = noisy(SMALL)
-    size = (2, 3, 8, 8) if part == "latent" else (2, 8, 4, 4)
+    size = (2, 3, 8, 8) if part == "encode" else (2, 8, 4, 4)
     batch = torch.from_numpy(np.random.default_rng(seed).uniform(-1, 1, size).astype(np.float32))
     run: Callable[[Tensor], Tensor] = getattr(model, part)
     with torch.no_grad():

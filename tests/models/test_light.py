@@ -11,7 +11,7 @@ from vartok.checkpoints import read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.models.light import Decoder, Encoder
 from vartok.models.vqvae import VQVAE
-from vartok.train import read_settings
+from vartok.train.settings_file import read_settings
 
 NET = TokenizerConfig(autoencoder="light", vocab_size=16, z_channels=8, widths=(8, 12, 16), depths=(1, 2, 1))
 
@@ -70,9 +70,9 @@ def test_any_multiple_of_16_is_taken() -> None:
     model = randomized(VQVAE(NET))
     assert isinstance(model, VQVAE)
     for height, width in ((16, 16), (16, 80), (48, 32)):
-        latent: Tensor = model.latent(torch.zeros(1, 3, height, width))
+        latent: Tensor = model.encode(torch.zeros(1, 3, height, width))
         assert latent.shape == (1, 8, height // 16, width // 16)
-        assert model.picture(latent).shape == (1, 3, height, width)
+        assert model.decode(latent).shape == (1, 3, height, width)
 
 
 def test_a_file_without_metadata_tells_widths_and_depths(tmp_path: Path) -> None:
@@ -89,5 +89,5 @@ def test_the_preset_keeps_to_its_budget() -> None:
     model = VQVAE(read_settings("light").model).eval()
     assert sum(tensor.nbytes for tensor in model.state_dict().values()) < 18e6
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.picture(model.latent(torch.zeros(1, 3, 256, 256)))
+        model.decode(model.encode(torch.zeros(1, 3, 256, 256)))
     assert counter.get_total_flops() < 6e9

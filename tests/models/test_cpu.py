@@ -1,4 +1,4 @@
-"""The arranged model: what it computes is what the plain one computes."""
+"""The optimized model: what it computes is what the plain one computes."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.images import to_tensor
 from vartok.models import cpu
-from vartok.models.cpu import Conv, optimize_for_cpu
+from vartok.models.cpu import PackedConv2d, optimize_for_cpu
 from vartok.models.layers import AttnBlock, group_norm
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import VAR_256, adapt_schedule
@@ -25,7 +25,7 @@ from vartok.tokenizer import Tokenizer
 
 CHANNELS_LAST = torch.channels_last
 
-pytestmark = pytest.mark.skipif(not cpu._can_pack(torch.float32), reason="torch has no oneDNN here")
+pytestmark = pytest.mark.skipif(not cpu.can_pack(torch.float32), reason="torch has no oneDNN here")
 
 
 @pytest.fixture(scope="module", params=["light", "var"])
@@ -40,9 +40,9 @@ def plain(request: pytest.FixtureRequest) -> tuple[VQVAE, TokenizerConfig]:
 
 
 @pytest.fixture(scope="module")
-def arranged(plain: tuple[VQVAE, TokenizerConfig]) -> VQVAE:
+def optimized(plain: tuple[VQVAE, TokenizerConfig]) -> VQVAE:
     model = copy.deepcopy(plain[0])
-    assert optimize_for_cpu(model)
+    optimize_for_cpu(model)
     return model
 
 
@@ -62,7 +62,7 @@ def off(found: Tensor, want: Tensor) -> float:
 @torch.no_grad()
 def test_networks_compute_the_same(
     plain: tuple[VQVAE, TokenizerConfig],
-    arranged: VQVAE,
+    optimized: VQVAE,
     photo: Tensor,
     size: tuple[int, int],
     layout: torch.memory_format,
@@ -71,34 +71,34 @@ def test_networks_compute_the_same(
     images = torch.cat([photo[:, :, :height, :width], photo[:, :, -height:, -width:]])
     images = images.contiguous(memory_format=layout)
     given = images.clone()
-    want = plain[0].latent(images)
-    assert off(arranged.latent(images), want) < 1e-4  # noise for weights amplifies rounding
+    want = plain[0].encode(images)
+    assert off(optimized.encode(images), want) < 1e-4  # noise for weights amplifies rounding
     assert torch.equal(images, given)  # though blocks overwrite their maps
     latent = want.contiguous(memory_format=layout)
-    assert off(arranged.picture(latent), plain[0].picture(want)) < 1e-4
+    assert off(optimized.decode(latent), plain[0].decode(want)) < 1e-4
     assert torch.equal(latent, want)
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (3, 17), (1, 1), (40, 40)])
 @torch.no_grad()
 def test_the_quantizer_computes_the_same(
-    plain: tuple[VQVAE, TokenizerConfig], arranged: VQVAE, grid: tuple[int, int]
+    plain: tuple[VQVAE, TokenizerConfig], optimized: VQVAE, grid: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     latent = torch.randn(2, 32, *grid)
     schedule = adapt_schedule(VAR_256, grid)
     want = [*plain[0].quantize.scale_steps(schedule, latent=latent)]
-    found = [*arranged.quantize.scale_steps(schedule, latent=latent)]
-    replayed = arranged.quantize.scale_steps(schedule, maps=[scale.indices for scale in want])
+    found = [*optimized.quantize.scale_steps(schedule, latent=latent)]
+    replayed = optimized.quantize.scale_steps(schedule, maps=[scale.indices for scale in want])
     for one, other, again in zip(want, found, replayed, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert off(other.f_hat, one.f_hat) < 1e-5
         assert torch.equal(other.f_hat, again.f_hat)
 
 
-def test_what_is_arranged_is_all_that_runs(arranged: VQVAE) -> None:
-    kinds = {type(module) for module in arranged.modules()}
-    kept = {nn.GroupNorm, AttnBlock}  # which the arranged ones ask for weights and for attention
+def test_what_is_arranged_is_all_that_runs(optimized: VQVAE) -> None:
+    kinds = {type(module) for module in optimized.modules()}
+    kept = {nn.GroupNorm, AttnBlock}  # which the optimized ones ask for weights and for attention
     assert kinds & cpu._REPLACED.keys() <= kept
 
 
@@ -107,7 +107,7 @@ def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig
     tokenizer = Tokenizer(copy.deepcopy(model), config, name="", device=torch.device("cpu"), dtype="float32")
     images = photo.unfold(2, 256, 256).unfold(3, 256, 256).permute(0, 2, 3, 1, 4, 5).reshape(4, 3, 256, 256)
     with torch.no_grad():
-        scales = [*model.quantize.scale_steps(VAR_256, latent=model.latent(images))]
+        scales = [*model.quantize.scale_steps(VAR_256, latent=model.encode(images))]
     for found, want in zip(tokenizer.encode(images).maps, scales, strict=True):
         assert torch.equal(found, want.indices)
 
@@ -151,7 +151,7 @@ def test_the_default_dtype_is_the_users(photo: Tensor) -> None:
 def test_a_packed_convolution(kernel: int, stride: int, padding: int, size: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(5, 12, kernel, stride=stride, padding=padding)
-    packed, x = Conv(conv), torch.randn(2, 5, size, size)
+    packed, x = PackedConv2d(conv), torch.randn(2, 5, size, size)
     packed(torch.randn(2, 5, 32, 32))
     want = conv(x)
     other = torch.randn_like(want).contiguous(memory_format=CHANNELS_LAST)
@@ -179,17 +179,17 @@ def test_group_norm_is_as_exact_as_channels_first(
     want = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     bound = 3e-6 + 3 * off(norm(x), want)  # of a single value, which has no deviation, every way is rough
     x = x.contiguous(memory_format=CHANNELS_LAST)
-    arranged = cpu._GroupNorm(norm)
-    assert off(arranged(x), want) < bound
-    assert off(arranged(x, out=x), want) < bound  # torch's own is off by up to 1e-3 here
+    optimized = cpu.GroupNorm(norm)
+    assert off(optimized(x), want) < bound
+    assert off(optimized(x, out=x), want) < bound  # torch's own is off by up to 1e-3 here
     assert off(x, want) < bound
 
 
 @torch.no_grad()
 def test_bfloat16_stays_near(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
-    if not cpu._can_pack(torch.bfloat16):
+    if not cpu.can_pack(torch.bfloat16):
         pytest.skip("this processor computes no bfloat16")
     model, config = plain
     images = photo[:, :, :128, :128]
     fast = Tokenizer(copy.deepcopy(model), config, name="", device=torch.device("cpu"), dtype="bfloat16")
-    assert off(fast.latent(images), model.latent(images)) < 0.05
+    assert off(fast.latent(images), model.encode(images)) < 0.05

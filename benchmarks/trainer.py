@@ -16,11 +16,13 @@ import time
 from pathlib import Path
 
 import torch
-from vartok.train.trainer import Progress, takes_bf16, train
 
 from vartok.models.vqvae import VQVAE
+from vartok.runtime import choose_device
+from vartok.train import Progress, TrainSettings, read_settings, train
+from vartok.train.distributed import takes_bf16
+from vartok.train.kmeans import init_like_var
 from vartok.train.objective import TrainingModel, latent_loss, parameter_groups, reconstruction_loss
-from vartok.train.settings import TrainSettings, read_settings
 from vartok.train.start import LinearTransform
 
 

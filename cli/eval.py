@@ -153,7 +153,7 @@ def _tell_what_is_missing(report: EvaluationReport, measure: MeasureOptions) -> 
         say("no rFID: it needs two pictures or more")
 
 
-def _as_json(report: EvaluationReport, worst: int, checkpoints: list[Path | None]) -> dict[str, Any]:
+def _as_json(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> dict[str, Any]:
     fit = report.fit
     native = fit.mode == "native"
     return {
@@ -186,7 +186,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}
 
 
-def _tables(report: EvaluationReport, worst: int, checkpoints: list[Path | None]) -> list[Table]:
+def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> list[Table]:
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
@@ -195,7 +195,7 @@ def _tables(report: EvaluationReport, worst: int, checkpoints: list[Path | None]
     return [*tables, _methods_table(report)]
 
 
-def _labels(report: EvaluationReport, checkpoints: list[Path | None]) -> list[str]:
+def _labels(report: EvaluationReport, checkpoints: list[str | Path | None]) -> list[str]:
     """Return the headings of the checkpoints' columns: their names, or their files where names are equal."""
     names = [shown(scores.model.name) for scores in report.models]
     if len(set(names)) < len(names):

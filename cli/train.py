@@ -35,7 +35,7 @@ FromOption = Annotated[
     typer.Option(
         "--from",
         metavar="WEIGHTS",
-        help="Fine-tune a checkpoint instead of training from scratch; `shipped`: the one that comes with vartok.",
+        help="Fine-tune a checkpoint, or `shipped`, the one that comes with vartok.",
     ),
 ]
 ResumeOption = Annotated[
@@ -84,7 +84,7 @@ def train(
 ) -> None:
     """Train a tokenizer whose scales all use the codebook.
 
-    encode and decode take RUN with -w. RUN holds the checkpoint (weights.safetensors) and its card, the settings,
+    encode and decode take RUN with -w. It holds the checkpoint (weights.safetensors), its card, the settings,
     the state to resume from, validation pictures above their reconstructions (samples/), and logs for
     TensorBoard (log/). Needs pip install '.[train]' from a clone.
 

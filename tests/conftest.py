@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import itertools
 import logging
 import os
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import typer
 from hypothesis import settings
+from noise import COFFEE
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -84,3 +86,14 @@ def here(tmp_path: Path) -> Iterator[Path]:
     """A folder of the test's own, and the working directory."""
     with contextlib.chdir(tmp_path):
         yield tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of sixteen pictures of 128 pixels, cut out of one."""
+    folder = tmp_path_factory.mktemp("tiles")
+    with Image.open(COFFEE) as photo:
+        for row, column in itertools.product(range(4), range(4)):
+            box = (128 * column, 128 * row, 128 * column + 128, 128 * row + 128)
+            photo.crop(box).save(folder / f"tile{row}{column}.png")
+    return folder

@@ -37,7 +37,7 @@ from vartok.checkpoints import (
 from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError
 from vartok.schedule import VAR_256, square
-from vartok.train.settings import read_settings
+from vartok.train import read_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 

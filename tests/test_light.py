@@ -11,7 +11,7 @@ from vartok.checkpoints import read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.models.light import Decoder, Encoder
 from vartok.models.vqvae import VQVAE
-from vartok.train.settings import read_settings
+from vartok.train import read_settings
 
 NET = TokenizerConfig(autoencoder="light", vocab_size=16, z_channels=8, widths=(8, 12, 16), depths=(1, 2, 1))
 

@@ -40,7 +40,7 @@ from vartok.models.quantizer import MultiScaleQuantizer
 from vartok.runtime import choose_device
 from vartok.schedule import VAR_256, adapt_schedule, square, token_count
 from vartok.tokens import ModelInfo, TokenMaps
-from vartok.train.settings import read_settings
+from vartok.train import read_settings
 
 VAR_32 = TokenizerConfig(ch=32)
 

@@ -55,7 +55,8 @@ def describe(
         "",
         f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {step:,} steps of "
         f"{settings.data.batch_size} crops of {crop} pixels in {seconds / 60:.1f} minutes, on {processes} "
-        f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}. {_begun(origin)}",
+        f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}. "
+        f"{_begun(origin)}",
         "",
         "```toml",
         dump_settings(settings).rstrip(),

@@ -88,9 +88,9 @@ class EMACodebook:
     def replace_dead_codes(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Re-initialise dead codes from residuals of the last step.
 
-        A code is dead if its usage is below `dead_code_threshold` / V. A residual is drawn the more often the
-        fewer codes its scale uses, and becomes one code at most. At most `MAX_RESIDUAL_SHARE` of the residuals
-        are used at once; other dead codes wait for the next call.
+        A code is dead if its usage is below `dead_code_threshold` / V. Residuals of scales that use few codes
+        are drawn more often; each becomes one code at most. At most `MAX_RESIDUAL_SHARE` of the residuals are
+        used at once; other dead codes wait for the next call.
 
         Args:
             seed: of the draw.

@@ -194,9 +194,10 @@ class TrainSettings:
         if run.precision not in ("auto", "bf16", "float32"):
             raise ConfigError(f'[run] precision is "auto", "bf16" or "float32", not {quoted(run.precision)}')
         self._check_ranges()
-        if self.optimizer.encoder_warmup_steps and not loss.latent_anchor and self.model.autoencoder == "var":
+        trained_by_anchor = self.model.autoencoder == "var" and self.optimizer.encoder_warmup_steps
+        if trained_by_anchor and not loss.latent_anchor:
             raise ConfigError(
-                "[optimizer] encoder_warmup_steps: without [loss] latent_anchor the encoder learns nothing then"
+                "[optimizer] encoder_warmup_steps trains no encoder without [loss] latent_anchor"
             )
         height, width = self.model.image_size
         if self.model.z_channels > 3 * self.model.downsample**2:

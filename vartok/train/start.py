@@ -1,8 +1,8 @@
 """Initial weights: from a first look at the pictures, or from a checkpoint.
 
-A first look gives the principal components of patches, for the anchor and a `light` autoencoder, and a codebook
-by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; with phis that
-are random convolutions the looked-up codes would be destroyed first.
+A first look gives the principal components of patches, for the anchor and a `light` autoencoder, and a
+codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; with
+phis that are random convolutions the looked-up codes would be destroyed first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Validation and export: the averaged weights on pictures that are held out, and their checkpoint and card."""
+"""Validation on pictures that are held out, and export of the averaged weights as a checkpoint."""
 
 from __future__ import annotations
 

@@ -20,8 +20,7 @@ from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
 
-from vartok.dataset import TokenDataset
-from vartok.dataset.verify import verify
+from vartok.dataset import TokenDataset, verify
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,162 @@
+"""`vartok train`: options, messages, signals, several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import TINY
+
+from vartok.train.folder import STATE
+
+
+def command(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vartok", "train", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path / "tiny.toml"
+
+
+def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Path) -> None:
+    process = command(tiles, "-o", tmp_path / "run", "-p", preset, "--device", "cpu", "--steps", "10")
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, "")
+    assert "initialised from 16 of 16 crops" in err
+    assert "validation pictures" in err
+    assert f"vartok encode -w {tmp_path / 'run'} " in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no preset"),
+        (["{tiles}", "-o", "run", "--resume"], 1, "holds no run"),
+        (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
+        (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
+        (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: No such file or directory"),
+        (["{tiles}", "-o", "run", "--from", "{tiles}/tile00.png"], 1, "neither a safetensors nor a PyTorch"),
+        (["nowhere", "-o", "run"], 1, "nowhere: no such file or folder"),
+        (["empty", "-o", "run"], 1, "no pictures"),
+        (["{tiles}", "-o", "run", "--batch-size", "0"], 2, "batch-size"),
+        (["{tiles}", "-o", "run", "--from", "tokens.npz"], 1, "tokens.npz: "),
+        (["{tiles}", "-o", "run", "--from", "empty"], 1, "empty: "),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    vartok: Any,
+    tiles: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    np.savez("tokens.npz", scale_00=np.zeros((1, 1), np.uint16))
+    result = vartok("train", *(text.format(tiles=tiles) for text in arguments), code=code)
+    assert reason in result.stderr
+    if code == 1:
+        assert result.stderr.count("\n") == 1
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read stderr up to a line that has the text."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+
+
+@pytest.mark.slow
+def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
+    process = command(tiles, "-o", tmp_path / "run", "--device", "cpu")
+    while not (tmp_path / "run").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "vartok: stopped at once; the run had saved nothing yet"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_saves_and_says_how_to_continue(
+    tiles: Path, tmp_path: Path, preset: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    preset.write_text(TINY.replace("[run]", "[run]\nval_every = 10"))
+    process = command(tiles, "-o", run, "-p", preset, "--device", "cpu", "--steps", "1000000")
+    wait_for(process, "step 10:")
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"Continue: vartok train {tiles} -o {run} --device cpu --resume" in err
+    step = torch.load(run / STATE, weights_only=True)["step"]
+    process = command(tiles, "-o", run, "--device", "cpu", "--resume", "--steps", str(step + 3))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert torch.load(run / STATE, weights_only=True)["step"] == step + 3
+
+
+def launched(count: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `vartok train` in `count` processes of this machine."""
+    # accelerate's option for several processes is named after GPUs; --device cpu makes them use gloo.
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+    many = ["--multi_gpu"] * (count != "1") + ["--num_processes", count]
+    return subprocess.run(
+        [*launcher, *many, "-m", "vartok", "train", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path, preset: Path) -> None:
+    for count in ("1", "2"):
+        done = launched(
+            count, tiles, "-p", preset, "--device", "cpu", "--steps", "12", "-o", tmp_path / count
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("vartok: trained") == 1
+        assert f"on {count} process" in (tmp_path / count / "weights.md").read_text()
+    one, two = (torch.load(tmp_path / count / STATE, weights_only=True) for count in ("1", "2"))
+    assert one["step"] == two["step"] == 12
+    assert one["position"] == two["position"]
+    for name, tensor in one["model"].items():
+        assert torch.allclose(tensor, two["model"][name], rtol=1e-2, atol=1e-3), name
+    assert torch.allclose(one["usage"], two["usage"], atol=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_replace_dead_codes_and_train_a_discriminator(tiles: Path, tmp_path: Path) -> None:
+    extra = "[quantizer]\ndead_code_threshold = 0.9\ncodebook_ema_decay = 0.8\n"
+    judged = TINY.replace("[loss]\n", "[loss]\nadversarial = 0.1\nadversarial_start = 3\n")
+    (tmp_path / "lively.toml").write_text(judged + extra)
+    run = tmp_path / "run"
+    done = launched(
+        "2", tiles, "-p", tmp_path / "lively.toml", "--device", "cpu", "--minutes", "1", "-o", run
+    )
+    assert done.returncode == 0, done.stderr
+    state = torch.load(run / STATE, weights_only=True)
+    assert state["step"] == 8
+    assert state["replaced_codes"] > 0

@@ -1,0 +1,210 @@
+"""Whole runs, small ones."""
+
+import dataclasses
+import itertools
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from noise import DATA, shapes
+from PIL import Image
+from safetensors import safe_open
+from tiny_run import go, pictures, tiny
+
+import vartok
+from vartok.errors import TrainError
+from vartok.images import to_tensor
+from vartok.train import Progress, Validation, read_settings
+from vartok.train.folder import SAMPLES, STATE, WEIGHTS
+
+
+def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_path: Path) -> None:
+    few = [tiles / name for name in ("tile00.png", "tile11.png", "tile22.png", "tile33.png")]
+    settings = tiny(
+        data={"val_fraction": 0.0, "zoom": 1.0, "grayscale_prob": 0.0, "color_jitter": 0.0},
+        run={"steps": 150},
+        optimizer={"encoder_warmup_steps": 20},
+    )
+    events = go(settings, few, tmp_path / "run")
+    steps = [event for event in events if isinstance(event, Progress)]
+    assert steps[-1].psnr > steps[0].psnr + 3
+    assert steps[-1].loss < steps[0].loss
+    assert steps[-1].step == 150
+    assert steps[-1].fraction == 1
+
+    loaded = vartok.load(tmp_path / "run" / WEIGHTS, device="cpu")
+    assert loaded.config == settings.model
+    assert loaded.name == "tiny"
+    images = to_tensor(np.stack([np.asarray(Image.open(path).resize((64, 64))) for path in few]))
+    error = (loaded.decode(loaded.encode(images)) - images).square().mean()
+    assert 10 * math.log10(4 / error) > steps[0].psnr + 1.5  # smoother pictures than crops, by other weights
+    card = (tmp_path / "run" / "weights.md").read_text()
+    assert "150 steps of 4 crops of 64x64 pixels" in card
+    assert settings == read_settings(str(tmp_path / "run" / "settings.toml"))
+
+
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+def test_a_resumed_run_equals_one_that_never_stopped(tiles: Path, tmp_path: Path, codebook: str) -> None:
+    settings = tiny(
+        quantizer={"codebook": codebook, "dead_code_threshold": 0.9, "codebook_ema_decay": 0.8},
+        loss={"adversarial": 0.1, "adversarial_start": 3},
+        optimizer={"decay_fraction": 0.0},
+    )
+    go(settings, tiles, tmp_path / "whole")
+    asked = itertools.count(1)
+    go(settings, tiles, tmp_path / "parts", should_stop=lambda: next(asked) == 5)
+    half = torch.load(tmp_path / "parts" / STATE, weights_only=True)
+    assert half["step"] == 5
+    go(settings, tiles, tmp_path / "parts", resume=True)
+    whole, parts = (torch.load(tmp_path / name / STATE, weights_only=True) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 8
+    assert whole["position"] == parts["position"]
+    assert whole["replaced_codes"] == parts["replaced_codes"] > 0
+    for part in ("model", "ema_model"):
+        for name, tensor in whole[part].items():
+            assert torch.equal(tensor, parts[part][name]), name
+    for part in ("usage", "sums"):
+        assert torch.equal(whole[part], parts[part])
+    for keys in (["optimizer"], ["adversary", "optimizer"]):
+        one, two = whole, parts
+        for key in keys:
+            one, two = one[key], two[key]
+        for number, moments in one["state"].items():
+            assert all(torch.equal(value, two["state"][number][key]) for key, value in moments.items())
+
+
+def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) -> None:
+    events = go(tiny(), tiles, tmp_path / "run")
+    (validation,) = (event for event in events if isinstance(event, Validation))
+    assert validation.pictures == len(pictures(tiles, val_fraction=0.2).held_out(1))
+    loaded = vartok.load(tmp_path / "run" / WEIGHTS, device="cpu")
+    errors = []
+    for pixels in pictures(tiles, val_fraction=0.2).held_out(1):
+        drawn = loaded.decode(loaded.encode(to_tensor(pixels[None])))
+        levels = ((drawn[0].permute(1, 2, 0) + 1) * 127.5).round().numpy()
+        errors.append(10 * math.log10(255**2 / np.square(levels - pixels).mean()))
+    assert validation.psnr == pytest.approx(np.mean(errors), abs=1e-3)
+    with Image.open(tmp_path / "run" / SAMPLES / "0000008.png") as sheet:
+        assert sheet.size == (64 * min(8, validation.pictures), 128)
+    assert list((tmp_path / "run" / "log").glob("events*"))
+
+
+def test_minutes_end_a_run(tiles: Path, tmp_path: Path) -> None:
+    events = go(tiny(run={"steps": 1 << 30, "minutes": 0.04}), tiles, tmp_path / "run")
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.fraction == 1
+    assert 2.4 <= last.seconds < 20
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path: Path) -> None:
+    go(tiny(), tiles, tmp_path / "run")
+    state = (tmp_path / "run" / STATE).read_bytes()
+    broken = tiny(
+        run={"steps": 40}, optimizer={"lr": 1e9, "encoder_lr": 1e9, "grad_clip": 1e9, "warmup_steps": 0}
+    )
+    with pytest.raises(TrainError, match=rf"diverged at step .*not a number; .*{STATE} holds the last"):
+        go(broken, tiles, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / STATE).read_bytes() == state
+    asked = itertools.count(1)
+    with pytest.raises(TrainError, match="diverged at step"):  # stopped before anything is reported
+        go(broken, tiles, tmp_path / "run", resume=True, should_stop=lambda: next(asked) == 4)
+    assert (tmp_path / "run" / STATE).read_bytes() == state
+
+
+def test_a_run_that_cannot_be_written_ends_in_one_line(tiles: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / WEIGHTS).mkdir(parents=True)
+    with pytest.raises(TrainError, match=r"weights\.safetensors cannot be written"):
+        go(tiny(), tiles, tmp_path / "run")
+
+
+def test_a_run_inside_its_data_does_not_train_on_its_samples(tiles: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiles, data)
+    go(tiny(), data, data / "run")
+    assert list((data / "run" / SAMPLES).glob("*.png"))
+    assert not any("pictures are not" in str(event) for event in go(tiny(), data, data / "run", resume=True))
+    (data / "tile00.png").unlink()
+    assert any("pictures are not" in str(event) for event in go(tiny(), data, data / "run", resume=True))
+
+
+def test_a_collapsing_codebook_ends_the_run(tiles: Path, tmp_path: Path) -> None:
+    settings = tiny(
+        quantizer={"dead_code_threshold": 0.0, "codebook_ema_decay": 0.5},
+        data={"color_jitter": 0.0},
+        run={"steps": 20},
+    )
+    go(settings, tiles, tmp_path / "run")
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "flat.png")
+    longer = dataclasses.replace(settings, run=dataclasses.replace(settings.run, steps=100))
+    with pytest.raises(TrainError, match="codebook has collapsed at step"):
+        go(longer, tmp_path / "flat.png", tmp_path / "run", resume=True)
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="no state of a run"):
+        go(tiny(), tiles, tmp_path / "run", resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / STATE).write_bytes(b"junk")
+    with pytest.raises(TrainError, match="holds a run already"):
+        go(tiny(), tiles, tmp_path / "run")
+    with pytest.raises(TrainError, match="is not a run's state"):
+        go(tiny(), tiles, tmp_path / "run", resume=True)
+    torch.save({"step": 3}, tmp_path / "run" / STATE)
+    with pytest.raises(TrainError, match="is not this run's state"):
+        go(tiny(), tiles, tmp_path / "run", resume=True)
+    (tmp_path / "run" / STATE).rename(tmp_path / "run" / WEIGHTS)  # weights are not overwritten either
+    with pytest.raises(TrainError, match="holds a run already"):
+        go(tiny(), tiles, tmp_path / "run")
+
+
+def test_a_resumed_run_has_the_settings_it_is_given(tiles: Path, tmp_path: Path) -> None:
+    adversarial = {"adversarial": 0.1}
+    events = go(tiny(loss=adversarial, run={"steps": 4, "val_every": 2}), tiles, tmp_path / "run")
+    assert [event.step for event in events if isinstance(event, Validation)] == [2, 4]  # the end once
+    changed = tiny(
+        loss=adversarial, run={"steps": 5}, optimizer={"weight_decay": 0.5, "lr": 2e-3, "decay_fraction": 0.0}
+    )
+    go(changed, tiles, tmp_path / "run", resume=True)
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["step"] == 5
+    assert all(group["weight_decay"] == 0.5 for group in state["optimizer"]["param_groups"])
+    assert state["adversary"]["optimizer"]["param_groups"][0]["lr"] == 2e-3
+    assert any(
+        "nothing to train" in str(event) for event in go(changed, tiles, tmp_path / "run", resume=True)
+    )
+
+
+def wanted_of_var() -> dict[str, tuple[int, ...]]:
+    """The names and shapes that VAR's own class gives at ch = 32."""
+    lines = (DATA / "var-small.txt").read_text().splitlines()
+    return {
+        name: tuple(map(int, shape.split("x"))) for name, _, shape in (line.partition(" ") for line in lines)
+    }
+
+
+def test_the_small_preset_has_vars_tensors() -> None:
+    assert shapes(read_settings("var-small").model) == wanted_of_var()
+
+
+@pytest.mark.slow
+def test_the_small_preset_trains_and_exports_what_vars_class_loads(tiles: Path, tmp_path: Path) -> None:
+    changes: dict[str, dict[str, Any]] = {
+        "data": {"batch_size": 4},
+        "start": {"init_pictures": 64, "kmeans_rounds": 1},
+        "optimizer": {"encoder_warmup_steps": 20, "warmup_steps": 5},
+        "run": {"steps": 40, "precision": "float32"},
+        "model": {"patch_nums": [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]},  # as many scales as VAR's, in 64 pixels
+    }
+    events = go(read_settings("var-small", changes), tiles, tmp_path / "run")
+    steps = [event for event in events if isinstance(event, Progress)]
+    assert steps[1].loss < steps[0].loss  # in the encoder's warm-up
+    assert steps[-1].loss < steps[2].loss  # and after
+    assert steps[-1].psnr > steps[0].psnr
+    assert min(steps[-1].perplexity) > 0.3 * max(steps[-1].perplexity)
+    with safe_open(tmp_path / "run" / WEIGHTS, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert found == wanted_of_var()

@@ -1,0 +1,56 @@
+"""Settings of training: TOML, ranges, presets."""
+
+import dataclasses
+
+import pytest
+from tiny_run import tiny
+
+from vartok.errors import ConfigError
+from vartok.train import PRESETS, parse_settings, read_settings
+from vartok.train.settings_file import dump_settings
+
+
+def test_settings_survive_toml() -> None:
+    strange = dataclasses.replace(tiny(), name='"\U0001f600\n', license="\u00a9 \\")
+    for settings in (tiny(), strange, *map(read_settings, PRESETS)):
+        assert parse_settings(dump_settings(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("nonsense", "is not TOML"),
+        ("[modle]\n", "unknown key, 'modle'"),
+        ("model = 3\n", r"\[model\] is a table"),
+        ("[model]\nch = 33\n", "multiple of 32"),
+        ("[model]\nchan = 32\n", "unknown key, 'chan'"),
+        ("[loss]\nmse = 1.0\nl3 = 1.0\n", r"\[loss\] has an unknown key, 'l3'"),
+        ("[loss]\nmse = 'much'\n", "is not a number"),
+        ("[loss]\nmse = nan\n", "is not a number"),
+        ("[data]\nbatch_size = 1.5\n[loss]\nmse = 1.0\n", "is not a whole number"),
+        ("[data]\nbatch_size = 0\n[loss]\nmse = 1.0\n", "batch_size is from 1"),
+        ("[loss]\n", "no reconstruction loss"),
+        ("[quantizer]\ncodebook = 'average'\n[loss]\nmse = 1.0\n", '"ema" or "gradient"'),
+        ("[run]\nprecision = 'int8'\n[loss]\nmse = 1.0\n", "precision"),
+        ("name = 3\n[loss]\nmse = 1.0\n", "name is a text"),
+        ("[loss]\nmse = inf\n", "mse is from 0"),
+        ("[run]\nseed = -1\n[loss]\nmse = 1.0\n", "seed is from 0"),
+        ("[run]\nminutes = 0\n[loss]\nmse = 1.0\n", "minutes is from"),
+        ("[optimizer]\ngrad_clip = 0\n[loss]\nmse = 1.0\n", "grad_clip is from"),
+        ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "without .* latent_anchor"),
+    ],
+)
+def test_invalid_settings_are_refused_in_one_line(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as error:
+        parse_settings(text)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'rate'; known keys: lr, encoder_lr, weight_decay, .* ema_decay$"):
+        parse_settings("[optimizer]\nrate = 1e-3\n")
+
+
+def test_a_wrong_preset_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'lihgt' is no preset"):
+        read_settings("lihgt")

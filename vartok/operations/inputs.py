@@ -1,0 +1,151 @@
+"""Inputs of encoding and decoding: files, folders, lists, tars, tables and streams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast
+
+from vartok.errors import ArgumentError, SourceError, VartokError, printable
+from vartok.images import Fit, Picture
+from vartok.sources import LISTS, TABLES, TARS, Sample, find_files, find_input_shards, is_url
+
+if TYPE_CHECKING:
+    from vartok.operations.streams import PictureSource
+
+Source: TypeAlias = str | Path | BinaryIO
+"""A path, a URL, or an open binary stream, which messages call standard input."""
+
+Kind = Literal["picture", "tar", "table", "tokens"]
+
+PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
+TOKENS: tuple[Kind, ...] = ("tokens",)
+TITLES = {PICTURES: "pictures", TOKENS: "token files"}
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A file to work on.
+
+    Attributes:
+        name: its path below the folder that was searched, or its own name; outputs are named by it.
+        kind: "picture", "tar", "table" (Parquet) or "tokens".
+        place: its path or URL; None for a stream.
+        stream: the stream, or None.
+        error: the reason why it cannot be worked on, or None.
+    """
+
+    name: PurePath
+    kind: Kind
+    place: str | None = None
+    stream: BinaryIO | None = None
+    error: VartokError | None = None
+
+    def __str__(self) -> str:
+        """Return its name in messages."""
+        return "standard input" if self.place is None else printable(self.place)
+
+    @property
+    def source(self) -> str:
+        """Its name in tokens: `name` in Unicode, which the name of a file need not be."""
+        return self.name.as_posix().encode(errors="replace").decode()
+
+    @property
+    def is_collection(self) -> bool:
+        """True where it may hold several pictures, whose outputs are then named by what it calls them."""
+        if self.kind == "tokens":
+            return self.place is None or self.place.lower().endswith(".jsonl")
+        return self.kind in ("tar", "table")
+
+    def pictures(self) -> Iterator[tuple[str | None, PictureSource]]:
+        """Yield its pictures, each with its key in a collection, else None."""
+        if self.error is not None:
+            yield None, _fail_with(self.error)
+        elif self.stream is not None:
+            yield None, self.stream.read(getattr(Fit(), "max_bytes", 1 << 30) + 1)
+        elif self.is_collection:
+            try:
+                shards = find_input_shards([str(self.place)], 1)
+            except SourceError as error:
+                yield None, _fail_with(error)
+                return
+            for shard in shards:
+                for sample in shard.samples():
+                    yield sample.key, sample.read
+        elif is_url(str(self.place)):
+            yield None, Sample(self.source, str(self.place)).read
+        else:
+            yield None, Path(str(self.place))
+
+
+def find_inputs(
+    sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
+) -> list[Input]:
+    """Find the files that sources name, in the sources' order; those of a folder in sorted order.
+
+    A file that is named is taken whatever its suffix. A source that cannot be found or searched becomes an
+    input with an error, so that the others are worked on.
+
+    Args:
+        sources: paths or URLs of files, folders, lists of paths (.txt) and collections; or binary streams.
+        kinds: kinds of files that a folder is searched for.
+        recursive: search folders.
+
+    Raises:
+        ArgumentError: a folder where `recursive` is false, or an empty path.
+    """
+    single = isinstance(sources, (str, Path)) or hasattr(sources, "read")
+    given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
+    inputs: list[Input] = []
+    for source in given:
+        inputs += _find(source, kinds, recursive)
+    return inputs
+
+
+def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Input]:
+    file_kind = kinds[0]
+    if not isinstance(source, (str, Path)):
+        yield Input(PurePath("stdin"), file_kind, stream=source)
+        return
+    place = str(source)
+    if not place:
+        raise ArgumentError("a path is empty")
+    path = PurePath(place)
+    if os.path.isdir(place) and not recursive:
+        raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
+    searched = os.path.isdir(place) or is_url(place)
+    if not searched and not ("picture" in kinds and place.lower().endswith(LISTS)):
+        yield Input(PurePath(path.name), _kind(place, kinds), place)
+        return
+    try:
+        found = find_files(place, kinds=kinds)
+        if not found:
+            raise SourceError(f"holds no {TITLES[kinds]}, by their names")
+    except SourceError as error:
+        # The report names the source.
+        told = str(error).removeprefix(f"{place}: ")
+        yield Input(path, file_kind, place, error=SourceError(told, hint=error.hint))
+        return
+    for file in found:
+        name = PurePath(file.name)
+        yield Input(name if searched else PurePath(name.name), _kind(file.place, kinds), file.place)
+
+
+def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
+    """Return the kind of a file by its suffix; the first of `kinds` where that tells nothing."""
+    if "tar" in kinds and place.lower().endswith(TARS):
+        return "tar"
+    if "table" in kinds and place.lower().endswith(TABLES):
+        return "table"
+    return kinds[0]
+
+
+def _fail_with(error: VartokError) -> PictureSource:
+    """Return a reader of a picture that raises the error."""
+
+    def read(fit: Fit) -> Picture:
+        raise error
+
+    return read

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import gather_pictures
+from .files import parse_inputs
 from .options import (
     InputOptions,
     JsonOption,
@@ -19,13 +19,9 @@ from .options import (
     ModelOptions,
     PictureOptions,
     WorkOptions,
-    default_batch_size,
-    default_workers,
-    fit_to,
     load_tokenizer,
-    parse_fit,
 )
-from .report import Report, command, say, shown, usage_errors
+from .report import Report, command, say, shown
 from .tables import new_table, print_tables
 
 if TYPE_CHECKING:
@@ -99,31 +95,29 @@ def eval(
       vartok eval -r photos --baselines --worst 10
       vartok eval -r photos -w mine.safetensors --compare shipped --json
     """
-    from vartok.schedule import parse_schedule
+    from vartok.images import configure_pillow
+    from vartok.operations import find_inputs
 
-    fit = parse_fit(picture.fit, picture.size, picture.zoom, picture.background, picture.max_pixels)
-    with usage_errors():
-        schedule = parse_schedule(picture.schedule) if picture.schedule is not None else None
-    files = gather_pictures(pictures, **dataclasses.asdict(inputs), debug=messages.debug)
-    checkpoints = [model.weights, measure.compare] if measure.compare else [model.weights]
+    picture.resolve()  # its errors come before those of the inputs
+    configure_pillow(quiet=not messages.debug)
+    found = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
+    checkpoints: list[str | Path | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
     tokenizers = [load_tokenizer(path, model.device, model.dtype) for path in checkpoints]
     from vartok.evaluation import evaluate_files
-    from vartok.sources import Sample
 
-    progress = Report(len(files), verb="evaluated", quiet=messages.quiet, debug=messages.debug)
+    total = None if any(item.is_collection for item in found) else len(found)
+    progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     report = evaluate_files(
-        (Sample(str(item), item.read()) for item in files),
+        found,
         tokenizer=tokenizers[0],
         compare=tokenizers[1] if measure.compare else None,
-        fit=fit_to(tokenizers, fit, picture.size, schedule),
-        schedule=schedule,
         baselines=measure.baselines,
         lpips=measure.lpips,
         rfid=measure.rfid,
         scales=not measure.no_scales,
-        batch_size=default_batch_size(work.batch_size, tokenizers[0]),
-        workers=default_workers(work.workers),
         progress=lambda result: _tell(progress, result),
+        **dataclasses.asdict(picture),
+        **dataclasses.asdict(work),
     )
     progress.close()
     if report.pictures:

@@ -6,12 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vartok.errors import printable
+
+from .command import command
 from .files import parse_inputs
+from .messages import say
 from .options import (
     InputOptions,
     JsonOption,
@@ -21,7 +24,7 @@ from .options import (
     WorkOptions,
     load_tokenizer,
 )
-from .report import Report, command, say, shown
+from .report import Report
 from .tables import new_table, print_tables
 
 if TYPE_CHECKING:
@@ -43,10 +46,10 @@ FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """What is measured."""
+    """Options for the figures that are measured."""
 
     compare: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--compare",
             metavar="WEIGHTS",
@@ -100,15 +103,15 @@ def eval(
 
     picture.resolve()  # its errors come before those of the inputs
     configure_pillow(quiet=not messages.debug)
-    found = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
-    checkpoints: list[str | Path | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
-    tokenizers = [load_tokenizer(path, model.device, model.dtype) for path in checkpoints]
+    files = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
+    checkpoints: list[str | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
+    tokenizers = [load_tokenizer(weights, model.device, model.dtype) for weights in checkpoints]
     from vartok.evaluation import evaluate_files
 
-    total = None if any(item.is_collection for item in found) else len(found)
+    total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     report = evaluate_files(
-        found,
+        files,
         tokenizer=tokenizers[0],
         compare=tokenizers[1] if measure.compare else None,
         baselines=measure.baselines,
@@ -147,7 +150,7 @@ def _tell_what_is_missing(report: EvaluationReport, measure: MeasureOptions) -> 
         say("no rFID: it needs two pictures or more")
 
 
-def _as_json(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> dict[str, Any]:
+def _as_json(report: EvaluationReport, worst: int, checkpoints: list[str | None]) -> dict[str, Any]:
     fit = report.fit
     native = fit.mode == "native"
     return {
@@ -180,7 +183,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}
 
 
-def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | Path | None]) -> list[Table]:
+def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | None]) -> list[Table]:
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
@@ -189,11 +192,11 @@ def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | Path |
     return [*tables, _methods_table(report)]
 
 
-def _labels(report: EvaluationReport, checkpoints: list[str | Path | None]) -> list[str]:
+def _labels(report: EvaluationReport, checkpoints: list[str | None]) -> list[str]:
     """Return the headings of the checkpoints' columns: their names, or their files where names are equal."""
-    names = [shown(scores.model.name) for scores in report.models]
+    names = [printable(scores.model.name) for scores in report.models]
     if len(set(names)) < len(names):
-        return [shown(path or "shipped") for path in checkpoints]
+        return [printable(path or "shipped") for path in checkpoints]
     return names
 
 

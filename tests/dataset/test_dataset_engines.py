@@ -23,6 +23,7 @@ def worker(weights: Path) -> WorkerConfig:
     return WorkerConfig(weights=weights, device="cpu", dtype="float32", batch_size=2, workers=1, threads=1)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes_as_one(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
 ) -> None:
@@ -52,6 +53,7 @@ def test_another_process_takes_over_from_one_that_is_killed(
     assert {first.shard, *(step.shard for step in left)} == set(SHARDS)
 
 
+@pytest.mark.slow
 def test_the_run_ends_when_all_processes_are_dead(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_the_run_ends_when_all_processes_are_dead(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_the_error_of_a_process_is_raised(
     tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
 ) -> None:

@@ -15,6 +15,7 @@ from vartok.errors import VartokError
 from vartok.evaluation import Evaluation, EvaluationReport, Failure, PictureScores, evaluate_files
 from vartok.images import Fit
 from vartok.schedule import square
+from vartok.sources import Sample
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_folders_lists_and_files_give_the_same(small: vartok.Tokenizer, folder: 
     assert evaluate_files(str(folder), tokenizer=small, size=(16, 16), recursive=True) == report
     streams = [io.BytesIO(file.read_bytes()) for file in files]
     assert evaluate(small, *streams).models == report.models
-    samples = [(str(file), file) for file in files]
+    samples = [Sample(str(file), file) for file in files]
     by_loop = Evaluation([small], Fit(size=(16, 16), multiple=small.config.downsample))
     list(by_loop.measure(samples))
     assert by_loop.report() == report

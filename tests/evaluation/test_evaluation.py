@@ -38,6 +38,7 @@ from vartok.evaluation import (
 from vartok.evaluation.baselines import compress
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
+from vartok.sources import Sample
 
 PICTURES = 3
 
@@ -57,8 +58,8 @@ def light() -> vartok.Tokenizer:
     return vartok.load(device="cpu")
 
 
-def named(files: Iterable[bytes]) -> list[tuple[str, bytes]]:
-    return [(f"{i}.png", file) for i, file in enumerate(files)]
+def named(files: Iterable[bytes]) -> list[Sample]:
+    return [Sample(f"{i}.png", file) for i, file in enumerate(files)]
 
 
 def measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,6 @@ from vartok.images import MAX_PIXELS
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
     Input,
-    PictureSource,
     default_batch_size,
     default_workers,
     find_inputs,
@@ -22,6 +22,7 @@ from vartok.operations import (
 )
 from vartok.operations.inputs import Source
 from vartok.schedule import Schedule
+from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer, load
 
 
@@ -100,7 +101,7 @@ def evaluate_files(
         **networks,
     )
     results = evaluation.measure(
-        _name_pictures(inputs),
+        _find_samples(inputs),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -121,8 +122,8 @@ def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -
     return inputs
 
 
-def _name_pictures(inputs: Iterable[Input]) -> Iterator[tuple[str, PictureSource]]:
-    """Yield every picture with its name in the report: the input's, and its key in a collection."""
+def _find_samples(inputs: Iterable[Input]) -> Iterator[Sample]:
+    """Yield every picture, named by its input, and by its key in a collection."""
     for item in inputs:
-        for key, picture in item.pictures():
-            yield str(item) if key is None else f"{item}: {key}", picture
+        for key, sample in item.samples():
+            yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

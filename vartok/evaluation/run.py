@@ -17,11 +17,11 @@ from vartok.errors import VartokError
 from vartok.evaluation.baselines import compress, decompress
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
-from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
-from vartok.operations import PictureSource
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import Schedule
+from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
 
@@ -80,12 +80,12 @@ class Evaluation:
         ]
 
     def measure(
-        self, pictures: Iterable[tuple[str, PictureSource]], *, batch_size: int = 1, workers: int = 1
+        self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1
     ) -> Generator[PictureScores | Failure, None, None]:
         """Measure pictures. The report is about those that were yielded.
 
         Args:
-            pictures: name of each picture in the report, and its path, bytes, or a function that reads it.
+            samples: pictures to read; their keys are the names in the report.
             batch_size: pictures of one size that go through the networks together.
             workers: threads that read pictures, and as many that compute metrics.
 
@@ -94,12 +94,11 @@ class Evaluation:
         """
         limit = workers + batch_size
 
-        def read(item: tuple[str, PictureSource]) -> tuple[str, Picture | VartokError]:
-            name, source = item
+        def read(sample: Sample) -> tuple[str, Picture | VartokError]:
             try:
-                return name, source(self._fit) if callable(source) else read_picture(source, self._fit)
+                return sample.key, sample.read(self._fit)
             except VartokError as error:
-                return name, error
+                return sample.key, error
 
         def compare(
             item: tuple[str, _Reconstructed | VartokError],
@@ -114,18 +113,18 @@ class Evaluation:
             except MemoryError:
                 return None, Failure(name, VartokError("not enough memory to measure it"))
 
-        found = map_ordered(read, pictures, workers=workers, limit=limit)
+        pictures = map_ordered(read, samples, workers=workers, limit=limit)
         copies = map_batches(
-            self._reconstruct, found, size=batch_size, key=lambda picture: picture.pixels.shape
+            self._reconstruct, pictures, size=batch_size, key=lambda picture: picture.pixels.shape
         )
         with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
-            for reconstructed, result in results:
+            for found, result in results:
                 if isinstance(result, Failure):
                     self._failures.append(result)
-                elif reconstructed is not None:
+                elif found is not None:
                     self._scores.append(result)
-                    for totals, copy in zip(self._totals, reconstructed.copies, strict=True):
-                        totals.add(reconstructed.picture.pixels, reconstructed.features, copy)
+                    for totals, copy in zip(self._totals, found.copies, strict=True):
+                        totals.add(found.picture.pixels, found.features, copy)
                 yield result
 
     def report(self) -> EvaluationReport:

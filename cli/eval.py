@@ -39,8 +39,6 @@ if TYPE_CHECKING:
         PictureScores,
         Scores,
     )
-    from vartok.operations import Input
-    from vartok.sources import Sample
 
 NO_VALUE = "-"
 FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
@@ -106,26 +104,23 @@ def eval(
     picture.resolve()  # its errors come before those of the inputs
     configure_pillow(quiet=not messages.debug)
     files = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
-    checkpoints = [model.weights, measure.compare] if measure.compare else [model.weights]
+    checkpoints: list[str | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
     tokenizers = [load_tokenizer(weights, model.device, model.dtype) for weights in checkpoints]
-    fit, schedule = picture.resolve(*tokenizers)
     from vartok.evaluation import evaluate_files
 
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     report = evaluate_files(
-        (_label(item, key, sample) for item in files for key, sample in item.samples(picture.max_bytes)),
+        files,
         tokenizer=tokenizers[0],
         compare=tokenizers[1] if measure.compare else None,
-        fit=fit,
-        schedule=schedule,
         baselines=measure.baselines,
         lpips=measure.lpips,
         rfid=measure.rfid,
         scales=not measure.no_scales,
-        batch_size=work.batch_size,
-        workers=work.workers,
         progress=lambda result: _tell(progress, result),
+        **dataclasses.asdict(picture),
+        **dataclasses.asdict(work),
     )
     progress.close()
     if report.pictures:
@@ -135,11 +130,6 @@ def eval(
         else:
             print_tables(*_tables(report, measure.worst, checkpoints))
     progress.finish()
-
-
-def _label(item: Input, key: str | None, sample: Sample) -> Sample:
-    """Return a sample whose key is its name in messages."""
-    return dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")
 
 
 def _tell(progress: Report, result: PictureScores | Failure) -> None:

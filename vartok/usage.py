@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TypeAlias, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,9 @@ from vartok.dataset.schema import DATASET, FORMAT, open_dataset
 from vartok.errors import SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
-from vartok.token_files import iter_tokens
+from vartok.sources import find_files
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageTokens
-
-TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
-"""Suffixes that a folder is searched for."""
 
 Source: TypeAlias = str | Path | BinaryIO
 
@@ -113,32 +110,16 @@ def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, Im
         yield from _read_dataset(Path(source), tokenizer)
     elif os.path.isdir(source):
         try:
-            files = _find_token_files(source)
+            files = find_files(source, kinds=("tokens",))
+            if not files:
+                raise SourceError("holds no token files, by their names")
         except SourceError as error:
             yield str(source), error
             return
         for file in files:
-            yield from _read_file(file, tokenizer)
+            yield from _read_file(Path(file.place), tokenizer)
     else:
         yield from _read_file(Path(source), tokenizer)
-
-
-def _find_token_files(folder: str | Path) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder, onerror=_refuse_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(root, name)
-            for name in names
-            if name.lower().endswith(TOKEN_SUFFIXES) and not name.startswith(".")
-        ]
-    if not found:
-        raise SourceError("holds no token files, by their names")
-    return sorted(found)
-
-
-def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise SourceError(f"{error.filename}: cannot be searched: {os_error_reason(error)}")
 
 
 def _read_file(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:

@@ -194,8 +194,8 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "cause"),
     [
-        (["in"], "in is a folder: use -r"),
-        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom is for --fit crop, not pad"),
+        (["in"], "in is a folder: set --recursive"),
+        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom is for the fit crop, not pad"),
         (["-r", "in", "--size", "100"], "--size is a multiple of 16"),
         (["-r", "in", "--schedule", "1,2"], "--schedule ends in the latent's grid, here 16"),
         (["-r", "in", "--worst", "-1"], "--worst"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Vartok, names, save
+from noise import SMALL, tokenizer
 from PIL import Image
 
 import vartok as library
@@ -134,6 +135,7 @@ def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
     result = vartok("inspect-codebook", "--atlas", "atlas.png", code=1)
     assert "atlas.png exists: use --force" in result.stderr
     assert (here / "atlas.png").read_bytes() == b"mine"
-    vartok("inspect-codebook", "--atlas", "atlas.png", "--force")
-    assert names(here) == ["atlas.png"]
+    tokenizer(here / "small.safetensors", SMALL)
+    vartok("inspect-codebook", "-w", "small.safetensors", "--atlas", "atlas.png", "--force")
+    assert names(here) == ["atlas.png", "small.safetensors"]
     assert (here / "atlas.png").read_bytes().startswith(b"\x89PNG")

@@ -1,6 +1,7 @@
 """`evaluate_files`: sources, options and failures."""
 
 import dataclasses
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def names(report: EvaluationReport, folder: Path) -> list[str]:
 
 
 def evaluate(small: vartok.Tokenizer, *pictures: Any, **options: Any) -> EvaluationReport:
-    return evaluate_files(pictures, tokenizer=small, size=16, **options)
+    return evaluate_files(pictures, tokenizer=small, size=16, recursive=True, **options)
 
 
 def test_folders_lists_and_files_give_the_same(small: vartok.Tokenizer, folder: Path, tmp_path: Path) -> None:
@@ -44,9 +45,10 @@ def test_folders_lists_and_files_give_the_same(small: vartok.Tokenizer, folder: 
     files = [folder / name for name in names(report, folder)]
     (tmp_path / "list.txt").write_text("\n".join(map(str, files)))
     assert evaluate(small, *files) == evaluate(small, str(tmp_path / "list.txt")) == report
-    assert evaluate_files(str(folder), tokenizer=small, size=(16, 16)) == report
-    samples = [Sample(str(file), file.read_bytes()) for file in files]
-    assert evaluate(small, *samples) == report
+    assert evaluate_files(str(folder), tokenizer=small, size=(16, 16), recursive=True) == report
+    streams = [io.BytesIO(file.read_bytes()) for file in files]
+    assert evaluate(small, *streams).models == report.models
+    samples = [Sample(str(file), file) for file in files]
     by_loop = Evaluation([small], Fit(size=(16, 16), multiple=small.config.downsample))
     list(by_loop.measure(samples))
     assert by_loop.report() == report
@@ -84,7 +86,7 @@ def test_options(small: vartok.Tokenizer, folder: Path) -> None:
     assert report.models[0].schedule == square(1, 8)
     assert (report.fit.mode, report.fit.background) == ("pad", (0, 128, 128))
     assert [scores.format for scores in report.baselines] == ["jpeg", "webp"]
-    report = evaluate_files(folder / "a.png", tokenizer=small, fit=Fit(mode="native"))
+    report = evaluate_files(folder / "a.png", tokenizer=small, fit="native")
     assert (report.by_picture[0].width, report.by_picture[0].height) == (40, 36)
     assert [*evaluate(small, folder, max_pixels=100).failures]
     assert dataclasses.replace(report, by_picture=()) != report
@@ -102,4 +104,4 @@ def test_options_that_no_checkpoint_takes(
     small: vartok.Tokenizer, folder: Path, options: dict[str, Any], cause: str
 ) -> None:
     with pytest.raises(VartokError, match=cause):
-        evaluate_files(folder, **{"tokenizer": small, "size": 16, **options})
+        evaluate_files(folder / "a.png", **{"tokenizer": small, "size": 16, **options})

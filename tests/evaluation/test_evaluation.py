@@ -58,14 +58,14 @@ def light() -> vartok.Tokenizer:
     return vartok.load(device="cpu")
 
 
-def samples(files: Iterable[bytes]) -> list[Sample]:
+def named(files: Iterable[bytes]) -> list[Sample]:
     return [Sample(f"{i}.png", file) for i, file in enumerate(files)]
 
 
 def measured(
     evaluation: Evaluation, files: Iterable[bytes] = FILES, **options: int
 ) -> tuple[tuple[PictureScores, ...], EvaluationReport]:
-    found = tuple(evaluation.measure(samples(files), **options))
+    found = tuple(evaluation.measure(named(files), **options))
     report = evaluation.report()
     assert report.by_picture == found, report.failures
     assert [scores.name for scores in report.by_picture] == [f"{i}.png" for i in range(len(found))]
@@ -219,7 +219,7 @@ def test_a_given_schedule(light: vartok.Tokenizer) -> None:
 def test_a_failure_changes_no_figure(light: vartok.Tokenizer) -> None:
     evaluation = Evaluation([light], Fit(size=(64, 64)), baselines=True)
     files = [FILES[0], b"no picture", FILES[1]]
-    results = list(evaluation.measure(samples(files), batch_size=3))
+    results = list(evaluation.measure(named(files), batch_size=3))
     assert [result.name for result in results] == ["0.png", "1.png", "2.png"]
     report = evaluation.report()
     assert report.failures == (results[1],)
@@ -227,14 +227,14 @@ def test_a_failure_changes_no_figure(light: vartok.Tokenizer) -> None:
     _, alone = measured(Evaluation([light], Fit(size=(64, 64)), baselines=True), FILES[:2])
     assert (report.models, report.baselines) == (alone.models, alone.baselines)
     evaluation = Evaluation([light], Fit(size=(64, 64)), baselines=True)
-    list(evaluation.measure(samples([b"no picture"])))
+    list(evaluation.measure(named([b"no picture"])))
     report = evaluation.report()
     assert (report.models, report.baselines) == ((), ())
 
 
 def test_a_picture_too_small_for_ssim(tmp_path: Path) -> None:
     small = tokenizer(tmp_path / "small.safetensors", SMALL)
-    [result] = Evaluation([small], Fit(size=(8, 8))).measure(samples(FILES[:1]))
+    [result] = Evaluation([small], Fit(size=(8, 8))).measure(named(FILES[:1]))
     assert isinstance(result, Failure)
     assert "fewer than 11 pixels" in str(result.error)
 

@@ -6,29 +6,28 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
-from vartok.errors import SourceError
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
-from vartok.images import MAX_BYTES, MAX_PIXELS, Fit
+from vartok.images import MAX_PIXELS
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
+    Input,
     default_batch_size,
     default_workers,
+    find_inputs,
     make_fit,
     make_schedule,
     resolve_fit,
 )
+from vartok.operations.inputs import Source
 from vartok.schedule import Schedule
-from vartok.sources import Sample, find_input_shards
+from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer, load
-
-FILES_PER_SHARD = 1 << 30  # all files of a source in one shard: an evaluation is not divided
 
 
 def evaluate_files(
-    pictures: str | Path | Iterable[str | Path | Sample],
+    pictures: Source | Iterable[Source | Input],
     *,
     weights: str | Path | None = None,
     tokenizer: Tokenizer | None = None,
@@ -36,7 +35,7 @@ def evaluate_files(
     device: str = "auto",
     dtype: str = "float32",
     size: str | int | tuple[int, int] | None = None,
-    fit: Literal["crop", "pad", "stretch", "native"] | Fit = "crop",
+    fit: str = "crop",
     zoom: float = 1.0,
     background: str = "white",
     schedule: str | Schedule | None = None,
@@ -46,6 +45,7 @@ def evaluate_files(
     lpips: bool = False,
     rfid: bool = False,
     scales: bool = True,
+    recursive: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
     progress: Callable[[PictureScores | Failure], None] | None = None,
@@ -53,16 +53,16 @@ def evaluate_files(
     """Measure how well a checkpoint reconstructs pictures.
 
     Args:
-        pictures: picture files, folders (searched), tars, Parquet files, lists of paths (.txt), URLs of
-            these, or samples that were found already.
+        pictures: paths or URLs of pictures, folders, tars, Parquet files, lists of paths (.txt); binary
+            streams; or inputs that `find_inputs` found.
         weights: the checkpoint, as for `vartok.load`; None is the shipped one.
         tokenizer: a loaded tokenizer instead of `weights`.
         compare: a second checkpoint, or a loaded tokenizer, to measure on the same pixels.
         device: device that checkpoints are loaded on.
         dtype: dtype of their encoders and decoders.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: how a picture becomes pixels of that size; or a `Fit`, which tells size, zoom, background and
-            max_pixels and max_bytes too.
+        fit: how a picture becomes pixels of that size: "crop", "pad", "stretch", or "native", which keeps
+            the picture's own size.
         zoom: factor that a picture is scaled up by before it is cropped.
         background: colour under transparency and around a padded picture.
         schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
@@ -72,6 +72,7 @@ def evaluate_files(
         lpips: measure LPIPS too; needs torchvision and AlexNet's weights.
         rfid: measure rFID too; needs torch-fidelity and Inception's weights.
         scales: measure the PSNR after each scale too, which decodes a picture once for each.
+        recursive: search folders.
         batch_size: pictures that go through the networks together; 32 on a GPU and 1 on a CPU if None.
         workers: threads that read pictures and compute metrics; one more than cores, up to 8, if None.
         progress: called after every picture, in order, with its figures or why there are none.
@@ -83,6 +84,9 @@ def evaluate_files(
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or options contradict
             each other. A picture or source that cannot be read is a failure in the report instead.
     """
+    given = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    grids = make_schedule(schedule)
+    inputs = _find_inputs(pictures, recursive)
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
     first = tokenizer or load(weights, device=device, dtype=dtype)
     tokenizers = [first]
@@ -90,17 +94,16 @@ def evaluate_files(
         tokenizers.append(
             compare if isinstance(compare, Tokenizer) else load(compare, device=device, dtype=dtype)
         )
-    grids = make_schedule(schedule)
-    if not isinstance(fit, Fit):
-        fit = make_fit(
-            fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
-        )
-        fit = resolve_fit(tokenizers, fit, size=size, schedule=grids)
-    else:
-        fit = resolve_fit(tokenizers, fit, size=fit.size, schedule=grids)
-    evaluation = Evaluation(tokenizers, fit, schedule=grids, baselines=baselines, scales=scales, **networks)
+    evaluation = Evaluation(
+        tokenizers,
+        resolve_fit(tokenizers, given, size=size, schedule=grids),
+        schedule=grids,
+        baselines=baselines,
+        scales=scales,
+        **networks,
+    )
     results = evaluation.measure(
-        _find_samples(pictures, fit.max_bytes),
+        _find_samples(inputs),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -111,17 +114,18 @@ def evaluate_files(
     return evaluation.report()
 
 
-def _find_samples(pictures: str | Path | Iterable[str | Path | Sample], max_bytes: int) -> Iterator[Sample]:
-    """Find the pictures of sources; a source that cannot be searched becomes a sample that fails."""
-    for source in [pictures] if isinstance(pictures, str | Path) else pictures:
-        if isinstance(source, Sample):
-            yield source
-            continue
-        try:
-            shards = find_input_shards([str(source)], FILES_PER_SHARD, full_names=True)
-        except SourceError as error:
-            yield Sample(str(source), error)
-            continue
-        for shard in shards:
-            for sample in shard.samples(max_bytes):
-                yield dataclasses.replace(sample, key=shard.find(sample.key))
+def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -> list[Input]:
+    """Find the files that sources name; inputs stay as they are."""
+    if isinstance(pictures, str | Path) or hasattr(pictures, "read"):
+        return find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
+    inputs: list[Input] = []
+    for source in pictures:
+        inputs += [source] if isinstance(source, Input) else find_inputs(source, recursive=recursive)
+    return inputs
+
+
+def _find_samples(inputs: Iterable[Input]) -> Iterator[Sample]:
+    """Yield every picture, named by its input, and by its key in a collection."""
+    for item in inputs:
+        for key, sample in item.samples():
+            yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vartok.errors import OutputError, SourceError, printable
+from vartok.errors import OutputError, SourceError, VartokError, printable
 
 from .command import Terminated, command
 from .display import Display
@@ -239,7 +239,8 @@ class _View:
         """Name new failures, and show the rest as a status."""
         self._shards = progress.shards
         for failure in progress.failures[: MAX_NAMED_FAILURES - self._named]:
-            self._display.say(f"{printable(failure.place)}: {printable(failure.cause)}", error=True)
+            cause = explain(VartokError(failure.cause, hint=failure.hint))
+            self._display.say(f"{printable(failure.place)}: {printable(cause)}", error=True)
             self._named += 1
             if self._named == MAX_NAMED_FAILURES:
                 file = printable(self._out / "failed.jsonl")

@@ -228,12 +228,12 @@ class _EncodeRun:
     def pictures(self) -> Iterator[tuple[_Job, str, PictureSource]]:
         """Yield what `encode_pictures` takes; outputs that exist by now become results."""
         for item in self._plan.todo:
-            for key, picture in item.pictures():
+            for key, sample in item.samples():
                 claimed = self._plan.claim(item, key)
                 if isinstance(claimed, FileResult):
                     self._refused.append(claimed)
                 else:
-                    yield _Job(*claimed), _source(item, key), picture
+                    yield _Job(*claimed), _source(item, key), sample.read
 
     def results(self, encoded: Iterator[tuple[_Job, ImageTokens | VartokError]]) -> Iterator[FileResult]:
         """Write tokens as they come, and yield the results."""

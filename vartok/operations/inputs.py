@@ -6,22 +6,20 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 from vartok.errors import ArgumentError, SourceError, VartokError, printable
-from vartok.images import Fit, Picture
-from vartok.sources import LISTS, TABLES, TARS, Sample, find_files, find_input_shards, is_url
-
-if TYPE_CHECKING:
-    from vartok.operations.streams import PictureSource
+from vartok.sources import Sample, find_input_shards
+from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
 
-Kind = Literal["picture", "tar", "table", "tokens"]
-
 PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
 TOKENS: tuple[Kind, ...] = ("tokens",)
+MAX_STREAM = 1 << 30
+"""Bytes of a stream that are read at most; `read_picture` refuses one of more."""
+
 TITLES = {PICTURES: "pictures", TOKENS: "token files"}
 
 
@@ -59,25 +57,24 @@ class Input:
             return self.place is None or self.place.lower().endswith(".jsonl")
         return self.kind in ("tar", "table")
 
-    def pictures(self) -> Iterator[tuple[str | None, PictureSource]]:
-        """Yield its pictures, each with its key in a collection, else None."""
+    def samples(self) -> Iterator[tuple[str | None, Sample]]:
+        """Yield its pictures, unread, each with its key in a collection, else None."""
+        label = str(self)
         if self.error is not None:
-            yield None, _fail_with(self.error)
+            yield None, Sample(label, self.error)
         elif self.stream is not None:
-            yield None, self.stream.read(getattr(Fit(), "max_bytes", 1 << 30) + 1)
+            yield None, Sample(label, self.stream.read(MAX_STREAM + 1))
         elif self.is_collection:
             try:
                 shards = find_input_shards([str(self.place)], 1)
             except SourceError as error:
-                yield None, _fail_with(error)
+                yield None, Sample(label, error)
                 return
             for shard in shards:
                 for sample in shard.samples():
-                    yield sample.key, sample.read
-        elif is_url(str(self.place)):
-            yield None, Sample(self.source, str(self.place)).read
+                    yield sample.key, sample
         else:
-            yield None, Path(str(self.place))
+            yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 
 
 def find_inputs(
@@ -130,7 +127,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         return
     for file in found:
         name = PurePath(file.name)
-        yield Input(name if searched else PurePath(name.name), _kind(file.place, kinds), file.place)
+        yield Input(name if searched else PurePath(name.name), file.kind, file.place)
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
@@ -140,12 +137,3 @@ def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
     if "table" in kinds and place.lower().endswith(TABLES):
         return "table"
     return kinds[0]
-
-
-def _fail_with(error: VartokError) -> PictureSource:
-    """Return a reader of a picture that raises the error."""
-
-    def read(fit: Fit) -> Picture:
-        raise error
-
-    return read

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 from vartok.errors import ArgumentError, OutputError, VartokError, printable
 from vartok.operations.inputs import Input
-from vartok.sources import is_url
+from vartok.sources.find import is_url
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vartok.errors import TrainError
+from vartok.errors import OutputError, TrainError
+from vartok.files import os_error_reason, write_bytes
 from vartok.images import to_tensor
 from vartok.metrics import load_lpips
 from vartok.models.vqvae import VQVAE
@@ -21,7 +22,7 @@ from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
-from vartok.train.folder import CARD, LOGS, SAMPLES, SETTINGS, STATE, WEIGHTS, open_output, output_errors
+from vartok.train.folder import CARD, LOGS, SAMPLES, SETTINGS, STATE, WEIGHTS
 from vartok.train.kmeans import Deadline
 from vartok.train.objective import latent_loss, reconstruction_loss
 from vartok.train.progress import Event, Meter, Progress
@@ -75,9 +76,9 @@ def train(
         True if the run is complete, False if it was stopped.
 
     Raises:
-        TrainError: the folder holds another run, training diverged, memory or time is too short, or the run
-            cannot be written.
+        TrainError: the folder holds another run, training diverged, or memory or time was too short.
         SourceError: there are no pictures.
+        OutputError: the run cannot be written.
         VartokError: a package, a checkpoint or LPIPS's weights are missing.
     """
     check_packages()
@@ -189,8 +190,7 @@ def _train(
     if fraction >= 1:
         report(f"nothing to train: the run is as long as its settings say, {state.step:,} steps")
     if processes.is_main:
-        with open_output(run, SETTINGS) as file:
-            file.write(dump_settings(settings).encode())
+        write_bytes(run / SETTINGS, dump_settings(settings).encode(), overwrite=True)
     log = _EventLog(run) if processes.is_main else None
 
     def save_and_validate() -> None:
@@ -217,8 +217,7 @@ def _train(
                 validation=validation,
                 origin=state.origin,
             )
-            with open_output(run, CARD) as file:
-                file.write(card.encode())
+            write_bytes(run / CARD, card.encode(), overwrite=True)
         processes.wait()
 
     # ------------------------------------------------------------------------------------------------
@@ -304,8 +303,10 @@ def _prepare_folder(run: Path, resume: bool) -> None:
         raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
     if resume and not (run / STATE).is_file():
         raise TrainError(f"{run} holds no state of a run to resume")
-    with output_errors(run):
+    try:
         run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {run}: {os_error_reason(error)}") from None
 
 
 def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:

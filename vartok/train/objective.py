@@ -123,7 +123,7 @@ def reconstruction_loss(
 def _blockiness(images: Tensor, cell: int) -> Tensor:
     """Return the blockiness of [B, 3, H, W], differentiable: a scalar, 1 if there are no cell borders.
 
-    `vartok.metrics.blockiness` with a gradient: the mean step across cell borders divided by that inside cells.
+    The mean step across cell borders divided by that inside cells, as in `vartok.metrics.blockiness`.
     """
     steps = [images.diff(dim=2).abs(), images.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]

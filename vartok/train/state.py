@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vartok.errors import TrainError, one_line
+from vartok.errors import OutputError, TrainError, one_line
+from vartok.files import open_output
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import token_count
 from vartok.train.adversary import Adversary
 from vartok.train.codebook import EMACodebook
 from vartok.train.data import StreamPosition
 from vartok.train.distributed import Processes
-from vartok.train.folder import STATE, open_output
+from vartok.train.folder import STATE
 from vartok.train.objective import TrainingModel, parameter_groups
 from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
@@ -115,7 +116,8 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
         pictures: fingerprint of the training pictures.
 
     Raises:
-        TrainError: a weight is not finite, or the state cannot be written; the old state is kept.
+        TrainError: a weight is not finite; the old state is kept.
+        OutputError: the state cannot be written; the old state is kept.
     """
     adversary = None if state.adversary is None else state.adversary.state_dict()
     networks: list[dict[str, Tensor]] = [
@@ -142,8 +144,11 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
         "sums": state.codebook.sums,
         "adversary": adversary,
     }
-    with open_output(run, STATE) as file:
-        torch.save(saved, file)
+    try:
+        with open_output(run / STATE, overwrite=True) as file:
+            torch.save(saved, file)
+    except RuntimeError as error:  # torch.save turns an OSError into one
+        raise OutputError(f"cannot write {run / STATE}: {one_line(error)}") from None
 
 
 def read_state(run: Path) -> dict[str, Any]:

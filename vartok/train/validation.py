@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
+from vartok.errors import OutputError
+from vartok.files import os_error_reason, write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.tokenizer import Tokenizer
-from vartok.train.folder import SAMPLES, WEIGHTS, open_output, output_errors
+from vartok.train.folder import SAMPLES, WEIGHTS
 from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
 
@@ -71,19 +73,20 @@ def write_sample(run: Path, sample: NDArray[np.uint8], step: int) -> None:
     """Write a sample of `validate` to the run's folder.
 
     Raises:
-        TrainError: it cannot be written.
+        OutputError: it cannot be written.
     """
-    with open_output(run, f"{SAMPLES}/{step:07}.png") as file:
-        file.write(encode_picture(sample, "png"))
+    write_bytes(run / SAMPLES / f"{step:07}.png", encode_picture(sample, "png"), overwrite=True)
 
 
 def export_weights(run: Path, model: VQVAE, settings: TrainSettings) -> None:
     """Write the model's weights to the run's folder, as a checkpoint.
 
     Raises:
-        TrainError: it cannot be written.
+        OutputError: it cannot be written.
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)
-    with output_errors(run / WEIGHTS):
+    try:
         write_checkpoint(run / WEIGHTS, checkpoint, overwrite=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {run / WEIGHTS}: {os_error_reason(error)}") from None

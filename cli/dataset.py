@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vartok.errors import OutputError, SourceError, printable
+from vartok.errors import OutputError, SourceError, VartokError, printable
 
 from .command import Terminated, command
 from .display import Display
@@ -38,7 +38,7 @@ MAX_NAMED_FAILURES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
-    """The files of the data set."""
+    """Options for the files of the data set."""
 
     format: Annotated[
         Literal["parquet", "wds", "jsonl"],
@@ -54,7 +54,7 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """The pictures, their keys and their labels."""
+    """Options for keys and labels of pictures."""
 
     image_column: Annotated[
         str | None,
@@ -74,8 +74,17 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """The processes and machines that work."""
+    """Options for the processes and machines that work."""
 
+    compile: CompileOption = False
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="Do part I of N of the input shards, from 0/N: one for each machine.",
+        ),
+    ] = None
     processes: Annotated[
         int | None,
         typer.Option("--processes", min=1, max=256, help="Default: one for every GPU here, else one."),
@@ -90,10 +99,14 @@ class EngineOptions:
         bool, typer.Option("--retry-failed", help="Also do shards again in which pictures failed.")
     ] = False
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as `build` takes them."""
+        return {**vars(self), "shard": _parse_shard(self.shard)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FailureOptions:
-    """What a run does when pictures fail."""
+    """Options for pictures that fail."""
 
     on_error: Annotated[
         Literal["skip", "stop"], typer.Option("--on-error", help="What to do when a picture fails.")
@@ -130,15 +143,6 @@ def make(
     engine: EngineOptions,
     failures: FailureOptions,
     messages: MessageOptions,
-    compile: CompileOption = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard",
-            metavar="I/N",
-            help="Do part I of N of the input shards, from 0/N: one for each machine.",
-        ),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Turn many pictures into a data set of tokens.
@@ -157,28 +161,15 @@ def make(
     """
     from vartok.dataset import build
 
-    part = _parse_shard(shard)
+    options = vars(shards) | vars(pictures) | vars(source) | vars(model) | vars(work) | engine.arguments()
     limit = failures.limit()
     _prepare_process(messages.debug)
     view = _View(output, quiet=messages.quiet)
-    options = {
-        name: value
-        for group in (shards, pictures, source, model, work, engine)
-        for name, value in vars(group).items()
-    }
     with _stop_message(), contextlib.closing(view), view.errors(messages.debug):
-        summary = build(
-            sources,
-            output,
-            **options,
-            compile=compile,
-            shard=part,
-            max_failures=limit,
-            progress=view.show,
-        )
+        summary = build(sources, output, **options, max_failures=limit, progress=view.show)
     _print_summary(summary, as_json=as_json, quiet=messages.quiet)
     failed = summary.failed or not summary.complete
-    if summary.run.failed or (part == (0, 1) and failed):
+    if summary.run.failed or (options["shard"] == (0, 1) and failed):
         raise typer.Exit(SOME_FAILED if summary.pictures else FAILED)
 
 
@@ -239,7 +230,8 @@ class _View:
         """Name new failures, and show the rest as a status."""
         self._shards = progress.shards
         for failure in progress.failures[: MAX_NAMED_FAILURES - self._named]:
-            self._display.say(f"{printable(failure.place)}: {printable(failure.cause)}", error=True)
+            cause = explain(VartokError(failure.cause, hint=failure.hint))
+            self._display.say(f"{printable(failure.place)}: {printable(cause)}", error=True)
             self._named += 1
             if self._named == MAX_NAMED_FAILURES:
                 file = printable(self._out / "failed.jsonl")

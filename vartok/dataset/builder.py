@@ -1,4 +1,7 @@
-"""Building a data set: sources of pictures to training-ready shards of tokens."""
+"""Building a data set: sources of pictures to training-ready shards of tokens.
+
+Most lines document the arguments of `build`; the rest checks them, and starts the engine that they name.
+"""
 
 from __future__ import annotations
 

@@ -17,10 +17,12 @@ class Failure(NamedTuple):
     Attributes:
         place: where to find the sample: a path or URL, and the key in it.
         cause: the reason, on one line.
+        hint: how to avoid it, or None.
     """
 
     place: str
     cause: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class ProgressTotals:
         elif report.read_fraction is not None:
             self._fractions[report.index] = report.read_fraction
         place = self._inputs[report.index].find
-        return self.state(tuple(Failure(place(failed.key), failed.cause) for failed in new.values()))
+        return self.state(
+            tuple(Failure(place(failed.key), failed.cause, failed.hint) for failed in new.values())
+        )
 
     def state(self, failures: tuple[Failure, ...] = ()) -> Progress:
         """Return the current state."""

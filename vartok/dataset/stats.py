@@ -17,10 +17,17 @@ ShardId = tuple[int, int]
 
 
 class FailedSample(NamedTuple):
-    """A sample that has no tokens, and the reason."""
+    """A sample that has no tokens.
+
+    Attributes:
+        key: key of the sample.
+        cause: the reason, on one line.
+        hint: how to avoid it, or None; not written to files.
+    """
 
     key: str
     cause: str
+    hint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,7 @@ class ShardStats:
 
     def to_json(self) -> str:
         """Return one JSON object on one line, with the newline."""
-        failed = [sample._asdict() for sample in self.failed]
+        failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
         return json.dumps({**vars(self), "failed": failed}) + "\n"
 
     @classmethod

@@ -107,7 +107,9 @@ def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardPro
     for (index, part), run in itertools.groupby(results, lambda item: item[0].shard):
         if part is None:
             failed = tuple(
-                FailedSample(slot.sample.key, str(result)) for slot, result in run if slot.sample is not None
+                FailedSample(slot.sample.key, str(result), getattr(result, "hint", None))
+                for slot, result in run
+                if slot.sample is not None
             )
             yield ShardProgress(f"{index:05d}", index, 0, 0, failed)
         else:
@@ -137,7 +139,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
                 writer.add(row, picture or None)  # empty where the picture is not kept
             except VartokError as error:
-                failed.append(FailedSample(sample.key, str(error)))
+                failed.append(FailedSample(sample.key, str(error), error.hint))
             else:
                 rows += 1
                 column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(row, name) is not None)

@@ -101,9 +101,7 @@ def test_minutes_end_a_run(tiles: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_step_fails_and_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainError, match="nothing was trained: .* minutes ended before its first step"
-    ) as error:
+    with pytest.raises(TrainError, match="nothing was trained") as error:
         go(tiny(run={"minutes": 0.001}), tiles, tmp_path / "run")
     assert error.value.hint == "set `minutes` higher"
     assert not (tmp_path / "run").exists()

@@ -21,12 +21,15 @@ import torch
 
 import vartok
 from vartok.dataset.engines import run_here
-from vartok.dataset.job import Job, plan
-from vartok.dataset.shards import Encoding, HashedFile, Row, write_shard
+from vartok.dataset.formats import open_writer
+from vartok.dataset.plan import Job, plan_tasks
+from vartok.dataset.schema import Encoding
+from vartok.dataset.write import HashedFile
 from vartok.images import Fit, Picture
 from vartok.operations import encode_pictures
 from vartok.parallel import map_ordered
 from vartok.sources import Sample, find_input_shards
+from vartok.tokens import ImageTokens
 
 BATCH, WORKERS = 16, 3
 PICTURES = 320
@@ -61,6 +64,12 @@ def main() -> None:
     samples = list(shard.samples())
     pictures = [sample.read(fit) for sample in samples]
     tokens = np.random.default_rng(0).integers(0, 4096, (len(samples), 680)).astype(np.uint16)
+    rows = [
+        ImageTokens.unflatten(
+            flat, encoding.schedule, encoding.model, encoding.image_info(sample.key, 256, 256)
+        )
+        for sample, flat in zip(samples, tokens, strict=True)
+    ]
 
     def model() -> None:
         """The model alone, on pixels in memory, with the threads that the program gives it."""
@@ -77,7 +86,7 @@ def main() -> None:
         """All of it but the start, from tar to shard."""
         with tempfile.TemporaryDirectory() as folder:
             job = Job(out=Path(folder), format="parquet", shard_size=PICTURES, encoding=encoding, fit=fit)
-            tasks = plan(job, [shard])
+            tasks = plan_tasks(job, [shard])
             for _ in run_here(job, tasks, tokenizer, batch_size=BATCH, workers=WORKERS):
                 pass
 
@@ -96,9 +105,9 @@ def main() -> None:
     def write() -> None:
         """Rows to a Parquet shard."""
         stream = HashedFile(io.BytesIO())
-        writer = write_shard("parquet", stream, encoding)
-        for sample, row in zip(samples, tokens, strict=True):
-            writer.add(Row(sample.key, row, 256, 256))
+        writer = open_writer("parquet", stream, encoding)
+        for row in rows:
+            writer.add(row)
         writer.close()
 
     parts = {"model": model, "whole": whole, "tar": list_samples, "read": read, "write": write}

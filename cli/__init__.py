@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .command import Command
 from .convert import convert
 from .dataset import app as dataset
 from .decode import decode
@@ -26,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (encode, decode, inspect, inspect_codebook, eval, train, convert):
-    app.command(name=command.__name__.replace("_", "-"))(command)
+    app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
+for info in dataset.registered_commands:
+    info.cls = Command
 app.add_typer(dataset, name="dataset", help="Turn many pictures into a data set of tokens.")
 
 
@@ -45,4 +48,4 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Images to the tokens of VAR's multi-scale tokenizer and back."""
+    """Turn images into the tokens of VAR's multi-scale tokenizer, and back."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import CheckpointError
+from vartok.errors import ArgumentError, CheckpointError, OutputError, printable
+from vartok.files import os_error_reason
 
+from .command import command
 from .options import DebugOption, ForceOption, JsonOption
-from .report import command, shown
+
+if TYPE_CHECKING:
+    from vartok.checkpoints import Checkpoint
 
 
 @command
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A checkpoint: VAR-style .pth, or safetensors.")
+        str,
+        typer.Argument(metavar="IN", help="A checkpoint: VAR-style .pth, safetensors, a folder."),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
     sha256: Annotated[
@@ -27,16 +32,18 @@ def convert(
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", metavar="JSON", help="What the file does not say, e.g. '{\"patch_nums\": [1, 2, 4]}'."
+            "--config",
+            metavar="JSON",
+            help="Values that the file does not tell, e.g. '{\"patch_nums\": [1, 2, 4]}'.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What token files shall call it.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Its name in token files.")] = None,
     license: Annotated[str | None, typer.Option("--license", help="The licence of its weights.")] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Bring a checkpoint into vartok's format.
+    """Convert a checkpoint to vartok's format.
 
     That is safetensors with the configuration in it. VAR's published vae_ch160v4096z32.pth is
     recognised by its hash.
@@ -47,21 +54,24 @@ def convert(
     """
     overrides = _parse(config)
     if output.suffix != ".safetensors":
-        raise typer.BadParameter(f"{shown(output)}: name the output .safetensors")
+        raise ArgumentError(f"{printable(output)}: the output's name ends in .safetensors")
     if output.exists() and not force:
-        raise CheckpointError(f"{shown(output)} exists: use --force to overwrite it")
-    if output.exists() and output.samefile(source):
-        raise typer.BadParameter(f"{shown(output)} is the input, which would be lost")
+        raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
 
     from vartok import checkpoints
 
+    path = checkpoints.find_checkpoint(source)
+    if output.exists() and path.exists() and output.samefile(path):
+        raise ArgumentError(f"{printable(output)} is the input, which would be lost")
     try:
-        found = checkpoints.file_sha256(source)
+        found = checkpoints.file_sha256(path)
         if sha256 and found != sha256.lower():
             raise CheckpointError(f"has sha256 {found}, not {sha256}")
-        checkpoint = checkpoints.read_checkpoint(source, overrides)
+        checkpoint = checkpoints.read_checkpoint(path, overrides)
+    except OSError as error:
+        raise CheckpointError(f"{printable(source)}: {os_error_reason(error)}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{shown(source)}: {error}") from None
+        raise CheckpointError(f"{printable(source)}: {error}", hint=error.hint) from None
     published = found == checkpoints.PUBLISHED_SHA256
     if published:
         checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
@@ -72,39 +82,45 @@ def convert(
         output.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
     except OSError as error:
-        raise CheckpointError(f"cannot write {shown(output)}: {error.strerror or error}") from None
+        raise OutputError(f"cannot write {printable(output)}: {os_error_reason(error)}") from None
+    summary = _summary(checkpoint) | {"published": published, "sha256": found, "output": str(output)}
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        _print(summary)
 
-    report = {
+
+def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
+    from vartok.checkpoints import HITS
+
+    return {
         "name": checkpoint.name,
         "license": checkpoint.license,
-        "published": published,
-        "sha256": found,
         "tensors": len(checkpoint.tensors),
-        "parameters": sum(t.numel() for key, t in checkpoint.tensors.items() if key != checkpoints.HITS),
+        "parameters": sum(t.numel() for key, t in checkpoint.tensors.items() if key != HITS),
         "config": json.loads(checkpoint.config.to_json()),
         "notes": checkpoint.notes,
-        "output": str(output),
     }
-    if as_json:
-        print(json.dumps(report))
-        return
-    if published:
+
+
+def _print(summary: dict[str, Any]) -> None:
+    if summary["published"]:
         print("This is the tokenizer that VAR's authors published.")
     for key in ("name", "license", "sha256", "tensors", "parameters"):
-        value = report[key]
-        print(f"{key:<12}{f'{value:,}' if isinstance(value, int) else shown(value or 'not told')}")
-    for key, value in json.loads(checkpoint.config.to_json()).items():
-        print(f"  {key:<18}{shown(value)}")
-    for note in checkpoint.notes:
-        print(f"note: {shown(note)}")
-    print(f"written to {shown(output)}")
+        value = summary[key]
+        print(f"{key:<12}{f'{value:,}' if isinstance(value, int) else printable(value or 'not known')}")
+    for key, value in summary["config"].items():
+        print(f"  {key:<18}{printable(value)}")
+    for note in summary["notes"]:
+        print(f"note: {printable(note)}")
+    print(f"written to {printable(summary['output'])}")
 
 
 def _parse(config: str | None) -> dict[str, object]:
     try:
         values = json.loads(config or "{}")
     except (ValueError, RecursionError) as error:
-        raise typer.BadParameter(f"--config is not JSON: {error}") from None
+        raise ArgumentError(f"--config is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise typer.BadParameter("--config is a JSON object, as '{\"patch_nums\": [1, 2, 4]}'")
+        raise ArgumentError("--config is a JSON object, as '{\"patch_nums\": [1, 2, 4]}'")
     return values

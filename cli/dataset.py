@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vartok.errors import ArgumentError, OutputError, ScheduleError, SourceError
+from vartok.errors import OutputError, SourceError, printable
 
+from .command import Terminated, command
 from .display import Display
+from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, say
 from .options import (
     CompileOption,
     FullNamesOption,
@@ -25,7 +26,6 @@ from .options import (
     PictureOptions,
     WorkOptions,
 )
-from .report import FAILED, SOME_FAILED, command, duration, say, shown, usage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 MAX_NAMED_FAILURES = 20
 """Failures that are named on stderr; failed.jsonl has all."""
-
-TERMINATED = 143
-"""Exit code that shells give a process which SIGTERM ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +166,7 @@ def make(
         for group in (shards, pictures, source, model, work, engine)
         for name, value in vars(group).items()
     }
-    with _interruptions(), contextlib.closing(view), view.errors(messages.debug):
+    with _stop_message(), contextlib.closing(view), view.errors(messages.debug):
         summary = build(
             sources,
             output,
@@ -200,14 +197,14 @@ def verify(
 
     report = verify(folder)
     for problem in report.problems:
-        say(f"{shown(folder / problem.file)}: {problem.cause}")
+        say(f"{printable(folder / problem.file)}: {problem.cause}")
     if as_json:
         problems = [{"file": problem.file, "what": problem.cause} for problem in report.problems]
         print(json.dumps({**vars(report), "problems": problems}))
     elif not messages.quiet:
         state = _count(len(report.problems), "problem") if report.problems else "all well"
         if report.failed and not report.problems:
-            state = f"what is there is well; {shown(folder / 'failed.jsonl')} has the others"
+            state = f"what is there is well; {printable(folder / 'failed.jsonl')} has the others"
         counts = f"{_count(report.pictures, 'picture')} in {_count(report.shards, 'shard')}"
         say(f"{counts}, {report.failed:,} failed: {state}")
     if report.problems:
@@ -242,10 +239,10 @@ class _View:
         """Name new failures, and show the rest as a status."""
         self._shards = progress.shards
         for failure in progress.failures[: MAX_NAMED_FAILURES - self._named]:
-            self._display.say(f"{shown(failure.place)}: {shown(failure.cause)}", error=True)
+            self._display.say(f"{printable(failure.place)}: {printable(failure.cause)}", error=True)
             self._named += 1
             if self._named == MAX_NAMED_FAILURES:
-                file = shown(self._out / "failed.jsonl")
+                file = printable(self._out / "failed.jsonl")
                 self._display.say(f"further failures are not named here, but in {file}", error=True)
         self._display.update(_status(progress), _worker_rows(progress))
 
@@ -254,14 +251,13 @@ class _View:
         """Turn a build's errors into this command's exit codes."""
         try:
             yield
-        except (ArgumentError, ScheduleError, SourceError) as error:
-            with usage_errors():
-                raise error
+        except SourceError as error:
+            raise typer.BadParameter(explain(error)) from None
         except OutputError as error:
             if debug or not self._shards:
                 raise
             self.close()
-            say(f"{shown(error)}, the same command goes on")
+            say(explain(error))
             raise typer.Exit(SOME_FAILED) from None
 
     def close(self) -> None:
@@ -320,7 +316,7 @@ def _parse_shard(text: str | None) -> tuple[int, int]:
         return 0, 1
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise typer.BadParameter(f"--shard is I/N, I from 0 to N - 1, as 0/4 to 3/4, not {shown(text)}")
+        raise typer.BadParameter(f"--shard is I/N, I from 0 to N - 1, as 0/4 to 3/4, not {printable(text)}")
     return int(part), int(parts)
 
 
@@ -334,18 +330,11 @@ def _prepare_process(debug: bool) -> None:
 
 
 @contextlib.contextmanager
-def _interruptions() -> Iterator[None]:
-    """End a run in order on Ctrl-C and SIGTERM, and say how to go on; keep stdout for the report."""
-
-    def end(*_: object) -> NoReturn:
-        raise SystemExit(TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, end)
+def _stop_message() -> Iterator[None]:
+    """Say after Ctrl-C and SIGTERM how to go on. Meanwhile stdout is stderr, as Ray prints warnings there."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray tells there of workers that die
+        with contextlib.redirect_stdout(sys.stderr):
             yield
-    except (KeyboardInterrupt, SystemExit):
-        say("stopped; what is done stays, the same command goes on")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except (KeyboardInterrupt, Terminated) as error:
+        say("stopped; finished shards stay, and the same command goes on")
+        raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None

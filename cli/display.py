@@ -1,13 +1,16 @@
-"""The one live display: what every command shows on stderr while it works."""
+"""The live display that every command shows on stderr while it works."""
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .report import say, shown
+from vartok.errors import printable
+
+from .messages import say
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -20,14 +23,15 @@ LINE_EVERY = 30.0
 
 
 class Display:
-    """Shows a status that changes on a terminal, else a line now and then; messages stand above it.
+    """A status that changes on a terminal, else a line now and then; messages stand above it.
 
     Args:
         quiet: show no status, and no message but errors.
+        lines: print a status line now and then where stderr is no terminal.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, *, quiet: bool = False, lines: bool = True) -> None:
+        self._quiet, self._lines = quiet, lines
         self._start = self._shown = time.monotonic()
         self._live: Live | None = None
 
@@ -38,7 +42,7 @@ class Display:
         if self._live is None:
             say(message)
         else:
-            text = f"vartok: {shown(message)}"
+            text = f"vartok: {printable(message)}"
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: str, rows: Sequence[str] = ()) -> None:
@@ -47,7 +51,7 @@ class Display:
         if self._quiet or now - self._start < LIVE_AFTER:
             return
         if not sys.stderr.isatty():
-            if now - self._shown >= LINE_EVERY:
+            if self._lines and now - self._shown >= LINE_EVERY:
                 self._shown = now
                 say(status)
             return
@@ -55,18 +59,16 @@ class Display:
 
         text = Text("\n".join([status, *rows]), overflow="ellipsis", no_wrap=True)
         if self._live is None:
-            import atexit
-
             from rich.console import Console
             from rich.live import Live
 
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
-            atexit.register(self._live.stop)  # gives the cursor back, whatever ends the command
+            atexit.register(self._live.stop)  # shows the cursor again, whatever ends the command
             self._live.start()
         self._live.update(text)
 
     def close(self) -> None:
-        """Take the status away; messages go on."""
+        """Remove the status; messages go on."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -6,12 +6,15 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import gather_pictures
+from vartok.errors import printable
+
+from .command import command
+from .files import parse_inputs
+from .messages import say
 from .options import (
     InputOptions,
     JsonOption,
@@ -19,13 +22,9 @@ from .options import (
     ModelOptions,
     PictureOptions,
     WorkOptions,
-    default_batch_size,
-    default_workers,
-    fit_to,
     load_tokenizer,
-    parse_fit,
 )
-from .report import Report, command, say, shown, usage_errors
+from .report import Report
 from .tables import new_table, print_tables
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
         PictureScores,
         Scores,
     )
+    from vartok.operations import Input
+    from vartok.sources import Sample
 
 NO_VALUE = "-"
 FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
@@ -47,10 +48,10 @@ FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """What is measured."""
+    """Options for the figures that are measured."""
 
     compare: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--compare",
             metavar="WEIGHTS",
@@ -99,30 +100,31 @@ def eval(
       vartok eval -r photos --baselines --worst 10
       vartok eval -r photos -w mine.safetensors --compare shipped --json
     """
-    from vartok.schedule import parse_schedule
+    from vartok.images import configure_pillow
+    from vartok.operations import find_inputs
 
-    fit = parse_fit(picture.fit, picture.size, picture.zoom, picture.background, picture.max_pixels)
-    with usage_errors():
-        schedule = parse_schedule(picture.schedule) if picture.schedule is not None else None
-    files = gather_pictures(pictures, **dataclasses.asdict(inputs), debug=messages.debug)
+    picture.resolve()  # its errors come before those of the inputs
+    configure_pillow(quiet=not messages.debug)
+    files = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
     checkpoints = [model.weights, measure.compare] if measure.compare else [model.weights]
-    tokenizers = [load_tokenizer(path, model.device, model.dtype) for path in checkpoints]
+    tokenizers = [load_tokenizer(weights, model.device, model.dtype) for weights in checkpoints]
+    fit, schedule = picture.resolve(*tokenizers)
     from vartok.evaluation import evaluate_files
-    from vartok.sources import Sample
 
-    progress = Report(len(files), verb="evaluated", quiet=messages.quiet, debug=messages.debug)
+    total = None if any(item.is_collection for item in files) else len(files)
+    progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     report = evaluate_files(
-        (Sample(str(item), item.read()) for item in files),
+        (_label(item, key, sample) for item in files for key, sample in item.samples()),
         tokenizer=tokenizers[0],
         compare=tokenizers[1] if measure.compare else None,
-        fit=fit_to(tokenizers, fit, picture.size, schedule),
+        fit=fit,
         schedule=schedule,
         baselines=measure.baselines,
         lpips=measure.lpips,
         rfid=measure.rfid,
         scales=not measure.no_scales,
-        batch_size=default_batch_size(work.batch_size, tokenizers[0]),
-        workers=default_workers(work.workers),
+        batch_size=work.batch_size,
+        workers=work.workers,
         progress=lambda result: _tell(progress, result),
     )
     progress.close()
@@ -133,6 +135,11 @@ def eval(
         else:
             print_tables(*_tables(report, measure.worst, checkpoints))
     progress.finish()
+
+
+def _label(item: Input, key: str | None, sample: Sample) -> Sample:
+    """Return a sample whose key is its name in messages."""
+    return dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")
 
 
 def _tell(progress: Report, result: PictureScores | Failure) -> None:
@@ -153,7 +160,7 @@ def _tell_what_is_missing(report: EvaluationReport, measure: MeasureOptions) -> 
         say("no rFID: it needs two pictures or more")
 
 
-def _as_json(report: EvaluationReport, worst: int, checkpoints: list[Path | None]) -> dict[str, Any]:
+def _as_json(report: EvaluationReport, worst: int, checkpoints: list[str | None]) -> dict[str, Any]:
     fit = report.fit
     native = fit.mode == "native"
     return {
@@ -186,7 +193,7 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}
 
 
-def _tables(report: EvaluationReport, worst: int, checkpoints: list[Path | None]) -> list[Table]:
+def _tables(report: EvaluationReport, worst: int, checkpoints: list[str | None]) -> list[Table]:
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
@@ -195,11 +202,11 @@ def _tables(report: EvaluationReport, worst: int, checkpoints: list[Path | None]
     return [*tables, _methods_table(report)]
 
 
-def _labels(report: EvaluationReport, checkpoints: list[Path | None]) -> list[str]:
+def _labels(report: EvaluationReport, checkpoints: list[str | None]) -> list[str]:
     """Return the headings of the checkpoints' columns: their names, or their files where names are equal."""
-    names = [shown(scores.model.name) for scores in report.models]
+    names = [printable(scores.model.name) for scores in report.models]
     if len(set(names)) < len(names):
-        return [shown(path or "shipped") for path in checkpoints]
+        return [printable(path or "shipped") for path in checkpoints]
     return names
 
 

@@ -1,4 +1,4 @@
-"""`vartok inspect`: what a token file holds."""
+"""`vartok inspect`: the contents of token files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import TOKEN_SUFFIXES, gather, read_inputs
-from .options import DebugOption, JsonOption
-from .report import Report, command, shown
+from vartok.errors import VartokError, printable
+
+from .command import command
+from .files import parse_inputs
+from .options import DebugOption, InputOptions, JsonOption
+from .report import Report
 
 if TYPE_CHECKING:
     from vartok.tokens import ImageTokens
@@ -29,7 +32,7 @@ def inspect(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell what token files hold.
+    """Show the contents of token files.
 
     The picture, the checkpoint, the schedule, and the first indices of every scale.
 
@@ -37,12 +40,16 @@ def inspect(
       vartok inspect img.tokens.npz
       vartok inspect all.jsonl --json | jq .image.source
     """
-    files = gather(
-        inputs, recursive=recursive, files_from=None, null=False, suffixes=TOKEN_SUFFIXES, kind="token files"
-    )
+    from vartok.operations import find_inputs, read_input
+    from vartok.operations.inputs import TOKENS
+
+    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKENS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     for item in files:
-        for tokens in read_inputs(item, report):
+        for tokens in read_input(item):
+            if isinstance(tokens, VartokError):
+                report.fail(str(item), tokens)
+                continue
             if as_json:
                 print(json.dumps({"file": str(item), **_summary(tokens)}))
             else:
@@ -67,10 +74,11 @@ def _show(name: str, tokens: ImageTokens) -> None:
     height, width = image.size
     zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
     print(name)
-    print(f"  picture     {shown(image.source)}, {image.width} x {image.height} pixels")
-    where = f"{shown(image.dtype)} on {shown(image.device)}"
-    print(f"  encoded     {width} x {height} pixels, {shown(image.fit)}{zoom}, {where}")
-    print(f"  checkpoint  {shown(model.name)}, {model.vocab_size} codes, codebook {model.fingerprint[:12]}")
+    print(f"  picture     {printable(image.source)}, {image.width} x {image.height} pixels")
+    where = f"{printable(image.dtype)} on {printable(image.device)}"
+    print(f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}")
+    identity = f"{model.vocab_size} codes, fingerprint {model.fingerprint[:12]}"
+    print(f"  checkpoint  {printable(model.name)}, {identity}")
     print(f"  tokens      {sum(scale.size for scale in tokens.scales)} in {len(tokens.scales)} scales")
     for k, scale in enumerate(tokens.scales):
         first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,19 +12,20 @@ import typer
 
 from vartok.errors import VartokError
 
-from .files import TOKEN_SUFFIXES, Input, gather, read_inputs, write_file
+from .files import write_file
 from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
 from .report import Report, command, say, shown
-from .tables import new_table, print_tables
+from .tables import NARROW, new_table, print_tables, table_width
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from rich.table import Table
 
     from vartok.codebook import CodebookReport, Usage, UsageReport
-    from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
-    from vartok.tokens import ModelInfo
+    from vartok.usage import TokenUsage
+
+MAX_BARS = 64
+"""Principal components that are drawn, one character each."""
 
 
 @command
@@ -46,7 +46,7 @@ def inspect_codebook(
         typer.Option(
             "--atlas",
             metavar="OUT.png",
-            help="Draw all codes, each as it decodes by itself, like beside like. "
+            help="Draw all codes, each as it decodes by itself, similar ones as neighbours. "
             "In a picture codes interact: those of all scales add up, and the decoder blends neighbours.",
         ),
     ] = None,
@@ -56,7 +56,7 @@ def inspect_codebook(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Tell what the codebook holds.
+    """Show what the codebook holds.
 
     Norms, distances, duplicates, dimensions; with --usage, how every scale uses it.
 
@@ -65,134 +65,76 @@ def inspect_codebook(
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png
     """
-    named = [*(usage or ()), *(tokens or ())]
-    datasets = [Path(name) for name in named if _is_dataset(Path(name))]
-    named = [name for name in named if Path(name) not in datasets]
-    files = (
-        gather(
-            named, recursive=True, files_from=None, null=False, suffixes=TOKEN_SUFFIXES, kind="token files"
-        )
-        if named
-        else []
-    )
-    if atlas and atlas.suffix.lower() != ".png":
-        raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
-    if atlas and atlas.exists() and not force:
-        raise VartokError(f"{shown(atlas)} exists: use --force to overwrite it")
+    _check_atlas(atlas, force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
-
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
-    used = _count(tokenizer, files, datasets, report) if files or datasets else None
+    named = [*(usage or ()), *(tokens or ())]
+    used = _count_usage(named, tokenizer, report) if named else None
     if as_json:
         print(json.dumps(_as_json(tokenizer, codebook, used)))
     else:
-        _print(tokenizer, codebook, used)
+        print_tables(_codebook_table(tokenizer, codebook), *(_usage_tables(used) if used else ()))
     if atlas:
-        write_file(atlas, _draw_atlas(tokenizer), overwrite=force)
+        _draw_atlas(atlas, tokenizer, force)
         if not as_json:
             say(f"drew {tokenizer.config.vocab_size} codes in {shown(atlas)}")
     report.finish()
 
 
-def _count(
-    tokenizer: Tokenizer, files: list[Input], datasets: list[Path], report: Report
-) -> tuple[Schedule | None, UsageReport]:
-    """How the images of token files and data sets use the codebook, and their schedule if they share one."""
-    from vartok.codebook import count_codes, describe_usage
-
-    def everything() -> Iterator[tuple[str, ModelInfo, Schedule, tuple[NDArray[Any], ...]]]:
-        for item in files:
-            for tokens in read_inputs(item, report):
-                yield str(item), tokens.model, tokens.schedule, tokens.scales
-        for folder in datasets:
-            yield from _read_dataset(folder, report)
-
-    schedules: set[Schedule] = set()
-
-    def images() -> Iterator[tuple[NDArray[Any], ...]]:
-        scales = None
-        for name, model, schedule, maps in everything():
-            try:
-                tokenizer.check_model(model)
-            except VartokError as error:
-                report.fail(name, shown(error))
-                continue
-            scales = scales or len(maps)
-            if len(maps) != scales:
-                report.fail(name, f"has {len(maps)} scales, the files before it {scales}")
-                continue
-            schedules.add(schedule)
-            report.succeed(name, "counted")
-            yield maps
-
-    found = images()
-    first = next(found, None)
-    if first is None:
-        report.finish()
-        raise VartokError("no tokens to count")
-    counts = count_codes(itertools.chain([first], found), tokenizer.config.vocab_size, len(first))
-    return schedules.pop() if len(schedules) == 1 else None, describe_usage(counts)
+def _check_atlas(atlas: Path | None, force: bool) -> None:
+    """Refuse a place for the atlas before the work, where it can be refused."""
+    if atlas and atlas.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
+    if atlas and atlas.exists() and not force:
+        raise VartokError(f"{shown(atlas)} exists: use --force to overwrite it")
 
 
-def _is_dataset(folder: Path) -> bool:
-    """Whether a folder is one that `vartok dataset` made; knows by a file in it, broken or not."""
-    try:
-        return b'"vartok.dataset"' in (folder / "dataset.json").read_bytes()[:1000]
-    except OSError:
-        return False
+def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
+    from vartok.atlas import draw_atlas
+    from vartok.images import encode_picture
+
+    write_file(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
 
 
-def _read_dataset(
-    folder: Path, report: Report
-) -> Iterator[tuple[str, ModelInfo, Schedule, tuple[NDArray[Any], ...]]]:
-    """The images of a data set's shards; what cannot be read is reported."""
-    from vartok.dataset.formats import read_shard
-    from vartok.dataset.schema import open_dataset
+def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> TokenUsage:
+    """Count codes; what cannot be counted is reported."""
+    from vartok.usage import count_usage
+
+    def tell(name: str, error: VartokError | None) -> None:
+        if error is None:
+            report.succeed(shown(name), "counted")
+        else:
+            report.fail(shown(name), error)
 
     try:
-        description, encoding = open_dataset(folder)
-    except VartokError as error:
-        report.fail(str(folder), shown(error))
-        return
-    for shard in description.get("shards", ()):
-        path = folder / shard["name"]
-        try:
-            for row in read_shard(description["files"], path, encoding):
-                yield str(path), encoding.model, encoding.schedule, row.scales
-        except (VartokError, OSError) as error:
-            report.fail(str(path), shown(getattr(error, "strerror", None) or error))
+        return count_usage(
+            [sys.stdin.buffer if name == "-" else name for name in names], tokenizer, progress=tell
+        )
+    except VartokError:
+        report.finish()  # exits, if a failure says already why there are no tokens
+        raise
 
 
-def _as_json(
-    tokenizer: Tokenizer, codebook: CodebookReport, used: tuple[Schedule | None, UsageReport] | None
-) -> dict[str, Any]:
+def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | None) -> dict[str, Any]:
     config = tokenizer.config
     return {
         "model": dataclasses.asdict(tokenizer.info),
         "codebook": dataclasses.asdict(codebook),
         "schedule": config.patch_nums,
         "phi": _phis(tokenizer),
-        "usage": used and {"schedule": used[0], **dataclasses.asdict(used[1])},
+        "usage": used and {"schedule": used.schedule, **dataclasses.asdict(used.usage)},
     }
 
 
 def _phis(tokenizer: Tokenizer) -> list[int] | None:
-    """Which phi serves each scale of the checkpoint's own schedule; None where there is none."""
+    """Return the phi of each scale of the checkpoint's own schedule; None for a checkpoint without phis."""
     from vartok.schedule import phi_index
 
     scales, phis = len(tokenizer.config.patch_nums), tokenizer.config.phi_count
     return [phi_index(k, scales, phis) for k in range(scales)] if phis else None
-
-
-def _print(
-    tokenizer: Tokenizer, codebook: CodebookReport, used: tuple[Schedule | None, UsageReport] | None
-) -> None:
-    print_tables(
-        _codebook_table(tokenizer, codebook), *([_usage_table(*used), _top_table(used[1])] if used else [])
-    )
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
@@ -207,43 +149,49 @@ def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
     table.add_row("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}")
     if nearest:
         spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
-        table.add_row("nearest other", spread)
+        table.add_row("nearest code", spread)
     table.add_row("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near")
-    table.add_row(
-        "dimensions",
-        f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % {_bars(codebook.explained)}",
-    )
+    dimensions = f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % "
+    bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(dimensions))
+    table.add_row("dimensions", dimensions + _bars(codebook.explained[: max(bars, 0)]))
     table.add_row("schedule", describe(tokenizer.config.patch_nums))
-    table.add_row(
-        "phi of each scale", ",".join(map(str, phis)) if phis else "none: what is looked up is added as it is"
-    )
+    table.add_row("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are")
     return table
 
 
-def _usage_table(schedule: Schedule | None, usage: UsageReport) -> Table:
-    table = new_table(
-        "Use of the codes", "scale", "grid", "tokens", "used", "of possible", "", "dead", "perplexity", "bits"
-    )
-    table.add_column("differs (by chance)", justify="right")
-    rows = zip(usage.scales, usage.divergence, usage.chance, strict=True)
+def _usage_tables(used: TokenUsage) -> list[Table]:
+    return [_usage_table(used), _top_table(used.usage)]
+
+
+def _usage_table(used: TokenUsage) -> Table:
+    narrow = table_width() < NARROW
+    table = new_table("Use of the codes", "scale", "grid", "tokens", "used", "coverage")
+    if not narrow:
+        table.add_column("")  # bars of the coverage
+    for heading in ("dead", "perpl." if narrow else "perplexity", "entropy", "divergence (chance)"):
+        table.add_column(heading, justify="right")
+    rows = zip(used.usage.scales, used.usage.divergence, used.usage.chance, strict=True)
     for k, (scale, divergence, chance) in enumerate(rows):
-        grid = "x".join(map(str, schedule[k])) if schedule else ""
-        table.add_row(str(k), grid, *_usage_cells(scale), f"{divergence:.2f} ({chance:.2f})")
+        grid = "x".join(map(str, used.schedule[k])) if used.schedule else ""
+        cells = _usage_cells(scale, bar=not narrow)
+        table.add_row(str(k), grid, *cells, f"{divergence:.2f} ({chance:.2f})")
     table.add_section()
-    table.add_row("all", "", *_usage_cells(usage.overall), "")
+    table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
     table.caption = (
-        "of possible: used / the most that so many tokens could show. differs: Jensen-Shannon divergence "
-        "from the other scales, 0 same, 1 disjoint, and what equal scales of so few tokens would show."
+        "coverage: used / the most codes that so many tokens could use. perplexity: 2 ** entropy. "
+        "divergence: Jensen-Shannon, from the other scales, 0 same, 1 disjoint; in brackets what scales "
+        "of as many tokens, all sampled alike, show."
     )
+    table.caption_justify = "left"
     return table
 
 
-def _usage_cells(usage: Usage) -> list[str]:
+def _usage_cells(usage: Usage, *, bar: bool) -> list[str]:
     return [
         f"{usage.tokens:,}",
         f"{usage.used:,}",
         f"{usage.coverage:.1%}",
-        _bar(usage.coverage),
+        *[_bar(usage.coverage)] * bar,
         f"{usage.dead:,}",
         f"{usage.perplexity:,.0f}",
         f"{usage.entropy:.2f}",
@@ -252,35 +200,24 @@ def _usage_cells(usage: Usage) -> list[str]:
 
 def _top_table(usage: UsageReport) -> Table:
     table = new_table("Most used codes, and their share of the scale's tokens", "scale", "")
-    for k, scale in [*enumerate(usage.scales), ("all", usage.overall)]:
-        table.add_row(str(k), "  ".join(f"{code.code} {code.share:.1%}" for code in scale.top))
+    cells = [[f"{code.code} {code.share:.1%}" for code in scale.top] for scale in usage.scales]
+    cells.append([f"{code.code} {code.share:.1%}" for code in usage.overall.top])
+    width = max(len(cell) for row in cells for cell in row) + 2
+    per_line = max(1, (table_width() - len("scale  ") + 2) // width)
+    for k, row in enumerate(cells):
+        lines = [row[start : start + per_line] for start in range(0, len(row), per_line)]
+        text = "\n".join("".join(cell.ljust(width) for cell in line).rstrip() for line in lines)
+        table.add_row(str(k) if k < len(usage.scales) else "all", text)
     return table
 
 
 def _bar(share: float, width: int = 10) -> str:
-    """A bar of eighths of a character."""
+    """Draw a bar of eighths of a character."""
     eighths = round(share * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _bars(values: tuple[float, ...]) -> str:
-    """A column a value, the highest full."""
-    top = max(values) or 1.0
-    return "".join("▁▂▃▄▅▆▇█"[min(7, int(value / top * 8))] for value in values[:64])
-
-
-def _draw_atlas(tokenizer: Tokenizer) -> bytes:
-    """All codes as one picture."""
-    import numpy as np
-
-    from vartok.codebook import atlas_order
-    from vartok.images import encode_picture, to_pixels
-
-    pictures = to_pixels(tokenizer.draw_codes())
-    V, side = pictures.shape[:2]
-    order = atlas_order(pictures.reshape(V, -1).astype(np.float32))
-    cells = np.concatenate([pictures, np.full_like(pictures[:1], 255)])[
-        order
-    ]  # -1, an empty cell, is the last: white
-    rows, columns = order.shape
-    return encode_picture(cells.swapaxes(1, 2).reshape(rows * side, columns * side, 3), "png")
+    """Draw a column for each value, the highest full."""
+    top = max(values, default=0.0) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(value / top * 8))] for value in values)

@@ -1,4 +1,4 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, each declared once."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import dataclasses
 import functools
 import gc
 import inspect
-import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
-
-from .report import usage_errors
 
 if TYPE_CHECKING:
     from vartok.images import Fit
@@ -28,12 +23,14 @@ PictureFormat = Literal["png", "jpg", "webp"]
 FitMode = Literal["crop", "pad", "stretch", "native"]
 
 SizeOption = Annotated[
-    int | None,
-    typer.Option("--size", min=1, help="Side of the encoded pixels; default: the checkpoint's, 256."),
+    str | None,
+    typer.Option(
+        "--size", metavar="N|HxW", help="Side, or height x width, of the encoded pixels; default: 256."
+    ),
 ]
 FitOption = Annotated[
     FitMode,
-    typer.Option("--fit", help="crop: the centre; pad: all of it, framed; stretch; native: in its own size."),
+    typer.Option("--fit", help="crop: the centre; pad: all of it, framed; stretch; native: its own size."),
 ]
 ZoomOption = Annotated[
     float,
@@ -44,19 +41,23 @@ BackgroundOption = Annotated[
 ]
 ScheduleOption = Annotated[
     str | None,
-    typer.Option("--schedule", help="Scales, as 1,2,4,8x12,16x24 (h x w); default: the checkpoint's."),
+    typer.Option(
+        "--schedule",
+        help="Grids of the scales, as 1,2,4,8x12 (height x width); default: the checkpoint's.",
+    ),
 ]
 MaxPixelsOption = Annotated[
     int,
-    typer.Option("--max-pixels", min=1, help="Larger pictures are turned away before they are decoded."),
+    typer.Option("--max-pixels", min=1, help="Refuse larger pictures before they are decoded."),
 ]
 WeightsOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--weights",
         "-w",
         envvar="VARTOK_WEIGHTS",
-        help="Checkpoint (safetensors or .pth); default: `shipped`, the one that comes with vartok.",
+        metavar="WEIGHTS",
+        help="Checkpoint: a file, the folder of a run, a name, hf://...; default: `shipped`, vartok's own.",
     ),
 ]
 DeviceOption = Annotated[
@@ -65,7 +66,8 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     Dtype,
     typer.Option(
-        "--dtype", help="float32 gives VAR's own tokens; bfloat16 and, on GPUs, float16 change many."
+        "--dtype",
+        help="float32 gives VAR's own tokens; bfloat16 and float16 change many.",
     ),
 ]
 CompileOption = Annotated[
@@ -88,7 +90,7 @@ RecursiveOption = Annotated[
     typer.Option(
         "--recursive",
         "-r",
-        help="Search folders, but not for what decode drew; their tree is mirrored under -o.",
+        help="Search folders; their tree is mirrored under -o. Pictures that decode wrote are left out.",
     ),
 ]
 FilesFromOption = Annotated[
@@ -96,23 +98,22 @@ FilesFromOption = Annotated[
     typer.Option("--files-from", metavar="FILE", help="Read input names from FILE (-: stdin), one a line."),
 ]
 NullOption = Annotated[
-    bool, typer.Option("--null", "-0", help="Names in --files-from end with NUL, as find -print0.")
+    bool,
+    typer.Option("--null", "-0", help="Names in --files-from end with NUL (find -print0)."),
 ]
 FullNamesOption = Annotated[
     bool,
-    typer.Option("--full-names", help="Keep the input's suffix in the output's name, so that names differ."),
+    typer.Option("--full-names", help="Keep the input's suffix in the output's name: img.png.tokens.npz."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
-SkipExistingOption = Annotated[
-    bool, typer.Option("--skip-existing", help="Pass over inputs whose output exists.")
-]
+SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Skip inputs whose output exists.")]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures that share a batch; default: on a GPU 32, on a CPU 16 to encode small ones, else 1.",
+        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 to encode small ones, else 1.",
     ),
 ]
 WorkersOption = Annotated[
@@ -121,17 +122,17 @@ WorkersOption = Annotated[
         "--workers",
         min=1,
         max=256,
-        help="Threads that read and write pictures; default: one more than cores, up to 8.",
+        help="Threads that read and write pictures; default: cores + 1, up to 8.",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only say what failed.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """Which files a command reads, besides its arguments."""
+    """Options for the files that a command reads, besides its arguments."""
 
     recursive: RecursiveOption = False
     files_from: FilesFromOption = None
@@ -140,7 +141,7 @@ class InputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
-    """How a picture becomes the pixels that are encoded, and the grids of its tokens."""
+    """Options for the pixels that are encoded, and the grids of their tokens."""
 
     size: SizeOption = None
     fit: FitOption = "crop"
@@ -149,28 +150,62 @@ class PictureOptions:
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
 
+    def resolve(self, *tokenizers: Tokenizer) -> tuple[Fit, Schedule | None]:
+        """Return the fit, in a size that all tokenizers take, and the schedule; None is the checkpoint's own.
+
+        Without tokenizers the values are checked, and the fit's size is left open.
+
+        Raises:
+            ArgumentError: options that contradict each other, or do not suit a checkpoint.
+        """
+        from vartok.operations import make_fit, make_schedule, resolve_fit
+
+        fit = make_fit(
+            self.fit,
+            size=self.size,
+            zoom=self.zoom,
+            background=self.background,
+            max_pixels=self.max_pixels,
+        )
+        schedule = make_schedule(self.schedule)
+        if tokenizers:
+            fit = resolve_fit(tokenizers, fit, size=self.size, schedule=schedule)
+        return fit, schedule
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """The checkpoint, and what it runs on."""
+    """Options for the checkpoint, its device and its dtype."""
 
     weights: WeightsOption = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = "float32"
 
+    def load(self, *, compile: bool = False) -> Tokenizer:
+        """Load the tokenizer."""
+        return load_tokenizer(self.weights, self.device, self.dtype, compile=compile)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """How outputs are named, and what happens to those that exist."""
+    """Options for the names of outputs, and for files that exist."""
 
     full_names: FullNamesOption = False
     force: ForceOption = False
     skip_existing: SkipExistingOption = False
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as the library's functions take them."""
+        return {
+            "full_names": self.full_names,
+            "overwrite": self.force,
+            "skip_existing": self.skip_existing,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """How much is done at a time."""
+    """Options for batches and threads."""
 
     batch_size: BatchSizeOption = None
     workers: WorkersOption = None
@@ -178,20 +213,20 @@ class WorkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MessageOptions:
-    """How much a command says."""
+    """Options for messages."""
 
     quiet: QuietOption = False
     debug: DebugOption = False
 
 
 def expand_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of a dataclass's type by that dataclass's fields, for Typer to read.
+    """Replace parameters that are annotated with dataclasses by the fields of these, which Typer can read.
 
     Args:
-        run: a command, of which some parameters are annotated with the dataclasses of this module.
+        run: a command; some of its parameters are annotated with dataclasses of this module.
 
     Returns:
-        The same command with a parameter for every option.
+        The same command, with one parameter for every option.
     """
     signature = inspect.signature(run, eval_str=True)
     groups: dict[str, Any] = {}
@@ -224,70 +259,46 @@ def expand_options(run: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
-def default_workers(workers: int | None) -> int:
-    """The number of threads where none is given: one waits for a file or its turn while the others work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers or min(8, cores + 1)
+def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
+    """Import torch and load the checkpoint: the slow part of a command's start, so done last.
 
-
-def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:
-    """The batch size where none is given, for pictures of so many pixels; None: of any number.
-
-    A CPU takes pictures through the networks one by one whatever the batch, and small ones together
-    through the quantizer.
+    It keeps Python from collecting garbage among torch's own objects, meanwhile and later.
     """
-    from vartok.operations import MAX_BATCHED_PIXELS
-
-    if tokenizer.device.type != "cpu":
-        return batch_size or 32
-    return batch_size or (16 if pixels is not None and pixels <= MAX_BATCHED_PIXELS else 1)
-
-
-def load_tokenizer(weights: Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
-    """Import torch and load the checkpoint: what makes a command slow to start, so done last."""
-    import vartok
-
     collects = gc.isenabled()
-    gc.disable()  # searching what torch brings, over and over, would take a fifth of the time
+    gc.disable()  # to search the objects of torch's import again and again takes a fifth of its time
     try:
-        return vartok.load(weights, device=device, dtype=dtype, compile=compile)
+        from vartok import tokenizer
+
+        return tokenizer.load(weights, device=device, dtype=dtype, compile=compile)
     finally:
         gc.freeze()
         if collects:
             gc.enable()
 
 
-def parse_fit(mode: FitMode, size: int | None, zoom: float, background: str, max_pixels: int) -> Fit:
-    """The fit that the options describe, before the checkpoint is known: `fit_to` gives it its size.
+def default_workers(workers: int | None) -> int:
+    """See `vartok.operations`."""
+    from vartok.operations import default_workers
 
-    Raises:
-        typer.BadParameter: options that contradict each other, or a value that no fit can have.
-    """
-    from vartok.images import Fit, parse_color
-
-    if zoom != 1 and mode != "crop":
-        raise typer.BadParameter(f"--zoom is for --fit crop, not {mode}")
-    if size and mode == "native":
-        raise typer.BadParameter("--fit native keeps the picture's own size: leave --size out")
-    with usage_errors():
-        return Fit(mode=mode, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
+    return default_workers(workers)
 
 
-def fit_to(tokenizers: Sequence[Tokenizer], fit: Fit, size: int | None, schedule: Schedule | None) -> Fit:
-    """The fit whose pixels all the tokenizers take; where no size is given, the first one's own.
+def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:
+    """See `vartok.operations`."""
+    from vartok.operations import default_batch_size
 
-    Raises:
-        typer.BadParameter: one cannot take that size, or not with that schedule.
-    """
-    from vartok.schedule import describe
+    return default_batch_size(batch_size, tokenizer, pixels)
 
-    side = (size, size) if size else tokenizers[0].config.image_size
-    for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
-        if any(pixels % step for pixels in side):
-            raise typer.BadParameter(f"--size is a multiple of {step} for this checkpoint, not {side[0]}")
-        latent = (side[0] // step, side[1] // step)
-        if schedule and schedule[-1] != latent:
-            raise typer.BadParameter(f"--schedule ends in the latent's grid, here {describe((latent,))}")
-    multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
-    with usage_errors():
-        return dataclasses.replace(fit, size=side, multiple=multiple)
+
+def parse_fit(mode: FitMode, size: str | None, zoom: float, background: str, max_pixels: int) -> Fit:
+    """See `vartok.operations`."""
+    from vartok.operations import make_fit
+
+    return make_fit(mode, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+
+
+def fit_to(tokenizers: Any, fit: Fit, size: str | None, schedule: Schedule | None) -> Fit:
+    """See `vartok.operations`."""
+    from vartok.operations import resolve_fit
+
+    return resolve_fit(tokenizers, fit, size=size, schedule=schedule)

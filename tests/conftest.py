@@ -1,4 +1,4 @@
-"""What several test files need: pictures, and the command line in this process."""
+"""Fixtures and helpers of several test files: pictures, a tokenizer, the command line in this process."""
 
 import contextlib
 import importlib
@@ -12,11 +12,15 @@ from typing import Protocol
 
 import numpy as np
 import pytest
+import torch
 import typer
 from hypothesis import settings
 from noise import COFFEE
 from PIL import Image
 from typer.testing import CliRunner, Result
+
+import vartok as library
+from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 
 settings.register_profile("vartok", deadline=None)  # other work on the machine is no failure
 settings.load_profile("vartok")
@@ -25,23 +29,55 @@ ROOT = Path(__file__).parent.parent
 
 
 class Vartok(Protocol):
-    """Runs a command in this process, and checks how it ends."""
+    """A function that runs a command in this process, and checks its exit code."""
 
     def __call__(self, *args: object, code: int = 0, stdin: bytes = b"") -> Result: ...
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """Compute in one thread: the tests' networks are small, and other processes share the machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> library.Tokenizer:
+    """Return the shipped tokenizer on the CPU."""
+    return library.load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint like the shipped one, with another codebook."""
+    path = tmp_path_factory.mktemp("weights") / "other.safetensors"
+    shipped = read_checkpoint(shipped_checkpoint())
+    tensors = {**shipped.tensors, CODEBOOK: shipped.tensors[CODEBOOK].flip(0).contiguous()}
+    write_checkpoint(path, type(shipped)("other", None, shipped.config, tensors))
+    return path
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 60 pictures, which takes a while to encode."""
+    folder = tmp_path_factory.mktemp("many")
+    data = save(folder / "00.png").read_bytes()
+    for i in range(1, 60):
+        (folder / f"{i:02}.png").write_bytes(data)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def app() -> typer.Typer:
-    """The command line; imported by name, as type checkers do not see where it is installed."""
+    """Return the command line; imported by name, since type checkers do not see where it is installed."""
     app: typer.Typer = importlib.import_module("vartok.cli").app
     return app
 
 
 @pytest.fixture
 def vartok(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vartok]:
-    """Run `vartok ARGS` in this process, on a terminal of no kind."""
+    """Return a function that runs `vartok ARGS` in this process, without a terminal."""
     monkeypatch.delenv("VARTOK_WEIGHTS", raising=False)
-    monkeypatch.setenv("VARTOK_DEVICE", "cpu")  # what is expected here is exact, to the byte
+    monkeypatch.setenv("VARTOK_DEVICE", "cpu")  # the expected bytes are those of a CPU
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
 
@@ -59,7 +95,7 @@ def vartok(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vartok
 
 
 def photo(seed: int, width: int = 256, height: int = 256) -> Image.Image:
-    """Soft shapes, an edge and some grain: what a photo is to a tokenizer."""
+    """Return a picture of soft shapes, an edge and some grain, as photos have them."""
     rng = np.random.default_rng(seed)
     soft = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -70,20 +106,20 @@ def photo(seed: int, width: int = 256, height: int = 256) -> Image.Image:
 
 
 def save(path: Path, seed: int = 0, width: int = 256, height: int = 256) -> Path:
-    """Save a photo, and make the folders above it."""
+    """Save a photo, and make its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     photo(seed, width, height).save(path)
     return path
 
 
 def names(folder: Path) -> list[str]:
-    """All files under a folder, hidden ones too."""
+    """List all files below a folder, hidden ones too."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Path]:
-    """A folder of the test's own, and the working directory."""
+    """Return an empty folder that is the working directory."""
     with contextlib.chdir(tmp_path):
         yield tmp_path
 

@@ -34,9 +34,9 @@ ORDER = (
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
     ["tokenizer", "metrics"],
-    ["operations"],
+    ["operations", "atlas"],
     ["evaluation", "dataset"],
-    ["train"],
+    ["train", "usage"],
 )
 UNITS = [f"vartok.{unit}" for line in ORDER for unit in line]
 MODEL = {"vartok.models", "vartok.checkpoints", "vartok.runtime", "vartok.tokenizer", "vartok.operations"}

@@ -4,6 +4,10 @@
     tokens = tokenizer.encode(images)      # [B, 3, H, W] in [-1, 1] -> TokenMaps
     images = tokenizer.decode(tokens)      # -> [B, 3, H, W] in [-1, 1]
 
+    tokens = vartok.encode_file("img.png")                         # ImageTokens
+    for result in vartok.encode_files("photos", recursive=True):   # what `vartok encode` runs
+        print(result.input, result.output, result.error)
+
 Names load when they are first used, so that `import vartok` imports no torch.
 """
 
@@ -31,6 +35,9 @@ from vartok.errors import (
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
+    from vartok.operations.decode import decode_file, decode_files
+    from vartok.operations.encode import encode_file, encode_files
+    from vartok.operations.outputs import FileResult
     from vartok.tokenizer import Tokenizer, load
     from vartok.tokens import ImageTokens, TokenMaps, read_tokens
 
@@ -42,6 +49,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DeviceError",
+    "FileResult",
     "ImageError",
     "ImageTokens",
     "OutputError",
@@ -55,13 +63,22 @@ __all__ = [
     "TrainError",
     "VartokError",
     "VartokWarning",
+    "decode_file",
+    "decode_files",
+    "encode_file",
+    "encode_files",
     "load",
     "read_tokens",
 ]
 
 _HOMES = {
+    "FileResult": "operations.outputs",
     "TokenizerConfig": "config",
     "Tokenizer": "tokenizer",
+    "decode_file": "operations.decode",
+    "decode_files": "operations.decode",
+    "encode_file": "operations.encode",
+    "encode_files": "operations.encode",
     "load": "tokenizer",
     "ImageTokens": "tokens",
     "TokenMaps": "tokens",

@@ -1,6 +1,6 @@
-"""`python -m vartok`."""
+"""The command line as `python -m vartok`."""
 
 import importlib
 
-if __name__ == "__main__":  # a process that is spawned imports this again
+if __name__ == "__main__":  # spawned processes import this module again
     importlib.import_module("vartok.cli").app()

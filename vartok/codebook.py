@@ -1,8 +1,7 @@
-"""What can be said about a codebook, about how images use it, and how to lay it out as a picture."""
+"""Statistics of a codebook: norms, distances, duplicates, dimensions; and of how images use its codes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +14,23 @@ from vartok.errors import CheckpointError, TokensError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-NEAR = 0.01  # of the typical distance to the nearest code; taking one such code for another changes nothing
-EXPLAINED = 0.95  # share of the variance that the effective dimensions hold
-TOP = 10  # most used codes that a report names
-BLOCK = 1 << 20  # distances held at a time: 8 MiB, which a processor's cache nearly holds
+NEAR_DUPLICATE = 0.01
+"""Distance below which two codes are near duplicates, as a share of the median distance between a code and
+its nearest. Swapping two such codes changes no picture visibly."""
 
-# Of the atlas: 4096 codes take half a second; three times the work brings neighbours 1 % closer.
-ATLAS_COMPONENTS = 16
-ATLAS_PASSES = 60
-ATLAS_SWAPS = 8  # rounds of swaps a pass
+EXPLAINED_VARIANCE = 0.95
+"""Share of the variance that the effective dimensions explain."""
+
+TOP_CODES = 10
+"""Most used codes that a report lists."""
+
+BLOCK = 1 << 20
+"""Distances computed at a time: 8 MiB, about a processor's cache."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The smallest, middle and largest of some values."""
+    """Minimum, median and maximum of some values."""
 
     minimum: float
     median: float
@@ -37,20 +39,22 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookReport:
-    """A codebook by itself.
+    """Statistics of a codebook.
 
     Attributes:
-        vocab_size: V, codes.
-        channels: C, values a code.
-        size_bytes: bytes as float32.
-        norm: of the codes' Euclidean norms.
-        nearest: of the Euclidean distances from every code to the nearest other one, 0 for an exact
-            duplicate; None where there is one code only.
-        exact_duplicates: codes beyond the first of each group of equal ones; an encoder never picks them.
-        near_duplicates: different codes with another closer than 1 % of the median distance between
-            different codes and their nearest; a lone pair counts as two.
-        effective_dimensions: principal components that explain 95 % of the variance; 0 where there is none.
-        explained: share of the variance that each of the min(V, C) components explains, largest first.
+        vocab_size: V, number of codes.
+        channels: C, number of values of a code.
+        size_bytes: size in float32.
+        norm: Euclidean norms of the codes.
+        nearest: Euclidean distances between a code and the nearest other one, 0 for an exact duplicate;
+            None where there is only one code.
+        exact_duplicates: number of codes that equal one of lower index; an encoder never picks them.
+        near_duplicates: number of different codes whose nearest is closer than 1 % of the median distance
+            between different codes and their nearest; a lone pair counts as two.
+        effective_dimensions: number of principal components that explain 95 % of the variance; 0 where
+            there is no variance.
+        explained: share of the variance that each of the min(V, C) principal components explains, largest
+            first.
     """
 
     vocab_size: int
@@ -65,15 +69,15 @@ class CodebookReport:
 
 
 def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
-    """Measure a codebook: sizes, distances, duplicates, dimensions.
+    """Compute the statistics of a codebook.
 
-    Time grows with V squared (about 10 s for 65,536 codes on two idle cores), memory does not.
+    Time grows with V squared: about 10 s for 65,536 codes on two cores. Memory does not.
 
     Args:
         codes: [V, C] float32.
 
     Raises:
-        CheckpointError: not a matrix of finite numbers.
+        CheckpointError: `codes` is not a matrix of finite numbers.
     """
     if codes.ndim != 2 or not codes.size or not np.isfinite(codes).all():
         raise CheckpointError("the codebook is not a matrix of finite numbers")
@@ -84,10 +88,10 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
         nearest = _nearest_distances(different)
         distances = np.repeat(np.where(counts > 1, 0.0, nearest), counts)
     explained = np.zeros(min(codes.shape))
-    if len(different) > 1:  # else there is rounding alone
+    if len(different) > 1:  # equal codes vary by rounding errors only
         variance = np.linalg.svd(exact - exact.mean(0), compute_uv=False) ** 2
         explained = variance / variance.sum()
-    enough = np.cumsum(explained) >= EXPLAINED - 1e-9
+    enough = np.cumsum(explained) >= EXPLAINED_VARIANCE - 1e-9
     return CodebookReport(
         vocab_size=codes.shape[0],
         channels=codes.shape[1],
@@ -95,26 +99,26 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
         norm=_spread(np.linalg.norm(exact, axis=1)),
         nearest=_spread(distances) if len(codes) > 1 else None,
         exact_duplicates=len(codes) - len(different),
-        near_duplicates=int((nearest < NEAR * np.median(nearest)).sum()),
+        near_duplicates=int((nearest < NEAR_DUPLICATE * np.median(nearest)).sum()),
         effective_dimensions=int(enough.argmax()) + 1 if enough.any() else 0,
         explained=tuple(explained.tolist()),
     )
 
 
 def _nearest_distances(codes: Floats) -> Floats:
-    """Euclidean distance from every row of [V, C], V > 1, to the nearest other one: [V]."""
+    """Return the Euclidean distance between every row of [V, C], V > 1, and its nearest other row: [V]."""
     # The smallest |a - b|^2 is the largest a.b - |b|^2 / 2: a product of [a, 1] and [b, -|b|^2 / 2].
-    # It cancels where codes nearly meet: float64 still finds the winner, whose distance is taken anew.
+    # The product cancels where codes are close. It still finds the nearest; its distance is computed anew.
     left = np.column_stack([codes, np.ones(len(codes))])
     right = np.column_stack([codes, -np.square(codes).sum(1) / 2]).T
-    winner = np.empty(len(codes), np.int64)
+    nearest = np.empty(len(codes), np.int64)
     step = max(1, BLOCK // len(codes))
     for start in range(0, len(codes), step):
         closeness = left[start : start + step] @ right
         rows = np.arange(len(closeness))
-        closeness[rows, start + rows] = -np.inf  # itself
-        winner[start : start + step] = closeness.argmax(1)
-    distances: Floats = np.linalg.norm(codes - codes[winner], axis=1)
+        closeness[rows, start + rows] = -np.inf  # not the code itself
+        nearest[start : start + step] = closeness.argmax(1)
+    distances: Floats = np.linalg.norm(codes - codes[nearest], axis=1)
     return distances
 
 
@@ -128,32 +132,38 @@ def count_codes(
     """Count how often every scale uses every code, one image at a time.
 
     Args:
-        scales_of_images: of each image K integer arrays of any shape, coarse to fine.
-        vocab_size: V.
-        scales: K.
+        scales_of_images: K integer arrays of any shape for each image, coarse to fine.
+        vocab_size: V, number of codes.
+        scales: K, number of scales.
 
     Returns:
-        [K, V] int64; counts of two sets of images add up to those of both.
+        [K, V] int64. The counts of several sets of images add up.
 
     Raises:
-        TokensError: an image of another number of scales, or an index outside the vocabulary.
+        TokensError: an image has another number of scales, or an index outside the vocabulary.
     """
     counts = np.zeros((scales, vocab_size), np.int64)
     for number, maps in enumerate(scales_of_images, 1):
         if len(maps) != scales:
-            raise TokensError(f"image {number} has {len(maps)} scales, not {scales} as the others")
+            raise TokensError(f"image {number} has {len(maps)} scales, not {scales}")
         for k, tokens in enumerate(maps):
             if tokens.dtype.kind not in "iu":
                 raise TokensError(f"image {number}, scale {k}: indices are integers, not {tokens.dtype}")
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
                 raise TokensError(f"image {number}, scale {k}: index outside the vocabulary of {vocab_size}")
-            np.add.at(counts[k], tokens.ravel(), 1)  # unlike bincount, no work for codes that are absent
+            np.add.at(counts[k], tokens.ravel(), 1)  # bincount would take time for absent codes
     return counts
 
 
 @dataclass(frozen=True)
 class CodeCount:
-    """One code, how often it was used, and the share of all tokens that this is."""
+    """How often a code was used.
+
+    Attributes:
+        code: index of the code.
+        count: number of tokens.
+        share: share of all tokens, above 0 and up to 1.
+    """
 
     code: int
     count: int
@@ -162,16 +172,16 @@ class CodeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How some tokens use the codebook; all zeros but `dead` where there are no tokens.
+    """How tokens use the codebook; all zeros but `dead` where there are no tokens.
 
     Attributes:
-        tokens: tokens seen.
-        used: codes seen at least once.
-        coverage: used / min(V, tokens), the share of what so many tokens could at most show.
-        dead: V - used; of few tokens it says little, see `coverage`.
-        entropy: of the codes' distribution, in bits; few tokens understate it.
-        perplexity: 2 ** entropy: as many codes, used evenly, would have this entropy.
-        top: the most used codes, at most ten, the lower index first among equals.
+        tokens: number of tokens.
+        used: number of different codes among them.
+        coverage: used / min(V, tokens): share of the codes that so many tokens could use.
+        dead: V - used. It says little for few tokens; see `coverage`.
+        entropy: entropy of the codes' distribution, in bits. Few tokens understate it.
+        perplexity: 2 ** entropy: as many codes, used evenly, have this entropy.
+        top: most used codes, at most ten; the lower index first among equals.
     """
 
     tokens: int
@@ -188,17 +198,17 @@ class UsageReport:
     """How images use a codebook.
 
     Attributes:
-        vocab_size: V, codes.
-        overall: all scales together; the finest have most of the tokens.
-        scales: of each scale, coarse to fine.
-        divergence: of each scale, the Jensen-Shannon divergence, in bits, between its distribution
-            over codes and the mean of the other scales' distributions, each weighing the same: 0 where
-            they agree or one is empty, 1 where they share no code. Few tokens overstate it, since n of
-            them show at most n codes: read it beside `chance`.
-        chance: the divergence that scales of as many tokens show when all draw from one distribution,
-            that of all tokens together; one seeded draw. Of a few images only, it is too low.
+        vocab_size: V, number of codes.
+        overall: usage by all scales together; the finest have most of the tokens.
+        scales: usage by each scale, coarse to fine.
+        divergence: Jensen-Shannon divergence, in bits, between each scale's distribution over codes and the
+            unweighted mean of the other scales' distributions: 0 where they agree or one is empty, 1 where
+            they share no code. Few tokens overstate it, since n tokens use at most n codes; compare it with
+            `chance`.
+        chance: divergence of scales with as many tokens that all sample from one distribution, that of all
+            tokens together, with a fixed seed. It is too low for a few images.
 
-    Source of the divergence: Lin 1991, Divergence measures based on the Shannon entropy.
+    Source: Lin 1991, Divergence measures based on the Shannon entropy.
     """
 
     vocab_size: int
@@ -209,7 +219,11 @@ class UsageReport:
 
 
 def describe_usage(counts: Integers) -> UsageReport:
-    """Describe what `count_codes` counted, [K, V]."""
+    """Compute the usage report of counts.
+
+    Args:
+        counts: [K, V] int64, a result of `count_codes` or the sum of several.
+    """
     together = counts.sum(0)
     drawn = np.random.default_rng(0).multinomial(counts.sum(1), together / max(together.sum(), 1))
     return UsageReport(
@@ -225,26 +239,26 @@ def _usage(counts: Integers) -> Usage:
     tokens = int(counts.sum())
     seen = counts[counts > 0]
     entropy = _entropy(seen / max(tokens, 1))
-    top = np.argsort(-counts, kind="stable")[: min(TOP, len(seen))]
+    top = np.argsort(-counts, kind="stable")[: min(TOP_CODES, len(seen))]
     return Usage(
         tokens=tokens,
         used=len(seen),
         coverage=len(seen) / min(len(counts), tokens) if tokens else 0.0,
         dead=len(counts) - len(seen),
         entropy=entropy,
-        perplexity=min(2.0**entropy, float(len(seen))),  # rounding may pass the bound; no tokens: 0
+        perplexity=min(2.0**entropy, float(len(seen))),  # rounding may exceed the bound; 0 without tokens
         top=tuple(CodeCount(int(code), int(counts[code]), int(counts[code]) / tokens) for code in top),
     )
 
 
 def _entropy(shares: Floats) -> float:
-    """Bits of a distribution."""
+    """Return the entropy of a distribution, in bits."""
     seen = shares[shares > 0]
     return float(np.sum(seen * np.log2(1 / seen)))
 
 
 def _shares(counts: Integers) -> Floats:
-    """Every scale's distribution over codes, [K, V]; zeros where it has no tokens."""
+    """Return every scale's distribution over codes, [K, V]; zeros for a scale without tokens."""
     shares: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares
 
@@ -258,73 +272,5 @@ def _divergences(shares: Floats) -> tuple[float, ...]:
         if seen[k] and others.any():
             rest = shares[others].mean(0)
             bits = _entropy((share + rest) / 2) - (_entropy(share) + _entropy(rest)) / 2
-        divergences.append(min(max(bits, 0.0), 1.0))  # rounding may pass the bounds
+        divergences.append(min(max(bits, 0.0), 1.0))  # rounding may exceed the bounds
     return tuple(divergences)
-
-
-def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:
-    """Lay codes out on a grid, so that neighbours look alike.
-
-    Starts with the first principal component down the rows and the second along them. Then, over and
-    over, the grid is blurred, less each time, and random pairs of codes in blocks as wide as the blur
-    change places where that brings the two nearer to the blurred grid. On the shipped codebook the
-    mean distance of neighbours is 0.61 of a random order's at the start, and 0.42 at the end.
-
-    Args:
-        features: [V, D], one row a code: what its picture looks like, such as coarse pixels.
-        columns: of the grid; near-square if None.
-
-    Returns:
-        [rows, columns] int64: every code once, row by row, then -1 in the cells that are left.
-        The same features give the same grid.
-
-    Source: swaps as in Strong and Gong 2014, Self-Sorting Map; a blur that shrinks as in the linear
-    assignment sorting of Barthel et al. 2023, Improved Evaluation and Generation of Grid Layouts.
-    """
-    count = len(features)
-    if columns is None:
-        columns = math.isqrt(count - 1) + 1
-    rows = -(-count // columns)
-    looks = _components(features.astype(np.float64))[:, :ATLAS_COMPONENTS]
-    row, column = np.divmod(np.arange(count), columns)
-    order = np.argsort(looks[:, 0], kind="stable")
-    order = order[np.lexsort((looks[order, 1 % looks.shape[1]], row))]
-    random = np.random.default_rng(0)
-    for radius in np.geomspace(max(rows, columns, 4) / 4, 1, ATLAS_PASSES).round().astype(int):
-        # The column of ones counts a window's codes: the borders and the empty cells have none.
-        cells = np.zeros((rows * columns, looks.shape[1] + 1))
-        cells[:count] = np.column_stack([looks[order], np.ones(count)])
-        sums = _box_sums(cells.reshape(rows, columns, -1), radius).reshape(rows * columns, -1)[:count]
-        target = sums[:, :-1] / sums[:, -1:]
-        side = 2 * radius + 1
-        for _ in range(ATLAS_SWAPS):
-            down, right = random.integers(0, side, 2)  # blocks lie elsewhere each time
-            block = (row + down) // side * (columns + side) + (column + right) // side
-            shuffled = np.lexsort((random.random(count), block))
-            a, b = shuffled[:-1:2], shuffled[1::2]
-            # The sum of squared distances to the targets falls where (x_a - x_b).(t_a - t_b) < 0.
-            change = (looks[order[a]] - looks[order[b]]) * (target[a] - target[b])
-            better = change.sum(1) < 0
-            a, b = a[better], b[better]
-            order[a], order[b] = order[b], order[a]
-    grid = np.full(rows * columns, -1, np.int64)
-    grid[:count] = order
-    return grid.reshape(rows, columns)
-
-
-def _components(features: Floats) -> Floats:
-    """Principal components of [V, D], largest first; signs are those of the largest loadings."""
-    left, scale, axes = np.linalg.svd(features - features.mean(0), full_matrices=False)
-    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
-    components: Floats = left * scale * signs
-    return components
-
-
-def _box_sums(grid: Floats, radius: int) -> Floats:
-    """Sums of [rows, columns, D] over windows of 2 radius + 1 cells a side, clipped at the borders."""
-    for _ in range(2):  # down the rows; then, transposed, along the columns, and back
-        sums = np.concatenate([np.zeros_like(grid[:1]), np.cumsum(grid, axis=0)])
-        at = np.arange(len(grid))
-        window = sums[np.minimum(at + radius + 1, len(grid))] - sums[np.maximum(at - radius, 0)]
-        grid = window.swapaxes(0, 1)
-    return grid

@@ -75,3 +75,8 @@ def one_line(text: object, limit: int = 120) -> str:
 def quoted(value: object) -> str:
     """A value that is not what it should be, as a message shows it."""
     return one_line(repr(value), 60)
+
+
+def printable(text: object) -> str:
+    """Return a path, or text from a file, on one line: a question mark stands for what is not printable."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vartok.checkpoints import file_sha256
 from vartok.errors import ImageError, VartokError, one_line
+from vartok.files import os_error_reason
 
 Pixels = NDArray[np.uint8]
 
@@ -109,7 +110,7 @@ def _to_levels(pixels: Pixels) -> Tensor:
 
 
 def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
-    """Sum the steps between neighbouring pixels, apart for those that cross a patch border.
+    """Sum the steps between neighbouring pixels, across patch borders and inside patches.
 
     Both directions count, down and across, and every RGB channel.
 
@@ -284,7 +285,7 @@ def _find_weights(metric: str, package: str, url: str) -> Path:
     try:
         found = file_sha256(path)
     except OSError as error:
-        raise VartokError(f"{path} cannot be read: {error.strerror}") from None
+        raise VartokError(f"{path} cannot be read: {os_error_reason(error)}") from None
     if not found.startswith(expected):
         raise VartokError(
             f"{path} is damaged or another file: its sha256 begins with {found[: len(expected)]}, "

@@ -1,4 +1,4 @@
-"""Ordered work in threads, and batches with prefetch; knows no model."""
+"""Ordered work in threads, and batches with prefetch; knows no model, and imports torch inside functions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
-
-import torch
 
 from vartok.errors import DeviceError, VartokError, VartokWarning
 
@@ -27,9 +25,14 @@ def map_ordered(
     limit: int,
     initializer: Callable[[], None] | None = None,
 ) -> Generator[R, None, None]:
-    """Do `work` in threads, on at most `limit` items at a time, and yield the results in order.
+    """Call `work` on every item in threads, and yield the results in the items' order.
 
-    Every thread begins with the `initializer`.
+    Args:
+        work: function of one item; what it raises is raised here, in the item's place.
+        items: taken one by one, in the caller's thread, when there is room.
+        workers: number of threads.
+        limit: most items that are taken and not yet yielded.
+        initializer: called at the start of every thread.
     """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, initializer=initializer)
@@ -54,32 +57,33 @@ def map_batches(
     collate: Callable[[list[T]], Any] = list,
     prefetch: bool = False,
 ) -> Iterator[tuple[S, R | VartokError]]:
-    """Compute items in batches of one key out of every `size` in a row; errors are handed on, in order.
+    """Compute items in batches, and yield the results in the items' order.
 
-    A batch that fails is tried again in halves, so that an item fails for itself alone.
+    Batches are made from windows of `size` items in a row: the items of a window that have equal keys are
+    one batch. A batch that fails is computed again in halves, so that only the items at fault fail.
 
     Args:
-        compute: takes what `collate` makes of a batch, and returns a result for every item of it.
-        items: of each: what the caller knows it by, and itself, or an error that is handed on.
-        size: items in a row, out of which batches are made.
-        key: maps an item to its batch: those of one key share one.
-        group_key: maps an item's id to a group; a batch never spans two groups, so that batches do not
-            depend on where a run resumes.
+        compute: maps the output of `collate` to one result per item of the batch.
+        items: pairs of an id and an item; an error in an item's place is yielded unchanged.
+        size: items of a window, and so of the largest batch.
+        key: maps an item to its batch key, such as the shape of its pixels.
+        group_key: maps an item's id to a group; a batch never spans two groups, so batch composition does
+            not depend on where a run resumes.
         collate: makes the input of `compute` from a batch.
-        prefetch: collate in a thread while the row before is computed, so that a device need not wait;
-            not where a row has several batches.
+        prefetch: collate a window in a thread while the one before is computed, so that a device need not
+            wait. A window of several batches is not prefetched: together they may not fit into memory.
 
     Yields:
-        What the caller knows an item by, and its result or its error; in order.
+        An item's id, and its result or its error.
 
     Warns:
-        VartokWarning: a batch did not fit into memory; what comes after it is taken in smaller ones.
+        VartokWarning: a batch did not fit into memory; later batches are smaller.
     """
 
     def attempt(batch: list[T], values: Any = None) -> list[R | VartokError]:
         nonlocal size
         half = len(batch) // 2
-        if len(batch) <= size:  # which may be less than when the batch was taken
+        if len(batch) <= size:  # size may have shrunk since the batch was made
             try:
                 return [*compute(collate(batch) if values is None else values)]
             except (VartokError, MemoryError, RuntimeError) as error:
@@ -94,44 +98,46 @@ def map_batches(
                     )
         return [*attempt(batch[:half]), *attempt(batch[half:])]
 
-    def rows() -> Iterator[list[tuple[S, T | VartokError]]]:
-        for _, run in itertools.groupby(items, lambda item: group_key and group_key(item[0])):
-            while row := list(itertools.islice(run, size)):
-                yield row
+    def windows() -> Iterator[list[tuple[S, T | VartokError]]]:
+        for _, group in itertools.groupby(items, lambda item: group_key and group_key(item[0])):
+            while window := list(itertools.islice(group, size)):
+                yield window
 
-    def split(row: list[tuple[S, T | VartokError]]) -> tuple[list[tuple[S, T | VartokError]], list[Any]]:
+    def split(window: list[tuple[S, T | VartokError]]) -> tuple[list[tuple[S, T | VartokError]], list[Any]]:
         batches: dict[Hashable, dict[int, T]] = {}
-        for i, (_, item) in enumerate(row):
+        for i, (_, item) in enumerate(window):
             if not isinstance(item, VartokError):
                 batches.setdefault(key(item), {})[i] = item
-        once = prefetch and len(batches) == 1  # what several sizes take together is not known to fit
-        return row, [(batch, collate_early(batch) if once else None) for batch in batches.values()]
+        early = prefetch and len(batches) == 1
+        return window, [(batch, collate_early(batch) if early else None) for batch in batches.values()]
 
     def collate_early(batch: dict[int, T]) -> Any:
-        with contextlib.suppress(Exception):  # what is wrong comes up again when it is computed
+        with contextlib.suppress(Exception):  # `attempt` collates again, and handles the error
             return collate([*batch.values()])
         return None
 
-    found = map_ordered(split, rows(), workers=1, limit=2) if prefetch else (split(row) for row in rows())
-    with contextlib.closing(found):
-        for row, batches in found:
+    made = map_ordered(split, windows(), workers=1, limit=2) if prefetch else (split(w) for w in windows())
+    with contextlib.closing(made):
+        for window, batches in made:
             results: dict[int, R | VartokError] = {}
             for batch, values in batches:
                 results.update(zip(batch, attempt([*batch.values()], values), strict=True))
-            for i, (caller, item) in enumerate(row):
-                yield caller, item if isinstance(item, VartokError) else results[i]
+            for i, (item_id, item) in enumerate(window):
+                yield item_id, item if isinstance(item, VartokError) else results[i]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is wanting, the processor's or a device's."""
-    # On the CPU torch says so in a RuntimeError like any other.
+    """Return True where an error says that memory ran out, the processor's or a device's."""
+    import torch
+
+    # On the CPU torch raises a plain RuntimeError.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _as_vartok_error(error: Exception) -> VartokError:
-    """What the user should read; anything but want of memory is a defect of ours, and goes on."""
+    """Return the error that stands in a result's place; raise it where it is a defect of the program."""
     if isinstance(error, VartokError):
         return error
     if is_out_of_memory(error):
-        return DeviceError("not enough memory for a picture of this size: use a smaller one")
+        return DeviceError("not enough memory for a picture of this size", hint="use a smaller `size`")
     raise error

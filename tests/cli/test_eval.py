@@ -1,4 +1,4 @@
-"""`vartok eval`: the report, its JSON, and how it ends."""
+"""`vartok eval`: its tables, its JSON, and its exit codes."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_scales_left_out(vartok: Vartok, folder: Path) -> None:
     assert "PSNR by scale" not in vartok("eval", "in/a.png", *QUICK, "--no-scales").stdout
 
 
-def test_sizes_of_their_own(vartok: Vartok, here: Path) -> None:
+def test_native_sizes(vartok: Vartok, here: Path) -> None:
     save(here / "a.png", 0, 180, 200)
     save(here / "b.png", 1, 33, 60)
     report = report_of(vartok, "a.png", "b.png", "--fit", "native", "--worst", "2")
@@ -149,7 +149,7 @@ def test_compared_side_by_side(vartok: Vartok, folder: Path, other: Path) -> Non
     assert "Scales of shipped" in same  # names that do not tell them apart are not used
 
 
-def test_the_worst_first(vartok: Vartok, folder: Path) -> None:
+def test_worst_lists_the_lowest_psnr(vartok: Vartok, folder: Path) -> None:
     every = report_of(vartok, "-r", "in", *QUICK, "--worst", "99")["worst"]
     values = [one["models"][0]["psnr"] for one in every]
     assert values == sorted(values)
@@ -217,7 +217,7 @@ def test_without_torchmetrics(vartok: Vartok, folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("option", "package"), [("--lpips", "torchvision"), ("--rfid", "torch-fidelity")])
-def test_networks_that_are_not_there(
+def test_missing_networks_are_named_at_once(
     vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch, option: str, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)

@@ -1,6 +1,7 @@
-"""`vartok inspect-codebook`: the figures that it prints, and the atlas."""
+"""`vartok inspect-codebook`: its tables, its JSON, and the atlas."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from vartok.tokens import ImageTokens
 
 @pytest.fixture
 def tokens(vartok: Vartok, here: Path) -> list[ImageTokens]:
-    """Three pictures' tokens, of which one in a JSONL file; in the folder `tokens`."""
+    """Three pictures' tokens in the folder `tokens`, two in npz files and one in a JSONL file."""
     for seed in range(2):
         save(here / f"{seed}.png", seed)
     save(here / "2.png", 2, 200, 300)
@@ -68,7 +69,21 @@ def test_usage_takes_files_and_folders(vartok: Vartok, here: Path, tokens: list[
     assert finest.split()[:3] == ["9", "16x16", "768"]
 
 
-def test_other_schedules(vartok: Vartok, here: Path) -> None:
+def test_tables_fit_a_terminal_of_80_columns(
+    vartok: Vartok, tokens: list[ImageTokens], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = vartok("inspect-codebook", "--usage", "tokens").stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = vartok("inspect-codebook", "--usage", "tokens").stdout
+    for text, width in ((wide, 120), (narrow, 80)):
+        assert max(map(len, text.splitlines())) <= width
+        assert all(line == line.rstrip() for line in text.splitlines())
+    figures = [re.findall(r"[\d,.]*\d%?", text) for text in (wide, narrow)]
+    assert figures[0] == figures[1]
+    assert "coverage" in narrow
+
+
+def test_images_of_several_schedules(vartok: Vartok, here: Path) -> None:
     save(here / "a.png")
     vartok("encode", "a.png", "--size", "64", "-o", "a.npz")
     vartok("encode", "a.png", "--size", "64", "--schedule", "1,4", "-o", "b.npz")
@@ -80,7 +95,7 @@ def test_other_schedules(vartok: Vartok, here: Path) -> None:
     assert usage["scales"][-1]["tokens"] == 16 + 64
 
 
-def test_what_cannot_be_counted(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
+def test_files_that_cannot_be_read_are_named(vartok: Vartok, here: Path, tokens: list[ImageTokens]) -> None:
     (here / "bad.npz").write_bytes(b"PK, but no zip")
     result = vartok(
         "inspect-codebook", "--usage", "tokens/0.tokens.npz", "bad.npz", "gone.npz", "--json", code=3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +19,22 @@ from vartok.dataset.write import ShardProgress, write_summary
 from vartok.errors import (
     ArgumentError,
     DatasetError,
-    ImageError,
     OutputError,
     VartokError,
     VartokWarning,
     quoted,
 )
 from vartok.files import os_error_reason
-from vartok.images import Fit, parse_color
-from vartok.schedule import Schedule, adapt_schedule, check_schedule, describe, parse_schedule
+from vartok.images import Fit
+from vartok.operations.settings import (
+    GPU_BATCH_SIZE,
+    default_batch_size,
+    default_workers,
+    make_fit,
+    make_schedule,
+    resolve_fit,
+)
+from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, find_input_shards, folder_classes
 
 if TYPE_CHECKING:
@@ -88,7 +94,7 @@ def build(
     format: str = "parquet",
     shard_size: int = 10_000,
     keep_pictures: bool = False,
-    size: int | tuple[int, int] | None = None,
+    size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
     background: str = "white",
@@ -122,7 +128,8 @@ def build(
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
         shard_size: pictures of a shard at most, at least 1.
         keep_pictures: store the picture files beside their tokens; with "wds" only.
-        size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
+        size: side, or (height, width), of the encoded pixels, or a text as "256x384"; the checkpoint's own if
+            None.
         fit: "crop": the centre; "pad": the whole picture, framed; "stretch".
         zoom: with "crop": scale up by this factor first, 1 to 100. VAR's own transform has 1.125.
         background: colour under transparency and around a padded picture.
@@ -160,8 +167,10 @@ def build(
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
-    pixels = _parse_fit(fit, zoom, background, max_pixels)
-    grids = parse_schedule(schedule) if isinstance(schedule, str) else schedule and check_schedule(schedule)
+    if fit == "native":
+        raise ArgumentError("pictures of a data set have one size, not their native ones: crop or pad them")
+    pixels = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
     shards = find_input_shards(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
@@ -185,7 +194,7 @@ def build(
             device, processes = _choose_processes(device, processes)
         alone = processes == 1  # else this process only needs the checkpoint's description
         tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
-        pixels = _fit_to(tokenizer, pixels, size, grids)
+        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
             out=out,
             format=format,
@@ -204,8 +213,10 @@ def build(
             device=device,
             dtype=dtype,
             compile=compile,
-            batch_size=batch_size or _default_batch_size(device, pixels),
-            workers=workers or max(1, -(-_default_workers() // count)),
+            batch_size=default_batch_size(batch_size, tokenizer, math.prod(pixels.size))
+            if device == "cpu"
+            else batch_size or GPU_BATCH_SIZE,
+            workers=workers or max(1, -(-default_workers() // count)),
         )
         if engine == "ray":
             from vartok.dataset.ray import run_ray
@@ -272,7 +283,7 @@ def _output_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"cannot write in {out}: {os_error_reason(error)}; finished shards stay",
-            hint="the same call completes the data set",
+            hint="what is missing is made by the same call again",
         ) from error
 
 
@@ -300,41 +311,6 @@ def _check_arguments(
         raise ArgumentError("Ray divides the work itself", hint="leave `processes` and `shard` out")
     if address and engine != "ray":
         raise ArgumentError("only Ray has an address", hint="set `engine` to ray")
-
-
-def _parse_fit(mode: str, zoom: float, background: str, max_pixels: int) -> Fit:
-    """Return the fit, with a size that `_fit_to` replaces once the checkpoint is known."""
-    if mode == "native":
-        raise ArgumentError("pictures of a data set have one size, not their native ones: crop or pad them")
-    if zoom != 1 and mode != "crop":
-        raise ArgumentError(f"only crop has a zoom, not {mode}", hint="leave `zoom` out")
-    with _argument_errors():
-        return Fit(mode=mode, zoom=zoom, background=parse_color(background), max_pixels=max_pixels)
-
-
-def _fit_to(
-    tokenizer: Tokenizer, fit: Fit, size: int | tuple[int, int] | None, schedule: Schedule | None
-) -> Fit:
-    """Return the fit with its size, which suits the checkpoint and the schedule."""
-    sides = tokenizer.config.image_size if size is None else (size, size) if isinstance(size, int) else size
-    step = tokenizer.config.downsample
-    if any(pixels % step for pixels in sides):
-        wrong = next(pixels for pixels in sides if pixels % step)
-        raise ArgumentError(f"the size is a multiple of {step} for this checkpoint, not {wrong}")
-    latent = (sides[0] // step, sides[1] // step)
-    if schedule and schedule[-1] != latent:
-        raise ArgumentError(f"the schedule ends in the latent's grid, here {describe((latent,))}")
-    with _argument_errors():
-        return replace(fit, size=sides, multiple=step)
-
-
-@contextlib.contextmanager
-def _argument_errors() -> Iterator[None]:
-    """Raise an ImageError about a fit as an ArgumentError."""
-    try:
-        yield
-    except ImageError as error:
-        raise ArgumentError(str(error), hint=error.hint) from None
 
 
 def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str) -> Encoding:
@@ -382,20 +358,6 @@ def _share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
         gpus = _count_gpus()
         return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
     return [config] * count
-
-
-def _default_batch_size(device: str, fit: Fit) -> int:
-    from vartok.operations import MAX_BATCHED_PIXELS
-
-    if device != "cpu":
-        return 32
-    return 16 if math.prod(fit.size) <= MAX_BATCHED_PIXELS else 1
-
-
-def _default_workers() -> int:
-    """Return one more than cores, up to 8: one thread waits for a file while the others work."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores + 1)
 
 
 def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from vartok.errors import ImageError, SourceError
+from vartok.errors import SourceError
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
-from vartok.images import MAX_PIXELS, Fit, parse_color
+from vartok.images import MAX_PIXELS, Fit
 from vartok.metrics import load_inception, load_lpips
-from vartok.schedule import Schedule, describe, parse_schedule
+from vartok.operations import (
+    default_batch_size,
+    default_workers,
+    make_fit,
+    make_schedule,
+    resolve_fit,
+)
+from vartok.schedule import Schedule
 from vartok.sources import Sample, find_input_shards
 from vartok.tokenizer import Tokenizer, load
 
-GPU_BATCH_SIZE = 32
-MAX_WORKERS = 8
 FILES_PER_SHARD = 1 << 30  # all files of a source in one shard: an evaluation is not divided
 
 
@@ -32,7 +35,7 @@ def evaluate_files(
     compare: str | Path | Tokenizer | None = None,
     device: str = "auto",
     dtype: str = "float32",
-    size: int | tuple[int, int] | None = None,
+    size: str | int | tuple[int, int] | None = None,
     fit: Literal["crop", "pad", "stretch", "native"] | Fit = "crop",
     zoom: float = 1.0,
     background: str = "white",
@@ -85,21 +88,17 @@ def evaluate_files(
         tokenizers.append(
             compare if isinstance(compare, Tokenizer) else load(compare, device=device, dtype=dtype)
         )
-    grids = parse_schedule(schedule) if isinstance(schedule, str) else schedule
+    grids = make_schedule(schedule)
     if not isinstance(fit, Fit):
-        fit = Fit(
-            mode=fit,
-            size=_sides(size, first),
-            zoom=zoom,
-            background=parse_color(background),
-            max_pixels=max_pixels,
-        )
-    fit = _fit_for(tokenizers, fit, grids)
+        fit = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+        fit = resolve_fit(tokenizers, fit, size=size, schedule=grids)
+    else:
+        fit = resolve_fit(tokenizers, fit, size=fit.size, schedule=grids)
     evaluation = Evaluation(tokenizers, fit, schedule=grids, baselines=baselines, scales=scales, **networks)
     results = evaluation.measure(
         _find_samples(pictures),
-        batch_size=batch_size or (1 if first.device.type == "cpu" else GPU_BATCH_SIZE),
-        workers=workers or min(MAX_WORKERS, _cores() + 1),
+        batch_size=default_batch_size(batch_size, first),
+        workers=default_workers(workers),
     )
     with closing(results):
         for result in results:
@@ -122,30 +121,3 @@ def _find_samples(pictures: str | Path | Iterable[str | Path | Sample]) -> Itera
         for shard in shards:
             for sample in shard.samples():
                 yield dataclasses.replace(sample, key=shard.find(sample.key))
-
-
-def _sides(size: int | tuple[int, int] | None, tokenizer: Tokenizer) -> tuple[int, int]:
-    if size is None:
-        return tokenizer.config.image_size
-    return (size, size) if isinstance(size, int) else size
-
-
-def _fit_for(tokenizers: Sequence[Tokenizer], fit: Fit, schedule: Schedule | None) -> Fit:
-    """Return the fit whose pixels all tokenizers take.
-
-    Raises:
-        ImageError: the size, or the schedule's last grid, is wrong for one of them.
-    """
-    for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
-        height, width = fit.size
-        if height % step or width % step:
-            raise ImageError(f"`size` is a multiple of {step} for this checkpoint, not {height}x{width}")
-        latent = (height // step, width // step)
-        if schedule and schedule[-1] != latent:
-            raise ImageError(f"`schedule` ends in the latent's grid, here {describe((latent,))}")
-    multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
-    return dataclasses.replace(fit, multiple=multiple)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""`vartok dataset` at the shell: what it leaves, says and exits with; killed, and on Ray."""
+"""`vartok dataset` at the shell: its files, messages and exit codes; interrupted, killed, and on Ray."""
 
 import contextlib
 import io
@@ -20,8 +20,7 @@ from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
 
-from vartok.dataset import TokenDataset
-from vartok.dataset.verify import verify
+from vartok.dataset import TokenDataset, builder, verify
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
     }
 
 
-def test_json_tells_of_the_run_and_of_the_whole(small: Path, vartok: Vartok) -> None:
+def test_json_reports_the_run_and_the_data_set(small: Path, vartok: Vartok) -> None:
     vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2", "-q")
     told = json.loads(vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--json", "-q").stdout)
     assert told["run"]["pictures"] == 2
@@ -113,7 +112,7 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     assert "holds a data set with classes" in refused.stderr
 
 
-def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:
+def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
     result = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "1/2")
     assert "the data set is not complete yet: 2 pictures in 1 shard," in result.stderr
     assert "is not complete" in vartok("dataset", "verify", "out", code=1).stderr
@@ -125,7 +124,7 @@ def test_parts_of_a_job_are_told_apart(small: Path, vartok: Vartok) -> None:
     assert contents(Path("out")) == contents(Path("whole"))
 
 
-def test_what_fails_is_named_and_kept_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
+def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
     Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:100])
     Path("photos/z.tar").write_bytes(b"junk" * 300)
     result = vartok("dataset", "photos", "-o", "out", code=3)
@@ -147,17 +146,17 @@ def test_what_fails_is_named_and_kept_and_the_rest_is_done(small: Path, vartok: 
     assert contents(Path("out")) == contents(Path("fresh"))
 
 
-def test_when_everything_fails_it_has_failed(here: Path, weights: Path, vartok: Vartok) -> None:
+def test_it_fails_when_all_pictures_fail(here: Path, weights: Path, vartok: Vartok) -> None:
     Path("a.png").write_bytes(b"junk")
     vartok("dataset", "a.png", "-o", "out", "-w", weights, code=1)
 
 
-def test_failures_stop_it_where_that_is_wanted(small: Path, vartok: Vartok) -> None:
+def test_it_stops_after_max_failures(small: Path, vartok: Vartok) -> None:
     for n in (0, 3):
         Path(f"photos/{n}.png").write_bytes(b"junk")
     options = ("dataset", "photos", "--shard-size", 2)
     stopped = vartok(*options, "-o", "a", "--on-error", "stop", code=1)
-    assert "stopped: 1 failed; what is done stays" in stopped.stderr
+    assert "stopped: 1 failed; finished shards stay" in stopped.stderr
     vartok(*options, "-o", "b", "--max-failures", 1, code=1)
     assert len(names(Path("b/stats"))) == 1  # it stops in the shard of the second failure
     vartok(*options, "-o", "c", "--max-failures", 2, code=3)
@@ -166,7 +165,7 @@ def test_failures_stop_it_where_that_is_wanted(small: Path, vartok: Vartok) -> N
     assert contents(Path("a")) == contents(Path("c"))
 
 
-def test_a_column_that_was_forgotten_can_be_named(small: Path, vartok: Vartok) -> None:
+def test_a_forgotten_column_can_be_named_later(small: Path, vartok: Vartok) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,12 +176,12 @@ def test_a_column_that_was_forgotten_can_be_named(small: Path, vartok: Vartok) -
     assert verify(Path("out")).pictures == 2
 
 
-def test_only_so_many_failures_are_named(small: Path, vartok: Vartok) -> None:
+def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
     for n in range(30):
         Path(f"photos/{n:02}.png").write_bytes(b"junk")
     result = vartok("dataset", "photos", "-o", "out", code=3)
     assert result.stderr.count("not a picture") == 20
-    assert "what else fails is not named here, but in out/failed.jsonl" in result.stderr
+    assert "further failures are not named here, but in out/failed.jsonl" in result.stderr
     assert len(Path("out/failed.jsonl").read_text().splitlines()) == 30
 
 
@@ -191,13 +190,13 @@ def test_only_so_many_failures_are_named(small: Path, vartok: Vartok) -> None:
     [
         (["--shard", "2/2"], "--shard is I/N, I from 0 to N - 1"),
         (["--shard", "one"], "--shard is I/N"),
-        (["--keep-pictures"], "--keep-pictures is for --format wds"),
-        (["--address", "auto"], "--address is for --engine ray"),
-        (["--engine", "ray", "--shard", "0/2"], "leave --processes and --shard out"),
+        (["--keep-pictures"], "parquet shards cannot keep pictures"),
+        (["--address", "auto"], "only Ray has an address"),
+        (["--engine", "ray", "--shard", "0/2"], "Ray divides the work itself"),
         (["--on-error", "stop", "--max-failures", "3"], "which one?"),
         (["--fit", "native"], "native"),
-        (["--schedule", "1,2"], "--schedule ends in the latent's grid, here 4"),
-        (["--size", "9"], "--size is a multiple of 2"),
+        (["--schedule", "1,2"], "schedule ends in the latent's grid, here 4"),
+        (["--size", "9"], "the size is a multiple of 2"),
         (["-o", "s3://bucket/out"], "a data set is made in a local or a shared folder"),
         (["nope"], "nope: no such file or folder"),
         (["photos"], "would have one key|is named twice"),
@@ -209,7 +208,7 @@ def test_wrong_usage(small: Path, vartok: Vartok, options: list[str], message: s
     assert not Path("out").exists()
 
 
-def test_a_folder_of_something_else_and_another_data_set_are_refused(small: Path, vartok: Vartok) -> None:
+def test_other_folders_and_other_data_sets_are_refused(small: Path, vartok: Vartok) -> None:
     assert "photos exists and holds no data set" in vartok("dataset", "photos", "-o", "photos", code=1).stderr
     vartok("dataset", "photos", "-o", "out")
     assert (
@@ -219,7 +218,7 @@ def test_a_folder_of_something_else_and_another_data_set_are_refused(small: Path
     assert "holds no data set" in vartok("dataset", "verify", "photos", code=1).stderr
 
 
-def test_verify_names_what_is_wrong(small: Path, vartok: Vartok) -> None:
+def test_verify_names_defects(small: Path, vartok: Vartok) -> None:
     vartok("dataset", "photos", "-o", "out")
     Path("out/data/00000-0000.parquet").unlink()
     result = vartok("dataset", "verify", "out", code=1)
@@ -229,7 +228,7 @@ def test_verify_names_what_is_wrong(small: Path, vartok: Vartok) -> None:
     assert told["problems"] == [{"file": "data/00000-0000.parquet", "what": "is missing"}]
 
 
-def test_the_codebooks_use_is_counted_in_shards(small: Path, vartok: Vartok) -> None:
+def test_inspect_codebook_counts_tokens_of_shards(small: Path, vartok: Vartok) -> None:
     vartok("encode", "-r", "photos", "-o", "tokens")
     expected = json.loads(vartok("inspect-codebook", "--usage", "tokens", "--json").stdout)["usage"]
     for format in ("parquet", "wds", "jsonl"):
@@ -239,28 +238,28 @@ def test_the_codebooks_use_is_counted_in_shards(small: Path, vartok: Vartok) -> 
     assert mixed["overall"]["tokens"] == 2 * expected["overall"]["tokens"]
     Path("parquet/data/00000-0000.parquet").write_bytes(b"junk")
     broken = vartok("inspect-codebook", "--usage", "parquet", code=3)
-    assert "00000-0000.parquet: is no parquet shard of tokens" in broken.stderr
+    assert "00000-0000.parquet: is not a parquet shard of tokens" in broken.stderr
 
 
-def test_processes_make_the_same(small: Path, vartok: Vartok) -> None:
+@pytest.mark.slow
+def test_processes_give_the_same_bytes(small: Path, vartok: Vartok) -> None:
     vartok("dataset", "photos", "-o", "one", "--shard-size", 2)
     vartok("dataset", "photos", "-o", "two", "--shard-size", 2, "--processes", 2)
     assert contents(Path("one")) == contents(Path("two"))
 
 
-def test_what_one_process_does_alone_runs_where_it_was_asked_to(
+def test_one_input_shard_runs_on_the_chosen_device(
     small: Path, vartok: Vartok, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command: Any = sys.modules["vartok.cli.dataset"]
-    load, loaded = command.load_tokenizer, []
+    load, loaded = builder._load, []
 
-    def on_cpu(weights: Path | None, device: str, dtype: str, *, compile: bool = False) -> Any:
+    def on_cpu(weights: str | Path | None, device: str, dtype: str, *, compile: bool) -> Any:
         loaded.append((device, compile))
-        return load(weights, "cpu", dtype)
+        return load(weights, "cpu", dtype, compile=False)
 
-    monkeypatch.setattr(command, "load_tokenizer", on_cpu)
-    monkeypatch.setattr(command, "_count_gpus", lambda: 4)
-    monkeypatch.setattr("vartok.tokenizer.choose_device", torch.device)
+    monkeypatch.setattr(builder, "_load", on_cpu)
+    monkeypatch.setattr(builder, "_count_gpus", lambda: 4)
+    monkeypatch.setattr("vartok.runtime.choose_device", torch.device)
     vartok("dataset", "photos", "-o", "out", "--device", "cuda", "--compile")
     assert loaded[-1] == ("cuda", True)
 
@@ -284,8 +283,9 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_ends_in_order_and_goes_on(
+def test_an_interrupted_run_can_be_completed(
     tmp_path: Path, weights: Path, number: signal.Signals, code: int
 ) -> None:
     source = [tar(tmp_path / f"{n}.tar", 400, 1000 * n) for n in range(4)]
@@ -302,6 +302,18 @@ def test_an_interrupted_run_ends_in_order_and_goes_on(
     assert start(*options, "-q").wait(60) == 0
     assert len(names(tmp_path / "out/stats")) == 32
     assert verify(tmp_path / "out").problems == []
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_command_do_not_disturb_each_other(tmp_path: Path, weights: Path) -> None:
+    source = [tar(tmp_path / f"{n}.tar", 200, 1000 * n) for n in range(3)]
+    options = (*source, "-w", weights, "--shard-size", 20, "-q")
+    runs = [start(*options, "-o", tmp_path / "out") for _ in range(2)]
+    assert [run.communicate(timeout=120)[1] for run in runs] == [b"", b""]
+    # Whoever ends first may find that the other is making a shard again.
+    assert {run.returncode for run in runs} in ({0}, {0, 3})
+    assert start(*options, "-o", tmp_path / "alone").wait(120) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
 
 
 def children(pid: int) -> list[int]:
@@ -358,7 +370,7 @@ def test_killed_twenty_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: 
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
+def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
     source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
     options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
@@ -380,7 +392,7 @@ def test_ray_makes_the_same_even_if_an_actor_is_killed(tmp_path: Path, weights: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size as Linux does")
-def test_a_full_disk_stops_it_and_what_is_done_stays(tmp_path: Path, weights: Path) -> None:
+def test_a_full_disk_stops_it_and_keeps_finished_shards(tmp_path: Path, weights: Path) -> None:
     """A limit on the size of files stands in for the disk's end: writing beyond it fails likewise."""
     import resource
 

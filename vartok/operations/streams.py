@@ -1,4 +1,4 @@
-"""Many files through the tokenizer: worked on ahead in threads, computed in batches, handed on in order."""
+"""Streams of pictures through a tokenizer: read in threads, computed in batches, yielded in order."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import contextlib
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
-from vartok.schedule import Schedule
-from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageInfo, ImageTokens, TokenMaps, stack
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from vartok.schedule import Schedule
+    from vartok.tokenizer import Tokenizer
+
 MAX_BATCHED_PIXELS = 1 << 17
-"""Pixels of the largest picture that is taken through the networks beside others, on a CPU: larger ones
-would need too much memory at once, and keep all cores busy by themselves."""
+"""Pixels of the largest picture whose latent is computed in a worker thread on a CPU. Larger pictures need
+too much memory for several at once, and keep all cores busy by themselves."""
 
 S = TypeVar("S")
+
+PictureSource: TypeAlias = Path | bytes | Callable[[Fit], Picture]
+"""A picture's file, its bytes, or a function that reads it and may raise a VartokError."""
 
 
 def encode_pictures(
     tokenizer: Tokenizer,
-    pictures: Iterable[tuple[S, str, Path | bytes | Callable[[Fit], Picture]]],
+    pictures: Iterable[tuple[S, str, PictureSource]],
     fit: Fit,
     *,
     schedule: Schedule | None = None,
@@ -37,32 +42,36 @@ def encode_pictures(
     workers: int = 1,
     group_key: Callable[[S], Hashable] | None = None,
 ) -> Generator[tuple[S, ImageTokens | VartokError], None, None]:
-    """Tokenize pictures.
+    """Tokenize a stream of pictures.
+
+    torch's number of threads belongs to the whole process. On a CPU every worker thread takes its share of
+    them while it works, and the caller has all of them back whenever a result is yielded.
 
     Args:
         tokenizer: a loaded tokenizer.
-        pictures: of each: what the caller knows it by, what its tokens shall call it, and the file, what
-            came through a pipe, or what reads it, which may raise a VartokError.
+        pictures: for each picture an id, the name that its tokens get as `image.source`, and the picture.
         fit: how a picture becomes the pixels that are encoded.
-        schedule: (h, w) of every scale; the checkpoint's own, stretched to each latent, if None.
-        batch_size: pictures that go through the model together, those of one size.
-        workers: threads that read pictures, and on a CPU take them through the networks too, each with
-            its share of torch's threads: that keeps cores busier than all of them on one picture.
-        group_key: tells of what the caller knows a picture by whose batches it is in: of those in a row that
-            it gives one value. So their batches are the same whatever comes before and after.
+        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
+        batch_size: pictures of one size that go through the model together.
+        workers: threads that read pictures. On a CPU they run the encoder too, each with its share of
+            torch's threads: that keeps cores busier than all threads on one picture.
+        group_key: maps a picture's id to a group; a batch never spans two groups, so batch composition does
+            not depend on where a run resumes.
 
     Yields:
-        What the caller knows a picture by, and its tokens or why there are none; in order.
+        A picture's id, and its tokens or the reason why there are none; in the order of `pictures`.
     """
+    import torch
+
     device = tokenizer.device.type
     threads = torch.get_num_threads()
 
-    def share() -> None:
-        """Leave this thread its share of torch's threads."""
+    def limit_threads() -> None:
+        """Set the calling thread's share of torch's threads."""
         if device == "cpu":
             torch.set_num_threads(-(-threads // workers))
 
-    def prepare(name: str, picture: Picture) -> _Ready:
+    def prepare(name: str, picture: Picture) -> _Prepared:
         height, width = picture.pixels.shape[:2]
         info = ImageInfo(
             source=name,
@@ -76,39 +85,37 @@ def encode_pictures(
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
-                return _Ready(info, picture.notes, tokenizer.latent(to_tensor(picture.pixels[None])))
+                return _Prepared(info, picture.notes, tokenizer.latent(to_tensor(picture.pixels[None])))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-        return _Ready(info, picture.notes, picture.pixels)
+        return _Prepared(info, picture.notes, picture.pixels)
 
-    def work(
-        item: tuple[S, str, Path | bytes | Callable[[Fit], Picture]],
-    ) -> tuple[S, _Ready | VartokError]:
-        caller, name, file = item
+    def work(item: tuple[S, str, PictureSource]) -> tuple[S, _Prepared | VartokError]:
+        item_id, name, file = item
         try:
-            return caller, prepare(name, file(fit) if callable(file) else read_picture(file, fit))
+            return item_id, prepare(name, file(fit) if callable(file) else read_picture(file, fit))
         except VartokError as error:
-            return caller, error
+            return item_id, error
 
-    def collate(batch: list[_Ready]) -> tuple[list[_Ready], Tensor]:
-        latents = [item.data for item in batch if isinstance(item.data, Tensor)]
+    def collate(batch: list[_Prepared]) -> tuple[list[_Prepared], Tensor]:
+        latents = [item.data for item in batch if isinstance(item.data, torch.Tensor)]
         if latents:
             return batch, torch.cat(latents)
         images = to_tensor(np.stack([item.data for item in batch]))
         return batch, images.pin_memory() if device == "cuda" else images
 
-    def tokenize(batch: list[_Ready], values: Tensor) -> TokenMaps:
-        if not isinstance(batch[0].data, Tensor):
+    def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
+        if not isinstance(batch[0].data, torch.Tensor):
             return tokenizer.encode(values, schedule)
-        share()
+        limit_threads()
         try:
             return tokenizer.quantize(values, schedule)
         finally:
             torch.set_num_threads(threads)
 
-    def encode(loaded: tuple[list[_Ready], Tensor]) -> list[ImageTokens]:
-        batch, values = loaded
+    def encode(collated: tuple[list[_Prepared], Tensor]) -> list[ImageTokens]:
+        batch, values = collated
         maps = tokenize(batch, values)
         rows = maps.flatten().cpu().numpy()  # one transfer from a device
         return [
@@ -116,12 +123,14 @@ def encode_pictures(
             for flat, item in zip(rows, batch, strict=True)
         ]
 
-    ready = map_ordered(work, pictures, workers=workers, limit=workers + batch_size, initializer=share)
+    prepared = map_ordered(
+        work, pictures, workers=workers, limit=workers + batch_size, initializer=limit_threads
+    )
     try:
-        with contextlib.closing(ready):
+        with contextlib.closing(prepared):
             yield from map_batches(
                 encode,
-                ready,
+                prepared,
                 size=batch_size,
                 key=lambda item: (item.info.size, type(item.data)),
                 group_key=group_key,
@@ -129,10 +138,10 @@ def encode_pictures(
                 prefetch=device != "cpu",
             )
     finally:
-        torch.set_num_threads(threads)  # a new thread has as many as any thread took last
+        torch.set_num_threads(threads)  # a new thread starts with the number that any thread set last
 
 
-class _Ready(NamedTuple):
+class _Prepared(NamedTuple):
     """A picture before its batch: its [H, W, 3] uint8 pixels, or already its [1, C, h, w] latent."""
 
     info: ImageInfo
@@ -148,18 +157,18 @@ def decode_tokens(
     strip: bool = False,
     batch_size: int = 1,
 ) -> Iterator[tuple[S, list[NDArray[np.uint8]] | VartokError]]:
-    """Draw the pictures of tokens.
+    """Decode a stream of tokens to pixels.
 
     Args:
-        tokenizer: a loaded tokenizer; that the tokens are its own is the caller's to check.
-        tokens: of each picture: what the caller knows it by, and its tokens; errors are handed on.
-        scales: take only the first `scales` scales.
-        strip: draw the pictures after 1, 2, ... scales, instead of the last alone.
-        batch_size: pictures that go through the model together, those of one schedule.
+        tokenizer: a loaded tokenizer. The caller checks that the tokens belong to it.
+        tokens: for each picture an id, and its tokens; an error in their place is yielded unchanged.
+        scales: decode only the first `scales` scales; all if None.
+        strip: decode the first scale, the first two, ..., instead of all together only.
+        batch_size: pictures of one schedule that go through the model together.
 
     Yields:
-        What the caller knows a picture by, and its pixels, [H, W, 3] uint8, one or as many as
-        scales; in order.
+        A picture's id, and its pixels: a list of one [H, W, 3] uint8 array, or of one per scale for a strip;
+        in the order of `tokens`.
     """
 
     def decode(batch: list[ImageTokens]) -> list[list[NDArray[np.uint8]]]:
@@ -169,11 +178,11 @@ def decode_tokens(
         pictures = count if strip else 1
         if height * width * pictures > MAX_PIXELS:
             raise TokensError(
-                f"{pictures} of {width:,} x {height:,} pixels would be drawn, more than {MAX_PIXELS:,} in all"
+                f"decode to {pictures} of {width:,} x {height:,} pixels, more than {MAX_PIXELS:,} in all"
             )
         images = tokenizer.decode_prefixes(maps, scales) if strip else [tokenizer.decode(maps, scales)]
-        drawn = [to_pixels(image) for image in images]
-        return [[pixels[b] for pixels in drawn] for b in range(len(batch))]
+        decoded = [to_pixels(image) for image in images]
+        return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
     return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
 
@@ -181,13 +190,13 @@ def decode_tokens(
 def read_pictures(
     pictures: Iterable[tuple[S, str, Path | bytes]], fit: Fit, *, workers: int, limit: int
 ) -> Iterator[tuple[S, tuple[str, Picture] | VartokError]]:
-    """Read picture files in threads, at most `limit` ahead; each keeps what the caller knows it by."""
+    """Read picture files in threads, at most `limit` ahead, and yield them in order with their ids."""
 
     def read(item: tuple[S, str, Path | bytes]) -> tuple[S, tuple[str, Picture] | VartokError]:
-        caller, name, file = item
+        item_id, name, file = item
         try:
-            return caller, (name, read_picture(file, fit))
+            return item_id, (name, read_picture(file, fit))
         except VartokError as error:
-            return caller, error
+            return item_id, error
 
     return map_ordered(read, pictures, workers=workers, limit=limit)

@@ -1,0 +1,74 @@
+"""`vartok convert`: checkpoints to vartok's format."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from commands import tokens_of
+from conftest import Vartok, names, save
+
+import vartok as library
+from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
+
+
+def test_convert(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    shipped = read_checkpoint(shipped_checkpoint())
+    torch.save({"model": dict(shipped.tensors)}, here / "mine.pth")
+    found = hashlib.sha256((here / "mine.pth").read_bytes()).hexdigest()
+    text = vartok("convert", "mine.pth", "mine.safetensors", "--sha256", found.upper()).stdout
+    for part in ("mine\n", "not known", found, "written to mine.safetensors", "note: the file does not say"):
+        assert part in text
+    assert library.load("mine.safetensors").fingerprint == tokenizer.fingerprint
+
+    known = '{"quant_resi": 0.5, "using_znorm": false, "patch_nums": [1, 4, 16]}'
+    args = ["convert", "mine.pth", "told.safetensors", "--config", known, "--name", "it", "--license", "MIT"]
+    report = json.loads(vartok(*args, "--json").stdout)
+    assert (report["name"], report["license"], report["published"], report["notes"]) == (
+        "it",
+        "MIT",
+        False,
+        [],
+    )
+    assert report["sha256"] == found
+    assert report["config"]["patch_nums"] == [1, 4, 16]
+    assert report["tensors"] == len(shipped.tensors)
+    save(here / "img.png")
+    vartok("encode", "img.png", "-w", "told.safetensors")
+    [item] = tokens_of((here / "img.tokens.npz").read_bytes())
+    assert item.schedule == ((1, 1), (4, 4), (16, 16))
+    assert item.model.name == "it"
+
+    before = (here / "told.safetensors").read_bytes()
+    assert "told.safetensors exists: set --force" in vartok(*args, code=1).stderr
+    [line] = vartok("convert", "mine.pth", "no.safetensors", "--sha256", "0" * 64, code=1).stderr.splitlines()
+    assert line == f"vartok: mine.pth: has sha256 {found}, not {'0' * 64}"
+    assert "no-file.pth" in vartok("convert", "no-file.pth", "no.safetensors", code=1).stderr
+    assert "img.png: neither" in vartok("convert", "img.png", "no.safetensors", code=1).stderr
+    assert (here / "told.safetensors").read_bytes() == before
+    vartok(*args, "--force")
+    assert not (here / "no.safetensors").exists()
+
+
+def test_published_checkpoint_is_recognised(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(dict(read_checkpoint(shipped_checkpoint()).tensors), here / "vae.pth")
+    found = hashlib.sha256((here / "vae.pth").read_bytes()).hexdigest()
+    monkeypatch.setattr("vartok.checkpoints.PUBLISHED_SHA256", found)
+    text = vartok("convert", "vae.pth", "vae.safetensors").stdout
+    assert text.startswith(
+        "This is the tokenizer that VAR's authors published.\nname        vae_ch160v4096z32\n"
+    )
+    assert "note:" not in text
+
+
+def test_convert_keeps_its_input(vartok: Vartok, here: Path) -> None:
+    write_checkpoint(here / "a.safetensors", read_checkpoint(shipped_checkpoint()))
+    before = (here / "a.safetensors").read_bytes()
+    assert "is the input" in vartok("convert", "a.safetensors", "a.safetensors", "-f", code=2).stderr
+    assert "the output's name ends in .safetensors" in vartok("convert", "a.safetensors", "-", code=2).stderr
+    vartok("convert", "a.safetensors", "new/b.safetensors")
+    assert (here / "a.safetensors").read_bytes() == before
+    assert names(here) == ["a.safetensors", "new/b.safetensors"]

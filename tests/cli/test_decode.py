@@ -1,0 +1,151 @@
+"""`vartok decode` and `vartok inspect`: pictures of tokens, and token files that are wrong."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import (
+    NOT_A_PICTURE,
+    QUICK,
+    decoded_pixels,
+    pixels,
+    tokens_of,
+)
+from conftest import Vartok, names, save
+
+import vartok as library
+
+
+def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=300, height=200)
+    vartok("encode", "img.png", "img.png", "-o", "all.jsonl", "--zoom", "1.125")
+    first, second = (
+        json.loads(line) for line in vartok("inspect", "all.jsonl", "--json").stdout.splitlines()
+    )
+    assert first == second
+    assert first["file"] == "all.jsonl"
+    assert first["model"]["fingerprint"] == tokenizer.fingerprint
+    assert first["image"]["zoom"] == 1.125
+    assert first["tokens"] == 680
+    [item, _] = tokens_of((here / "all.jsonl").read_bytes())
+    assert first["first"] == [scale.ravel()[:8].tolist() for scale in item.scales]
+    text = vartok("inspect", stdin=(here / "all.jsonl").read_bytes()).stdout
+    for part in (
+        "standard input",
+        "img.png, 300 x 200 pixels",
+        "256 x 256 pixels, crop, zoom 1.125",
+        "680 in 10",
+    ):
+        assert part in text
+    for index in item.scales[3].ravel()[:8]:
+        assert str(index) in text
+
+
+def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png")
+    vartok("encode", "img.png", "-o", "img.npz")
+    [item] = tokens_of((here / "img.npz").read_bytes())
+    vartok("decode", "img.npz", "--scales", 4, "-o", "four.png")
+    assert (pixels(here / "four.png") == decoded_pixels(tokenizer, item, 4)).all()
+    vartok("decode", "img.npz")
+    vartok("decode", "img.npz", "--strip")
+    strip = pixels(here / "img.strip.png")
+    assert strip.shape == (256, 10 * 256, 3)
+    assert (strip[:, 3 * 256 : 4 * 256] == pixels(here / "four.png")).all()
+    assert (strip[:, 9 * 256 :] == pixels(here / "img.decoded.png")).all()
+    assert (pixels(here / "img.decoded.png") == decoded_pixels(tokenizer, item)).all()
+    short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
+    assert (short == strip[:, : 2 * 256]).all()
+    assert "give 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
+
+
+def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, other_weights: Path) -> None:
+    save(here / "img.png", 1)
+    save(here / "own.png", 2)
+    vartok("encode", "img.png", "-w", other_weights, "-o", "img.npz")
+    vartok("encode", "own.png", "-o", "own.npz")
+    [line] = vartok("decode", "img.npz", code=1).stderr.splitlines()
+    assert line.startswith("vartok: img.npz: ")
+    for part in ("other", "vartok-light-v1", "--weights", "--any-weights"):
+        assert part in line
+    assert not (here / "img.decoded.png").exists()
+    assert "decoded 1, 1 failed" in vartok("decode", "img.npz", "own.npz", "-o", "out", code=3).stderr
+    right = pixels(vartok("decode", "img.npz", "-o", "-", "-w", other_weights).stdout_bytes)
+    wrong = pixels(vartok("decode", "img.npz", "-o", "-", "--any-weights").stdout_bytes)
+    assert (right != wrong).any()
+
+
+def test_wrong_token_files(vartok: Vartok, here: Path) -> None:
+    save(here / "img.png")
+    good = vartok("encode", "img.png", "-o", "-", "--format", "json").stdout_bytes
+    npz = vartok("encode", "img.png", "-o", "-").stdout_bytes
+    document = json.loads(good)
+    changed: dict[str, dict[str, Any]] = {
+        "version": {"version": 2},
+        "format": {"format": "other"},
+        "grid": {"schedule": [[2, 2], *document["schedule"][1:]]},
+        "index": {"scales": [[[4096]], *document["scales"][1:]]},
+    }
+    wrong = {name: json.dumps({**document, **change}).encode() for name, change in changed.items()}
+    wrong |= {"empty": b"", "text": NOT_A_PICTURE, "short": npz[:-100], "cut": good[:500], "null": b"null"}
+    for name, data in wrong.items():
+        (here / name).write_bytes(data)
+        for command in ("decode", "inspect"):
+            [line] = vartok(command, name, code=1).stderr.splitlines()
+            assert re.match(f"vartok: {name}: .{{5,}}", line)
+    assert names(here) == sorted([*wrong, "img.png"])
+    (here / "all.jsonl").write_bytes(good + b"{}\n" + good.replace(b"img.png", b"two.png"))
+    result = vartok("decode", "all.jsonl", "-o", "out", code=3)
+    assert "all.jsonl: line 2: " in result.stderr
+    assert names(here / "out") == ["img.decoded.png", "two.decoded.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("../../evil.png", "evil.decoded.png"),
+        ("/etc/evil.png", "etc/evil.decoded.png"),
+        ("a/../../../evil", "a/evil.decoded.png"),
+        ("..\\..\\evil.png", "evil.decoded.png"),
+        ("..", "image.decoded.png"),
+        ("", "image.decoded.png"),
+        ("/", "image.decoded.png"),
+        ("a\nb\0c.png", "a_b_c.decoded.png"),
+        ("~/evil.png", "~/evil.decoded.png"),
+    ],
+)
+def test_source_names_stay_below_the_folder(vartok: Vartok, here: Path, source: str, place: str) -> None:
+    save(here / "img.png")
+    given = json.loads(vartok("encode", "img.png", "-o", "-", "--format", "jsonl", *QUICK).stdout)
+    given["image"]["source"] = source
+    (here / "deep/in/it").mkdir(parents=True)
+    (here / "deep/in/it/all.jsonl").write_text(json.dumps(given))
+    with contextlib.chdir(here / "deep/in/it"):
+        vartok("decode", "all.jsonl", "-o", "out")
+    assert names(here) == sorted(["deep/in/it/all.jsonl", f"deep/in/it/out/{place}", "img.png"])
+
+
+def test_a_token_file_cannot_ask_for_any_amount_of_memory(vartok: Vartok, here: Path) -> None:
+    save(here / "img.png")
+    vartok("encode", "img.png", "-o", "img.npz", "--fit", "stretch")
+    [item] = tokens_of((here / "img.npz").read_bytes())
+    for side, strip in ((10_001, []), (4000, ["--strip"])):
+        image = dataclasses.replace(item.image, width=side, height=side)
+        (here / "big.npz").write_bytes(dataclasses.replace(item, image=image).to_npz())
+        result = vartok("decode", "big.npz", "--restore-size", *strip, code=1)
+        assert "more than 10" in result.stderr
+    assert names(here) == ["big.npz", "img.npz", "img.png"]
+
+
+def test_a_json_file_of_several_images(vartok: Vartok, here: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(here / name)
+    vartok("encode", "a.png", "b.png", "-o", "all.jsonl", *QUICK)
+    (here / "all.jsonl").rename(here / "all.json")
+    result = vartok("decode", "all.json", code=3)
+    assert "the file of several is to be called .jsonl" in result.stderr
+    assert names(here) == ["a.png", "all.decoded.png", "all.json", "b.png"]

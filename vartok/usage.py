@@ -1,0 +1,189 @@
+"""Count how token files and data sets use a codebook: what `vartok inspect-codebook --usage` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vartok.codebook import UsageReport, count_codes, describe_usage
+from vartok.dataset.formats import read_shard
+from vartok.dataset.schema import DATASET, FORMAT, open_dataset
+from vartok.errors import SourceError, TokensError, VartokError
+from vartok.files import os_error_reason
+from vartok.schedule import Schedule
+from vartok.tokenizer import Tokenizer
+from vartok.tokens import ImageTokens, read_tokens
+
+TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
+"""Suffixes that a folder is searched for."""
+
+Source: TypeAlias = str | Path | BinaryIO
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenUsage:
+    """How the tokens of files use a codebook.
+
+    Attributes:
+        images: number of images that were counted.
+        schedule: (h, w) of every scale; None where images have several schedules.
+        usage: statistics of the usage, by all scales and by each.
+        failures: names of files that were not counted, or not in full, and the reasons.
+    """
+
+    images: int
+    schedule: Schedule | None
+    usage: UsageReport
+    failures: tuple[tuple[str, VartokError], ...]
+
+
+def count_usage(
+    sources: Source | Iterable[Source],
+    tokenizer: Tokenizer,
+    *,
+    progress: Callable[[str, VartokError | None], None] | None = None,
+) -> TokenUsage:
+    """Count how token files and data sets use a tokenizer's codebook.
+
+    All images must have the first image's number of scales; others are failures.
+
+    Args:
+        sources: token files, folders of them (searched), folders that hold a data set, or binary streams.
+        tokenizer: tokenizer that the tokens were made with.
+        progress: called with a file's name after every image of it, and None; or with the error that an
+            image or a file failed with.
+
+    Raises:
+        TokensError: there are no tokens to count.
+    """
+    given = [sources] if isinstance(sources, str | Path) or hasattr(sources, "read") else sources
+    failures: list[tuple[str, VartokError]] = []
+    schedules: set[Schedule] = set()
+    counts: NDArray[np.int64] | None = None
+    images = 0
+    for source in cast(Iterable[Source], given):
+        for name, found in _read_source(source, tokenizer):
+            error = found if isinstance(found, VartokError) else None
+            if not isinstance(found, VartokError):
+                scales = len(found.scales)
+                if counts is None:
+                    counts = np.zeros((scales, tokenizer.config.vocab_size), np.int64)
+                if scales == len(counts):
+                    counts += count_codes([found.scales], tokenizer.config.vocab_size, scales)
+                    schedules.add(found.schedule)
+                    images += 1
+                else:
+                    error = TokensError(f"has {scales} scales, the files before it {len(counts)}")
+            if error is not None:
+                failures.append((name, error))
+            if progress is not None:
+                progress(name, error)
+    if counts is None:
+        raise TokensError("no tokens to count")
+    return TokenUsage(
+        images=images,
+        schedule=schedules.pop() if len(schedules) == 1 else None,
+        usage=describe_usage(counts),
+        failures=tuple(failures),
+    )
+
+
+def is_dataset(folder: str | Path) -> bool:
+    """Return True for a folder that holds a data set, complete or not, broken or not."""
+    try:
+        with open(Path(folder, DATASET), "rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(1000)
+    except OSError:
+        return False
+
+
+def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
+    """Yield the name of a file and the tokens of an image in it, or an error."""
+    if not isinstance(source, str | Path):
+        yield from _read_stream("standard input", source, tokenizer)
+    elif is_dataset(source):
+        yield from _read_dataset(Path(source), tokenizer)
+    elif os.path.isdir(source):
+        try:
+            files = _find_token_files(source)
+        except SourceError as error:
+            yield str(source), error
+            return
+        for file in files:
+            yield from _read_file(file, tokenizer)
+    else:
+        yield from _read_file(Path(source), tokenizer)
+
+
+def _find_token_files(folder: str | Path) -> list[Path]:
+    found = []
+    for root, folders, names in os.walk(folder, onerror=_refuse_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(root, name)
+            for name in names
+            if name.lower().endswith(TOKEN_SUFFIXES) and not name.startswith(".")
+        ]
+    if not found:
+        raise SourceError("holds no token files, by their names")
+    return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise SourceError(f"{error.filename}: cannot be searched: {os_error_reason(error)}")
+
+
+def _read_file(path: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError as error:
+            yield str(path), SourceError(os_error_reason(error))
+            return
+        yield from _read_stream(str(path), file, tokenizer)
+
+
+def _read_stream(
+    name: str, stream: BinaryIO, tokenizer: Tokenizer
+) -> Iterator[tuple[str, ImageTokens | VartokError]]:
+    try:
+        for tokens in read_tokens(stream):
+            if isinstance(tokens, VartokError):
+                yield name, tokens
+            else:
+                yield name, _checked(tokens, tokenizer)
+    except OSError as error:
+        yield name, SourceError(os_error_reason(error))
+
+
+def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
+    try:
+        description, encoding = open_dataset(folder)
+    except VartokError as error:
+        yield str(folder), error
+        return
+    for shard in description.get("shards", ()):
+        path = folder / shard["name"]
+        try:
+            for row in read_shard(description["files"], path, encoding):
+                yield str(path), _checked(row, tokenizer)
+        except VartokError as error:
+            yield str(path), error
+        except OSError as error:
+            yield str(path), SourceError(os_error_reason(error))
+
+
+def _checked(tokens: ImageTokens, tokenizer: Tokenizer) -> ImageTokens | VartokError:
+    """Return an image's tokens, or the error that they are another codebook's."""
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        return error
+    return tokens

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -45,7 +45,7 @@ class FoundFile(NamedTuple):
 def find_files(
     source: str | Path,
     *,
-    kinds: Collection[Kind] = ("picture", "tar", "table"),
+    kinds: tuple[Kind, ...] = ("picture", "tar", "table"),
     exclude: str | Path | None = None,
 ) -> list[FoundFile]:
     """List the files of a source.
@@ -97,7 +97,7 @@ def absolute(place: str) -> str:
     return place if is_url(place) else os.path.abspath(place)
 
 
-def _find_local(source: str, kinds: Collection[Kind], exclude: str | Path | None) -> Iterator[FoundFile]:
+def _find_local(source: str, kinds: tuple[Kind, ...], exclude: str | Path | None) -> Iterator[FoundFile]:
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
@@ -110,7 +110,7 @@ def _find_local(source: str, kinds: Collection[Kind], exclude: str | Path | None
         yield FoundFile(os.path.basename(source), source, _kind(source, kinds), status.st_size)
 
 
-def _search(folder: str, kinds: Collection[Kind], exclude: str | Path | None) -> Iterator[FoundFile]:
+def _search(folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None) -> Iterator[FoundFile]:
     suffixes = _suffixes(kinds)
     seen = {os.path.realpath(folder)}
     if exclude is not None:
@@ -130,7 +130,7 @@ def _search(folder: str, kinds: Collection[Kind], exclude: str | Path | None) ->
                 yield FoundFile(os.path.relpath(path, folder), path, kind, size)
 
 
-def _find_remote(source: str, kinds: Collection[Kind]) -> Iterator[FoundFile]:
+def _find_remote(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
     if source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
         return
@@ -156,7 +156,7 @@ def _find_remote(source: str, kinds: Collection[Kind]) -> Iterator[FoundFile]:
             yield FoundFile(name, place, _kind(path, kinds), found[path].get("size"))
 
 
-def _read_list(source: str, kinds: Collection[Kind]) -> Iterator[FoundFile]:
+def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
     try:
         with open_place(source) as file:
             lines = file.read().splitlines()
@@ -169,7 +169,7 @@ def _read_list(source: str, kinds: Collection[Kind]) -> Iterator[FoundFile]:
             yield FoundFile(name, place, _kind(place, kinds))
 
 
-def _kind(place: str, kinds: Collection[Kind]) -> Kind:
+def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
     """Return the kind of a file by its suffix; the first of `kinds` that fits where that tells nothing."""
     lower = place.lower()
     if lower.endswith(TARS):
@@ -181,7 +181,7 @@ def _kind(place: str, kinds: Collection[Kind]) -> Kind:
     return "picture"
 
 
-def _suffixes(kinds: Collection[Kind]) -> tuple[str, ...]:
+def _suffixes(kinds: tuple[Kind, ...]) -> tuple[str, ...]:
     """Return the suffixes of some kinds of files, in lower case."""
     by_kind = {"picture": picture_suffixes(), "tar": TARS, "table": TABLES, "tokens": TOKENS}
     return tuple(suffix for kind in kinds for suffix in by_kind[kind])

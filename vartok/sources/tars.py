@@ -9,26 +9,29 @@ from collections.abc import Iterator
 from lzma import LZMAError
 from typing import BinaryIO, NamedTuple
 
-from vartok.errors import ImageError, one_line
-from vartok.images import MAX_PIPED, picture_suffixes
+from vartok.errors import ImageError, one_line, quoted
+from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
+from vartok.sources.find import open_place
+from vartok.sources.samples import Sample, as_unicode, check_label
 
 SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
-"""What is read beside pictures, by its extension, and the bytes that it has at most."""
+"""Extensions of the files that are read beside pictures, and their size limits in bytes."""
 
 MAX_HEADER = 1 << 20
-"""Bytes of the headers before a member that hold a long name and the like."""
+"""Size limit in bytes of the headers before a member, which hold long names."""
 
 META = re.compile(r"__[^/]*__(/|$)")
-"""Names that WebDataset passes over: what they hold is about the shard."""
+"""Names that WebDataset passes over: these files describe the shard."""
 
 
 class TarSample(NamedTuple):
-    """Files of one name.
+    """The files of a tar that share a key.
 
     Attributes:
-        key: the name, up to the first dot after its last slash.
-        pictures: pictures, in the tar's order, each its bytes or why there are none.
-        sidecars: what lies beside them, by extension: "cls", "txt", "json".
+        key: their name up to the first dot after the last slash.
+        pictures: bytes of the pictures, in the tar's order, or the errors that stand for them.
+        sidecars: bytes of the other files, or the errors that stand for them, by extension: "cls", "txt",
+            "json".
     """
 
     key: str
@@ -36,19 +39,20 @@ class TarSample(NamedTuple):
     sidecars: dict[str, bytes | ImageError]
 
 
-def read_tar(stream: BinaryIO) -> Iterator[TarSample]:
-    """Read the samples of a tar, plain or compressed, in its order, going forward only.
+def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
+    """Yield the samples of a tar, plain or compressed, in its order, reading forward only.
 
-    A file that is larger than anything here should be is passed over unread, and an error stands for it.
+    A file that is too large by its header is not read, and an error stands for it.
 
     Args:
         stream: the tar's bytes.
+        max_bytes: size limit of a picture in bytes.
 
     Raises:
         ImageError: it is no tar, is broken or ends too early; all samples before that were yielded.
         OSError: the stream cannot be read.
 
-    Source: webdataset.tariterators, whose rule for keys this takes.
+    Source: webdataset.tariterators, for the rule that gives files their keys.
     """
     from webdataset.tariterators import base_plus_ext
 
@@ -58,21 +62,25 @@ def read_tar(stream: BinaryIO) -> Iterator[TarSample]:
     try:
         with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
             for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # or all headers so far would stay in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # otherwise all headers stay in memory
                 key, extension = base_plus_ext(member.name)
                 if not member.isreg() or key is None or META.match(member.name):
                     continue
                 if sample is not None and key != sample.key:
                     yield sample
                     sample = None
-                whole, sample = sample or TarSample(key, [], {}), None  # one that breaks off is not handed on
+                whole, sample = sample or TarSample(key, [], {}), None  # a sample that breaks off is dropped
                 extension = extension.lower()
                 if f".{extension}".endswith(suffixes):
-                    whole.pictures.append(_read(archive, member, MAX_PIPED))
+                    too_large = bytes_error(max_bytes)
+                    whole.pictures.append(_read(archive, member, max_bytes, too_large))
                 elif extension in SIDECARS:
-                    content = _read(archive, member, SIDECARS[extension])
-                    twice = extension in whole.sidecars
-                    whole.sidecars[extension] = ImageError(f"has two .{extension}") if twice else content
+                    limit = SIDECARS[extension]
+                    too_large = ImageError(f"its .{extension} has more than {limit:,} bytes")
+                    content = _read(archive, member, limit, too_large)
+                    if extension in whole.sidecars:
+                        content = ImageError(f"it has two .{extension} files")
+                    whole.sidecars[extension] = content
                 sample = whole
     except (tarfile.TarError, EOFError, LZMAError, zlib.error, ValueError) as error:
         broken = ImageError(f"is not a whole tar file: {one_line(error) or type(error).__name__}")
@@ -82,10 +90,56 @@ def read_tar(stream: BinaryIO) -> Iterator[TarSample]:
         raise broken
 
 
-class _Header(tarfile.TarInfo):
-    """A header, of which a bad one is an error wherever it stands, and one that is too large as well.
+def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
+    """Yield the samples of a tar with their labels (.cls), captions (.txt) and metadata (.json).
 
-    TarFile takes any but the first one for the end of the archive, and what follows it would be lost unsaid.
+    Args:
+        place: path or URL.
+        size: size of the tar in bytes, for `Sample.progress`; of URLs it is asked for where None.
+        max_bytes: size limit of a picture in bytes.
+
+    Raises:
+        ImageError: as `read_tar`, or a path that is no regular file.
+        OSError: it cannot be opened or read. A URL also raises the errors of its file system's library.
+    """
+    with open_place(place) as stream:
+        size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
+        for found in read_tar(stream, max_bytes):
+            yield _as_sample(found, stream.tell() / size if size else None)
+
+
+def _as_sample(found: TarSample, progress: float | None) -> Sample:
+    key = as_unicode(found.key)
+    try:
+        texts = {name: _as_text(f".{name}", content) for name, content in found.sidecars.items()}
+        label = _as_label(texts["cls"]) if "cls" in texts else None
+    except ImageError as error:
+        return Sample(key, error, progress=progress)
+    if not found.pictures:
+        return Sample(key, ImageError("no picture under this name"), progress=progress)
+    return Sample(key, found.pictures[0], label, texts.get("txt"), texts.get("json"), progress)
+
+
+def _as_text(name: str, content: bytes | ImageError) -> str:
+    if isinstance(content, ImageError):
+        raise content
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ImageError(f"its {name} is not text in UTF-8") from None
+
+
+def _as_label(text: str) -> int | None:
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
+        raise ImageError(f"its .cls is a class, a whole number, not {quoted(text)}")
+    return check_label(int(text))
+
+
+class _Header(tarfile.TarInfo):
+    """A header that raises ReadError if it is broken or too large, wherever it stands.
+
+    TarFile takes a broken header, unless it is the first, for the end of the archive: the rest would be lost
+    without a word.
     """
 
     @classmethod
@@ -107,9 +161,11 @@ class _Header(tarfile.TarInfo):
             ) from error
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | ImageError:
+def _read(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int, too_large: ImageError
+) -> bytes | ImageError:
     if member.size > limit:
-        return ImageError(f"{one_line(member.name)} is larger than {limit:,} bytes")
+        return too_large
     file = archive.extractfile(member)
     data = file.read() if file else b""
     if len(data) < member.size:

@@ -1,0 +1,136 @@
+"""Colour: grey of many bits, transparency and ICC profiles to 8-bit sRGB."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageColor
+from PIL.ImageFile import ImageFile
+
+from vartok.errors import ImageError, quoted
+from vartok.images import fit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA"}
+
+
+def parse_color(text: str) -> tuple[int, int, int]:
+    """Parse a colour: a name ("white"), "#rgb" or "#rrggbb", or any other opaque colour of CSS.
+
+    Raises:
+        ImageError: anything else.
+    """
+    try:
+        color: tuple[int, ...] = ImageColor.getrgb(text)
+    except ValueError:
+        color = ()
+    if len(color) != 3 or not all(0 <= level <= 255 for level in color):
+        raise ImageError(f'a colour looks like "white" or "#aabbcc", not {quoted(text)}')
+    red, green, blue = color
+    return red, green, blue
+
+
+def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
+    """Return the values of black and white, for levels that are not bytes; note where they are guessed."""
+    tags: Any = getattr(source, "tag_v2", {})
+    black, white = 0.0, 255.0
+    if source.mode.startswith("I;16") or (source.mode == "I" and source.format in ("PNG", "PPM")):
+        white = 4095.0 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535.0
+    elif source.mode in ("I", "F"):
+        ranges = [(v.min(), v.max()) for v in map(_finite, _strips(source)) if v.size]
+        black = float(min((low for low, _ in ranges), default=0))
+        white = float(max((high for _, high in ranges), default=1))
+        if source.mode == "F" and black >= 0 and white <= 1:
+            black, white = 0.0, 1.0
+        else:
+            notes.append(f"no white of its own: took {black:g} for black and {white:g} for white")
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # WhiteIsZero
+        black, white = white, black
+    return black, white
+
+
+def to_rgb(
+    image: Image.Image, background: tuple[int, int, int], grey: tuple[float, float], notes: list[str]
+) -> Image.Image:
+    """Return the picture in sRGB, transparency laid on the background."""
+    to_srgb = _icc_transform(image, notes)
+    if image.mode == "RGB" and not to_srgb and not image.has_transparency_data:
+        return image
+    canvas = Image.new("RGB", image.size, background)
+    top = 0
+    for strip in _strips(image):
+        color, alpha = _split_alpha(strip, grey)
+        if to_srgb:
+            color = to_srgb.apply(color.convert(to_srgb.input_mode))
+        canvas.paste(color.convert("RGB"), (0, top), alpha)
+        top += strip.height
+    return canvas
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield a picture in strips, which hold no second copy of the whole."""
+    rows = max(1, fit.STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.Image, Image.Image | None]:
+    """Return the picture in 8 bits a level, and its opacity; None where it is opaque."""
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        black, white = grey
+        levels = (values.astype(np.float64) - black) / (white - black or 1)
+        levels = np.rint(np.nan_to_num(np.clip(levels, 0, 1)) * 255)
+        color = Image.fromarray(levels.astype(np.uint8))
+        if "transparency" not in image.info:
+            return color, None
+        return color, Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image, None
+    if image.mode == "La":  # Pillow does not convert it to RGBA
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    return image, image.getchannel("A")
+
+
+def _finite(image: Image.Image) -> NDArray[Any]:
+    """Return the finite values of a picture."""
+    values = np.asarray(image)
+    finite: NDArray[Any] = values[np.isfinite(values)]
+    return finite
+
+
+def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform from the embedded ICC profile to sRGB; None where there is none to apply."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return None
+    try:
+        profile = ImageCms.getOpenProfile(io.BytesIO(data))
+        mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):
+        notes.append("ignored its colour profile, which is broken")
+        return None
+    modes = {"RGB": _RGB_MODES | _GREY_MODES, "L": _GREY_MODES, "CMYK": {"CMYK"}}[mode]
+    if image.mode not in modes:
+        notes.append(f"ignored its colour profile, which is not for {image.mode} pixels")
+        return None
+    return None if mode == "RGB" and _is_identity(transform) else transform
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Return True if no colour changes by more than rounding.
+
+    Profiles of sRGB have many names, so 4,913 colours are compared instead.
+    """
+    steps = np.linspace(0, 255, 17).astype(np.uint8)
+    cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+    moved = np.asarray(transform.apply(Image.fromarray(cube)))
+    return bool(np.abs(moved.astype(int) - cube).max() <= 1)

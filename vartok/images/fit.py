@@ -1,0 +1,210 @@
+"""Fits: crop, pad, stretch or keep a picture to the size that a model takes, and their undoing."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from PIL.Image import Resampling
+
+from vartok.errors import ImageError, quoted
+from vartok.images.tensors import check_pixels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FITS = ("crop", "pad", "stretch", "native")
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 26
+MAX_SIDE = 1 << 18
+"""Longest side in pixels; resampling takes up to 72 bytes for each pixel of a side."""
+MAX_ZOOM = 100.0
+
+LARGE = 1 << 24
+"""Pixels from which pictures count as large: they are decoded one at a time, and scaled in strips."""
+
+STRIP = 1 << 20
+"""Pixels of a strip, the part of a large picture that is scaled or converted at once."""
+
+_large_image_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a picture becomes the pixels that a model takes.
+
+    Attributes:
+        mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
+            "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
+            each side to the nearest multiple of `multiple`. By Lanczos; a side that fits is kept.
+        size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
+        zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        background: RGB levels, 0 to 255, under transparency and around a padded picture.
+        multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
+        max_pixels: pixel limit of a file, checked before it is decoded; two thirds of it for WebP, half for
+            JPEG 2000. Pillow has its own limit, PIL.Image.MAX_IMAGE_PIXELS: raise it too for more than 178
+            million, or call `configure_pillow`.
+        max_bytes: size limit in bytes of a picture that is held in memory before it is decoded: from a tar,
+            a table, a URL or a pipe. A file that is named by its path has no such limit.
+
+    Raises:
+        ImageError: a value that no picture can have.
+    """
+
+    mode: str = "crop"
+    size: tuple[int, int] = (256, 256)
+    zoom: float = 1.0
+    background: tuple[int, int, int] = (255, 255, 255)
+    multiple: int = 16
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_BYTES
+
+    if TYPE_CHECKING:  # the generated one, but for size, which may be one side
+
+        def __init__(
+            self,
+            *,
+            mode: str = "crop",
+            size: int | tuple[int, int] = (256, 256),
+            zoom: float = 1.0,
+            background: tuple[int, int, int] = (255, 255, 255),
+            multiple: int = 16,
+            max_pixels: int = MAX_PIXELS,
+            max_bytes: int = MAX_BYTES,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        """Check every value, and make a pair of `size`."""
+        if isinstance(self.size, int):
+            object.__setattr__(self, "size", (self.size, self.size))
+        if self.mode not in FITS:
+            raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
+        if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
+            raise ImageError("max_pixels, max_bytes and multiple are at least 1")
+        if not 1 <= self.zoom <= MAX_ZOOM:
+            raise ImageError(f"zoom is from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
+        if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):
+            raise ImageError(f"a background is three levels from 0 to 255, not {self.background!r}")
+        height, width = self.size
+        check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
+
+
+def large_image_lock(pixels: int) -> AbstractContextManager[object]:
+    """Return a lock that one thread at a time holds for a large picture, since they add up in memory.
+
+    Args:
+        pixels: number of pixels; where they are few, the result locks nothing.
+    """
+    return _large_image_lock if pixels > LARGE else nullcontext()
+
+
+def restore_size(
+    pixels: NDArray[np.uint8], *, width: int, height: int, mode: str, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Undo a fit: scale pixels to the size of the original picture.
+
+    Args:
+        pixels: [H, W, 3] uint8, decoded.
+        width: width of the original in pixels, as `Picture` has it. It is checked: it may come from a file.
+        height: height of the original in pixels.
+        mode: mode of the fit. The border of "pad" is cut off; "stretch" and "native" are scaled.
+        max_pixels: pixel limit of the result, checked before memory is taken.
+
+    Returns:
+        [height, width, 3] uint8, C-contiguous.
+
+    Raises:
+        ImageError: an impossible or too large size, an unknown mode, or "crop", which cannot be undone.
+    """
+    check_pixels(pixels, "HW3")
+    check_size(width, height, max_pixels)
+    if mode not in FITS:
+        raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(mode)}")
+    if mode == "crop":
+        raise ImageError("a cropped picture cannot get its original size back: encode it with another fit")
+    if mode == "pad":
+        left, top, right, bottom = _inside(width, height, pixels.shape[:2])
+        pixels = pixels[top:bottom, left:right]
+    return _scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
+
+
+def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
+    """Fit an RGB picture: [H, W, 3] uint8, C-contiguous."""
+    height, width = fit.size
+    if fit.mode == "crop":
+        # torchvision's arithmetic: the long side is cut to whole pixels, the offset rounded half to even.
+        rows, columns = round(height * fit.zoom), round(width * fit.zoom)
+        if rows * image.width >= columns * image.height:
+            columns = int(rows * image.width / image.height)
+        else:
+            rows = int(columns * image.height / image.width)
+        left, top = round((columns - width) / 2), round((rows - height) / 2)
+        return _scale(image, columns, rows, (left, top, left + width, top + height))
+    if fit.mode == "pad":
+        left, top, right, bottom = _inside(image.width, image.height, fit.size)
+        pixels = np.full((height, width, 3), fit.background, np.uint8)
+        pixels[top:bottom, left:right] = _scale(image, right - left, bottom - top)
+        return pixels
+    if fit.mode == "native":
+        width = max(1, round(image.width / fit.multiple)) * fit.multiple
+        height = max(1, round(image.height / fit.multiple)) * fit.multiple
+        check_size(width, height, fit.max_pixels)
+    return _scale(image, width, height)
+
+
+def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
+    """Refuse a picture's size.
+
+    Args:
+        width: width in pixels, from a file.
+        height: height in pixels, from a file.
+        max_pixels: pixel limit.
+        hint: hint of the error where the pixels are too many.
+
+    Raises:
+        ImageError: sides that are not positive integers, a side above `MAX_SIDE`, or too many pixels.
+    """
+    if type(width) is not int or type(height) is not int or min(width, height) < 1:
+        raise ImageError(f"{quoted(width)} x {quoted(height)} pixels are no picture")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"has a side of more than {MAX_SIDE:,} pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"has {width:,} x {height:,} pixels, more than {max_pixels:,}", hint=hint)
+
+
+def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Return the box (left, top, right, bottom) of a picture that is padded to `size`, (height, width)."""
+    scale = min(size[1] / width, size[0] / height)
+    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size[1] - columns) // 2, (size[0] - rows) // 2
+    return left, top, left + columns, top + rows
+
+
+def _scale(
+    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Scale to width x height by Lanczos, and cut out the window (left, top, right, bottom).
+
+    Results of few pixels are computed whole before they are cut: resampling a part alone rounds a few levels
+    differently. Of large results only the window is computed, in strips.
+    """
+    left, top, right, bottom = window or (0, 0, width, height)
+    if width * image.height > max(LARGE, width * height, image.width * image.height):
+        # Pillow may widen a tall picture first, which takes far more memory than before or after.
+        image = image.resize((image.width, height), Resampling.LANCZOS)
+    if width * height <= LARGE:
+        return np.array(image.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))
+    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+    x, y = image.width / width, image.height / height
+    rows = max(1, STRIP // (right - left))
+    for start in range(top, bottom, rows):
+        stop = min(start + rows, bottom)
+        box = (left * x, start * y, right * x, stop * y)
+        strip = image.resize((right - left, stop - start), Resampling.LANCZOS, box)
+        pixels[start - top : stop - top] = np.asarray(strip)
+    return pixels

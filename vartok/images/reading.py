@@ -1,0 +1,256 @@
+"""Picture files to pixels, as a viewer shows them: upright, in sRGB, the first frame of several."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import PIL._imaging
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    IcoImagePlugin,
+    Image,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
+from PIL.Image import Transpose
+from PIL.ImageFile import ImageFile
+
+from vartok.errors import ImageError, one_line
+from vartok.files import os_error_reason
+from vartok.images.color import grey_scale, to_rgb
+from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
+
+COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
+"""Formats whose decoders take this many times the memory of others: `max_pixels` is divided by it."""
+
+# Left out are formats that run a program (EPS), are stubs (BUFR, GRIB, HDF5, MPEG, WMF), or hide a second
+# picture or an archive of any size behind a small header (BLP, FITS, ICNS, IPTC). TGA has no signature, so
+# it is tried last.
+READABLE = (
+    *("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "ICO", "CUR", "DDS"),
+    *("PSD", "QOI", "PCX", "DCX", "SGI", "SUN", "FLI", "MSP", "XBM", "XPM", "TGA"),
+)
+
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A fitted picture.
+
+    Attributes:
+        pixels: [H, W, 3] uint8 sRGB, C-contiguous.
+        width: width of the original as a viewer shows it, in pixels.
+        height: height of the original as a viewer shows it, in pixels.
+        notes: remarks for the user, e.g. "animation: took the first of 12 frames".
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    notes: tuple[str, ...]
+
+
+def picture_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of picture files, in lower case: ".png", ".jpg", ..."""
+    Image.init()
+    return tuple(suffix for suffix, name in Image.registered_extensions().items() if name in READABLE)
+
+
+def configure_pillow(*, quiet: bool = True) -> None:
+    """Configure Pillow for a program of vartok's own; this changes it for the whole process.
+
+    Pillow's own pixel limit is removed, so that `Fit.max_pixels` alone holds.
+
+    Args:
+        quiet: keep libtiff from writing to stderr, up to hundreds of lines about one broken file.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    if quiet:
+        with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
+            library = ctypes.CDLL(PIL._imaging.__file__)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+def read_picture(file: str | Path | bytes, fit: Fit) -> Picture:
+    """Read a picture as a viewer shows it, and fit it.
+
+    EXIF orientation is applied, an embedded ICC profile converted to sRGB, transparency laid on the
+    background; the first of several frames or pages is taken. Grey of 16 bits is rescaled (65535 is white),
+    and so is TIFF's of 12; floats from 0 to 1 are too (1 is white). Grey that has no white of its own, other
+    floats and TIFF's signed and 32-bit integers, is stretched from the picture's least value, black, to its
+    greatest, white, with a note; NaN is black. Colour of 16 bits keeps its high bytes, as Pillow reads it.
+
+    Args:
+        file: path of a regular file, or the bytes of one.
+        fit: how the picture becomes pixels.
+
+    Returns:
+        The fitted pixels, the original's size, and notes for the user.
+
+    Raises:
+        ImageError: a file that cannot be opened, is no picture that vartok reads, is broken, or has more
+            than `fit.max_pixels` or `fit.max_bytes`; the message does not name the file.
+    """
+    try:
+        if isinstance(file, bytes) and len(file) > fit.max_bytes:
+            raise bytes_error(fit.max_bytes)
+        with _open(file) as stream:
+            return _read(stream, fit)
+    except ImageError:
+        raise
+    except Exception as error:  # broken bytes make Pillow's plugins raise anything
+        raise _explain(error, fit.max_pixels) from error
+
+
+def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the bytes of a picture's file.
+
+    Args:
+        path: path of a regular file.
+        max_bytes: size limit in bytes.
+
+    Raises:
+        ImageError: a file that cannot be opened, or that is larger than `max_bytes`.
+    """
+    with _open(path) as stream:
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise bytes_error(max_bytes)
+    return data
+
+
+def bytes_error(max_bytes: int) -> ImageError:
+    """Return the error of a picture that has more than `max_bytes` bytes."""
+    hint = "set `max_bytes` higher, if you trust the file"
+    return ImageError(f"has more than {max_bytes:,} bytes", hint=hint)
+
+
+def _open(file: str | Path | bytes) -> BinaryIO:
+    if isinstance(file, bytes):
+        stream: BinaryIO = io.BytesIO(file)
+        size = len(file)
+    else:
+        try:
+            status = os.stat(file)
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError("is a folder, not a picture")
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+                raise ImageError("is not a regular file; vartok reads a pipe as standard input")
+            # Opened here, not by Pillow, which would map it: a file cut short meanwhile kills the process.
+            stream = open(file, "rb")  # noqa: SIM115
+            size = status.st_size
+        except (OSError, ValueError) as error:
+            raise ImageError(os_error_reason(error)) from error
+    if not size:
+        stream.close()
+        raise ImageError("is empty")
+    return stream
+
+
+def _read(stream: BinaryIO, fit: Fit) -> Picture:
+    Image.init()
+    formats = [name for name in READABLE if name in Image.OPEN]
+    _check_icon(stream, fit.max_pixels)
+    source = Image.open(stream, formats=formats)
+    max_pixels = int(fit.max_pixels / COSTLY.get(source.format or "", 1))
+    check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
+    notes = []
+    try:
+        frames = getattr(source, "n_frames", 1)
+    except Exception:  # counting reads the other frames; a broken one does not spoil the first
+        frames = 1
+        source = Image.open(stream, formats=formats)
+    if frames > 1 and source.format in ("TIFF", "DCX"):
+        notes.append(f"multi-page: took the first of {frames} pages")
+    elif frames > 1 and source.format not in (
+        "MPO",
+        "PSD",
+    ):  # gain maps, layers
+        notes.append(f"animation: took the first of {frames} frames")
+
+    # Each step rebinds `image`, which frees the full-size copy of the step before.
+    with large_image_lock(source.width * source.height):
+        _scale_transparency(source)
+        source.load()
+        check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # now certain
+        grey = grey_scale(source, notes)
+        image = _upright(source, notes)
+        del source
+        image = to_rgb(image, fit.background, grey, notes)
+        return Picture(fitted(image, fit), image.width, image.height, tuple(notes))
+
+
+def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
+    """Check the size of the picture inside an icon, which Pillow decodes when it opens the icon."""
+    if stream.read(4) == b"\0\0\1\0":
+        stream.seek(0)
+        offset = IcoImagePlugin.IcoFile(stream).entry[0].offset
+        stream.seek(offset)
+        is_png = stream.read(4) == b"\x89PNG"
+        stream.seek(offset)
+        if is_png:
+            width, height = PngImagePlugin.PngImageFile(stream).size
+        else:
+            width, height = BmpImagePlugin.DibImageFile(stream).size  # the picture, and its mask below it
+        check_size(width, height if is_png else height // 2, max_pixels, hint=PIXELS_HINT)
+
+
+def _scale_transparency(source: ImageFile) -> None:
+    """Scale a PNG's transparent colour of 1, 2, 4 or 16 bits to 8 bits, as Pillow does with the pixels."""
+    color = source.info.get("transparency")
+    if source.format == "PNG" and isinstance(color, (int, tuple)):
+        raw = source.tile[0].args
+        if raw == "RGB;16B" and isinstance(color, tuple):
+            source.info["transparency"] = tuple(level >> 8 for level in color)
+        elif raw in ("L;2", "L;4") and isinstance(color, int):
+            source.info["transparency"] = color * (85 if raw == "L;2" else 17)
+
+
+def _upright(source: Image.Image, notes: list[str]) -> Image.Image:
+    """Return the picture turned as its EXIF orientation says."""
+    try:
+        turn = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a broken block makes Pillow raise anything; the pixels are whole
+        notes.append("ignored its EXIF data, which is broken")
+        turn = None
+    return source if turn is None else source.transpose(turn)
+
+
+def _explain(error: Exception, max_pixels: int) -> ImageError:
+    """Return the ImageError for an exception of Pillow."""
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError("not a picture that vartok can read")
+    if isinstance(error, Image.DecompressionBombError):
+        pillow_limit = 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)
+        hint = PIXELS_HINT if max_pixels <= pillow_limit else "raise PIL.Image.MAX_IMAGE_PIXELS too"
+        return ImageError(f"has more than {min(max_pixels, pillow_limit):,} pixels", hint=hint)
+    if isinstance(error, MemoryError):
+        return ImageError("not enough memory to decode it")
+    message = one_line(str(error)).removesuffix(" when reading image file") or type(error).__name__
+    if "truncated" in message.lower():
+        return ImageError("is truncated: the file ends before its picture does")
+    return ImageError(f"is broken: {message}")

@@ -1,0 +1,98 @@
+"""Pixels to tensors and PIL images, and back. torch is imported inside functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from vartok.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """Convert pixels to the tensor that a model takes: RGB / 127.5 - 1.
+
+    Args:
+        pixels: [B, H, W, 3] uint8.
+
+    Returns:
+        [B, 3, H, W] float32 in [-1, 1], contiguous.
+
+    Raises:
+        ImageError: another shape or dtype.
+    """
+    import torch
+
+    check_pixels(pixels, "BHW3")
+    images = torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    """Convert a model's output to pixels, clamped and rounded to the nearest level; inverts `to_tensor`.
+
+    Args:
+        images: [B, 3, H, W] in [-1, 1], any float dtype, any device.
+
+    Returns:
+        [B, H, W, 3] uint8, C-contiguous.
+
+    Raises:
+        ImageError: another shape, or NaN.
+    """
+    import torch
+
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ImageError(f"images are [B, 3, H, W] floats, not {list(images.shape)} of {images.dtype}")
+    levels = images.detach().to(torch.float32)
+    if levels.isnan().any():
+        raise ImageError("the decoded pixels are not numbers (NaN): broken weights, or a dtype too narrow")
+    levels = levels.clamp(-1, 1).add_(1).mul_(127.5).round_().permute(0, 2, 3, 1)
+    pixels: NDArray[np.uint8] = levels.to(torch.uint8).contiguous().cpu().numpy()
+    return pixels
+
+
+def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
+    """Convert PIL images to pixels. They are converted to RGB and not fitted: `read_picture` does more.
+
+    Args:
+        images: an image, or images of one size.
+
+    Returns:
+        [B, H, W, 3] uint8.
+
+    Raises:
+        ImageError: no image, or images of several sizes.
+    """
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise ImageError("a batch has images of one size" if sizes else "a batch has at least one image")
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])
+
+
+def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
+    """Convert pixels, [B, H, W, 3] uint8, to PIL images.
+
+    Raises:
+        ImageError: another shape or dtype.
+    """
+    check_pixels(pixels, "BHW3")
+    return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+
+
+def check_pixels(pixels: NDArray[np.uint8], axes: str) -> None:
+    """Refuse an array that is not [axes] uint8 with three channels, e.g. "HW3".
+
+    Raises:
+        ImageError: another shape or dtype.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != len(axes) or pixels.shape[-1] != 3 or not pixels.size:
+        shape = ", ".join(axes)
+        raise ImageError(f"pixels are [{shape}] uint8, not {list(pixels.shape)} of {pixels.dtype}")

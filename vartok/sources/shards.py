@@ -1,0 +1,207 @@
+"""Input shards: tars, tables and runs of picture files, each worked on by one process at a time.
+
+The shards and their order depend on the sources alone, so that machines that do not talk to each other
+agree on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from vartok.errors import ImageError, SourceError, VartokError
+from vartok.files import os_error_reason
+from vartok.images import MAX_BYTES
+from vartok.sources.find import LISTS, absolute, find_files, is_url
+from vartok.sources.samples import Sample, as_unicode
+from vartok.sources.tables import read_table_samples
+from vartok.sources.tars import read_tar_samples
+
+
+class PictureFile(NamedTuple):
+    """A picture that is a file of its own.
+
+    Attributes:
+        key: key of its sample.
+        place: path or URL.
+        label: class index, where folders are classes; else None.
+    """
+
+    key: str
+    place: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class InputShard:
+    """Pictures that one process works on: a tar, a Parquet table, or a run of picture files.
+
+    Attributes:
+        kind: "tar", "parquet" or "files".
+        name: path or URL of the tar or table, or of the first file of a run.
+        size: size of the tar or table in bytes; None for a run of files, or where it was not asked for.
+        files: the files of a run.
+        image_column: name of the table's column that holds pictures, if the caller named it.
+    """
+
+    kind: Literal["tar", "parquet", "files"]
+    name: str
+    size: int | None = None
+    files: tuple[PictureFile, ...] = ()
+    image_column: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """Text that tells this shard from other pictures at the same index of the order."""
+        if self.kind == "files":
+            names = "\0".join(f"{file.key} {file.label}" for file in self.files)
+            return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
+        # With its folder: shards of several sets often have the same names.
+        name = "/".join(absolute(self.name).replace(os.sep, "/").split("/")[-2:])
+        return as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
+
+    def find(self, key: str) -> str:
+        """Return where a user finds the sample of a key: a path, or "shard.tar: key"."""
+        for file in self.files:
+            if file.key == key:
+                return file.place
+        name = as_unicode(self.name)
+        return name if key == name else f"{name}: {key}"
+
+    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
+        """Yield its samples in order; where it cannot be read on, the last one is an error.
+
+        Args:
+            max_bytes: size limit of a picture in a tar or table, in bytes; a larger one is not read, and an
+                error stands for it.
+        """
+        try:
+            if self.kind == "tar":
+                yield from read_tar_samples(self.name, self.size, max_bytes)
+            elif self.kind == "parquet":
+                yield from read_table_samples(self.name, self.image_column, max_bytes)
+            else:
+                yield from self._file_samples()
+        except VartokError as error:
+            yield Sample(as_unicode(self.name), error, final=True)
+        except Exception as error:  # any error of a remote file system's library, or of Arrow
+            reason = ImageError(f"cannot be read on: {os_error_reason(error)}")
+            yield Sample(as_unicode(self.name), reason, final=True)
+
+    def _file_samples(self) -> Iterator[Sample]:
+        for number, (key, place, label) in enumerate(self.files, 1):
+            picture = place if is_url(place) else Path(place)
+            yield Sample(key, picture, label, progress=number / len(self.files))
+
+
+def find_input_shards(
+    sources: Sequence[str | Path],
+    shard_size: int,
+    *,
+    full_names: bool = False,
+    folder_labels: bool = False,
+    image_column: str | None = None,
+    exclude: str | Path | None = None,
+) -> list[InputShard]:
+    """Group the files of sources into input shards: tars and tables first, then picture files in runs.
+
+    Args:
+        sources: paths and URLs, as `find_files` takes them.
+        shard_size: number of files in a run.
+        full_names: keep the suffixes of files in their keys.
+        folder_labels: label files by `folder_classes`.
+        image_column: name of the tables' column that holds pictures; found by its type if None.
+        exclude: a folder that is passed over where it lies in a searched one.
+
+    Raises:
+        SourceError: a source that does not exist or cannot be searched, one that is named twice, no picture
+            at all, or two files of one key.
+    """
+    shards = []
+    files = []
+    for file in (file for source in sources for file in find_files(source, exclude=exclude)):
+        if file.kind == "tar":
+            shards.append(InputShard("tar", file.place, file.size))
+        elif file.kind == "table":
+            shards.append(InputShard("parquet", file.place, file.size, image_column=image_column))
+        else:
+            files.append(PictureFile(_as_key(file.name, full=full_names), file.place))
+    if not shards and not files:
+        raise SourceError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
+    _refuse_repeated([shard.name for shard in shards])
+    _refuse_equal_keys(files)
+    if folder_labels:
+        if any(str(source).lower().endswith(LISTS) for source in sources):
+            raise SourceError("labels come from folders that are searched, not from lists")
+        files = _label(files)
+    for start in range(0, len(files), shard_size):
+        run = tuple(files[start : start + shard_size])
+        shards.append(InputShard("files", run[0].place, files=run))
+    return shards
+
+
+def folder_classes(shards: Iterable[InputShard]) -> list[str]:
+    """Return the names of classes: the first folders in the keys of files, sorted; a label is an index here.
+
+    Source: torchvision's ImageFolder, which numbers classes in the same way.
+    """
+    return _classes(file for shard in shards for file in shard.files)
+
+
+def _label(files: list[PictureFile]) -> list[PictureFile]:
+    labels = {name: label for label, name in enumerate(_classes(files))}
+    if not labels:
+        raise SourceError(
+            "no folders to label files by: name the folder that holds those of the classes (tars and tables "
+            "bring their own labels)"
+        )
+    return [file._replace(label=labels.get(_class(file))) for file in files]
+
+
+def _classes(files: Iterable[PictureFile]) -> list[str]:
+    return sorted({_class(file) for file in files} - {""})
+
+
+def _class(file: PictureFile) -> str:
+    folder, slash, _ = file.key.partition("/")
+    return folder if slash else ""
+
+
+def _as_key(name: str, *, full: bool) -> str:
+    """Return the key of a file: its name in Unicode, with slashes and without "..", "." and a leading "/"."""
+    parts = name.replace(os.sep, "/").split("/")
+    key = "/".join(part for part in parts if part not in ("", ".", ".."))
+    if not full:
+        key = posixpath.splitext(key)[0]
+    return as_unicode(key)
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        place = absolute(name)
+        if place in seen:
+            raise SourceError(f"{name} is named twice")
+        seen.add(place)
+
+
+def _refuse_equal_keys(files: list[PictureFile]) -> None:
+    """Refuse two files of one key: nobody could tell which of them a row belongs to."""
+    seen: dict[str, PictureFile] = {}
+    for file in files:
+        other = seen.setdefault(file.key, file)
+        if other is not file:
+            if absolute(other.place) == absolute(file.place):
+                raise SourceError(f"{file.place} is named twice")
+            folders = {os.path.dirname(absolute(one.place)) for one in (other, file)}
+            raise SourceError(
+                f"{other.place} and {file.place} would have one key, {file.key}",
+                hint="set `full_names` to keep their suffixes"
+                if len(folders) == 1
+                else "name the folder above both instead of each",
+            )

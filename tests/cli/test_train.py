@@ -37,7 +37,7 @@ def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Pat
     process = command(tiles, "-o", tmp_path / "run", "-p", preset, "--device", "cpu", "--steps", "10")
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "")
-    assert "initialised from 16 of 16 crops" in err
+    assert "initialised from 16 crops" in err
     assert "validation pictures" in err
     assert f"vartok encode -w {tmp_path / 'run'} " in err
 

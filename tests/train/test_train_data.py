@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_run import pictures, take
 
 from vartok.errors import SourceError, TrainError
-from vartok.train.data import Item, StreamPosition
+from vartok.sources.samples import Sample
+from vartok.train.data import StreamPosition
 
 
 def test_every_process_takes_its_share_of_the_same_batches(tiles: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_broken_shard_is_reported_and_the_others_are_used(tiles: Path, tmp_pat
 
 def test_names_of_shards_and_pictures_are_never_taken_for_commands(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"pipe:touch {tmp_path.name}-made;.tar")
-    with pytest.raises(TrainError, match="No such file"):
+    with pytest.raises(TrainError, match="no such file"):
         take(pictures(tmp_path / "list.txt"), 1)
     assert not list(Path().glob("*-made*"))
 
@@ -139,6 +140,21 @@ def test_one_picture_in_64_is_held_out_by_its_name(tiles: Path) -> None:
     # The crc32 of a name decides, so that adding pictures moves none from one side to the other.
     source = pictures(tiles, val_fraction=1 / 64)
     names = [f"photo{number}" for number in range(2000)]
-    chosen = [name for name in names if source._is_held_out(Item(name, b""))]
+    chosen = [name for name in names if source._is_held_out(Sample(name, b""))]
     assert chosen == [name for name in names if zlib.crc32(name.encode()) % 64 == 0]
     assert not pictures(tiles, val_fraction=0.0).held_out(1)
+
+
+def test_folders_hold_no_hidden_files_and_no_decoded_pictures_but_compressed_tars(
+    tiles: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".cache").mkdir()
+    for name in (".cache/a.png", "a.png", "a.decoded.png", "a.strip.png"):
+        shutil.copy(tiles / "tile00.png", tmp_path / name)
+    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as shard:
+        shard.add(tiles / "tile11.png", "b.png")
+    (batch,) = take(pictures(tmp_path, val_fraction=0.0), 1, size=2)
+    assert batch.after == StreamPosition(0, 2)
+    assert not batch.unreadable
+    (batch,) = take(pictures(tmp_path, val_fraction=0.0), 1, size=3)
+    assert batch.after == StreamPosition(1, 1)

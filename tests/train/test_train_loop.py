@@ -100,6 +100,18 @@ def test_minutes_end_a_run(tiles: Path, tmp_path: Path) -> None:
     assert 2.4 <= last.seconds < 20
 
 
+def test_a_run_without_a_step_fails_and_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="nothing was trained") as error:
+        go(tiny(run={"minutes": 0.001}), tiles, tmp_path / "run")
+    assert error.value.hint == "set `minutes` higher"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_is_named_after_its_folder(tiles: Path, tmp_path: Path) -> None:
+    go(dataclasses.replace(tiny(run={"steps": 1}), name=""), tiles, tmp_path / "my-run")
+    assert vartok.load(tmp_path / "my-run" / WEIGHTS, device="cpu").name == "my-run"
+
+
 def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path: Path) -> None:
     go(tiny(), tiles, tmp_path / "run")
     state = (tmp_path / "run" / STATE).read_bytes()

@@ -1,14 +1,19 @@
 """Initial weights: principal components, k-means, identity phis."""
 
 import dataclasses
+import math
+import time
 from pathlib import Path
 
+import pytest
 import torch
-from tiny_run import LIGHT, crops, latents, started
+from tiny_run import LIGHT, crops, latents, pictures, started, tiny
 
 from vartok.images import to_tensor
 from vartok.models.vqvae import VQVAE
-from vartok.train.start import init_light, principal_components
+from vartok.train.kmeans import Deadline
+from vartok.train.progress import StartProgress
+from vartok.train.start import init_light, principal_components, start_from_pictures
 
 
 def test_principal_components_are_those_of_the_patches(tiles: Path) -> None:
@@ -48,3 +53,26 @@ def test_k_means_serves_every_scale_better_than_a_random_start() -> None:
         assert (found[k].f_hat - f).square().mean() < (naive[k].f_hat - f).square().mean()
         assert len(found[k].indices.unique()) > len(naive[k].indices.unique())
     assert (found[-1].f_hat - f).square().mean() < 0.3 * f.square().mean()
+
+
+def test_an_initialisation_whose_time_is_over_takes_the_least_of_everything(tiles: Path) -> None:
+    settings = tiny(start={"init_pictures": 200, "kmeans_rounds": 3})
+    for deadline, count, rounds in ((Deadline(0.0), "64 of 200", 1), (None, "256", 3)):
+        model = VQVAE(settings.model)
+        reports: list[StartProgress] = []
+        _, summary = start_from_pictures(
+            model, pictures(tiles), settings, torch.device("cpu"), deadline=deadline, report=reports.append
+        )
+        assert summary.startswith(f"initialised from {count} crops: reading ")
+        assert summary.endswith(f"({rounds} of 3 rounds)")
+        assert len(model.quantize.embedding.weight.unique(dim=0)) > 32
+        assert [report.stage for report in reports][:1] == ["reading crops"]
+        assert all(0 <= report.done <= report.total for report in reports)
+
+
+def test_a_deadline_leaves_a_fraction_of_the_time() -> None:
+    assert Deadline(0.0).passed()
+    assert not Deadline().passed()
+    assert Deadline().within(0.5).end == math.inf
+    half = Deadline(time.monotonic() + 1000).within(0.5)
+    assert half.end == pytest.approx(time.monotonic() + 500, abs=5)

@@ -7,22 +7,24 @@ So any number of processes sees the same batches, and a resumed run continues wh
 from __future__ import annotations
 
 import itertools
-import os
+import posixpath
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from vartok.errors import ImageError, SourceError, TrainError
-from vartok.images import Fit, picture_suffixes, read_picture
+from vartok.errors import ImageError, SourceError, TrainError, VartokError
+from vartok.files import os_error_reason
+from vartok.images import Fit
 from vartok.parallel import map_ordered
+from vartok.sources.find import FoundFile, find_files, is_url, open_place
+from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
 
@@ -31,22 +33,6 @@ SHUFFLE_BUFFER = 1000
 
 MAX_UNREADABLE_RUN = 64
 """Unreadable pictures in a row after which training gives up."""
-
-
-class Item(NamedTuple):
-    """A picture that is not read yet.
-
-    Attributes:
-        name: path within its folder or shard, without suffix; its crc32 decides if it is held out.
-        file: path or bytes, or the error of a shard that cannot be read on.
-    """
-
-    name: str
-    file: Path | bytes | ImageError
-
-    def __str__(self) -> str:
-        """Return where a user finds it."""
-        return str(self.file) if isinstance(self.file, Path) else self.name
 
 
 @dataclass(frozen=True)
@@ -84,11 +70,11 @@ class Pictures:
         fingerprint: crc32 of the names of all files; another set of files comes in another order.
 
     Args:
-        sources: paths; folders are searched, a .txt file has a path on each line.
+        sources: folders, tars, pictures, and lists (.txt) of them, as for `find_files`.
         settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
         seed: of the order and the crops.
-        exclude: a folder that is passed over, if it lies in one of the sources.
+        exclude: folder that is passed over, if it lies in one of the sources.
 
     Raises:
         SourceError: a source does not exist or cannot be searched, or there are no pictures.
@@ -105,11 +91,15 @@ class Pictures:
         self.settings = settings
         self.size = size
         self.seed = seed
-        # Picture files and shards: (name, path).
-        self._files = sorted(found for source in sources for found in _find(Path(source), exclude))
+        found = (
+            file
+            for source in sources
+            for file in find_files(source, kinds=("picture", "tar"), exclude=exclude)
+        )
+        self._files = sorted(found, key=lambda file: (_name(file), PurePath(file.place).parts))
         if not self._files:
             raise SourceError("no pictures: name folders that hold some, tar shards, or files")
-        names = "\n".join(name for name, _ in self._files)
+        names = "\n".join(map(_name, self._files))
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
@@ -124,17 +114,17 @@ class Pictures:
         """
         fit = Fit(size=self.size)
 
-        def read(item: Item) -> NDArray[np.uint8] | None:
+        def read(sample: Sample) -> NDArray[np.uint8] | None:
             try:
-                return _read(item, fit)
-            except ImageError:
+                return sample.read(fit).pixels
+            except VartokError:
                 return None
 
         if not self.settings.val_fraction:
             return []
         # Shuffled: in order they might all be of one folder or one shard.
         files = random.Random(0).sample(self._files, len(self._files))
-        chosen = (item for item in _open_shards(files) if self._is_held_out(item))
+        chosen = (sample for sample in _samples(files) if self._is_held_out(sample))
         pixels = (
             found
             for found in map_ordered(read, chosen, workers=workers, limit=2 * workers)
@@ -158,12 +148,12 @@ class Pictures:
             TrainError: many pictures in a row cannot be read.
         """
 
-        def read(entry: tuple[StreamPosition, int, Item]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
-            after, number, item = entry
+        def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
+            after, number, sample = entry
             try:
-                return after, self._crop(item, np.random.default_rng([self.seed, after.epoch, number]))
-            except ImageError as error:
-                return after, f"{item}: {error}"
+                return after, self._crop(sample, np.random.default_rng([self.seed, after.epoch, number]))
+            except VartokError as error:
+                return after, f"{_place(sample)}: {error}"
 
         mine = itertools.islice(self._stream(position), rank, None, world_size)
         found: Iterator[tuple[StreamPosition, NDArray[np.uint8] | str]]
@@ -188,38 +178,38 @@ class Pictures:
             after = StreamPosition(last.epoch, last.offset + world_size - 1 - rank)
             yield Batch(np.stack([*good, *filled]), bad, after)
 
-    def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Item]]:
-        """Yield training pictures without end: the position after each, its number in the epoch, the item."""
+    def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Sample]]:
+        """Yield training pictures without end: the position after each, its number in the epoch, and it."""
         skipped = position.offset
         for epoch in itertools.count(position.epoch):
             number = 0
-            for item in self._epoch(epoch):
+            for sample in self._epoch(epoch):
                 number += 1
                 if number > skipped:
-                    yield StreamPosition(epoch, number), number, item
+                    yield StreamPosition(epoch, number), number, sample
             if not number:
                 raise TrainError("no pictures to train on")
             skipped = max(0, skipped - number)
 
-    def _epoch(self, epoch: int) -> Iterator[Item]:
+    def _epoch(self, epoch: int) -> Iterator[Sample]:
         """Yield every training picture once, in the epoch's order."""
         import webdataset
 
         order = random.Random(f"{self.seed}/{epoch}")
         files = order.sample(self._files, len(self._files))
-        shuffled: Iterable[Item] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(_open_shards(files))
-        return (item for item in shuffled if not self._is_held_out(item))
+        shuffled: Iterable[Sample] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(_samples(files))
+        return (sample for sample in shuffled if not self._is_held_out(sample))
 
-    def _is_held_out(self, item: Item) -> bool:
+    def _is_held_out(self, sample: Sample) -> bool:
         fraction = self.settings.val_fraction
-        if not fraction or isinstance(item.file, ImageError):  # training reports a shard's error
+        if not fraction or isinstance(sample.picture, VartokError):  # training reports a shard's error
             return False
-        return zlib.crc32(item.name.encode(errors="replace")) % round(1 / fraction) == 0
+        return zlib.crc32(sample.key.encode(errors="replace")) % round(1 / fraction) == 0
 
-    def _crop(self, item: Item, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _crop(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Return a random crop, perhaps mirrored, with color jitter: [H, W, 3] uint8."""
         height, width = self.size
-        picture = Image.fromarray(_read(item, Fit(mode="native", multiple=1)))
+        picture = Image.fromarray(sample.read(Fit(mode="native", multiple=1)).pixels)
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
         # Resize from a box of the original: the whole picture is never scaled.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
@@ -237,49 +227,33 @@ class Pictures:
         return np.asarray(picture)
 
 
-def _find(source: Path, exclude: Path | None) -> Iterator[tuple[str, Path]]:
-    """Find the pictures and shards of a source: name and path of each."""
-    if source.is_dir():
-        suffixes = (*picture_suffixes(), ".tar")
-        for path in source.rglob("*"):
-            if path.name.startswith(".") or not path.name.lower().endswith(suffixes) or not path.is_file():
-                continue
-            if exclude is None or not path.resolve().is_relative_to(exclude.resolve()):
-                yield path.relative_to(source).with_suffix("").as_posix(), path
-    elif not source.exists():
-        raise SourceError(f"{source}: no such file or folder")
-    elif source.suffix.lower() == ".txt":
-        for line in source.read_bytes().splitlines():
-            if line:
-                path = Path(os.fsdecode(line))
-                yield path.with_suffix("").as_posix(), path
-    else:
-        yield source.stem, source
+def _name(file: FoundFile) -> str:
+    """Return a file's name without suffix, by which files are sorted and pictures held out."""
+    return posixpath.splitext(PurePath(file.name).as_posix())[0]
 
 
-def _open_shards(files: Iterable[tuple[str, Path]]) -> Iterator[Item]:
+def _samples(files: Iterable[FoundFile]) -> Iterator[Sample]:
     """Yield picture files, and the pictures of tar shards."""
-    for name, path in files:
-        if path.suffix.lower() == ".tar":
-            yield from _read_shard(path)
+    for file in files:
+        if file.kind == "tar":
+            yield from _read_shard(file.place)
         else:
-            yield Item(name, path)
+            yield Sample(_name(file), file.place if is_url(file.place) else Path(file.place))
 
 
-def _read_shard(path: Path) -> Iterator[Item]:
-    """Yield the pictures of a tar shard; at a fault an item with the error, which is the last."""
+def _read_shard(place: str) -> Iterator[Sample]:
+    """Yield the pictures of a tar shard; at a fault a sample with the error, which is the last."""
     try:
-        with open(path, "rb") as stream:
-            for sample in read_tar(stream):
-                for picture in sample.pictures:
-                    yield Item(sample.key, picture)
+        with open_place(place) as stream:
+            for found in read_tar(stream):
+                for picture in found.pictures:
+                    yield Sample(found.key, picture)
     except ImageError as error:
-        yield Item(str(path), error)
-    except OSError as error:
-        yield Item(str(path), ImageError(f"cannot be read on: {error.strerror}"))
+        yield Sample(place, error)
+    except Exception as error:  # any error of a remote file system's library
+        yield Sample(place, ImageError(f"cannot be read on: {os_error_reason(error)}"))
 
 
-def _read(item: Item, fit: Fit) -> NDArray[np.uint8]:
-    if isinstance(item.file, ImageError):
-        raise item.file
-    return read_picture(item.file, fit).pixels
+def _place(sample: Sample) -> str:
+    """Return where a user finds a picture."""
+    return str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key

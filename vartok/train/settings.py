@@ -40,7 +40,8 @@ class StartSettings:
         weights: a checkpoint to fine-tune, of the same [model]; empty: train from scratch. `latent_anchor`
             then keeps latents near those of the checkpoint's encoder instead of the principal components,
             and nothing is computed from the pictures. A run's own settings.toml has the checkpoint's name.
-        init_pictures: crops that the principal components and the codebook are computed from.
+        init_pictures: crops that principal components and codebook are computed from; above 64 rounded
+            up to a multiple of 64. Where there is a time limit, fewer if they would take a quarter of it.
         kmeans_rounds: rounds of k-means for the codebook. The first clusters the residuals of scales that
             lose nothing, each later one the residuals that the codebook so far leaves. 0: initialise as VAR
             does, with a uniform random codebook and phis that are random convolutions.

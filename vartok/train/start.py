@@ -79,7 +79,8 @@ def start_from_pictures(
         times += f", k-means {time.monotonic() - components:.1f} s ({rounds} of {start.kmeans_rounds} rounds)"
     else:
         init_like_var(model.quantize, settings.run.seed)
-    return linear, f"initialised from {len(crops):,} of {start.init_pictures:,} crops: {times}"
+    missing = f" of {start.init_pictures:,}" * (len(crops) < start.init_pictures)
+    return linear, f"initialised from {len(crops):,}{missing} crops: {times}"
 
 
 def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:

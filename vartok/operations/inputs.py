@@ -72,7 +72,8 @@ class Input:
                 return
             for shard in shards:
                 for sample in shard.samples():
-                    yield sample.key, sample
+                    # A shard that cannot be read on ends in a sample of the shard's own name.
+                    yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 

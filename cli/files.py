@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 
@@ -14,8 +13,6 @@ from vartok.errors import printable
 from vartok.files import os_error_reason
 
 if TYPE_CHECKING:
-    from vartok.tokens import ImageTokens
-
     from .options import InputOptions
 
 STDIO = "-"
@@ -74,61 +71,3 @@ def _read_list(source: str, null: bool) -> list[str]:
         raise typer.BadParameter(f"--files-from {printable(source)}: its names end with NUL, so use -0")
     names = data.split(b"\0") if null else data.splitlines()
     return [os.fsdecode(name) for name in names if name]
-
-
-class PictureFile:
-    """A picture to evaluate."""
-
-    def __init__(self, place: str | None) -> None:
-        self.place = place
-
-    def __str__(self) -> str:
-        return printable(self.place or "standard input")
-
-    def read(self) -> Path | bytes:
-        """Return the picture's path, or the bytes of standard input."""
-        return Path(self.place) if self.place else sys.stdin.buffer.read()
-
-
-def gather_pictures(
-    names: list[str] | None, *, recursive: bool, files_from: str | None, null: bool, debug: bool
-) -> list[PictureFile]:
-    """Return the pictures that a command line names."""
-    from vartok.images import configure_pillow
-    from vartok.operations import find_inputs
-
-    from .options import InputOptions
-
-    configure_pillow(quiet=not debug)
-    given = parse_inputs(names, InputOptions(recursive=recursive, files_from=files_from, null=null))
-    return [PictureFile(item.place) for item in find_inputs(given, recursive=recursive)]
-
-
-TOKEN_SUFFIXES = (".npz", ".tokens.json", ".jsonl")
-Input = Any
-
-
-def gather(names: list[str], **_: Any) -> list[Input]:
-    """Return the token files that a command line names."""
-    from vartok.operations import find_inputs
-    from vartok.operations.inputs import TOKENS
-
-    return find_inputs(names, TOKENS, recursive=True)
-
-
-def read_inputs(item: Input, report: Any) -> Iterator[ImageTokens]:
-    """Yield the tokens of a file; errors are reported."""
-    from vartok.operations import read_input
-
-    for tokens in read_input(item):
-        if isinstance(tokens, Exception):
-            report.fail(str(item), tokens)
-        else:
-            yield tokens
-
-
-def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write a file."""
-    from vartok.files import write_bytes
-
-    write_bytes(path, data, overwrite=overwrite)

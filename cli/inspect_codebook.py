@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import VartokError
+from vartok.errors import OutputError, VartokError, printable
+from vartok.files import write_bytes
 
-from .files import write_file
+from .command import command
+from .messages import say
 from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
-from .report import Report, command, say, shown
+from .report import Report
 from .tables import NARROW, new_table, print_tables, table_width
 
 if TYPE_CHECKING:
@@ -80,23 +82,23 @@ def inspect_codebook(
     if atlas:
         _draw_atlas(atlas, tokenizer, force)
         if not as_json:
-            say(f"drew {tokenizer.config.vocab_size} codes in {shown(atlas)}")
+            say(f"drew {tokenizer.config.vocab_size} codes in {printable(atlas)}")
     report.finish()
 
 
 def _check_atlas(atlas: Path | None, force: bool) -> None:
     """Refuse a place for the atlas before the work, where it can be refused."""
     if atlas and atlas.suffix.lower() != ".png":
-        raise typer.BadParameter(f"--atlas {shown(atlas)}: it is written as .png")
+        raise typer.BadParameter(f"--atlas {printable(atlas)}: it is written as .png")
     if atlas and atlas.exists() and not force:
-        raise VartokError(f"{shown(atlas)} exists: use --force to overwrite it")
+        raise OutputError(f"{printable(atlas)} exists", hint="set `overwrite` to replace it")
 
 
 def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
     from vartok.atlas import draw_atlas
     from vartok.images import encode_picture
 
-    write_file(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
+    write_bytes(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
 
 
 def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> TokenUsage:
@@ -105,9 +107,9 @@ def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> Toke
 
     def tell(name: str, error: VartokError | None) -> None:
         if error is None:
-            report.succeed(shown(name), "counted")
+            report.succeed(printable(name), "counted")
         else:
-            report.fail(shown(name), error)
+            report.fail(printable(name), error)
 
     try:
         return count_usage(
@@ -140,7 +142,7 @@ def _phis(tokenizer: Tokenizer) -> list[int] | None:
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
     from vartok.schedule import describe
 
-    table = new_table(f"Codebook of {shown(tokenizer.name)}", "", "")
+    table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
     norm, nearest, phis = codebook.norm, codebook.nearest, _phis(tokenizer)
     table.add_row(
         "codes", f"{codebook.vocab_size:,} of {codebook.channels} channels, {codebook.size_bytes:,} bytes"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 
-import typer
-
-from vartok.errors import VartokError, printable
+from vartok.errors import printable
 from vartok.files import os_error_reason
 
 FAILED, SOME_FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 3, 130, 141, 143
@@ -54,15 +51,6 @@ def _with_options(text: str) -> str:
     """Replace parameters in backticks by options; those that the command has not stay as plain words."""
     names = option_names.get()
     return re.sub(r"`([a-z_]+)`", lambda found: names.get(found[1], found[1]), text)
-
-
-@contextlib.contextmanager
-def usage_errors() -> Iterator[None]:
-    """Turn errors about the command line's values into usage errors, which end in exit code 2."""
-    try:
-        yield
-    except VartokError as error:
-        raise typer.BadParameter(explain(error)) from None
 
 
 def duration(seconds: float) -> str:

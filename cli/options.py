@@ -280,31 +280,3 @@ def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = Fal
         gc.freeze()
         if collects:
             gc.enable()
-
-
-def default_workers(workers: int | None) -> int:
-    """See `vartok.operations`."""
-    from vartok.operations import default_workers
-
-    return default_workers(workers)
-
-
-def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:
-    """See `vartok.operations`."""
-    from vartok.operations import default_batch_size
-
-    return default_batch_size(batch_size, tokenizer, pixels)
-
-
-def parse_fit(mode: FitMode, size: str | None, zoom: float, background: str, max_pixels: int) -> Fit:
-    """See `vartok.operations`."""
-    from vartok.operations import make_fit
-
-    return make_fit(mode, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
-
-
-def fit_to(tokenizers: Any, fit: Fit, size: str | None, schedule: Schedule | None) -> Fit:
-    """See `vartok.operations`."""
-    from vartok.operations import resolve_fit
-
-    return resolve_fit(tokenizers, fit, size=size, schedule=schedule)

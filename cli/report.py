@@ -8,26 +8,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vartok.errors import printable as shown
-
-from .command import command
 from .display import Display
-from .messages import FAILED, INTERRUPTED, SOME_FAILED, duration, explain, say, usage_errors
+from .messages import FAILED, SOME_FAILED, duration, explain, say
 
 if TYPE_CHECKING:
     from vartok.operations import FileResult
-
-__all__ = [
-    "FAILED",
-    "INTERRUPTED",
-    "SOME_FAILED",
-    "Report",
-    "command",
-    "duration",
-    "say",
-    "shown",
-    "usage_errors",
-]
 
 
 class Report:

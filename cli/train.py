@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ConfigError, VartokError
+from vartok.errors import ConfigError, VartokError, printable
 
+from .command import command
 from .display import Display
-from .options import DeviceOption, MessageOptions, default_workers
-from .report import command, duration, shown
+from .messages import duration
+from .options import DeviceOption, MessageOptions
 
 if TYPE_CHECKING:
     from vartok.train import Event, Progress, TrainSettings, Validation
@@ -111,7 +112,9 @@ def train(
 
     is_main = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     display = Display(quiet=messages.quiet or not is_main)
-    workers = workers or max(1, default_workers(None) // 2)
+    from vartok.operations import default_workers
+
+    workers = workers or max(1, default_workers() // 2)
     _run(settings, data, output, resume=resume, device=device, workers=workers, display=display)
 
 
@@ -128,7 +131,7 @@ def _read_settings(
 
     check_packages()
     if resume and not (run / SETTINGS).is_file():
-        raise VartokError(f"{shown(run)} holds no run to resume")
+        raise VartokError(f"{printable(run)} holds no run to resume")
     try:
         return read_settings(run / SETTINGS if resume else preset or "light", overrides, weights=start)
     except ConfigError as error:

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,8 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
             box = (128 * column, 128 * row, 128 * column + 128, 128 * row + 128)
             photo.crop(box).save(folder / f"tile{row}{column}.png")
     return folder
+
+
+def count_worker_threads() -> int:
+    """Count the threads of pools that are running."""
+    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -229,10 +228,11 @@ class _DecodeRun:
     ) -> None:
         self._plan, self._target, self._format = plan, target, format
         self._overwrite, self._restore_size = overwrite, restore_size
-        self._refused = deque(plan.refused)
 
-    def tokens(self, tokenizer: Tokenizer | None) -> Iterator[tuple[_Job, ImageTokens | VartokError]]:
-        """Yield what `decode_tokens` takes; outputs that exist by now become results.
+    def tokens(
+        self, tokenizer: Tokenizer | None
+    ) -> Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]:
+        """Yield what `decode_tokens` takes; the id is the result already where an output exists by now.
 
         Args:
             tokenizer: the tokenizer that tokens must belong to, or None.
@@ -244,7 +244,7 @@ class _DecodeRun:
                     continue
                 claimed = self._plan.claim(item, tokens.image.source if item.is_collection else None)
                 if isinstance(claimed, FileResult):
-                    self._refused.append(claimed)
+                    yield claimed, VartokError("not decoded")
                     continue
                 try:
                     if tokenizer is not None:
@@ -254,27 +254,26 @@ class _DecodeRun:
                     yield _Job(*claimed, tokens), error
 
     def results(
-        self, decoded: Iterator[tuple[_Job, list[NDArray[np.uint8]] | VartokError]], workers: int
+        self,
+        decoded: Iterator[tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]],
+        workers: int,
     ) -> Iterator[FileResult]:
         """Write pictures in threads as they come, and yield the results."""
+        yield from self._plan.refused
         finished = map_ordered(self._finish, decoded, workers=workers, limit=2 * workers)
         with contextlib.closing(finished):
             for result, data in finished:
-                yield from self._drain()
                 if data is not None and self._target.stream is not None:
                     write_stream(self._target.stream, data)
                 yield result
-        yield from self._drain()
-
-    def _drain(self) -> Iterator[FileResult]:
-        while self._refused:
-            yield self._refused.popleft()
 
     def _finish(
-        self, item: tuple[_Job, list[NDArray[np.uint8]] | VartokError]
+        self, item: tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]
     ) -> tuple[FileResult, bytes | None]:
         """Make the picture file of one picture, and write it where it has a path."""
         job, pictures = item
+        if isinstance(job, FileResult):
+            return job, None
         if isinstance(pictures, VartokError) or job.tokens is None:
             return FileResult(job.label, error=pictures if isinstance(pictures, VartokError) else None), None
         image = job.tokens.image

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from vartok.errors import VartokError
 from vartok.files import open_output, write_bytes
-from vartok.images import MAX_BYTES, MAX_PIXELS
+from vartok.images import MAX_PIXELS, Fit, Picture
 from vartok.operations.inputs import Input, Source, find_inputs
 from vartok.operations.outputs import (
     FileResult,
@@ -150,7 +149,7 @@ def encode_files(
         workers: threads that read pictures; one more than cores, up to 8, if None.
 
     Returns:
-        The results, in the inputs' order; those of inputs whose output exists come first.
+        The results, in the inputs' order; those of inputs whose output exists already come first.
 
     Raises:
         ArgumentError: arguments that contradict each other or do not suit the checkpoint, two inputs that
@@ -234,38 +233,37 @@ class _EncodeRun:
         self, plan: OutputPlan, target: Target, format: TokenFormat, overwrite: bool, max_bytes: int
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
-        self._max_bytes = max_bytes
-        self._refused = deque(plan.refused)
 
-    def pictures(self) -> Iterator[tuple[_Job, str, PictureSource]]:
-        """Yield what `encode_pictures` takes; outputs that exist by now become results."""
+    def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
+        """Yield what `encode_pictures` takes; the id is the result already where an output exists by now."""
         for item in self._plan.todo:
-            for key, sample in item.samples(self._max_bytes):
-                claimed = self._plan.claim(item, key)
+            for key, sample in item.samples():
+                claimed: tuple[str, Path | None] | FileResult = (str(item), None)
+                if not isinstance(sample.picture, VartokError):
+                    claimed = self._plan.claim(item, key)
                 if isinstance(claimed, FileResult):
-                    self._refused.append(claimed)
+                    yield claimed, "", _read_nothing
                 else:
                     yield _Job(*claimed), _source(item, key), sample.read
 
-    def results(self, encoded: Iterator[tuple[_Job, ImageTokens | VartokError]]) -> Iterator[FileResult]:
+    def results(
+        self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
+    ) -> Iterator[FileResult]:
         """Write tokens as they come, and yield the results."""
+        yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
             for job, result in encoded:
-                yield from self._drain()
-                if isinstance(result, VartokError):
+                if isinstance(job, FileResult):
+                    yield job
+                elif isinstance(result, VartokError):
                     yield FileResult(job.label, error=result)
-                    continue
-                done = self._write(job, result, stream)
-                written = written or done.error is None
-                yield done
-            yield from self._drain()
+                else:
+                    done = self._write(job, result, stream)
+                    written = written or done.error is None
+                    yield done
             if not written:
                 raise _NothingWrittenError
-
-    def _drain(self) -> Iterator[FileResult]:
-        while self._refused:
-            yield self._refused.popleft()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:
@@ -292,3 +290,8 @@ class _EncodeRun:
 def _source(item: Input, key: str | None) -> str:
     """Return the name of a picture in its tokens."""
     return item.source if key is None else key.encode(errors="replace").decode()
+
+
+def _read_nothing(fit: Fit) -> Picture:
+    """Stand for a picture that is not to be read."""
+    raise VartokError("not read")

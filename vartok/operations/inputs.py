@@ -73,8 +73,9 @@ class Input:
                 yield None, Sample(label, error)
                 return
             for shard in shards:
-                for sample in shard.samples(max_bytes):
-                    yield sample.key, sample
+                for sample in shard.samples():
+                    # A shard that cannot be read on ends in a sample of the shard's own name.
+                    yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 

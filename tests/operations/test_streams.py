@@ -1,9 +1,8 @@
-"""Many files through the tokenizer: in order, in batches, each failing for itself alone."""
+"""Streams of pictures through a tokenizer: in order, in batches, each failing alone."""
 
 import dataclasses
 import io
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,37 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import count_worker_threads
 from noise import COFFEE
 from PIL import Image
 
 import vartok
-from vartok import operations
 from vartok.errors import (
-    DeviceError,
     ImageError,
     ScheduleError,
     TokenFileError,
     TokensError,
     VartokError,
-    VartokWarning,
 )
 from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
-from vartok.operations import decode_tokens, encode_pictures
-from vartok.parallel import map_batches, map_ordered
+from vartok.operations import decode_tokens, encode_pictures, streams
 from vartok.schedule import adapt_schedule, square
 from vartok.token_files import dump_json
 from vartok.tokens import ImageTokens, TokenMaps
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> vartok.Tokenizer:
-    return vartok.load(device="cpu")
-
-
 def png(width: int, height: int, seed: int = 0) -> bytes:
-    """A piece of a photo."""
+    """Return a piece of a photo as a PNG file."""
     left, top = np.random.default_rng(seed).integers(0, 256, 2).tolist()
     buffer = io.BytesIO()
     Image.open(COFFEE).crop((left, top, left + width, top + height)).save(buffer, "PNG")
@@ -65,10 +54,7 @@ def encoded(results: Iterator[tuple[Any, ImageTokens | VartokError]]) -> list[Im
     return found
 
 
-# Encoding.
-
-
-def test_what_reads_a_picture_stands_for_its_file(tokenizer: vartok.Tokenizer) -> None:
+def test_a_function_can_read_the_picture(tokenizer: vartok.Tokenizer) -> None:
     def read(fit: Fit) -> Picture:
         return read_picture(png(32, 32), fit)
 
@@ -84,7 +70,7 @@ def test_what_reads_a_picture_stands_for_its_file(tokenizer: vartok.Tokenizer) -
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_pictures_come_back_in_order_whatever_the_batches(
+def test_tokens_are_in_order_and_do_not_depend_on_batches(
     tokenizer: vartok.Tokenizer, batch_size: int, workers: int
 ) -> None:
     results = list(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=batch_size, workers=workers))
@@ -101,7 +87,7 @@ def test_pictures_come_back_in_order_whatever_the_batches(
         assert torch.equal(TokenMaps.stack([item]).flatten(), alone.flatten())
 
 
-def test_what_cannot_be_read_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp_path: Path) -> None:
+def test_an_unreadable_picture_fails_in_its_place(tokenizer: vartok.Tokenizer, tmp_path: Path) -> None:
     pictures = [*PICTURES[:2], (2, "text", b"no picture"), (3, "none", tmp_path / "none"), *PICTURES[4:]]
     results = list(encode_pictures(tokenizer, pictures, NATIVE, batch_size=4, workers=2))
     assert [caller for caller, _ in results] == list(range(len(SIZES)))
@@ -137,7 +123,7 @@ def test_an_item_that_fails_in_a_batch_fails_alone(
 
 
 class Elsewhere:
-    """A tokenizer that says it is on a device which this machine lacks, and computes where it can."""
+    """A tokenizer that reports a device which this machine lacks, and computes on the CPU."""
 
     def __init__(self, tokenizer: vartok.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -147,7 +133,7 @@ class Elsewhere:
         return getattr(self._tokenizer, name)
 
 
-def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens(
+def test_other_devices_prefetch_and_give_the_same_tokens(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures = [*PICTURES[:3], (3, "text", b"no picture"), *PICTURES[4:]]
@@ -158,7 +144,7 @@ def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens
         threads.add(threading.current_thread())
         return to_tensor(pixels)
 
-    monkeypatch.setattr(operations, "to_tensor", noted)
+    monkeypatch.setattr(streams, "to_tensor", noted)
     away: Any = Elsewhere(tokenizer)
     there = list(encode_pictures(away, pictures, NATIVE, batch_size=2, workers=2))
     assert threads - {threading.main_thread()}
@@ -173,7 +159,7 @@ def test_off_the_cpu_batches_are_laid_out_early_and_pictures_get_the_same_tokens
             assert other.image.device == "xpu"
 
 
-def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
+def test_tokens_carry_fit_and_notes(tokenizer: vartok.Tokenizer) -> None:
     buffer = io.BytesIO()
     frames = [Image.new("L", (40, 60), level) for level in (0, 255)]
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
@@ -184,9 +170,6 @@ def test_the_fit_and_the_notes_are_told(tokenizer: vartok.Tokenizer) -> None:
     assert (image.fit, image.zoom, image.size, image.width, image.height) == ("crop", 2.0, (32, 64), 40, 60)
     assert (image.device, image.dtype) == ("cpu", "float32")
     assert item.schedule == adapt_schedule(tokenizer.config.patch_nums, (2, 4))
-
-
-# Decoding.
 
 
 def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
@@ -203,7 +186,7 @@ def test_decoding_undoes_encoding_in_order(tokenizer: vartok.Tokenizer) -> None:
         assert np.array_equal(pixels, to_pixels(tokenizer.decode(TokenMaps.stack([item])))[0])
 
 
-def test_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
+def test_decode_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
     (item,) = encoded(encode_pictures(tokenizer, PICTURES[:1], NATIVE))
     want = [to_pixels(tokenizer.decode(TokenMaps.stack([item]), scales=k))[0] for k in range(1, 11)]
     cases = [(None, False, want[9:]), (3, False, want[2:3]), (3, True, want[:3]), (None, True, want)]
@@ -216,64 +199,9 @@ def test_a_prefix_and_a_strip(tokenizer: vartok.Tokenizer) -> None:
     assert isinstance(failed, VartokError)
 
 
-# Working ahead.
-
-
-@pytest.mark.parametrize(("workers", "limit"), [(1, 1), (1, 4), (4, 2), (3, 7)])
-def test_ahead_keeps_order_and_never_holds_more_than_its_limit(workers: int, limit: int) -> None:
-    taken: list[int] = []
-    done: list[int] = []
-    most = 0
-
-    def items() -> Iterator[int]:
-        for i in range(40):
-            taken.append(i)
-            yield i
-
-    def work(i: int) -> int:
-        time.sleep(0.002 * (i % 3))
-        return -i
-
-    for result in map_ordered(work, items(), workers=workers, limit=limit):
-        most = max(most, len(taken) - len(done))
-        done.append(result)
-    assert done == [-i for i in range(40)]
-    assert most == limit
-
-
-def test_ahead_works_on_several_at_once() -> None:
-    barrier = threading.Barrier(3)
-    assert len(list(map_ordered(lambda _: barrier.wait(timeout=10), range(6), workers=3, limit=3))) == 6
-
-
-def workers_running() -> int:
-    return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
-
-
-def test_stopping_early_stops_the_threads() -> None:
-    before = workers_running()
-    started = []
-
-    def work(i: int) -> int:
-        started.append(i)
-        time.sleep(0.01)
-        return i
-
-    results = map_ordered(work, iter(range(10_000)), workers=4, limit=50)
-    assert next(results) == 0
-    assert workers_running() > before
-    results.close()
-    assert workers_running() == before
-    assert len(started) <= 50
-    time.sleep(0.05)
-    assert len(started) <= 50
-
-
 @pytest.mark.parametrize(("place", "most"), [(lambda tokenizer: tokenizer, 5), (Elsewhere, 9)])
-def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(
-    tokenizer: vartok.Tokenizer, place: Any, most: int
-) -> None:
-    before = workers_running()
+def test_closing_the_encoder_stops_its_threads(tokenizer: vartok.Tokenizer, place: Any, most: int) -> None:
+    before = count_worker_threads()
     taken: list[int] = []
 
     def endless() -> Iterator[tuple[int, str, bytes]]:
@@ -284,164 +212,8 @@ def test_stopping_the_encoder_early_stops_its_threads_and_takes_no_more(
     results = encode_pictures(place(tokenizer), endless(), NATIVE, batch_size=2, workers=2)
     next(results)
     results.close()
-    assert workers_running() == before
+    assert count_worker_threads() == before
     assert len(taken) <= most  # four in hand, one more as the batch took its second; off the CPU two batches
-
-
-def test_an_error_that_is_not_ours_goes_on_and_stops_the_threads() -> None:
-    before = workers_running()
-
-    def work(i: int) -> float:
-        return 1 / (3 - i)
-
-    results = map_ordered(work, range(9), workers=2, limit=4)
-    with pytest.raises(ZeroDivisionError):
-        list(results)
-    assert workers_running() == before
-
-
-def test_an_error_of_the_source_goes_on_too() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise KeyError("source")
-
-    with pytest.raises(KeyError, match="source"):
-        list(map_ordered(lambda i: i, items(), workers=2, limit=4))
-
-
-# Batches.
-
-item_lists = st.lists(st.one_of(st.integers(-3, 12), st.just(None)), max_size=30)
-
-
-@given(item_lists, st.integers(1, 8), st.booleans())
-def test_batches_give_what_one_by_one_gives(values: list[int | None], size: int, early: bool) -> None:
-    """Sevens and negatives fail, None failed before; those of one tens digit, or sign, share a batch."""
-    handed_on = TokenFileError("before")
-    seen: list[list[int]] = []
-
-    def load(batch: list[int]) -> tuple[int, ...]:
-        if 7 in batch:
-            raise TokenFileError(f"seven among {batch}")
-        return tuple(batch)
-
-    def compute(batch: tuple[int, ...]) -> list[int | VartokError]:
-        seen.append([*batch])
-        if any(value < 0 for value in batch):
-            raise TokenFileError(f"negative among {[*batch]}")
-        return [value * 2 for value in batch]
-
-    items: list[tuple[int, int | VartokError]] = [
-        (i, handed_on if value is None else value) for i, value in enumerate(values)
-    ]
-    results = [
-        *map_batches(compute, items, size=size, key=lambda value: value // 10, collate=load, prefetch=early)
-    ]
-
-    assert [caller for caller, _ in results] == list(range(len(values)))
-    for value, (_, result) in zip(values, results, strict=True):
-        if value is None:
-            assert result is handed_on
-        elif value < 0 or value == 7:
-            assert str(result) == f"{'seven' if value == 7 else 'negative'} among [{value}]"
-        else:
-            assert result == value * 2
-    assert all(len(batch) <= size and len({value // 10 for value in batch}) == 1 for batch in seen)
-
-
-def test_a_batch_is_loaded_while_the_one_before_is_computed() -> None:
-    loaded = [threading.Event() for _ in range(3)]
-
-    def load(batch: list[int]) -> int:
-        loaded[batch[0]].set()
-        return batch[0]
-
-    def compute(number: int) -> list[bool]:
-        return [number == 2 or loaded[number + 1].wait(20)]
-
-    results = map_batches(compute, enumerate(range(3)), size=1, key=lambda _: 0, collate=load, prefetch=True)
-    assert [result for _, result in results] == [True, True, True]
-
-
-def test_batches_are_as_large_as_they_can_be() -> None:
-    seen = []
-
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        seen.append(batch)
-        return [*batch]
-
-    list(map_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
-    assert seen == [[1, 2], [11, 12], [3, 4], [13]]
-
-
-@given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 4), st.integers(0, 6))
-def test_what_is_kept_apart_has_the_same_batches_whatever_comes_before(
-    runs: list[int], size: int, skipped: int
-) -> None:
-    """Of runs of items, each in batches of its own, the first ones left out do not change the others'."""
-
-    def batches(chosen: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        seen: list[list[tuple[int, int]]] = []
-
-        def compute(batch: list[tuple[int, int]]) -> list[tuple[int, int] | VartokError]:
-            seen.append(batch)
-            return [*batch]
-
-        items = [(run, (run, i)) for run, i in chosen]
-        list(map_batches(compute, items, size=size, key=lambda _: 0, group_key=lambda run: run))
-        return seen
-
-    items = [(run, i) for run, length in enumerate(runs) for i in range(length)]
-    whole = batches(items)
-    assert all(len({run for run, _ in batch}) == 1 for batch in whole)
-    assert batches([item for item in items if item[0] >= skipped]) == [
-        batch for batch in whole if batch[0][0] >= skipped
-    ]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-def test_want_of_memory_is_told_of_the_item_that_is_too_large(error: Exception) -> None:
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        if sum(batch) > 10:
-            raise error
-        return [*batch]
-
-    with pytest.warns(VartokWarning):
-        results = [
-            result for _, result in map_batches(compute, enumerate([4, 5, 99, 6]), size=4, key=lambda _: 0)
-        ]
-    assert results[:2] == [4, 5]
-    assert results[3] == 6
-    assert isinstance(results[2], DeviceError)
-    assert "not enough memory" in str(results[2])
-
-
-@pytest.mark.parametrize("early", [False, True])
-def test_a_batch_that_memory_cannot_hold_is_halved_and_so_are_those_after_it(early: bool) -> None:
-    sizes = []
-
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        sizes.append(len(batch))
-        if len(batch) > 3:
-            raise MemoryError
-        return [*batch]
-
-    found = map_batches(compute, enumerate(range(20)), size=8, key=lambda _: 0, prefetch=early)
-    with pytest.warns(VartokWarning) as said:
-        results = list(found)
-    assert [result for _, result in results] == [*range(20)]
-    assert sizes == [8, 4] + [2] * 10
-    assert [str(warning.message) for warning in said] == [
-        "8 pictures at once do not fit into memory: going on with 4",
-        "4 pictures at once do not fit into memory: going on with 2",
-    ]
 
 
 @pytest.fixture
@@ -453,7 +225,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_workers_take_small_pictures_through_the_networks_with_their_share_of_threads(
+def test_workers_encode_small_pictures_with_their_share_of_threads(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latent, seen = tokenizer.latent, []
@@ -464,7 +236,7 @@ def test_workers_take_small_pictures_through_the_networks_with_their_share_of_th
         return latent(images)
 
     monkeypatch.setattr(tokenizer, "latent", spy)
-    monkeypatch.setattr(operations, "MAX_BATCHED_PIXELS", 48 * 32)
+    monkeypatch.setattr(streams, "MAX_BATCHED_PIXELS", 48 * 32)
     found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
     small = {(32, 32): 4, (32, 48): 2}
     assert Counter(seen) == {
@@ -479,7 +251,7 @@ def test_workers_take_small_pictures_through_the_networks_with_their_share_of_th
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_torch_has_its_threads_back(tokenizer: vartok.Tokenizer) -> None:
+def test_the_caller_keeps_all_of_torchs_threads(tokenizer: vartok.Tokenizer) -> None:
     first = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
     second = encode_pictures(tokenizer, PICTURES, NATIVE, workers=2)
     for _ in zip(first, second, strict=True):
@@ -492,7 +264,7 @@ def test_torch_has_its_threads_back(tokenizer: vartok.Tokenizer) -> None:
         assert pool.submit(torch.get_num_threads).result() == 2
 
 
-def test_what_memory_cannot_hold_beside_others_is_tried_alone(
+def test_latents_that_do_not_fit_beside_others_are_computed_alone(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latent, main = tokenizer.latent, threading.main_thread()
@@ -506,15 +278,7 @@ def test_what_memory_cannot_hold_beside_others_is_tried_alone(
     assert len(encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))) == len(SIZES)
 
 
-def test_a_defect_is_not_hidden() -> None:
-    def compute(batch: list[int]) -> list[int | VartokError]:
-        raise RuntimeError("a defect")
-
-    with pytest.raises(RuntimeError, match="a defect"):
-        list(map_batches(compute, [(0, 1)], size=2, key=lambda _: 0))
-
-
-def test_tokens_of_more_pixels_than_memory_should_hold_are_refused(tokenizer: vartok.Tokenizer) -> None:
+def test_tokens_of_too_many_pixels_are_refused(tokenizer: vartok.Tokenizer) -> None:
     """A small file may claim a schedule of any size."""
     [(_, small)] = encode_pictures(tokenizer, [(0, "a.png", png(32, 32))], NATIVE)
     assert isinstance(small, ImageTokens)

@@ -1,0 +1,209 @@
+"""Functions of the library that do what `vartok encode` and `vartok decode` do."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import decoded_pixels, tokens_of
+from conftest import Vartok, names, save
+
+import vartok as library
+from vartok.errors import ArgumentError, ImageError, OutputError, SourceError, TokenFileError
+from vartok.operations import make_fit, parse_size, resolve_fit
+
+
+def write_tar(path: Path, keys: dict[str, Path]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for key, picture in keys.items():
+            archive.add(picture, key)
+    return path
+
+
+def test_encode_file_gives_the_tokens_of_the_command(
+    vartok: Vartok, here: Path, tokenizer: library.Tokenizer
+) -> None:
+    save(here / "img.png", width=300, height=200)
+    vartok("encode", "img.png", "--size", "128", "--fit", "pad", "--background", "#102030", "-o", "img.npz")
+    [expected] = tokens_of((here / "img.npz").read_bytes())
+    tokens = library.encode_file(
+        "img.png", tokenizer=tokenizer, size=128, fit="pad", background=(0x10, 0x20, 0x30)
+    )
+    assert tokens.to_json() == expected.to_json()
+    assert library.encode_file(here / "img.png", device="cpu").image.size == (256, 256)
+
+
+def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.Tokenizer) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+        library.encode_file("gone.png", tokenizer=tokenizer)
+
+
+def test_decode_file_gives_the_pixels_of_the_command(
+    vartok: Vartok, here: Path, tokenizer: library.Tokenizer, other_weights: Path
+) -> None:
+    save(here / "img.png", width=300, height=200)
+    tokens = library.encode_file("img.png", tokenizer=tokenizer, fit="stretch")
+    (here / "img.npz").write_bytes(tokens.to_npz())
+    picture = library.decode_file("img.npz", tokenizer=tokenizer)
+    assert (np.asarray(picture) == decoded_pixels(tokenizer, tokens)).all()
+    assert library.decode_file("img.npz", tokenizer=tokenizer, restore_size=True).size == (300, 200)
+    assert library.decode_file("img.npz", tokenizer=tokenizer, strip=True, scales=3).size == (768, 256)
+    with pytest.raises(TokenFileError) as refused:
+        library.decode_file("img.npz", weights=other_weights, device="cpu")
+    assert "`any_weights`" in str(refused.value.hint)
+    with pytest.raises(TokenFileError, match=r"gone\.npz"):
+        library.decode_file("gone.npz", tokenizer=tokenizer)
+
+
+def test_results_tell_input_output_tokens_and_errors(here: Path, tokenizer: library.Tokenizer) -> None:
+    for name in ("in/a.png", "in/b/c.png"):
+        save(here / name)
+    (here / "in/broken.png").write_bytes(b"no picture")
+    results = library.encode_files("in", "out", recursive=True, tokenizer=tokenizer)
+    assert results.total == 3
+    found = {Path(result.input).name: result for result in results}
+    assert found["a.png"].output == Path("out/a.tokens.npz")
+    assert found["c.png"].output == Path("out/b/c.tokens.npz")
+    assert isinstance(found["broken.png"].error, ImageError)
+    assert found["broken.png"].tokens is None
+    assert found["broken.png"].output is None
+    stored = tokens_of((here / "out/a.tokens.npz").read_bytes())
+    assert [item.to_json() for item in stored] == [found["a.png"].tokens.to_json()]  # type: ignore[union-attr]
+
+    decoded = list(library.decode_files("out", "pictures", recursive=True, tokenizer=tokenizer))
+    assert names(here / "pictures") == ["a.decoded.png", "b/c.decoded.png"]
+    for result in decoded:
+        assert result.tokens
+        assert result.picture is not None
+        assert (result.picture == decoded_pixels(tokenizer, result.tokens)).all()
+
+
+def test_nothing_is_loaded_where_all_outputs_exist(here: Path) -> None:
+    save(here / "a.png")
+    (here / "a.tokens.npz").write_bytes(b"precious")
+
+    def load() -> library.Tokenizer:
+        pytest.fail("loaded for nothing")
+
+    [skipped] = library.encode_files("a.png", skip_existing=True, tokenizer=load)
+    assert skipped.skipped
+    [refused] = library.encode_files("a.png", tokenizer=load)
+    assert isinstance(refused.error, OutputError)
+    assert "`overwrite`" in str(refused.error.hint)
+    assert (here / "a.tokens.npz").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (["a.png", "a.jpg"], {}, "would both be written to a.tokens.npz"),
+        (["a.png", "a.png"], {}, "is named twice"),
+        (["a.png"], {"output": "a.png/../a.png", "format": "jsonl"}, "is an input"),
+        (["a.png"], {"format": "jsonl"}, "one jsonl file"),
+        (["a.png"], {"format": "xml"}, "is one of npz, json, jsonl"),
+        (["a.png"], {"output": "x.json", "format": "npz"}, "by its suffix"),
+        (["a.png"], {"overwrite": True, "skip_existing": True}, "contradict each other"),
+        (["a.png"], {"size": "64x"}, "HEIGHTxWIDTH"),
+        (["a.png"], {"size": 20_000}, "more than 100,000,000 pixels"),
+        (["a.png"], {"fit": "native", "size": 64}, "leave `size` out"),
+        (["a.png"], {"schedule": "2,1"}, "larger than the last scale"),
+        (["."], {}, "is a folder"),
+        ([""], {}, "empty"),
+    ],
+)
+def test_arguments_are_checked_before_anything_runs(
+    here: Path, inputs: list[str], options: dict[str, object], message: str
+) -> None:
+    (here / "a.png").write_bytes(b"not read")
+
+    def load() -> library.Tokenizer:
+        pytest.fail("loaded for nothing")
+
+    with pytest.raises(ArgumentError, match=message):
+        library.encode_files(inputs, tokenizer=load, **options)  # type: ignore[arg-type]
+    assert names(here) == ["a.png"]
+
+
+def test_pictures_of_a_tar_are_named_by_their_keys(
+    vartok: Vartok, here: Path, tokenizer: library.Tokenizer
+) -> None:
+    picture = save(here / "img.png")
+    write_tar(here / "shard.tar", {"k/001.png": picture, "002.png": picture})
+    results = library.encode_files("shard.tar", "out", tokenizer=tokenizer, size=64)
+    assert results.total is None
+    assert [(result.input, result.output) for result in results] == [
+        ("shard.tar: k/001", Path("out/k/001.tokens.npz")),
+        ("shard.tar: 002", Path("out/002.tokens.npz")),
+    ]
+    vartok("encode", "shard.tar", "--size", "64", "-o", "all.jsonl")
+    items = tokens_of((here / "all.jsonl").read_bytes())
+    assert [item.image.source for item in items] == ["k/001", "002"]
+    vartok("encode", "shard.tar", "img.png", "--size", "64")
+    assert {"002.tokens.npz", "img.tokens.npz", "k/001.tokens.npz"} <= {*names(here)}
+    assert "is a file" in vartok("encode", "shard.tar", "-o", "one.npz", code=2).stderr
+
+
+def test_keys_of_a_tar_stay_below_the_folder(here: Path, tokenizer: library.Tokenizer) -> None:
+    picture = save(here / "img.png")
+    write_tar(here / "shard.tar", {"../../evil.png": picture, "../evil.png": picture})
+    first, second = library.encode_files("shard.tar", "deep/out", tokenizer=tokenizer, size=64)
+    assert first.output == Path("deep/out/evil.tokens.npz")
+    assert isinstance(second.error, OutputError)
+    assert names(here) == ["deep/out/evil.tokens.npz", "img.png", "shard.tar"]
+
+
+def test_an_input_that_cannot_be_found_fails_alone(here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "a.png")
+    (here / "empty").mkdir()
+    inputs = ["gone.png", "gone.txt", "gone.tar", "empty", "a.png"]
+    results = list(library.encode_files(inputs, "out", recursive=True, tokenizer=tokenizer, size=64))
+    assert [type(result.error) for result in results] == [
+        ImageError,
+        SourceError,
+        SourceError,
+        SourceError,
+        type(None),
+    ]
+    assert names(here / "out") == ["a.tokens.npz"]
+
+
+def test_streams(here: Path, tokenizer: library.Tokenizer) -> None:
+    data, stream = save(here / "img.png").read_bytes(), io.BytesIO()
+    [result] = library.encode_files(io.BytesIO(data), stream, tokenizer=tokenizer)
+    assert result.input == "standard input"
+    assert result.output is None
+    [item] = tokens_of(stream.getvalue())
+    assert item.image.source == "stdin"
+    picture = io.BytesIO()
+    [decoded] = library.decode_files(io.BytesIO(stream.getvalue()), picture, tokenizer=tokenizer)
+    assert decoded.error is None
+    assert picture.getvalue().startswith(b"\x89PNG")
+
+
+def test_closing_the_results_leaves_no_unfinished_file(here: Path, tokenizer: library.Tokenizer) -> None:
+    for name in ("a.png", "b.png"):
+        save(here / name)
+    results = library.encode_files(["a.png", "b.png"], "all.jsonl", tokenizer=tokenizer, size=64)
+    next(results)
+    results.close()
+    assert names(here) == ["a.png", "b.png"]
+
+
+def test_sizes() -> None:
+    assert parse_size(None) is None
+    assert parse_size(64) == parse_size("64") == parse_size((64, 64)) == (64, 64)
+    assert parse_size("256x384") == (256, 384)
+    for wrong in ("", "x", "1x", "-1", "0", "64x0", "6.5"):
+        with pytest.raises(ArgumentError):
+            parse_size(wrong)
+
+
+def test_height_and_width_of_a_size(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png")
+    vartok("encode", "img.png", "--size", "64x96")
+    [item] = tokens_of((here / "img.tokens.npz").read_bytes())
+    assert item.image.size == (64, 96)
+    assert item.schedule[-1] == (4, 6)
+    with pytest.raises(ArgumentError, match="multiple of 16"):
+        resolve_fit([tokenizer], make_fit(size="64x100"), size="64x100")

@@ -19,6 +19,7 @@ from vartok.errors import SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
 from vartok.sources import find_files
+from vartok.token_files import iter_tokens
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageTokens
 

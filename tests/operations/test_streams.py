@@ -26,6 +26,7 @@ from vartok.errors import (
 )
 from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.operations import decode_tokens, encode_pictures, streams
+from vartok.parallel import map_ordered
 from vartok.schedule import adapt_schedule, square
 from vartok.token_files import dump_json
 from vartok.tokens import ImageTokens, TokenMaps

@@ -34,8 +34,8 @@ def training_model(tiles: Path) -> tuple[TrainingModel, Tensor]:
 def test_the_training_forward_equals_the_models_own(tiles: Path, encoder_warmup: bool) -> None:
     subject, images = training_model(tiles)
     out = subject(images, encoder_warmup)
-    *_, last = subject.model.quantize.scale_steps(subject.schedule, latent=subject.model.latent(images))
-    assert torch.allclose(out.reconstruction.clamp(-1, 1), subject.model.picture(last.f_hat), atol=1e-5)
+    *_, last = subject.model.quantize.scale_steps(subject.schedule, latent=subject.model.encode(images))
+    assert torch.allclose(out.reconstruction.clamp(-1, 1), subject.model.decode(last.f_hat), atol=1e-5)
     assert torch.equal(out.scales[-1].indices, last.indices)
     assert float(out.latent_anchor.detach()) < 1e-8
 
@@ -46,7 +46,7 @@ def test_the_quantizer_has_a_straight_through_gradient(tiles: Path) -> None:
     assert bias is not None
     out = subject(images, False)
     (found,) = torch.autograd.grad(out.reconstruction.sum(), bias, retain_graph=True)
-    latent = subject.model.latent(images)
+    latent = subject.model.encode(images)
     f = out.scales[-1].f_hat.detach() + latent - latent.detach()
     (wanted,) = torch.autograd.grad(subject.model.decoder(subject.model.post_quant_conv(f)).sum(), bias)
     assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
@@ -66,7 +66,7 @@ def test_latent_losses_are_weighted_by_the_settings(tiles: Path) -> None:
         assert subject.model.quant_conv.bias is not None
         subject.model.quant_conv.bias += 0.5  # away from the anchor
         out = subject(images, False)
-        latent = subject.model.latent(images)
+        latent = subject.model.encode(images)
     assert float(out.latent_anchor) == pytest.approx(0.25, abs=1e-4)
     errors = [float((latent - scale.f_hat).square().mean()) for scale in out.scales]
     for settings, wanted in (

@@ -35,9 +35,9 @@ def test_light_starts_as_the_linear_transform_and_its_inverse(tiles: Path) -> No
     linear = principal_components(pixels, full, torch.device("cpu"))
     init_light(model, linear)
     images = to_tensor(pixels)
-    latent = model.latent(images)
+    latent = model.encode(images)
     assert (latent - linear(images)).abs().max() < 1e-4
-    assert (model.picture(latent) - images).abs().max() < 1e-3  # all the components: nothing is lost
+    assert (model.decode(latent) - images).abs().max() < 1e-3  # all the components: nothing is lost
 
 
 def test_phis_start_as_the_identity() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
-from vartok.images import MAX_PIXELS
+from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
     Input,

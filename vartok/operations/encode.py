@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from vartok.errors import VartokError
 from vartok.files import open_output, write_bytes
-from vartok.images import MAX_PIXELS, Fit, Picture
+from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
 from vartok.operations.inputs import Input, Source, find_inputs
 from vartok.operations.outputs import (
     FileResult,

@@ -162,7 +162,10 @@ def test_importing_vartok_imports_nothing_heavy() -> None:
     assert run.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("module", ["config", "schedule", "tokens", "images", "codebook", "files"])
+@pytest.mark.parametrize(
+    "module",
+    ["config", "schedule", "tokens", "token_files", "images", "codebook", "files", "parallel", "operations"],
+)
 def test_importing_what_knows_no_model_imports_no_torch(module: str) -> None:
     code = f"import sys, vartok.{module}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@
 
     tokens = vartok.encode_file("img.png")                         # ImageTokens
     for result in vartok.encode_files("photos", recursive=True):   # what `vartok encode` runs
-        print(result.input, result.output, result.error)
+        result.input, result.output, result.tokens, result.error
 
 Names load when they are first used, so that `import vartok` imports no torch.
 """

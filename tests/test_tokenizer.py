@@ -313,7 +313,7 @@ def test_the_fingerprint_covers_codebook_and_phis_alone(tmp_path: Path) -> None:
         own.check_model(same.info)
     for part in ("embedding_weight", "quant_resi_qresi_ls_0_weight", "quant_resi_qresi_ls_3_bias"):
         other = load("float32", **{f"quantize_{part}": 1.0})
-        with pytest.raises(TokenFileError, match=r"was encoded with a .fingerprint"):
+        with pytest.raises(TokenFileError, match="was encoded with a"):
             own.check_model(other.info)
 
 

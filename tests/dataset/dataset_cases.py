@@ -106,18 +106,18 @@ def write_rows(
     return stream
 
 
-def make_job(out: Path, tokenizer: vartok.Tokenizer, **changes: Any) -> Job:
+def make_job(out: Path, small_tokenizer: vartok.Tokenizer, **changes: Any) -> Job:
     encoding = Encoding(
-        tokenizer.info, SMALL.patch_nums, (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32"
+        small_tokenizer.info, SMALL.patch_nums, (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32"
     )
     values: dict[str, Any] = {"format": "parquet", "shard_size": 3, **changes}
     return Job(out=out, encoding=encoding, fit=Fit(size=(8, 8)), **values)
 
 
-def run(job: Job, source: Path, tokenizer: vartok.Tokenizer, **options: Any) -> list[ShardProgress]:
+def run(job: Job, source: Path, small_tokenizer: vartok.Tokenizer, **options: Any) -> list[ShardProgress]:
     shards = find_input_shards([str(source)], job.shard_size)
     tasks = plan_tasks(job, shards, **options)
-    reports = list(run_here(job, tasks, tokenizer, batch_size=2, workers=2))
+    reports = list(run_here(job, tasks, small_tokenizer, batch_size=2, workers=2))
     write_summary(job, len(shards))
     return reports
 
@@ -136,13 +136,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("weights") / "noise.safetensors"
 
 
 @pytest.fixture(scope="session")
-def tokenizer(weights: Path) -> vartok.Tokenizer:
-    return noise_tokenizer(weights, SMALL)
+def small_tokenizer(small_weights: Path) -> vartok.Tokenizer:
+    return noise_tokenizer(small_weights, SMALL)
 
 
 @pytest.fixture(scope="session")
@@ -160,10 +160,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory, source: Path, tokenizer: vartok.Tokenizer) -> Path:
+def dataset(
+    tmp_path_factory: pytest.TempPathFactory, source: Path, small_tokenizer: vartok.Tokenizer
+) -> Path:
     """The data set of `source`, which an undisturbed run made; not to be changed."""
     out = tmp_path_factory.mktemp("dataset") / "out"
-    run(make_job(out, tokenizer), source, tokenizer)
+    run(make_job(out, small_tokenizer), source, small_tokenizer)
     return out
 
 

@@ -15,9 +15,9 @@ pytest_plugins = ["dataset_cases"]
 
 
 @pytest.fixture(scope="module")
-def options(tokenizer: vartok.Tokenizer, weights: Path) -> dict[str, Any]:
-    """Options of a fast build; `tokenizer` has written the weights."""
-    return {"weights": weights, "device": "cpu", "shard_size": 3, "workers": 1}
+def options(small_tokenizer: vartok.Tokenizer, small_weights: Path) -> dict[str, Any]:
+    """Options of a fast build; `small_tokenizer` has written the weights."""
+    return {"weights": small_weights, "device": "cpu", "shard_size": 3, "workers": 1}
 
 
 def test_build_gives_what_its_parts_give(

@@ -19,17 +19,23 @@ from vartok.sources import find_input_shards
 pytest_plugins = ["dataset_cases"]
 
 
-def worker(weights: Path) -> WorkerConfig:
-    return WorkerConfig(weights=weights, device="cpu", dtype="float32", batch_size=2, workers=1, threads=1)
+def worker(small_weights: Path) -> WorkerConfig:
+    return WorkerConfig(
+        weights=small_weights, device="cpu", dtype="float32", batch_size=2, workers=1, threads=1
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_bytes_as_one(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
+    tmp_path: Path,
+    source: Path,
+    small_tokenizer: vartok.Tokenizer,
+    small_weights: Path,
+    whole: dict[str, bytes],
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    steps = list(run_processes(job, plan_tasks(job, shards), [worker(weights)] * 2))
+    steps = list(run_processes(job, plan_tasks(job, shards), [worker(small_weights)] * 2))
     write_summary(job, len(shards))
     assert contents(tmp_path / "out") == whole
     assert sorted(step.shard for step in steps if step.finished) == SHARDS
@@ -37,11 +43,15 @@ def test_two_processes_give_the_same_bytes_as_one(
 
 
 def test_another_process_takes_over_from_one_that_is_killed(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path, whole: dict[str, bytes]
+    tmp_path: Path,
+    source: Path,
+    small_tokenizer: vartok.Tokenizer,
+    small_weights: Path,
+    whole: dict[str, bytes],
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    steps = run_processes(job, plan_tasks(job, shards), [worker(weights)] * 2)
+    steps = run_processes(job, plan_tasks(job, shards), [worker(small_weights)] * 2)
     first = next(steps)
     victim = multiprocessing.active_children()[0]
     assert victim.pid is not None
@@ -55,10 +65,12 @@ def test_another_process_takes_over_from_one_that_is_killed(
 
 @pytest.mark.slow
 def test_the_run_ends_when_all_processes_are_dead(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, small_weights: Path
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
-    steps = run_processes(job, plan_tasks(job, find_input_shards([str(source)], 3)), [worker(weights)] * 2)
+    job = make_job(tmp_path / "out", small_tokenizer)
+    steps = run_processes(
+        job, plan_tasks(job, find_input_shards([str(source)], 3)), [worker(small_weights)] * 2
+    )
     next(steps)
     for child in multiprocessing.active_children():
         child.kill()
@@ -69,14 +81,14 @@ def test_the_run_ends_when_all_processes_are_dead(
 
 @pytest.mark.slow
 def test_the_error_of_a_process_is_raised(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, weights: Path
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, small_weights: Path
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
     tasks = plan_tasks(job, find_input_shards([str(source)], 3))
     with pytest.raises(VartokError, match=r"nope\.safetensors: No such file"):
         list(run_processes(job, tasks, [worker(tmp_path / "nope.safetensors")]))
     shutil.rmtree(tmp_path / "out" / "data")
     with pytest.raises(OSError, match="No such file") as raised:
-        list(run_processes(job, tasks, [worker(weights)]))
+        list(run_processes(job, tasks, [worker(small_weights)]))
     assert raised.value.filename
     assert not multiprocessing.active_children()

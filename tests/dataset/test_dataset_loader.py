@@ -69,7 +69,7 @@ def test_persistent_workers_see_the_epoch(dataset: Path) -> None:
     assert orders[0] == orders[2] != orders[1]
 
 
-def test_batches_suit_a_training_loop(dataset: Path, tokenizer: vartok.Tokenizer) -> None:
+def test_batches_suit_a_training_loop(dataset: Path, small_tokenizer: vartok.Tokenizer) -> None:
     found = TokenDataset(dataset)
     (batch,) = torch.utils.data.DataLoader(found, batch_size=16)
     assert batch["key"] == KEYS
@@ -77,7 +77,7 @@ def test_batches_suit_a_training_loop(dataset: Path, tokenizer: vartok.Tokenizer
     assert batch["tokens"].shape == (16, L)
     assert batch["tokens"].dtype == torch.int64
     maps = vartok.TokenMaps.unflatten(batch["tokens"], SMALL.patch_nums)
-    assert torch.equal(found.var_inputs(tokenizer, batch["tokens"]), tokenizer.var_inputs(maps))
+    assert torch.equal(found.var_inputs(small_tokenizer, batch["tokens"]), small_tokenizer.var_inputs(maps))
     (apart,) = torch.utils.data.DataLoader(TokenDataset(dataset, maps=True), batch_size=16)
     assert all(torch.equal(one, two) for one, two in zip(apart["maps"], maps.maps, strict=True))
     other = noise_tokenizer(dataset.parent / "other.safetensors", SMALL, seed=1)
@@ -87,26 +87,26 @@ def test_batches_suit_a_training_loop(dataset: Path, tokenizer: vartok.Tokenizer
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_hugging_face_loads_the_folder(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, format: str
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, format: str
 ) -> None:
     import datasets
 
-    job = make_job(tmp_path / "out", tokenizer, format=format)
-    run(job, source, tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer, format=format)
+    run(job, source, small_tokenizer)
     cache = str(tmp_path / "cache")
     loaded = datasets.load_dataset(str(job.out), split="train", cache_dir=cache)
     assert [row.get("key") or row["json"]["key"] for row in loaded] == KEYS
     (job.out / "README.md").write_text("more of it")
-    run(job, source, tokenizer)
+    run(job, source, small_tokenizer)
     assert (job.out / "README.md").read_text() == "more of it"
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_optional_columns_are_loaded(tmp_path: Path, tokenizer: vartok.Tokenizer, format: str) -> None:
+def test_optional_columns_are_loaded(tmp_path: Path, small_tokenizer: vartok.Tokenizer, format: str) -> None:
     members = [("a.png", picture(0)), ("a.cls", b"3"), ("b.png", picture(1)), ("b.txt", b"two")]
     path = tar(tmp_path / "a.tar", members)
-    job = make_job(tmp_path / "out", tokenizer, format=format)
-    run(job, path, tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer, format=format)
+    run(job, path, small_tokenizer)
     a, b = TokenDataset(job.out)
     assert (a["label"], a["caption"]) == (3, "")
     assert (b["label"], b["caption"]) == (-1, "two")

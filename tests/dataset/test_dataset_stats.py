@@ -36,14 +36,14 @@ def test_values_of_another_type_are_refused() -> None:
 
 @pytest.mark.parametrize("torn", [b"", b"{}", b"[1]", b"\0" * 300, b'{"input": "sour', b"\xff"])
 def test_a_torn_stats_file_means_not_done(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes], torn: bytes
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, whole: dict[str, bytes], torn: bytes
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
-    run(job, source, tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
+    run(job, source, small_tokenizer)
     path = stats_path(job.out, (0, 1))
     path.write_bytes(torn)
     assert (0, 1) not in read_stats(job.out)
     assert list(broken_stats(job.out)) == [(0, 1)]
-    finished = [report.shard for report in run(job, source, tokenizer) if report.finished]
+    finished = [report.shard for report in run(job, source, small_tokenizer) if report.finished]
     assert finished == ["00000-0001"]
     assert contents(job.out) == whole

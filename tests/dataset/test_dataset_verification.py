@@ -44,9 +44,11 @@ def test_a_broken_description_is_refused(dataset: Path, tmp_path: Path, old: str
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_verify_finds_defects(tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, format: str) -> None:
-    job = make_job(tmp_path / "out", tokenizer, format=format)
-    run(job, source, tokenizer)
+def test_verify_finds_defects(
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, format: str
+) -> None:
+    job = make_job(tmp_path / "out", small_tokenizer, format=format)
+    run(job, source, small_tokenizer)
     path, stats = job.shard_path(shard_id(SHARDS[0])), job.out / "stats" / f"{SHARDS[0]}.json"
     data, mark, told = path.read_bytes(), stats.read_text(), (job.out / "dataset.json").read_text()
 

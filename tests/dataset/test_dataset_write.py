@@ -26,10 +26,10 @@ pytest_plugins = ["dataset_cases"]
 
 
 def test_a_run_writes_shards_stats_failures_and_a_description(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer
 ) -> None:
     out = tmp_path / "out"
-    steps = run(make_job(out, tokenizer), source, tokenizer)
+    steps = run(make_job(out, small_tokenizer), source, small_tokenizer)
     files = [f"{folder}/{name}" for folder in ("data", "stats") for name in SHARDS]
     assert {name.partition(".")[0] for name in names(out)} == {"README", "dataset", "failed", *files}
     finished = [step for step in steps if step.finished]
@@ -52,21 +52,21 @@ def test_a_run_writes_shards_stats_failures_and_a_description(
     assert failures[1]["key"] == str(source / "3.tar")
     assert failures[1]["cause"].startswith("is not a whole tar file")
     assert verify(out).problems == []
-    assert run(make_job(out, tokenizer), source, tokenizer) == []
+    assert run(make_job(out, small_tokenizer), source, small_tokenizer) == []
 
 
 def test_tokens_equal_those_of_encode_pictures(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
-    run(job, source, tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
+    run(job, source, small_tokenizer)
     found = [
         row
         for name in SHARDS[-2:]
         for row in read_shard("parquet", job.shard_path(shard_id(name)), job.encoding)
     ]
     files = [(n, f"{n}.png", source / f"{n}.png") for n in range(5)]
-    for row, (_, item) in zip(found, encode_pictures(tokenizer, files, job.fit), strict=True):
+    for row, (_, item) in zip(found, encode_pictures(small_tokenizer, files, job.fit), strict=True):
         assert not isinstance(item, VartokError)
         assert row.flatten().tolist() == item.flatten().tolist()
         assert (row.image.width, row.image.height) == (12, 9)
@@ -81,10 +81,10 @@ def leave_temporary_file(path: Path) -> None:
 
 
 def test_missing_files_are_made_again_with_the_same_bytes(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
-    run(make_job(out, tokenizer), source, tokenizer)
+    run(make_job(out, small_tokenizer), source, small_tokenizer)
     assert contents(out) == whole
     rng = random.Random(0)
     for _ in range(8):
@@ -92,39 +92,44 @@ def test_missing_files_are_made_again_with_the_same_bytes(
         for path in rng.sample(files, 4):
             leave_temporary_file(path)
             path.unlink()
-        run(make_job(out, tokenizer), source, tokenizer)
+        run(make_job(out, small_tokenizer), source, small_tokenizer)
         assert contents(out) == whole
 
 
 def test_stats_are_absent_while_a_shard_is_made_again(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a kill after the shard and before its stats would leave the old ones beside it."""
     monkeypatch.setattr("vartok.dataset.write.REPORT_INTERVAL", 0)
-    job = make_job(tmp_path / "out", tokenizer)
-    run(job, source, tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
+    run(job, source, small_tokenizer)
     shards = find_input_shards([str(source)], job.shard_size)
-    for step in run_here(job, plan_tasks(job, shards, retry_failed=True), tokenizer, batch_size=1, workers=1):
+    for step in run_here(
+        job, plan_tasks(job, shards, retry_failed=True), small_tokenizer, batch_size=1, workers=1
+    ):
         assert (job.out / "stats" / f"{step.shard}.json").exists() is step.finished
 
 
 def test_the_summary_can_be_written_during_a_run(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
 ) -> None:
-    job = make_job(tmp_path / "out", tokenizer)
+    job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    for step in run_here(job, plan_tasks(job, shards), tokenizer, batch_size=2, workers=2):
+    for step in run_here(job, plan_tasks(job, shards), small_tokenizer, batch_size=2, workers=2):
         assert write_summary(job, len(shards))["complete"] is (step.finished and step.shard == SHARDS[-1])
     assert contents(job.out) == whole
 
 
 @pytest.mark.parametrize("format", ["wds", "jsonl"])
 def test_all_formats_hold_the_same_rows(
-    tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer, format: str
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, format: str
 ) -> None:
-    one, two = make_job(tmp_path / "one", tokenizer), make_job(tmp_path / "two", tokenizer, format=format)
-    run(one, source, tokenizer)
-    run(two, source, tokenizer)
+    one, two = (
+        make_job(tmp_path / "one", small_tokenizer),
+        make_job(tmp_path / "two", small_tokenizer, format=format),
+    )
+    run(one, source, small_tokenizer)
+    run(two, source, small_tokenizer)
     for name in SHARDS:
         expected = [
             as_dict(row) for row in read_shard("parquet", one.shard_path(shard_id(name)), one.encoding)
@@ -135,17 +140,19 @@ def test_all_formats_hold_the_same_rows(
     assert verify(two.out).problems == []
 
 
-def test_tars_keep_no_pictures_by_default(tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer) -> None:
-    job = make_job(tmp_path / "out", tokenizer, format="wds")
-    run(job, source, tokenizer)
+def test_tars_keep_no_pictures_by_default(
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    job = make_job(tmp_path / "out", small_tokenizer, format="wds")
+    run(job, source, small_tokenizer)
     for name in SHARDS:
         with tarfile.open(job.shard_path(shard_id(name))) as archive:
             assert not [member for member in archive.getnames() if not member.endswith((".npy", ".json"))]
 
 
-def test_tars_can_keep_the_pictures(tmp_path: Path, source: Path, tokenizer: vartok.Tokenizer) -> None:
-    job = make_job(tmp_path / "out", tokenizer, format="wds", keep_pictures=True)
-    run(job, source, tokenizer)
+def test_tars_can_keep_the_pictures(tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    job = make_job(tmp_path / "out", small_tokenizer, format="wds", keep_pictures=True)
+    run(job, source, small_tokenizer)
     with tarfile.open(job.shard_path(shard_id(SHARDS[0]))) as archive:
         assert archive.getnames()[:3] == ["00.tokens.npy", "00.json", "00.png"]
         file = archive.extractfile("00.png")

@@ -171,11 +171,7 @@ def test_a_forgotten_column_can_be_named_later(small: Path, vartok: Vartok) -> N
 
     pictures = [Path(f"photos/{n}.png").read_bytes() for n in range(2)]
     pq.write_table(pa.table({"image": pictures, "thumb": pictures}), "t.parquet")
-<<<<<<< HEAD
     assert "--image-column" in vartok("dataset", "t.parquet", "-o", "out", code=1).stderr
-=======
-    assert "several columns may hold pictures" in vartok("dataset", "t.parquet", "-o", "out", code=1).stderr
->>>>>>> sources
     vartok("dataset", "t.parquet", "-o", "out", "--image-column", "image")
     assert verify(Path("out")).pictures == 2
 

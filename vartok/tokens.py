@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,14 +210,17 @@ class ImageTokens:
         for k, scale in enumerate(self.scales):
             if not isinstance(scale, np.ndarray) or scale.dtype.kind not in "iu" or scale.ndim != 2:
                 raise TokensError(f"scale {k} is not a 2-d array of integers")
-        check_token_schedule(self.schedule)
-        dtype = token_dtype(self.model.vocab_size)
-        scales = []
-        for k, scale in enumerate(self.scales):
-            _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
-            scales.append(np.array(scale, dtype=dtype, order="C"))
-            scales[-1].flags.writeable = False
-        object.__setattr__(self, "scales", tuple(scales))
+        schedule = _checked_schedule(self.schedule)
+        # One copy and one range check for all scales: this runs for every row of a data set.
+        flat = np.concatenate([scale.ravel() for scale in self.scales])
+        if flat.dtype.kind not in "iu":  # numpy makes floats of int64 beside uint64
+            raise TokensError("the scales have integer dtypes that no integer dtype holds")
+        if not 0 <= int(flat.min()) <= int(flat.max()) < self.model.vocab_size:
+            for k, scale in enumerate(self.scales):
+                _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
+        flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
+        flat.flags.writeable = False
+        object.__setattr__(self, "scales", _split(flat, schedule))
 
     def __repr__(self) -> str:
         grids = describe(self.schedule)
@@ -253,11 +257,7 @@ class ImageTokens:
         """
         if flat.shape != (token_count(schedule),):
             raise TokensError(f"tokens of shape {list(flat.shape)}, but {token_count(schedule)} cells")
-        ends = np.cumsum([h * w for h, w in schedule])
-        scales = np.split(flat, ends[:-1])
-        return cls(
-            tuple(scale.reshape(grid) for scale, grid in zip(scales, schedule, strict=True)), model, image
-        )
+        return cls(_split(flat, schedule), model, image)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a token file, whole or not at all; folders above it are made.
@@ -309,6 +309,18 @@ def check_token_schedule(value: object) -> Schedule:
     if token_count(schedule) > MAX_TOKENS:
         raise TokensError(f"a schedule of {token_count(schedule)} tokens: vartok takes up to {MAX_TOKENS}")
     return schedule
+
+
+_checked_schedule = functools.lru_cache(maxsize=64)(check_token_schedule)
+
+
+def _split(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:
+    """Return [L] tokens as views [h_k, w_k], one a scale."""
+    scales, start = [], 0
+    for h, w in schedule:
+        scales.append(flat[start : start + h * w].reshape(h, w))
+        start += h * w
+    return tuple(scales)
 
 
 def _check_range(low: int, high: int, vocab_size: int, where: str = "") -> None:

@@ -133,7 +133,7 @@ def test_atlas_shows_every_code_once(vartok: Vartok, here: Path) -> None:
 def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
     (here / "atlas.png").write_bytes(b"mine")
     result = vartok("inspect-codebook", "--atlas", "atlas.png", code=1)
-    assert "atlas.png exists: use --force" in result.stderr
+    assert "atlas.png exists: set --force" in result.stderr
     assert (here / "atlas.png").read_bytes() == b"mine"
     tokenizer(here / "small.safetensors", SMALL)
     vartok("inspect-codebook", "-w", "small.safetensors", "--atlas", "atlas.png", "--force")

@@ -31,7 +31,7 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
     vartok("encode", good, "-o", "good.npz")
     shorter = [*QUICK, "-o", "out", "-f"]
     assert vartok("encode", bad, code=1).stderr == f"vartok: {bad}: not a picture that vartok can read\n"
-    assert vartok("encode", "gone.png", code=1).stderr == "vartok: gone.png: no such file\n"
+    assert vartok("encode", "gone.png", code=1).stderr == "vartok: gone.png: no such file or folder\n"
     both = vartok("encode", bad, good, *shorter, code=3).stderr.splitlines()
     assert both[0] == f"vartok: {bad}: not a picture that vartok can read"
     assert re.fullmatch(r"vartok: encoded 1, 1 failed in [\d.]+ s", both[1])

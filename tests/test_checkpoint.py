@@ -34,7 +34,7 @@ from vartok.checkpoints import (
     shipped_checkpoint,
     write_checkpoint,
 )
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig, VarConfig
 from vartok.errors import CheckpointError
 from vartok.schedule import VAR_256, square
 from vartok.train import read_settings
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 TEN = dataclasses.replace(SMALL, patch_nums=VAR_256)
 """What shapes alone tell: ten scales."""
 
-LIGHT = TokenizerConfig(autoencoder="light", vocab_size=64, z_channels=8)
+LIGHT = TokenizerConfig(autoencoder=LightConfig(), vocab_size=64, z_channels=8)
 
 
 def same(found: Any, wanted: dict[str, Tensor]) -> bool:
@@ -171,7 +171,12 @@ ASSUMED = {
 
 
 @pytest.mark.parametrize(
-    "kind", [TEN, LIGHT, dataclasses.replace(TEN, ch_mult=(1, 1, 2, 4), num_res_blocks=2)]
+    "kind",
+    [
+        TEN,
+        LIGHT,
+        dataclasses.replace(TEN, autoencoder=VarConfig(ch=32, ch_mult=(1, 1, 2, 4), num_res_blocks=2)),
+    ],
 )
 @pytest.mark.parametrize("share", [0, 1, 2, 4, 7])
 def test_shapes_tell_the_configuration(tmp_path: Path, kind: TokenizerConfig, share: int) -> None:
@@ -363,7 +368,7 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
     (changed(**{"encoder.conv_in.weight": torch.ones(0, 3, 3, 3)}), "ch is a whole number from 1"),
     (
         {name: t for name, t in draw(TEN).items() if not name.startswith("encoder.down.0")},
-        "num_res_blocks is a whole number from 1 to 16, not 0",
+        "num_res_blocks is a whole number from 1 to 64, not 0",
     ),
     (
         {**{name: t for name, t in draw(TEN).items() if name != CODEBOOK}, "quantize.basis": torch.ones(8)},
@@ -523,7 +528,7 @@ def test_damaged_bytes_are_a_checkpoint_or_refused(kind: str, data: st.DataObjec
         ),
     )
 )
-@example({"ch": 1 << 14, "ch_mult": [1 << 14] * 8, "num_res_blocks": 16})
+@example({"ch": 1 << 14, "ch_mult": [1 << 14] * 8, "num_res_blocks": 64})
 @example({"z_channels": 1 << 14, "vocab_size": 1 << 24})
 def test_any_configuration_is_a_checkpoint_or_refused(values: dict[str, Any]) -> None:
     metadata = {"format": "vartok.checkpoint", "version": "1", "config": json.dumps(values)}

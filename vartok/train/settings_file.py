@@ -105,7 +105,7 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
     try:
         model = TokenizerConfig.from_json(json.dumps(_table(values, "model"), default=str))
     except ConfigError as error:
-        raise ConfigError(f"[model] {error}") from None
+        raise ConfigError(f"[model] {error}", hint=error.hint) from None
     for name, part in TABLES.items():
         given[name] = _parse_table(part, name, _table(values, name))
     return TrainSettings(model=model, **given)

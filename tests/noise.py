@@ -9,7 +9,7 @@ from torch import Tensor
 
 import vartok
 from vartok.checkpoints import CODEBOOK, FORMAT, HITS, VERSION
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.models.vqvae import VQVAE
 
 torch.set_num_threads(1)  # with two, a busy machine takes ten times as long over small tensors
@@ -18,7 +18,10 @@ DATA = Path(__file__).parent / "data" / "parity"
 COFFEE = Path(__file__).parent.parent / "examples" / "coffee.png"
 
 SMALL = TokenizerConfig(
-    vocab_size=64, z_channels=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_nums=((1, 1), (2, 2), (4, 4))
+    vocab_size=64,
+    z_channels=8,
+    patch_nums=((1, 1), (2, 2), (4, 4)),
+    autoencoder=VarConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1),
 )
 """The smallest that has every kind of tensor."""
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
-    CheckpointError,
     DeviceError,
     ImageError,
     ScheduleError,
@@ -81,10 +80,7 @@ def load(
         raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
     path = find_checkpoint(weights)
-    try:
-        checkpoint = read_checkpoint(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    checkpoint = read_checkpoint(path)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
     return Tokenizer(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vartok
 from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.images import to_tensor
 from vartok.models import cpu
 from vartok.models.cpu import PackedConv2d, optimize_for_cpu
@@ -33,7 +33,7 @@ def plain(request: pytest.FixtureRequest) -> tuple[VQVAE, TokenizerConfig]:
     if request.param == "light":
         checkpoint = read_checkpoint(shipped_checkpoint())
         return build_model(checkpoint).requires_grad_(False), checkpoint.config
-    config = TokenizerConfig(ch=32)
+    config = TokenizerConfig(autoencoder=VarConfig(ch=32))
     model = VQVAE(config).requires_grad_(False)
     model.load_state_dict(draw(config))
     return model, config

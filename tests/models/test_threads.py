@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from noise import save
 
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 
 CODE = """
 import hashlib, sys, torch
@@ -36,10 +36,10 @@ def run(threads: int, *weights: str | Path, **environment: str) -> list[list[str
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
     """The shipped checkpoint, one of VAR's architecture, and one of few codes."""
     folder = tmp_path_factory.mktemp("threads")
-    few = TokenizerConfig(ch=32, vocab_size=7, z_channels=8)
+    few = TokenizerConfig(autoencoder=VarConfig(ch=32), vocab_size=7, z_channels=8)
     return (
         "shipped",
-        save(folder / "var.safetensors", TokenizerConfig(ch=32)),
+        save(folder / "var.safetensors", TokenizerConfig(autoencoder=VarConfig(ch=32))),
         save(folder / "few.safetensors", few),
     )
 

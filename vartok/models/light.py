@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vartok.config import LIGHT_PATCH, TokenizerConfig
+from vartok.config import LightConfig
 
 CELL = 4
 """Pixels a side of one cell of the networks' finest maps: they never work at full resolution."""
@@ -33,7 +33,7 @@ class Block(nn.Module):
 class EncoderNet(nn.Module):
     """What the latent needs beyond the linear transform; zero until trained."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = config.widths
         blocks = [
@@ -45,7 +45,7 @@ class EncoderNet(nn.Module):
         self.eighth = nn.Sequential(*blocks[1])
         self.down2 = nn.Conv2d(eighth, sixteenth, 2, stride=2)
         self.sixteenth = nn.Sequential(*blocks[2])
-        self.out = _zeroed(nn.Conv2d(sixteenth, config.z_channels, 3, padding=1))
+        self.out = _zeroed(nn.Conv2d(sixteenth, z_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, z, H/16, W/16]."""
@@ -58,14 +58,14 @@ class EncoderNet(nn.Module):
 class DecoderNet(nn.Module):
     """What the picture needs beyond the linear transform; zero until trained."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = config.widths
         blocks = [
             [Block(width) for _ in range(n + 1)]
             for width, n in zip(config.widths, config.depths, strict=True)
         ]
-        self.stem = nn.Conv2d(config.z_channels, sixteenth, 3, padding=1)
+        self.stem = nn.Conv2d(z_channels, sixteenth, 3, padding=1)
         self.sixteenth = nn.Sequential(*blocks[2])
         self.up1 = nn.Conv2d(sixteenth, 4 * eighth, 1)
         self.eighth = nn.Sequential(*blocks[1])
@@ -85,10 +85,10 @@ class DecoderNet(nn.Module):
 class Encoder(nn.Module):
     """Patches to their coefficients, one convolution whose stride is its kernel; plus the network."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(3, config.z_channels, LIGHT_PATCH, stride=LIGHT_PATCH)
-        self.net = EncoderNet(config) if config.widths else None
+        self.linear = nn.Conv2d(3, z_channels, config.patch, stride=config.patch)
+        self.net = EncoderNet(config, z_channels) if config.widths else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, z, H/16, W/16]."""
@@ -99,14 +99,15 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Coefficients to patches, laid side by side; plus the network."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(config.z_channels, 3 * LIGHT_PATCH**2, 1)
-        self.net = DecoderNet(config) if config.widths else None
+        self.patch = config.patch
+        self.linear = nn.Conv2d(z_channels, 3 * config.patch**2, 1)
+        self.net = DecoderNet(config, z_channels) if config.widths else None
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z, h, w] -> [B, 3, 16 h, 16 w], not clamped."""
-        x = F.pixel_shuffle(self.linear(z), LIGHT_PATCH)
+        x = F.pixel_shuffle(self.linear(z), self.patch)
         return x if self.net is None else x + self.net(z, x)
 
 

@@ -29,7 +29,7 @@ from vartok.schedule import Schedule
 
 
 class NextScale(nn.Module):
-    """Logits of every scale's tokens from the coarser scales; L tokens a picture, of V codes.
+    """A transformer that predicts every scale's tokens from the coarser scales; L tokens of V codes.
 
     Args:
         schedule: the (h, w) grid of every scale.
@@ -65,7 +65,7 @@ class NextScale(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocab_size))
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Var inputs [B, L - h_0 w_0, C] and labels [B], -1 where there is none -> logits [B, L, V]."""
+        """Compute logits [B, L, V] from inputs [B, L - h_0 w_0, C] and labels [B], -1 where unknown."""
         start = self.start(labels + 1)[:, None].expand(-1, self.first, -1)
         x = torch.cat([start, self.lift(inputs)], dim=1) + self.position.weight + self.level(self.scale)
         for block in self.blocks:
@@ -75,7 +75,7 @@ class NextScale(nn.Module):
 
 
 def endless(dataset: TokenDataset, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Batches of one epoch after another, each in an order of its own."""
+    """Yield batches of one epoch after another, each in an order of its own."""
     if not len(dataset):
         raise ValueError("the data set has no pictures")
     for epoch in itertools.count():
@@ -96,7 +96,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
 ) -> list[float]:
-    """Train on what `vartok dataset` made; the loss of every step, in nats per token."""
+    """Train on a data set of tokens, and return the loss of every step, in nats per token."""
     torch.manual_seed(seed)
     tokenizer = vartok.load(weights, device=device)
     config = tokenizer.config
@@ -122,11 +122,11 @@ def train(
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Parse the command line, and train."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", metavar="OUT", help="what `vartok dataset` made")
+    parser.add_argument("folder", metavar="OUT", help="a data set that `vartok dataset` made")
     parser.add_argument("--weights", help="the checkpoint it was made with; the shipped one if left out")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)

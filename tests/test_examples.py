@@ -1,4 +1,4 @@
-"""The examples: that they run, and do what they say."""
+"""The examples run, and do what they say."""
 
 import importlib.util
 import math
@@ -55,7 +55,7 @@ def data(tmp_path: Path, weights: Path, vartok: Vartok) -> Path:
 
 
 def least_loss(folder: Path) -> float:
-    """What who knows the data by heart, and sees the coarser scales alone, still loses; nats per token."""
+    """Return the least loss, in nats per token, of a model that sees the coarser scales alone."""
     dataset = TokenDataset(folder)
     rows = [row["tokens"].tolist() for row in dataset]
     total, first = 0.0, 0

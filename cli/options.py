@@ -61,7 +61,7 @@ WeightsOption = Annotated[
         "-w",
         envvar="VARTOK_WEIGHTS",
         metavar="WEIGHTS",
-        help="Checkpoint: a file, the folder of a run, a name, hf://...; default: `shipped`, vartok's own.",
+        help="Checkpoint: a file or the folder of a training run; default: `shipped`, vartok's own.",
     ),
 ]
 DeviceOption = Annotated[

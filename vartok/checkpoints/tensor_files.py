@@ -19,7 +19,7 @@ CODEBOOK = "quantize.embedding.weight"
 MAX_TENSORS = 100_000
 """Largest number of tensors in a file."""
 
-MAX_ENTRIES = 1_000_000
+MAX_ENTRIES = 300_000
 """Largest number of entries in the dicts of a PyTorch file, also counted again where dicts are shared."""
 
 MAX_DEPTH = 8

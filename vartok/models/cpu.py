@@ -1,4 +1,4 @@
-"""The networks arranged for inference on a CPU: the same sums of products with less memory traffic.
+"""The networks optimized for inference on a CPU: the same sums of products with less memory traffic.
 
 `optimize_for_cpu` replaces the modules of a loaded model, whose plain form is in `layers`, `light` and
 `quantizer`:
@@ -12,8 +12,10 @@
   one convolution, with the identity's share added to its weights.
 
 Every output equals the plain modules' up to rounding. The latent and the tokens do not depend on the batch
-or on torch's number of threads, bit for bit: `GroupNorm` and `PaddedLookup` sum in an order of their own, and
-1x1 convolutions never run by a kernel that is chosen by the number of threads.
+or on torch's number of threads, bit for bit: `GroupNorm` and `PaddedLookup` sum in a fixed order, and no
+1x1 convolution uses a kernel that torch chooses by the number of threads. Decoded images may differ between
+numbers of threads in the last bits of float32 (`_Upsample2x`), so that a pixel may differ by one level of 8
+bits where its value lies between two.
 """
 
 from __future__ import annotations

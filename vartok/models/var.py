@@ -13,7 +13,7 @@ from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2
 
 
 class Mid(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class Mid(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where `attend`.
+    """Residual blocks of one resolution, each followed by attention if `attend` is true.
 
-    The encoder gives it a `downsample`, the decoder an `upsample`, to run after the blocks.
+    The encoder sets `downsample` and the decoder sets `upsample`, which runs after the blocks.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attend: bool) -> None:
@@ -42,7 +42,7 @@ class Level(nn.Module):
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in, h, w] -> [B, out, h, w], h and w halved or doubled by what runs last."""
+        """[B, in, h, w] -> [B, out, h, w]; h and w are halved by `downsample` or doubled by `upsample`."""
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -52,7 +52,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the latent, before quant_conv."""
+    """Encoder: pixels to the latent before quant_conv."""
 
     def __init__(self, config: VarConfig, z_channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The latent, after post_quant_conv, to pixels."""
+    """Decoder: the output of post_quant_conv to pixels."""
 
     def __init__(self, config: VarConfig, z_channels: int) -> None:
         super().__init__()

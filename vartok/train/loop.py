@@ -17,6 +17,7 @@ from vartok.errors import OutputError, TrainError
 from vartok.files import os_error_reason, write_bytes
 from vartok.images import to_tensor
 from vartok.metrics import load_lpips
+from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
 from vartok.optional import require
 from vartok.parallel import is_out_of_memory, map_ordered
@@ -134,6 +135,8 @@ def _train(
 
     torch.manual_seed(settings.run.seed)
     model = VQVAE(settings.model).to(processes.device)
+    if processes.device.type == "cpu":
+        model.quantize.lookup_class = PaddedLookup  # torch's own argmin takes ten times as long there
     anchor: nn.Module
     origin = None
     saved = read_state(run) if resume else None

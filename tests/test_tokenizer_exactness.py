@@ -16,14 +16,14 @@ from torch import Tensor
 
 import vartok
 from vartok import tokenizer as tokenizer_module
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import (
     ImageError,
 )
 from vartok.images import to_tensor
 from vartok.models.quantizer import MultiScaleQuantizer
 
-VAR_32 = TokenizerConfig(ch=32)
+VAR_32 = TokenizerConfig(autoencoder=VarConfig(ch=32))
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def recognize_config(
     if scales not in (None, len(schedules.VAR_256)) and "patch_nums" not in overrides:
         raise CheckpointError(
             f"has {scales} scales but not their sizes (patch_nums)",
-            hint='convert it with `config` {"patch_nums": [...]}',
+            hint='vartok convert takes them in its config: {"patch_nums": [1, 2, 4]}',
         )
     notes.append(f"its schedule (patch_nums): assumed {schedules.describe(schedules.VAR_256)}")
     assumed = tuple(note for note in notes if not any(f"({key})" in note for key in overrides))

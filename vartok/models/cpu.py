@@ -20,11 +20,12 @@ bits where its value lies between two.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,8 +44,6 @@ MAX_MATRIX = 1 << 18
 STRIPS = 32
 """Partial sums per channel in a group norm: more are more exact, and slower where they leave the cache."""
 
-STATISTICS_BLOCK = 1 << 20
-"""Values whose squares a group norm sums at once: 4 MiB of temporary memory."""
 
 PARALLEL_GRAIN = 1 << 15
 """Values of the smallest part that torch gives to a thread in an elementwise operation."""
@@ -246,21 +245,28 @@ class GroupNorm(nn.Module):
         H, W, C = picture.shape
         groups = self._norm.num_groups
         strips = math.gcd(H * W, STRIPS)
-        rows = picture.reshape(-1, strips * C)
-        count = H * W * C // groups
-        mean = rows.sum(0).view(strips, groups, -1).sum((0, 2)).div_(count)
-        center = mean.view(1, groups, 1).expand(strips, groups, C // groups).reshape(-1)
-        block = max(1, STATISTICS_BLOCK // (strips * C))
-        buffer = rows.new_empty(min(block, len(rows)), strips * C)
-        # mse_loss without reduction: the squared differences by one operation
-        squares = [
-            torch.ops.aten.mse_loss.out(part, center, 0, out=buffer[: len(part)]).sum(0)
-            for part in rows.split(block)
-        ]
-        total = squares[0] if len(squares) == 1 else torch.stack(squares).sum(0)
-        variance = total.view(strips, groups, -1).sum((0, 2)).div_(count)
-        scale = self._norm.weight.view(groups, -1) * (variance + self._norm.eps).rsqrt_()[:, None]
-        return scale.flatten(), self._norm.bias - (mean[:, None] * scale).flatten()
+        columns = picture.reshape(1, -1, 1, strips * C).permute(0, 3, 1, 2)
+        with one_thread():  # several would each sum a part of the rows
+            statistics = torch.batch_norm_update_stats(columns, None, None, 0)
+        mean, variance = (part.view(strips, groups, -1) for part in statistics)
+        center = mean.mean((0, 2), keepdim=True)
+        spread = (variance + (mean - center).square_()).mean((0, 2), keepdim=True)
+        scale = self._norm.weight.view(1, groups, -1) * (spread + self._norm.eps).rsqrt_()
+        return scale.flatten(), self._norm.bias - (center * scale).flatten()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one of its threads."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def silu_(x: Tensor) -> Tensor:

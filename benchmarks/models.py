@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vartok
 from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def plain_decode(model: VQVAE, maps: Sequence[Tensor], schedule: Schedule) -> Te
 
 def var(ch: int, batches: Sequence[int], rounds: int) -> None:
     """VAR's architecture, of random weights: vartok in float32 and bfloat16 beside the plain forward."""
-    config = TokenizerConfig(ch=ch)
+    config = TokenizerConfig(autoencoder=VarConfig(ch=ch))
     plain = VQVAE(config).requires_grad_(False)
     plain.quantize.embedding.weight.normal_(0, 0.5)
     fast = {

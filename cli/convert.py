@@ -66,23 +66,17 @@ def convert(
     try:
         found = checkpoints.file_sha256(path)
         if sha256 and found != sha256.lower():
-            raise CheckpointError(f"has sha256 {found}, not {sha256}")
+            raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {sha256}")
         checkpoint = checkpoints.read_checkpoint(path, overrides)
     except OSError as error:
-        raise CheckpointError(f"{printable(source)}: {os_error_reason(error)}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{printable(source)}: {error}", hint=error.hint) from None
+        raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
     published = found == checkpoints.PUBLISHED_SHA256
     if published:
         checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
-    except OSError as error:
-        raise OutputError(f"cannot write {printable(output)}: {os_error_reason(error)}") from None
+    checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
     summary = _summary(checkpoint) | {"published": published, "sha256": found, "output": str(output)}
     if as_json:
         print(json.dumps(summary))

@@ -1,4 +1,4 @@
-"""Checkpoints of noise, drawn from a seed: what the parity cases were computed with, and stand-ins."""
+"""Checkpoints of random weights, drawn from a seed: those of the parity cases, and others for tests."""
 
 from pathlib import Path
 
@@ -9,22 +9,23 @@ from torch import Tensor
 
 import vartok
 from vartok.checkpoints import CODEBOOK, FORMAT, HITS, VERSION
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.models.vqvae import VQVAE
-
-torch.set_num_threads(1)  # with two, a busy machine takes ten times as long over small tensors
 
 DATA = Path(__file__).parent / "data" / "parity"
 COFFEE = Path(__file__).parent.parent / "examples" / "coffee.png"
 
 SMALL = TokenizerConfig(
-    vocab_size=64, z_channels=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, patch_nums=((1, 1), (2, 2), (4, 4))
+    vocab_size=64,
+    z_channels=8,
+    patch_nums=((1, 1), (2, 2), (4, 4)),
+    autoencoder=VarConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1),
 )
-"""The smallest that has every kind of tensor."""
+"""The smallest configuration that has every kind of tensor."""
 
 
 def shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the model, without making any."""
+    """Return the shape of every tensor of the model, without allocating any."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in VQVAE(config).state_dict().items()}
 
@@ -32,7 +33,7 @@ def shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
 def draw(
     config: TokenizerConfig, seed: int = 0, codebook_std: float = 0.4, gain: float = 1.4
 ) -> dict[str, Tensor]:
-    """A state dict whose activations and residuals stay of order 1, so that many codes are used."""
+    """Return a state dict whose activations and residuals stay of order 1, so that many codes are used."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in sorted(shapes(config).items()):
@@ -51,7 +52,7 @@ def draw(
 
 
 def save(path: Path, config: TokenizerConfig, tensors: dict[str, Tensor] | None = None) -> Path:
-    """Write a checkpoint in vartok's format, of noise unless `tensors` are given."""
+    """Write a checkpoint in vartok's format, of random weights unless `tensors` are given."""
     metadata = {"format": FORMAT, "version": VERSION, "name": path.stem, "config": config.to_json()}
     save_file(draw(config) if tensors is None else tensors, path, metadata)
     return path
@@ -64,5 +65,5 @@ def bare(path: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def tokenizer(path: Path, config: TokenizerConfig, seed: int = 0, dtype: str = "float32") -> vartok.Tokenizer:
-    """Write a checkpoint of noise, and load it on the CPU."""
+    """Write a checkpoint of random weights, and load it on the CPU."""
     return vartok.load(save(path, config, draw(config, seed)), device="cpu", dtype=dtype)

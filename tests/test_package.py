@@ -27,9 +27,9 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "schedule"],
+    ["files", "optional", "schedule"],
     ["config", "codebook", "images", "tokens"],
-    ["token_files", "sources", "models.layers"],
+    ["token_files", "sources", "inputs", "models.layers"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],

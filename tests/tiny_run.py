@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig
 from vartok.models.quantizer import MultiScaleQuantizer
 from vartok.schedule import square
 from vartok.train import TrainSettings, parse_settings, train
@@ -86,7 +86,7 @@ def go(settings: TrainSettings, sources: Path | Sequence[Path], run: Path, **opt
     return told
 
 
-LIGHT = TokenizerConfig(autoencoder="light", vocab_size=64, z_channels=8, patch_nums=square(1, 2, 4))
+LIGHT = TokenizerConfig(autoencoder=LightConfig(), vocab_size=64, z_channels=8, patch_nums=square(1, 2, 4))
 
 
 def crops(tiles: Path, count: int = 16) -> NDArray[np.uint8]:

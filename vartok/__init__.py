@@ -35,6 +35,7 @@ from vartok.errors import (
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
+    from vartok.evaluation.files import evaluate_files
     from vartok.operations.decode import decode_file, decode_files
     from vartok.operations.encode import encode_file, encode_files
     from vartok.operations.outputs import FileResult
@@ -68,6 +69,7 @@ __all__ = [
     "decode_files",
     "encode_file",
     "encode_files",
+    "evaluate_files",
     "load",
     "load_tokens",
     "read_tokens",
@@ -81,6 +83,7 @@ _HOMES = {
     "decode_files": "operations.decode",
     "encode_file": "operations.encode",
     "encode_files": "operations.encode",
+    "evaluate_files": "evaluation.files",
     "load": "tokenizer",
     "ImageTokens": "tokens",
     "TokenMaps": "tokens",

@@ -1,4 +1,8 @@
-"""The configuration of a tokenizer, as checkpoints carry it."""
+"""The configuration of a tokenizer, which a checkpoint carries as JSON under VAR's argument names.
+
+`AUTOENCODERS` lists the autoencoders. Each has a dataclass here with the arguments that only it has, and a
+module of networks in `vartok.models`.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +11,127 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 from vartok import schedule as schedules
 from vartok.errors import ConfigError, ScheduleError, quoted
 from vartok.schedule import VAR_256, Schedule
 
-LIGHT_PATCH = 16
-"""Side of the patches that the `light` autoencoder transforms, in pixels."""
+MAX_CHANNELS = 1 << 14
+"""Largest number of channels of a layer."""
+
+MAX_BLOCKS = 64
+"""Largest number of residual blocks of a level."""
+
+MAX_LEVELS = 8
+"""Largest number of resolutions of an autoencoder."""
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{name} is a whole number from {low} to {high}, not {quoted(value)}")
+
+
+def _checked_ints(name: str, values: object, high: int) -> tuple[int, ...]:
+    """Return a list of at most `MAX_LEVELS` whole numbers from 1 to `high` as a tuple."""
+    if not isinstance(values, (list, tuple)) or len(values) > MAX_LEVELS:
+        raise ConfigError(f"{name} is a list of at most {MAX_LEVELS} whole numbers, not {quoted(values)}")
+    for value in values:
+        _check_int(name, value, 1, high)
+    return tuple(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarConfig:
+    """Arguments of VAR's convolutional autoencoder; the defaults are the published checkpoint's.
+
+    Attributes:
+        ch: base number of channels.
+        ch_mult: multiple of `ch` at each level; every level after the first halves the resolution.
+        num_res_blocks: residual blocks of a level in the encoder, 1 to 64; the decoder has one more.
+
+    Raises:
+        ConfigError: a value is of another type or out of its range, or the channels of a level are not a
+            multiple of 32.
+    """
+
+    name: ClassVar[str] = "var"
+
+    ch: int = 160
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _check_int("ch", self.ch, 1, MAX_CHANNELS)
+        object.__setattr__(self, "ch_mult", _checked_ints("ch_mult", self.ch_mult, MAX_CHANNELS))
+        _check_int("num_res_blocks", self.num_res_blocks, 1, MAX_BLOCKS)
+        if not self.ch_mult:
+            raise ConfigError("ch_mult is empty")
+        if any((self.ch * multiple) % 32 for multiple in self.ch_mult):
+            raise ConfigError(f"ch = {self.ch}: the channels of every level must be a multiple of 32")
+
+    @property
+    def downsample(self) -> int:
+        """Side of a latent cell, in pixels."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightConfig:
+    """Arguments of the `light` autoencoder: a linear transform of patches, plus a residual network.
+
+    Attributes:
+        widths: channels of the network at 1/4, 1/8 and 1/16 of the resolution; empty: no network.
+        depths: residual blocks there in the encoder, 1 to 64; the decoder has one more at each.
+
+    Raises:
+        ConfigError: a value is of another type or out of its range, or one of the two has another length.
+    """
+
+    name: ClassVar[str] = "light"
+    patch: ClassVar[int] = 16
+    """Side of the patches, in pixels."""
+
+    widths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        object.__setattr__(self, "widths", _checked_ints("widths", self.widths, MAX_CHANNELS))
+        object.__setattr__(self, "depths", _checked_ints("depths", self.depths, MAX_BLOCKS))
+        if len(self.widths) != len(self.depths) or len(self.widths) not in (0, 3):
+            raise ConfigError("widths and depths are three numbers each, at 1/4, 1/8, 1/16, or none")
+
+    @property
+    def downsample(self) -> int:
+        """Side of a latent cell, in pixels."""
+        return self.patch
+
+
+AutoencoderConfig: TypeAlias = VarConfig | LightConfig
+
+AUTOENCODERS: dict[str, type[AutoencoderConfig]] = {kind.name: kind for kind in (VarConfig, LightConfig)}
+"""The dataclass of each autoencoder, by the name that the JSON has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """What a checkpoint's tensors are shaped by, under VAR's own argument names.
+    """Everything that determines the shapes of a tokenizer's tensors, under VAR's argument names.
+
+    The defaults are those of VAR's published checkpoint.
 
     Attributes:
-        vocab_size: V, codes in the codebook.
-        z_channels: C, channels of the latent and of a code.
-        using_znorm: look codes up by cosine instead of Euclidean distance.
-        quant_resi: r in phi(h) = (1 - r) h + r conv(h); 0: phi is the identity and has no tensors.
-        share_quant_resi: how many phis the scales share; 0: one for each scale.
-        patch_nums: the checkpoint's own schedule, the last grid that of its latent.
-        autoencoder: "var", VAR's convolutional one, or "light", a linear transform of 16x16 patches
-            and a small network that adds to it.
-        ch: channels of the first level (var).
-        ch_mult: multiple of `ch` at each level; each further level halves the resolution (var).
-        num_res_blocks: residual blocks a level in the encoder; the decoder has one more (var).
-        widths: channels of the network at 1/4, 1/8, 1/16 of the picture; empty: linear alone (light).
-        depths: its residual blocks there in the encoder; the decoder has one more at each (light).
+        vocab_size: V, the number of codes in the codebook.
+        z_channels: C, the number of channels of the latent and of a code.
+        using_znorm: look codes up by cosine similarity instead of Euclidean distance.
+        quant_resi: r in phi(h) = (1 - r) h + r conv(h). With 0, phi is the identity and has no tensors.
+        share_quant_resi: number of phis that all scales share. With 0, every scale has a phi of its own.
+        patch_nums: the schedule that the checkpoint was trained with; its last grid is that of the latent.
+        autoencoder: arguments of the encoder and the decoder; its type says which autoencoder it is.
 
     Raises:
-        ConfigError: a value that no model can have.
+        ConfigError: a value is of another type or out of its range.
     """
 
     vocab_size: int = 4096
@@ -46,94 +140,88 @@ class TokenizerConfig:
     quant_resi: float = 0.5
     share_quant_resi: int = 4
     patch_nums: Schedule = VAR_256
-    autoencoder: str = "var"
-    ch: int = 160
-    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
-    num_res_blocks: int = 2
-    widths: tuple[int, ...] = ()
-    depths: tuple[int, ...] = ()
+    autoencoder: AutoencoderConfig = VarConfig()
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _check("vocab_size", self.vocab_size, 1, 1 << 24)
-        _check("z_channels", self.z_channels, 1, 1 << 14)
-        _check("share_quant_resi", self.share_quant_resi, 0, schedules.MAX_SCALES)
-        _check("ch", self.ch, 1, 1 << 14)
-        _check("num_res_blocks", self.num_res_blocks, 1, 16)
+        _check_int("vocab_size", self.vocab_size, 1, 1 << 24)
+        _check_int("z_channels", self.z_channels, 1, MAX_CHANNELS)
+        _check_int("share_quant_resi", self.share_quant_resi, 0, schedules.MAX_SCALES)
         if not isinstance(self.using_znorm, bool):
             raise ConfigError(f"using_znorm is true or false, not {quoted(self.using_znorm)}")
         if type(self.quant_resi) not in (int, float) or not abs(self.quant_resi) <= 1e3:
-            raise ConfigError(f"quant_resi is a number, not {quoted(self.quant_resi)}")
-        for name in ("ch_mult", "widths", "depths"):
-            values = getattr(self, name)
-            if not isinstance(values, (list, tuple)) or len(values) > 8:
-                raise ConfigError(f"{name} is a list of at most 8 whole numbers, not {quoted(values)}")
-            for value in values:
-                _check(name, value, 1, 1 << 14)
-            object.__setattr__(self, name, tuple(values))
+            raise ConfigError(f"quant_resi is a number from -1000 to 1000, not {quoted(self.quant_resi)}")
         try:
             object.__setattr__(self, "patch_nums", schedules.check_schedule(self.patch_nums))
         except ScheduleError as error:
             raise ConfigError(f"patch_nums: {error}") from None
-        if self.autoencoder == "var":
-            if not self.ch_mult:
-                raise ConfigError("ch_mult is empty")
-            if any((self.ch * multiple) % 32 for multiple in self.ch_mult):
-                raise ConfigError(f"ch = {self.ch}: every level's channels must be a multiple of 32")
-        elif self.autoencoder != "light":
-            raise ConfigError(f'autoencoder is "var" or "light", not {quoted(self.autoencoder)}')
-        elif len(self.widths) != len(self.depths) or len(self.widths) not in (0, 3):
-            raise ConfigError("widths and depths are three numbers each, at 1/4, 1/8, 1/16, or none")
+        if not isinstance(self.autoencoder, VarConfig | LightConfig):
+            raise ConfigError(f"autoencoder is a VarConfig or a LightConfig, not {quoted(self.autoencoder)}")
 
     @property
     def downsample(self) -> int:
-        """Pixels a side of one latent cell."""
-        return LIGHT_PATCH if self.autoencoder == "light" else 2 ** (len(self.ch_mult) - 1)
+        """Side of a latent cell, in pixels."""
+        return self.autoencoder.downsample
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the picture that `patch_nums` is for, in pixels."""
+        """Height and width of the images that `patch_nums` is made for, in pixels."""
         height, width = self.patch_nums[-1]
         return height * self.downsample, width * self.downsample
 
     @property
     def phi_count(self) -> int:
-        """How many phis the quantizer has; 0 where phi is the identity."""
-        if abs(self.quant_resi) <= 1e-6:
+        """Number of phis of the quantizer; 0 where phi is the identity."""
+        if abs(self.quant_resi) <= 1e-6:  # VAR's threshold
             return 0
         return self.share_quant_resi or len(self.patch_nums)
 
     def to_json(self) -> str:
-        """The configuration as a JSON object, without what its autoencoder does not use."""
-        unused = ("ch", "ch_mult", "num_res_blocks") if self.autoencoder == "light" else ("widths", "depths")
-        values = {key: value for key, value in dataclasses.asdict(self).items() if key not in unused}
+        """Return the configuration as one flat JSON object, as VAR's constructor takes it.
+
+        "autoencoder" is the autoencoder's name, and its arguments stand beside the others.
+        """
+        values: dict[str, Any] = {name: getattr(self, name) for name in SHARED_KEYS}
         values["patch_nums"] = schedules.to_json(self.patch_nums)
-        return json.dumps(values)
+        values["autoencoder"] = self.autoencoder.name
+        return json.dumps(values | dataclasses.asdict(self.autoencoder))
 
     @classmethod
     def from_json(cls, text: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> TokenizerConfig:
-        """Read what `to_json` wrote; keys left out take the published VAR checkpoint's values.
+        """Parse the JSON that `to_json` writes. A key that is left out has the default of its field.
 
         Args:
             text: a JSON object.
-            overrides: values that replace its own.
+            overrides: values that replace those of the text, by their keys in the JSON.
 
         Raises:
-            ConfigError: not a JSON object, an unknown key, or a value that no model can have.
+            ConfigError: the text is no JSON object, a key is unknown, or a value is of another type or out
+                of its range.
         """
         try:
-            values = json.loads(text)
+            parsed = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"the configuration is not JSON: {error}") from None
-        if not isinstance(values, dict):
+        if not isinstance(parsed, dict):
             raise ConfigError("the configuration is not a JSON object")
-        values = {**values, **overrides}
-        unknown = values.keys() - {field.name for field in dataclasses.fields(cls)}
+        values = {**parsed, **overrides}
+        name = values.pop("autoencoder", VarConfig.name)
+        if not isinstance(name, str) or name not in AUTOENCODERS:
+            known = " or ".join(f'"{known}"' for known in AUTOENCODERS)
+            raise ConfigError(f"autoencoder is {known}, not {quoted(name)}")
+        kind = AUTOENCODERS[name]
+        shared = {key: values.pop(key) for key in SHARED_KEYS if key in values}
+        known_keys = [field.name for field in dataclasses.fields(kind)]
+        unknown = values.keys() - set(known_keys)
         if unknown:
-            raise ConfigError(f"the configuration has an unknown key, {quoted(min(unknown))}")
-        return cls(**values)
+            raise ConfigError(
+                f"the configuration has an unknown key, {quoted(min(unknown))}",
+                hint=f'keys of "{name}": {", ".join((*SHARED_KEYS, "autoencoder", *known_keys))}',
+            )
+        return cls(**shared, autoencoder=kind(**values))
 
 
-def _check(name: str, value: object, low: int, high: int) -> None:
-    if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is a whole number from {low} to {high}, not {quoted(value)}")
+SHARED_KEYS = tuple(
+    field.name for field in dataclasses.fields(TokenizerConfig) if field.name != "autoencoder"
+)
+"""Keys of the JSON that every autoencoder has."""

@@ -1,4 +1,4 @@
-"""What vartok raises on purpose: one line each, meant to be read by the user."""
+"""The exceptions that vartok raises, whose messages are one line for the user, and the words they share."""
 
 
 class VartokError(Exception):
@@ -27,7 +27,7 @@ class ScheduleError(VartokError):
 
 
 class CheckpointError(VartokError):
-    """A file that is not a checkpoint which vartok can run."""
+    """A missing file, or a file that is not a checkpoint that vartok can run."""
 
 
 class SourceError(VartokError):
@@ -63,17 +63,17 @@ class DatasetError(VartokError):
 
 
 class VartokWarning(UserWarning):
-    """Something that a file does not say, or that was left out of it, and that the user should know."""
+    """A warning about a value that was assumed, or about data that was left out."""
 
 
 def one_line(text: object, limit: int = 120) -> str:
-    """`text` as a message may quote it: on one line, printable, of at most `limit` characters."""
+    """Return `text` for a message: on one line, printable, of at most `limit` characters."""
     line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def quoted(value: object) -> str:
-    """A value that is not what it should be, as a message shows it."""
+    """Return the repr of a wrong value for a message: one line of at most 60 characters."""
     return one_line(repr(value), 60)
 
 

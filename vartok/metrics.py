@@ -7,7 +7,6 @@ user has downloaded; nothing is downloaded here.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from vartok.checkpoints import file_sha256
 from vartok.errors import ImageError, VartokError, one_line
 from vartok.files import os_error_reason
+from vartok.optional import is_installed, require
 
 Pixels = NDArray[np.uint8]
 
@@ -151,13 +151,9 @@ def require_torchmetrics() -> Any:
     Raises:
         VartokError: torchmetrics is not installed.
     """
-    try:
-        import torchmetrics.functional.image
-    except ImportError:
-        raise VartokError(
-            "SSIM and the perceptual distances need torchmetrics",
-            hint="pip install '.[train]' from a clone of vartok",
-        ) from None
+    require("torchmetrics", extra="train", purpose="SSIM and the perceptual distances")
+    import torchmetrics.functional.image
+
     return torchmetrics.functional.image
 
 
@@ -275,7 +271,7 @@ def _find_weights(metric: str, package: str, url: str) -> Path:
     """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     cures = []
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
+    if not is_installed(package.replace("-", "_")):
         cures.append(f"pip install {package}")
     if not path.is_file():
         cures.append(f"download {url} to {path}")

@@ -19,11 +19,11 @@ KEPT_BYTES = 31 << 20
 """Bytes of the block that `keep_freed_memory` takes and frees."""
 
 COMPILED_SHAPES = 4
-"""Shapes of batch that a network is compiled for, of those that come twice; torch gives up at 8 versions."""
+"""Most batch shapes that a network is compiled for; torch itself gives up at 8."""
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of this name, which is known to be there.
+    """Return the device of this name, after checking that it works.
 
     Raises:
         DeviceError: torch does not know it, or this machine does not have it.
@@ -52,9 +52,9 @@ def keep_freed_memory() -> None:
 
 
 class CompiledNetwork:
-    """A network, compiled by torch for shapes of batch that come twice, `COMPILED_SHAPES` at most.
+    """A network that torch compiles for batch shapes that occur twice, `COMPILED_SHAPES` at most.
 
-    A shape that comes once, as a run's last does, is not worth the minute.
+    A shape that occurs once, as a run's last batch may, is not worth a minute of compilation.
 
     Warns:
         VartokWarning: torch cannot compile here; the network runs as it is.
@@ -67,7 +67,7 @@ class CompiledNetwork:
         self._chosen: set[torch.Size] = set()
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """The network's output for a batch."""
+        """Run the network on a batch."""
         shape = batch.shape
         if shape in self._seen and len(self._chosen) < COMPILED_SHAPES:
             self._chosen.add(shape)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import (
-    CheckpointError,
     DeviceError,
     ImageError,
     ScheduleError,
@@ -25,21 +23,19 @@ from vartok.errors import (
     VartokWarning,
     quoted,
 )
-from vartok.images import to_pixels, to_tensor
+from vartok.images import to_pil, to_pixels
+from vartok.inputs import check_bounds, image_batch, token_maps
 from vartok.models.cpu import optimize_for_cpu
 from vartok.models.cuda import optimize_for_cuda
-from vartok.models.quantizer import area_pool
 from vartok.models.vqvae import VQVAE
 from vartok.runtime import DTYPES, CompiledNetwork, choose_device, exact_float32
 from vartok.schedule import Grid, Schedule, adapt_schedule, check_schedule, describe
-from vartok.tokens import ImageTokens, ModelInfo, TokenMaps
+from vartok.tokens import ModelInfo, TokenMaps
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from PIL import Image
 
-    Images = Tensor | NDArray[Any] | Image.Image | Sequence[Image.Image] | Sequence[NDArray[Any]]
-    Tokens = TokenMaps | ImageTokens | Sequence[ImageTokens] | Tensor | NDArray[Any]
+    from vartok.inputs import Images, Tokens
 
 QUANTIZED_CELLS = 4096
 """Latent cells that the quantizer takes at once on a CPU: those of 16 pictures of 256x256."""
@@ -81,10 +77,7 @@ def load(
         raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
     path = find_checkpoint(weights)
-    try:
-        checkpoint = read_checkpoint(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    checkpoint = read_checkpoint(path)
     for note in checkpoint.notes:
         warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
     return Tokenizer(
@@ -196,8 +189,8 @@ class Tokenizer:
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
-        batch, bounds = self._prepare(images)
         step = self.config.downsample
+        batch, bounds = image_batch(images, step, self.device)
         schedule = self._schedule(schedule, (batch.shape[2] // step, batch.shape[3] // step))
         with exact_float32(self.device):
             latent = self._run_encoder(batch)
@@ -237,7 +230,7 @@ class Tokenizer:
                 checks = torch.cat([checks, bounds.to(checks)])
             finite, *low_high = checks.tolist()
         if low_high:
-            _check_bounds(*low_high)
+            check_bounds(*low_high)
         if not finite:
             raise ImageError(f"the latent is not finite in {self.dtype}", hint="use another `dtype`")
         return TokenMaps(tuple(torch.cat(maps) for maps in zip(*parts, strict=True)))
@@ -293,9 +286,7 @@ class Tokenizer:
             images = self.decode_latent(self.f_hat(self._token_maps(tokens, schedule), scales))
         if not as_pil:
             return images
-        from PIL import Image
-
-        return [Image.fromarray(pixels) for pixels in to_pixels(images)]
+        return to_pil(to_pixels(images))
 
     def decode_prefixes(self, tokens: TokenMaps, scales: int | None = None) -> Iterator[Tensor]:
         """Decode the first 1, 2, ... scales, in one pass over the scales.
@@ -342,9 +333,9 @@ class Tokenizer:
         Raises:
             ImageError: a shape or range that the encoder cannot take.
         """
-        batch, bounds = self._prepare(images)
+        batch, bounds = image_batch(images, self.config.downsample, self.device)
         if bounds is not None:
-            _check_bounds(*bounds.tolist())
+            check_bounds(*bounds.tolist())
         with self._precision():
             return self._run_encoder(batch)
 
@@ -367,17 +358,7 @@ class Tokenizer:
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
-
-        def inputs(maps: list[Tensor], schedule: Schedule) -> Tensor:
-            steps = zip(self._model.quantize.scale_steps(schedule, maps=maps[:-1]), schedule[1:], strict=True)
-            pooled = [area_pool(step.f_hat, grid) for step, grid in steps]
-            if not pooled:
-                return self._model.quantize.embedding.weight.new_empty(
-                    len(maps[0]), 0, self.config.z_channels
-                )
-            return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
-
-        return self._map(tokens, inputs)
+        return self._map(tokens, self._model.quantize.var_inputs)
 
     def draw_codes(self) -> Tensor:
         """Decode every code by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
@@ -434,51 +415,8 @@ class Tokenizer:
     def _run_encoder(self, batch: Tensor) -> Tensor:
         return torch.cat([self._encode(part) for part in self._pictures(batch)]).contiguous()
 
-    def _prepare(self, images: Images) -> tuple[Tensor, Tensor | None]:
-        """Turn images into a batch on the device, and check its shape.
-
-        Returns:
-            [B, 3, H, W] floating point; and its smallest and largest value, [2], where these are on a GPU
-            and still to be checked.
-        """
-        batch = _as_tensor(images)
-        step = self.config.downsample
-        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch) or not batch.is_floating_point():
-            raise ImageError(
-                f"images are [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}",
-                hint="pixels of 0 to 255 are [H, W, 3] or [B, H, W, 3] uint8",
-            )
-        height, width = batch.shape[2:]
-        if not height or not width or height % step or width % step:
-            raise ImageError(
-                f"a picture's sides are multiples of {step} pixels here, not {height} and {width}",
-                hint="resize or crop it, as `vartok.images.read_picture` does",
-            )
-        bounds: Tensor | None = torch.stack(batch.detach().aminmax())
-        if bounds is not None and batch.device.type == "cpu":
-            _check_bounds(*bounds.tolist())
-            bounds = None
-        return batch.to(self.device, non_blocking=True), bounds
-
     def _token_maps(self, tokens: Tokens, schedule: Schedule | None) -> TokenMaps:
-        """Turn any form of tokens into a batch of token maps."""
-        if isinstance(tokens, TokenMaps):
-            return tokens
-        if isinstance(tokens, (Tensor, np.ndarray)):
-            flat = torch.from_numpy(tokens.astype(np.int64)) if isinstance(tokens, np.ndarray) else tokens
-            return TokenMaps.unflatten(flat, self.config.patch_nums if schedule is None else schedule)
-        items = [tokens] if isinstance(tokens, ImageTokens) else list(tokens)
-        if not items or not all(isinstance(item, ImageTokens) for item in items):
-            raise TokensError(
-                "tokens are TokenMaps, ImageTokens, a list of ImageTokens, or [B, L] integers, "
-                f"not {quoted(type(tokens).__name__)}"
-            )
-        for item in items:
-            self.check_model(item.model)
-        if len({item.schedule for item in items}) > 1:
-            raise TokensError("the images' schedules differ", hint="decode them one by one")
-        scales = zip(*(item.scales for item in items), strict=True)
-        return TokenMaps(tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales))
+        return token_maps(tokens, schedule or self.config.patch_nums, self.check_model)
 
     def _schedule(self, schedule: Schedule | None, grid: Grid) -> Schedule:
         if schedule is None:
@@ -489,48 +427,3 @@ class Tokenizer:
                 f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
             )
         return schedule
-
-
-def _as_tensor(images: Images) -> Tensor:
-    """Turn any form of images into [B, 3, H, W] floating point in [-1, 1]; tensors may have other shapes."""
-    if isinstance(images, (list, tuple)):
-        batches = [_as_tensor(image) for image in images]
-        if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
-            raise ImageError("a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one")
-        if len({batch.shape for batch in batches}) > 1:
-            sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
-            raise ImageError(f"the images of a batch have one size, not {', '.join(sizes[:5])}")
-        return torch.cat(batches)
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    elif not isinstance(images, Tensor):
-        if not hasattr(images, "convert"):  # asked so that nothing here imports PIL
-            raise ImageError(
-                f"images are tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
-                hint="read files with `vartok.images.read_picture`, or use `vartok.encode_file`",
-            )
-        picture: Any = images
-        images = torch.from_numpy(np.array(picture.convert("RGB")))
-    if images.dtype != torch.uint8:
-        return images
-    pixels = images[None] if images.ndim == 3 else images
-    if pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise ImageError(f"uint8 images are [H, W, 3] or [B, H, W, 3], not {list(images.shape)}")
-    if not pixels.numel():
-        raise ImageError(f"images of shape {list(images.shape)} have no pixels")
-    if pixels.device.type == "cpu":
-        return to_tensor(pixels.numpy())
-    return pixels.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
-
-
-def _check_bounds(low: float, high: float) -> None:
-    """Check the smallest and the largest pixel."""
-    if not (low >= -1.001 and high <= 1.001):  # also a NaN; resampled pictures overshoot a little
-        raise ImageError(f"pixels are in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
-    if 0 <= low < 0.02 and high > 0.5:
-        warnings.warn(
-            f"pixels from {low:.4g} to {high:.4g} seem to lie in [0, 1]; they are taken as [-1, 1]: "
-            "scale them by 2 and subtract 1",
-            VartokWarning,
-            stacklevel=4,
-        )

@@ -1,4 +1,4 @@
-"""The optimized model: what it computes is what the plain one computes."""
+"""The model optimized for a CPU computes what the plain one computes."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vartok
 from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.images import to_tensor
 from vartok.models import cpu
 from vartok.models.cpu import PackedConv2d, optimize_for_cpu
@@ -25,7 +25,7 @@ from vartok.tokenizer import Tokenizer
 
 CHANNELS_LAST = torch.channels_last
 
-pytestmark = pytest.mark.skipif(not cpu.can_pack(torch.float32), reason="torch has no oneDNN here")
+pytestmark = pytest.mark.skipif(not cpu.can_pack(torch.float32), reason="no packed convolutions here")
 
 
 @pytest.fixture(scope="module", params=["light", "var"])
@@ -33,7 +33,7 @@ def plain(request: pytest.FixtureRequest) -> tuple[VQVAE, TokenizerConfig]:
     if request.param == "light":
         checkpoint = read_checkpoint(shipped_checkpoint())
         return build_model(checkpoint).requires_grad_(False), checkpoint.config
-    config = TokenizerConfig(ch=32)
+    config = TokenizerConfig(autoencoder=VarConfig(ch=32))
     model = VQVAE(config).requires_grad_(False)
     model.load_state_dict(draw(config))
     return model, config
@@ -53,7 +53,7 @@ def photo() -> Tensor:
 
 
 def off(found: Tensor, want: Tensor) -> float:
-    """The largest difference, by the largest value."""
+    """Return the largest difference relative to the largest value."""
     return float((found - want).abs().max() / want.abs().max())
 
 
@@ -96,7 +96,7 @@ def test_the_quantizer_computes_the_same(
         assert torch.equal(other.f_hat, again.f_hat)
 
 
-def test_what_is_arranged_is_all_that_runs(optimized: VQVAE) -> None:
+def test_every_module_with_an_optimized_form_is_replaced(optimized: VQVAE) -> None:
     kinds = {type(module) for module in optimized.modules()}
     kept = {nn.GroupNorm, AttnBlock}  # which the optimized ones ask for weights and for attention
     assert kinds & cpu._REPLACED.keys() <= kept
@@ -112,13 +112,15 @@ def test_tokens_are_those_of_the_plain_model(plain: tuple[VQVAE, TokenizerConfig
         assert torch.equal(found, want.indices)
 
 
-def test_without_onednn_the_plain_model_runs(monkeypatch: pytest.MonkeyPatch, photo: Tensor) -> None:
+def test_without_packed_convolutions_public_ones_give_the_same_tokens(
+    monkeypatch: pytest.MonkeyPatch, photo: Tensor
+) -> None:
     images = F.interpolate(photo, (64, 64)).expand(3, -1, -1, -1)
     fast = vartok.load(device="cpu")
-    monkeypatch.setattr(cpu, "_can_pack", lambda dtype: False)
+    monkeypatch.setattr(cpu, "can_pack", lambda dtype: False)
     slow = vartok.load(device="cpu")
     assert torch.equal(slow.encode(images).flatten(), fast.encode(images).flatten())
-    assert isinstance(slow._model.quant_conv, nn.Conv2d)
+    assert isinstance(slow._model.quant_conv, cpu.PublicConv2d)
 
 
 def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:

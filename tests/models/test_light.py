@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vartok.checkpoints import read_checkpoint
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig
 from vartok.models.light import Decoder, Encoder
 from vartok.models.vqvae import VQVAE
 from vartok.train.settings_file import read_settings
 
-NET = TokenizerConfig(autoencoder="light", vocab_size=16, z_channels=8, widths=(8, 12, 16), depths=(1, 2, 1))
+NETWORK = LightConfig(widths=(8, 12, 16), depths=(1, 2, 1))
+NET = TokenizerConfig(vocab_size=16, z_channels=8, autoencoder=NETWORK)
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -26,7 +27,7 @@ def randomized(module: nn.Module) -> nn.Module:
 
 def test_networks_start_as_the_linear_transform_alone() -> None:
     torch.manual_seed(0)
-    encoder, decoder = Encoder(NET), Decoder(NET)
+    encoder, decoder = Encoder(NETWORK, 8), Decoder(NETWORK, 8)
     x = torch.rand(2, 3, 48, 32) * 2 - 1
     f = encoder(x)
     assert f.shape == (2, 8, 3, 2)
@@ -37,7 +38,7 @@ def test_networks_start_as_the_linear_transform_alone() -> None:
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_gradients_reach_every_weight_after_one_step(part: str) -> None:
     torch.manual_seed(0)
-    module: nn.Module = Encoder(NET) if part == "encoder" else Decoder(NET)
+    module: nn.Module = Encoder(NETWORK, 8) if part == "encoder" else Decoder(NETWORK, 8)
     x = torch.rand(2, 3, 64, 64) if part == "encoder" else torch.rand(2, 8, 4, 4)
     target = torch.randn_like(module(x))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
@@ -55,7 +56,7 @@ def test_gradients_reach_every_weight_after_one_step(part: str) -> None:
 
 
 def test_the_decoder_sees_across_patch_borders() -> None:
-    decoder = randomized(Decoder(NET))
+    decoder = randomized(Decoder(NETWORK, 8))
     f = torch.zeros(1, 8, 3, 3)
     changed = f.clone()
     changed[:, :, 1, 1] = 1

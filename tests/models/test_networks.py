@@ -15,7 +15,7 @@ from noise import DATA, SMALL, draw, shapes
 from torch import Tensor, nn
 
 from vartok.checkpoints import HITS
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig, VarConfig
 from vartok.models import light, quantizer, var
 from vartok.models.cpu import PaddedLookup
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
@@ -83,7 +83,7 @@ def test_phis_have_vars_names(values: dict[str, Any], names: list[str]) -> None:
 
 
 def test_the_light_state_dict() -> None:
-    found = shapes(TokenizerConfig(autoencoder="light"))
+    found = shapes(TokenizerConfig(autoencoder=LightConfig()))
     assert {name: shape for name, shape in found.items() if not name.startswith("quantize.")} == {
         "encoder.linear.weight": (32, 3, 16, 16),
         "encoder.linear.bias": (32,),
@@ -147,16 +147,15 @@ def test_resnet_block_adds_to_a_shortcut_and_leaves_its_input_alone(channels: in
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_var_halves_and_doubles_once_between_levels(levels: int) -> None:
-    config = dataclasses.replace(SMALL, ch_mult=(1, 2, 1)[:levels])
+    config = VarConfig(ch=32, ch_mult=(1, 2, 1)[:levels], num_res_blocks=1)
     step = 2 ** (levels - 1)
-    z = var.Encoder(config)(torch.zeros(1, 3, 4 * step, 8 * step))
+    z = var.Encoder(config, 8)(torch.zeros(1, 3, 4 * step, 8 * step))
     assert z.shape == (1, 8, 4, 8)
-    assert var.Decoder(config)(z).shape == (1, 3, 4 * step, 8 * step)
+    assert var.Decoder(config, 8)(z).shape == (1, 3, 4 * step, 8 * step)
 
 
 def test_light_transforms_each_patch_by_itself() -> None:
-    config = TokenizerConfig(autoencoder="light", z_channels=768, vocab_size=2)
-    encoder, decoder = light.Encoder(config), light.Decoder(config)
+    encoder, decoder = light.Encoder(LightConfig(), 768), light.Decoder(LightConfig(), 768)
     for linear in (encoder.linear, decoder.linear):  # coefficient i: value i, by channel, row, column
         fill(linear, lambda weight: weight.data.copy_(torch.eye(768).view_as(weight)))
     x = torch.randn(2, 3, 32, 48)

@@ -6,7 +6,6 @@ Most lines document the arguments of `build`; the rest checks them, and starts t
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -37,6 +36,7 @@ from vartok.operations.settings import (
     make_schedule,
     resolve_fit,
 )
+from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, find_input_shards, folder_classes
 
@@ -394,9 +394,4 @@ def check_packages(*more: str) -> None:
     Raises:
         VartokError: a package is missing.
     """
-    missing = [name for name in (*PACKAGES, *more) if importlib.util.find_spec(name) is None]
-    if missing:
-        extra = "ray" if "ray" in missing else "dataset"
-        raise VartokError(
-            f"data sets need {', '.join(missing)}", hint=f"pip install '.[{extra}]' in a clone of vartok"
-        )
+    require(*PACKAGES, *more, extra="ray" if "ray" in more else "dataset", purpose="data sets")

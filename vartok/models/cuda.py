@@ -1,4 +1,4 @@
-"""The networks arranged for inference on a CUDA device."""
+"""The networks optimized for inference on a CUDA device."""
 
 from __future__ import annotations
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """The normalization used throughout: 32 groups, eps 1e-6."""
+    """Return VAR's group normalization: 32 groups, eps 1e-6."""
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    """Two normalized 3x3 convolutions beside a shortcut: [B, in, H, W] -> [B, out, H, W]."""
+    """Residual block: two 3x3 convolutions, each after group norm and SiLU, plus a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Attention among all cells, one head, beside a shortcut: [B, C, H, W] -> the same."""
+    """Self-attention over all cells, with one head and a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(self.attend(x))
 
     def attend(self, x: Tensor) -> Tensor:
-        """What the cells take from each other, before its projection: [B, C, H, W] -> [B, C, H, W]."""
+        """Compute self-attention without output projection and residual: [B, C, H, W] -> [B, C, H, W]."""
         B, C, H, W = x.shape
         # [B, 3C, H, W] -> three times [B, 1 head, H*W, C]
         q, k, v = self.qkv(self.norm(x)).view(B, 3, 1, C, H * W).transpose(-1, -2).unbind(1)
@@ -57,7 +57,7 @@ class AttnBlock(nn.Module):
 
 
 class Upsample2x(nn.Module):
-    """Repeat every cell 2x2, then convolve: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Upsample2x(nn.Module):
 
 
 class Downsample2x(nn.Module):
-    """A convolution of stride 2, padded at the right and the bottom: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    """3x3 convolution of stride 2, padded by one at the right and the bottom."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""The shipped checkpoint's autoencoder: a linear transform of 16x16 patches, and a network that adds to it.
+"""The shipped checkpoint's autoencoder: a linear transform of 16x16 patches plus a residual network.
 
-The transform alone (principal components) already has the PSNR of much larger networks, at a thousandth of
-their arithmetic, but its patches do not know each other. The networks see across patch borders and mend
-that; their last layers start at zero, so that training starts from what the transform gives. They have no
-normalisation, which would hide brightness and contrast from them.
+The linear transform alone (principal components) reaches the PSNR of much larger networks with a thousandth
+of their operations, but it treats every patch by itself, which leaves visible patch borders. The residual
+networks use neighbouring patches. Their last layers are initialised with zeros, so that training starts from
+the linear transform. They have no normalization layers, which would remove brightness and contrast.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vartok.config import LIGHT_PATCH, TokenizerConfig
+from vartok.config import LightConfig
 
 CELL = 4
-"""Pixels a side of one cell of the networks' finest maps: they never work at full resolution."""
+"""Side of one cell of the networks' finest feature maps, in pixels: no layer runs at full resolution."""
 
 
 class Block(nn.Module):
-    """h + conv(relu(conv(relu(h)))), [B, C, h, w] -> the same; the identity until trained."""
+    """Pre-activation residual block: h + conv(relu(conv(relu(h)))); initialised as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class Block(nn.Module):
 
 
 class EncoderNet(nn.Module):
-    """What the latent needs beyond the linear transform; zero until trained."""
+    """Residual network of the encoder, added to the linear transform; its output is zero until trained."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = config.widths
         blocks = [
@@ -45,7 +45,7 @@ class EncoderNet(nn.Module):
         self.eighth = nn.Sequential(*blocks[1])
         self.down2 = nn.Conv2d(eighth, sixteenth, 2, stride=2)
         self.sixteenth = nn.Sequential(*blocks[2])
-        self.out = _zeroed(nn.Conv2d(sixteenth, config.z_channels, 3, padding=1))
+        self.out = _zeroed(nn.Conv2d(sixteenth, z_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, z, H/16, W/16]."""
@@ -56,16 +56,16 @@ class EncoderNet(nn.Module):
 
 
 class DecoderNet(nn.Module):
-    """What the picture needs beyond the linear transform; zero until trained."""
+    """Residual network of the decoder, added to the linear transform; its output is zero until trained."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
         quarter, eighth, sixteenth = config.widths
         blocks = [
             [Block(width) for _ in range(n + 1)]
             for width, n in zip(config.widths, config.depths, strict=True)
         ]
-        self.stem = nn.Conv2d(config.z_channels, sixteenth, 3, padding=1)
+        self.stem = nn.Conv2d(z_channels, sixteenth, 3, padding=1)
         self.sixteenth = nn.Sequential(*blocks[2])
         self.up1 = nn.Conv2d(sixteenth, 4 * eighth, 1)
         self.eighth = nn.Sequential(*blocks[1])
@@ -75,7 +75,15 @@ class DecoderNet(nn.Module):
         self.out = _zeroed(nn.Conv2d(quarter, 3 * CELL**2, 3, padding=1))
 
     def forward(self, z: Tensor, blocky: Tensor) -> Tensor:
-        """[B, z, h, w], and the linear transform's picture of it, [B, 3, 16 h, 16 w] -> the same as that."""
+        """Compute the residual image.
+
+        Args:
+            z: [B, z, h, w].
+            blocky: [B, 3, 16 h, 16 w], the linear transform's image of `z`.
+
+        Returns:
+            [B, 3, 16 h, 16 w].
+        """
         h = self.sixteenth(self.stem(z))
         h = self.eighth(F.pixel_shuffle(self.up1(h), 2))
         h = F.pixel_shuffle(self.up2(h), 2) + self.look(_cells(blocky))
@@ -83,12 +91,12 @@ class DecoderNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patches to their coefficients, one convolution whose stride is its kernel; plus the network."""
+    """Linear transform of patches, a convolution whose stride is its kernel, plus the residual network."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(3, config.z_channels, LIGHT_PATCH, stride=LIGHT_PATCH)
-        self.net = EncoderNet(config) if config.widths else None
+        self.linear = nn.Conv2d(3, z_channels, config.patch, stride=config.patch)
+        self.net = EncoderNet(config, z_channels) if config.widths else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, z, H/16, W/16]."""
@@ -97,21 +105,22 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Coefficients to patches, laid side by side; plus the network."""
+    """Linear transform of coefficients to patches, plus the residual network."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(config.z_channels, 3 * LIGHT_PATCH**2, 1)
-        self.net = DecoderNet(config) if config.widths else None
+        self.patch = config.patch
+        self.linear = nn.Conv2d(z_channels, 3 * config.patch**2, 1)
+        self.net = DecoderNet(config, z_channels) if config.widths else None
 
     def forward(self, z: Tensor) -> Tensor:
         """[B, z, h, w] -> [B, 3, 16 h, 16 w], not clamped."""
-        x = F.pixel_shuffle(self.linear(z), LIGHT_PATCH)
+        x = F.pixel_shuffle(self.linear(z), self.patch)
         return x if self.net is None else x + self.net(z, x)
 
 
 def _cells(x: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, 48, H/4, W/4], as pixel_unshuffle, which returns an empty batch as it is."""
+    """Apply pixel_unshuffle, also to empty batches: [B, 3, H, W] -> [B, 48, H/4, W/4]."""
     B, C, H, W = x.shape
     cells = x.reshape(B, C, H // CELL, CELL, W // CELL, CELL).permute(0, 1, 3, 5, 2, 4)
     return cells.reshape(B, C * CELL**2, H // CELL, W // CELL)

@@ -173,6 +173,25 @@ class MultiScaleQuantizer(nn.Module):
         *_, last = self.scale_steps(schedule, maps=maps)
         return last.f_hat
 
+    def var_inputs(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
+        """Compute the inputs for teacher-forcing a next-scale transformer.
+
+        Args:
+            maps: all K token maps; map k is [B, h_k, w_k] int64 in [0, V).
+            schedule: (h, w) of all K scales.
+
+        Returns:
+            [B, L - h_0 w_0, C] float32; the f_hat of the scales before each scale but the first,
+            area-pooled to its grid; coarse to fine, each grid row by row.
+
+        Source: `idxBl_to_var_input` of VAR's code.
+        """
+        steps = zip(self.scale_steps(schedule, maps=maps[:-1]), schedule[1:], strict=True)
+        pooled = [area_pool(step.f_hat, grid) for step, grid in steps]
+        if not pooled:
+            return self.embedding.weight.new_empty(len(maps[0]), 0, self.embedding.embedding_dim)
+        return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
+
     def scale_steps(
         self, schedule: Schedule, *, latent: Tensor | None = None, maps: Sequence[Tensor] | None = None
     ) -> Iterator[ScaleStep]:

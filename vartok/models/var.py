@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vartok.config import TokenizerConfig
+from vartok.config import VarConfig
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, group_norm
 
 
 class Mid(nn.Module):
-    """Block, attention, block at the lowest resolution."""
+    """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class Mid(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where `attend`.
+    """Residual blocks of one resolution, each followed by attention if `attend` is true.
 
-    The encoder gives it a `downsample`, the decoder an `upsample`, to run after the blocks.
+    The encoder sets `downsample` and the decoder sets `upsample`, which runs after the blocks.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attend: bool) -> None:
@@ -42,7 +42,7 @@ class Level(nn.Module):
         self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in, h, w] -> [B, out, h, w], h and w halved or doubled by what runs last."""
+        """[B, in, h, w] -> [B, out, h, w]; h and w are halved by `downsample` or doubled by `upsample`."""
         for i, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -52,9 +52,9 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the latent, before quant_conv."""
+    """Encoder: pixels to the latent before quant_conv."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: VarConfig, z_channels: int) -> None:
         super().__init__()
         channels = [config.ch * multiple for multiple in (1, *config.ch_mult)]
         last = len(config.ch_mult) - 1
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         self.mid = Mid(channels[-1])
         self.norm_out = group_norm(channels[-1])
         self.activation = nn.SiLU(inplace=True)
-        self.conv_out = nn.Conv2d(channels[-1], config.z_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d], d = 2 ** (levels - 1)."""
@@ -79,13 +79,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The latent, after post_quant_conv, to pixels."""
+    """Decoder: the output of post_quant_conv to pixels."""
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: VarConfig, z_channels: int) -> None:
         super().__init__()
         channels = [config.ch * multiple for multiple in config.ch_mult]
         last = len(channels) - 1
-        self.conv_in = nn.Conv2d(config.z_channels, channels[last], 3, padding=1)
+        self.conv_in = nn.Conv2d(z_channels, channels[last], 3, padding=1)
         self.mid = Mid(channels[last])
         self.up = nn.ModuleList()  # up[0] has the pixels' resolution and runs last
         for i in range(last + 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig
 from vartok.models import light, var
 from vartok.models.quantizer import MultiScaleQuantizer
 
@@ -17,13 +17,18 @@ class VQVAE(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        parts = light if config.autoencoder == "light" else var
         z = config.z_channels
-        self.encoder = parts.Encoder(config)
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if isinstance(config.autoencoder, LightConfig):
+            self.encoder = light.Encoder(config.autoencoder, z)
+            self.decoder = light.Decoder(config.autoencoder, z)
+        else:
+            self.encoder = var.Encoder(config.autoencoder, z)
+            self.decoder = var.Decoder(config.autoencoder, z)
         self.quant_conv = nn.Conv2d(z, z, 3, padding=1)
         self.quantize = MultiScaleQuantizer(config)
         self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
-        self.decoder = parts.Decoder(config)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return the latent that the quantizer takes: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32."""

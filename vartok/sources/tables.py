@@ -10,6 +10,7 @@ from typing import Any
 
 from vartok.errors import ImageError, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error
+from vartok.optional import require
 from vartok.sources.find import open_place
 from vartok.sources.samples import MAX_TEXT, Sample, as_unicode, check_label
 
@@ -41,8 +42,10 @@ def read_table_samples(
 
     Raises:
         ImageError: a table whose column of pictures is missing or ambiguous.
+        VartokError: pyarrow is not installed.
         OSError: it cannot be opened. Arrow raises errors of its own for a broken table.
     """
+    require("pyarrow", extra="dataset", purpose="Parquet tables")
     import pyarrow.parquet
 
     with (

@@ -45,7 +45,7 @@ def describe(
         "",
         "| | |",
         "| --- | --- |",
-        f"| Autoencoder | `{config.autoencoder}` |",
+        f"| Autoencoder | `{config.autoencoder.name}` |",
         f"| Codebook | {config.vocab_size} vectors of {config.z_channels} channels, one for all scales |",
         f"| Schedule | {schedules.describe(config.patch_nums)}: "
         f"{schedules.token_count(config.patch_nums)} tokens for {crop} pixels |",

@@ -17,7 +17,9 @@ from vartok.errors import OutputError, TrainError
 from vartok.files import os_error_reason, write_bytes
 from vartok.images import to_tensor
 from vartok.metrics import load_lpips
+from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
+from vartok.optional import require
 from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
@@ -133,6 +135,8 @@ def _train(
 
     torch.manual_seed(settings.run.seed)
     model = VQVAE(settings.model).to(processes.device)
+    if processes.device.type == "cpu":
+        model.quantize.lookup_class = PaddedLookup  # torch's own argmin takes ten times as long there
     anchor: nn.Module
     origin = None
     saved = read_state(run) if resume else None
@@ -280,13 +284,9 @@ def check_packages() -> None:
     """Check that the optional packages for training are installed.
 
     Raises:
-        TrainError: one is missing.
+        VartokError: one is missing.
     """
-    import importlib.util
-
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise TrainError(f"training needs {', '.join(missing)}", hint="pip install '.[train]' from a clone")
+    require(*PACKAGES, extra="train", purpose="training")
 
 
 def _check_batch_size(batch_size: int, world_size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from vartok.config import TokenizerConfig
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import ConfigError, quoted
 
 
@@ -195,8 +195,8 @@ class TrainSettings:
         if run.precision not in ("auto", "bf16", "float32"):
             raise ConfigError(f'[run] precision is "auto", "bf16" or "float32", not {quoted(run.precision)}')
         self._check_ranges()
-        trained_by_anchor = self.model.autoencoder == "var" and self.optimizer.encoder_warmup_steps
-        if trained_by_anchor and not loss.latent_anchor:
+        is_var = isinstance(self.model.autoencoder, VarConfig)
+        if is_var and self.optimizer.encoder_warmup_steps and not loss.latent_anchor:
             raise ConfigError(
                 "[optimizer] encoder_warmup_steps trains no encoder without [loss] latent_anchor"
             )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from vartok.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
-from vartok.errors import CheckpointError, ConfigError, one_line, quoted
+from vartok.errors import ConfigError, one_line, quoted
 from vartok.train.settings import (
     DataSettings,
     LossSettings,
@@ -74,11 +74,7 @@ def read_start(weights: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: not a checkpoint that vartok can run; the message begins with its path.
     """
-    path = find_checkpoint(weights)
-    try:
-        return read_checkpoint(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}", hint=error.hint) from None
+    return read_checkpoint(find_checkpoint(weights))
 
 
 def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> TrainSettings:
@@ -105,7 +101,7 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
     try:
         model = TokenizerConfig.from_json(json.dumps(_table(values, "model"), default=str))
     except ConfigError as error:
-        raise ConfigError(f"[model] {error}") from None
+        raise ConfigError(f"[model] {error}", hint=error.hint) from None
     for name, part in TABLES.items():
         given[name] = _parse_table(part, name, _table(values, name))
     return TrainSettings(model=model, **given)

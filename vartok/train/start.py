@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vartok.checkpoints import Checkpoint
-from vartok.config import TokenizerConfig
+from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import TrainError
 from vartok.images import to_tensor
 from vartok.models.light import Decoder, Encoder
@@ -60,7 +60,7 @@ def start_from_pictures(
     crops = _read_crops(pictures, start.init_pictures, workers, deadline.within(0.5), report)
     read = time.monotonic()
     linear = principal_components(crops, config, device, deadline=deadline.within(0.5), report=report)
-    if config.autoencoder == "light":
+    if isinstance(config.autoencoder, LightConfig):
         init_light(model, linear)
     components = time.monotonic()
     times = f"reading {read - begin:.1f} s, principal components {components - read:.1f} s"

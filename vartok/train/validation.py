@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
-from vartok.errors import OutputError
-from vartok.files import os_error_reason, write_bytes
+from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
@@ -86,7 +85,4 @@ def export_weights(run: Path, model: VQVAE, settings: TrainSettings) -> None:
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)
-    try:
-        write_checkpoint(run / WEIGHTS, checkpoint, overwrite=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {run / WEIGHTS}: {os_error_reason(error)}") from None
+    write_checkpoint(run / WEIGHTS, checkpoint, overwrite=True)

@@ -1,0 +1,178 @@
+"""Tokens do not depend on batch, memory layout, settings or threads of the process."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from noise import COFFEE, save, tokenizer
+from PIL import Image
+from torch import Tensor
+
+import vartok
+from vartok import tokenizer as tokenizer_module
+from vartok.config import TokenizerConfig, VarConfig
+from vartok.errors import (
+    ImageError,
+)
+from vartok.images import to_tensor
+from vartok.models.quantizer import MultiScaleQuantizer
+
+VAR_32 = TokenizerConfig(autoencoder=VarConfig(ch=32))
+
+
+@pytest.fixture(scope="module")
+def coffee() -> Tensor:
+    """[1, 3, 512, 512]."""
+    return to_tensor(np.asarray(Image.open(COFFEE).convert("RGB"))[None])
+
+
+@pytest.fixture(scope="module")
+def photos(coffee: Tensor) -> Tensor:
+    """[16, 3, 64, 64]: pieces of a photo."""
+    pieces = coffee.unfold(2, 64, 128).unfold(3, 64, 128)
+    return pieces.permute(0, 2, 3, 1, 4, 5).reshape(16, 3, 64, 64).contiguous()
+
+
+@pytest.fixture(scope="module")
+def light() -> vartok.Tokenizer:
+    return vartok.load(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def var(tmp_path_factory: pytest.TempPathFactory) -> vartok.Tokenizer:
+    return tokenizer(tmp_path_factory.mktemp("var") / "var.safetensors", VAR_32)
+
+
+@pytest.fixture(scope="module", params=["light", "var"])
+def either(request: pytest.FixtureRequest) -> vartok.Tokenizer:
+    found: vartok.Tokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("cells", [48, 4096])  # three pictures in the quantizer at once, or all
+def test_no_picture_depends_on_its_batch(
+    either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "QUANTIZED_CELLS", cells)
+    together = either.encode(photos)
+    parts = [either.encode(part) for part in photos.split(size)]
+    assert len(photos) == 16
+    assert torch.equal(torch.cat([part.flatten() for part in parts]), together.flatten())
+    parted = torch.cat([either.decode(part) for part in parts])
+    assert torch.equal(parted, either.decode(together))
+
+
+def test_memory_layout_makes_no_difference(either: vartok.Tokenizer, photos: Tensor) -> None:
+    want = either.encode(photos).flatten()
+    assert torch.equal(either.encode(photos.to(memory_format=torch.channels_last)).flatten(), want)
+    padded = torch.zeros(16, 4, 70, 70)
+    padded[:, 1:, 3:67, 3:67] = photos
+    assert torch.equal(either.encode(padded[:, 1:, 3:67, 3:67]).flatten(), want)
+
+
+def precisions() -> dict[str, Any]:
+    backends: Any = torch.backends
+    return {
+        "matmul": backends.cuda.matmul.fp32_precision,
+        "conv": backends.cudnn.conv.fp32_precision,
+        "cpu matmul": backends.mkldnn.matmul.fp32_precision,
+        "cpu conv": backends.mkldnn.conv.fp32_precision,
+    }
+
+
+new_precisions = pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+
+
+SETTINGS = (
+    'torch.set_float32_matmul_precision("high")',
+    'torch.set_float32_matmul_precision("medium")',
+    "torch.backends.cudnn.allow_tf32 = True",
+    'torch.backends.cuda.matmul.fp32_precision = "tf32"',  # now what the first three set cannot be read
+    'torch.backends.cudnn.conv.fp32_precision = "ieee"',
+    'torch.backends.mkldnn.matmul.fp32_precision = "bf16"',
+    'torch.backends.mkldnn.conv.fp32_precision = "bf16"',
+    'torch.backends.fp32_precision = "bf16"',
+)
+
+
+@new_precisions
+def test_precision_settings_change_no_tokens_and_are_put_back(tmp_path: Path) -> None:
+    """In a process of its own, as some settings cannot be undone."""
+    path = save(tmp_path / "var.safetensors", VAR_32)
+    code = f"""
+import torch, vartok
+torch.set_num_threads(1)
+backends = torch.backends
+parts = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+tokenizers = [vartok.load(weights, device="cpu") for weights in (None, {str(path)!r})]
+tokens = [tokenizer.encode(images) for tokenizer in tokenizers]
+pictures = [tokenizer.decode(maps) for tokenizer, maps in zip(tokenizers, tokens)]
+for setting in {SETTINGS!r}:
+    exec(setting)
+    before = [part.fp32_precision for part in parts]
+    for tokenizer, maps, picture in zip(tokenizers, tokens, pictures):
+        assert torch.equal(tokenizer.encode(images).flatten(), maps.flatten()), (setting, "tokens changed")
+        assert torch.equal(tokenizer.decode(maps), picture), (setting, "pictures changed")
+    assert [part.fp32_precision for part in parts] == before, (setting, "was not put back")
+    for word in ("high", "medium"):
+        assert f'"{{word}}"' not in setting or torch.get_float32_matmul_precision() == word
+print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "done\n", run.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_callers_autocast_changes_no_tokens(
+    either: vartok.Tokenizer, photos: Tensor, dtype: torch.dtype
+) -> None:
+    want = either.encode(photos[:4])
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(either.encode(photos[:4]).flatten(), want.flatten())
+        inputs = either.var_inputs(want)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype  # still on for the caller
+    assert torch.equal(inputs, either.var_inputs(want))
+
+
+def test_threads_get_the_same_tokens(either: vartok.Tokenizer, photos: Tensor) -> None:
+    want = [either.encode(photo[None]).flatten() for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda photo: either.encode(photo[None]).flatten(), photos))
+            assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+@new_precisions
+def test_threads_put_the_settings_back_when_the_last_is_done(
+    light: vartok.Tokenizer, photos: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, inside = precisions(), []
+    scales = MultiScaleQuantizer.scale_steps
+
+    def watched(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
+        for scale in scales(self, *args, **options):
+            inside.append(precisions())
+            yield scale
+
+    monkeypatch.setattr(MultiScaleQuantizer, "scale_steps", watched)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda photo: light.encode(photo[None]), [*photos] * 4))
+    assert len(inside) == 16 * 4 * 10
+    assert all(set(seen.values()) == {"ieee"} for seen in inside)
+    assert precisions() == before
+
+
+def test_gradients_stay_on_for_the_caller(light: vartok.Tokenizer, photos: Tensor) -> None:
+    light.encode(photos[:1])
+    assert torch.is_grad_enabled()
+    with pytest.raises(ImageError):
+        light.encode(photos[:1, :1])
+    assert torch.is_grad_enabled()

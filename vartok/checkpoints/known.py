@@ -1,0 +1,62 @@
+"""Find checkpoint files: the shipped one, that of a training run, a path. Also the hash of VAR's own."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.resources
+import os
+from pathlib import Path
+
+from vartok.errors import CheckpointError, printable
+from vartok.files import os_error_reason
+
+RUN_WEIGHTS = "weights.safetensors"
+"""Name of the checkpoint in the folder of a training run."""
+
+PUBLISHED_NAME = "vae_ch160v4096z32"
+"""Name of the tokenizer that VAR's authors published."""
+
+PUBLISHED_SHA256 = "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c"
+"""The sha256 of their .pth file."""
+
+
+def shipped_checkpoint() -> Path:
+    """Return the path of the checkpoint that is installed with vartok."""
+    return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v1.safetensors"))
+
+
+def find_checkpoint(weights: str | Path | None) -> Path:
+    """Return the path of a checkpoint file.
+
+    Args:
+        weights: path of a file, or of a training run's folder, whose `RUN_WEIGHTS` it then is; None or
+            "shipped" for the checkpoint that is installed with vartok.
+
+    Raises:
+        CheckpointError: there is no such file, or the folder has no checkpoint; the message begins with the
+            path.
+    """
+    if weights is None or str(weights) == "shipped":
+        return shipped_checkpoint()
+    path = Path(weights)
+    try:
+        if path.is_dir():
+            if not (path / RUN_WEIGHTS).exists():
+                raise CheckpointError(f"{printable(path)}: the folder has no {RUN_WEIGHTS}")
+            return path / RUN_WEIGHTS
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
+    return path
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,103 @@
+"""Recognize a tokenizer's configuration from the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vartok import schedule as schedules
+from vartok.checkpoints.tensor_files import CODEBOOK
+from vartok.config import TokenizerConfig
+from vartok.errors import CheckpointError
+
+HITS = "quantize.ema_vocab_hit_SV"
+"""Name of the counts of each code's use at each scale, [K, V], in VAR's state dicts."""
+
+
+def recognize_config(
+    tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> tuple[TokenizerConfig, tuple[str, ...]]:
+    """Return the configuration that tensors have, and notes of what they do not show.
+
+    Args:
+        tensors: a state dict under VAR's names.
+        overrides: values that replace those recognized or assumed, by their keys in the JSON.
+
+    Returns:
+        The configuration, and one line for each value that was assumed.
+
+    Raises:
+        CheckpointError: not the tensors of a tokenizer, or a schedule that must be given in `overrides`.
+        ConfigError: the values make no configuration.
+    """
+    values: dict[str, Any] = {"vocab_size": _size(tensors, CODEBOOK, 0)}
+    values["z_channels"] = _size(tensors, CODEBOOK, 1)
+    values |= _light(tensors) if "encoder.linear.weight" in tensors else _var(tensors)
+    phis, scales = _phis(tensors)
+    values |= phis
+    notes = ["whether it looks codes up by cosine (using_znorm): assumed Euclidean"]
+    if "quant_resi" not in values:
+        notes.append("phi's share (quant_resi): assumed 0.5")
+    if scales not in (None, len(schedules.VAR_256)) and "patch_nums" not in overrides:
+        raise CheckpointError(
+            f"has {scales} scales but not their sizes (patch_nums)",
+            hint='vartok convert takes them in its config: {"patch_nums": [1, 2, 4]}',
+        )
+    notes.append(f"its schedule (patch_nums): assumed {schedules.describe(schedules.VAR_256)}")
+    assumed = tuple(note for note in notes if not any(f"({key})" in note for key in overrides))
+    config = TokenizerConfig.from_json(json.dumps(values), overrides)
+    return config, tuple(f"the file does not say {note}" for note in assumed)
+
+
+def _var(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of VAR's autoencoder."""
+    ch = _size(tensors, "encoder.conv_in.weight", 0)
+    levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
+    channels = [_size(tensors, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(levels)]
+    return {
+        "ch": ch,
+        "ch_mult": [width // max(ch, 1) for width in channels],
+        "num_res_blocks": _count(tensors, "encoder.down.0.block.{}.conv1.weight"),
+    }
+
+
+def _light(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of the `light` autoencoder."""
+    values: dict[str, Any] = {"autoencoder": "light"}
+    if "encoder.net.stem.weight" in tensors:
+        layers, levels = ("stem", "down1", "down2"), ("quarter", "eighth", "sixteenth")
+        values["widths"] = [_size(tensors, f"encoder.net.{layer}.weight", 0) for layer in layers]
+        values["depths"] = [_count(tensors, f"encoder.net.{level}.{{}}.conv1.weight") for level in levels]
+    return values
+
+
+def _phis(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], int | None]:
+    """Return the arguments of phi, and the number of scales; None where nothing shows it."""
+    scales = _size(tensors, HITS, 0) if HITS in tensors else None
+    if own := _count(tensors, "quantize.quant_resi.{}.weight"):  # a phi for each scale
+        return {"share_quant_resi": 0}, own
+    if "quantize.quant_resi.qresi.weight" in tensors:
+        return {"share_quant_resi": 1}, scales
+    if shared := _count(tensors, "quantize.quant_resi.qresi_ls.{}.weight"):
+        return {"share_quant_resi": shared}, scales
+    return {"quant_resi": 0.0}, scales
+
+
+def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
+    """Return the size of a tensor along an axis."""
+    if name not in tensors:
+        raise CheckpointError(f"has no tensor {name}: not a VAR tokenizer")
+    if tensors[name].ndim <= axis:
+        raise CheckpointError(f"tensor {name} has {tensors[name].ndim} axes, too few for a VAR tokenizer")
+    return tensors[name].shape[axis]
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """Return how many tensors are named by the pattern and the numbers 0, 1, ..., without a gap."""
+    n = 0
+    while pattern.format(n) in tensors:
+        n += 1
+    return n

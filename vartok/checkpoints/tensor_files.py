@@ -1,0 +1,129 @@
+"""Read the tensors of safetensors and PyTorch files without trusting them: no code in a file is run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from vartok.errors import CheckpointError, one_line
+from vartok.files import os_error_reason
+
+CODEBOOK = "quantize.embedding.weight"
+"""Name of the codebook in VAR's state dicts."""
+
+MAX_TENSORS = 100_000
+"""Largest number of tensors in a file."""
+
+MAX_ENTRIES = 300_000
+"""Largest number of entries in the dicts of a PyTorch file, also counted again where dicts are shared."""
+
+MAX_DEPTH = 8
+"""Depth of nested dicts below which no tensors are looked for."""
+
+MAX_NAME = 1000
+"""Largest length of a tensor's name, in characters."""
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Read a file's metadata and its tensors; both kinds of file are recognized by their content.
+
+    Tensors stay mapped from the file where its format allows that.
+
+    Returns:
+        The metadata of a safetensors file, empty for a PyTorch file; and the tokenizer's tensors under VAR's
+        names.
+
+    Raises:
+        CheckpointError: the file cannot be read or holds no tokenizer; the message does not name the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise CheckpointError(os_error_reason(error)) from None
+    if start[8:9] == b"{":
+        metadata, tensors = _read_safetensors(path)
+    elif start.startswith((b"PK", b"\x80")):
+        metadata, tensors = {}, _read_pickle(path, zipped=start.startswith(b"PK"))
+    else:
+        raise CheckpointError("neither a safetensors nor a PyTorch file")
+    return metadata, _remove_prefix(tensors)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            if len(names) > MAX_TENSORS:
+                raise _too_many()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"is not a whole safetensors file ({one_line(error)})") from None
+
+
+def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+    mapped = zipped and not path.name.endswith(".safetensors")  # torch.load goes by this name, given a path
+    try:
+        with open(path, "rb") as file:
+            # weights_only: torch refuses everything but tensors and plain containers.
+            source = path if mapped else file
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            "holds Python objects other than tensors, which vartok never loads: "
+            "save its state_dict() alone, or is not a whole PyTorch file"
+        ) from None
+    except Exception as error:  # torch.load raises nearly every type on a damaged file
+        raise CheckpointError(f"is not a whole PyTorch file ({one_line(error)})") from None
+    return flatten(content)
+
+
+def flatten(content: object) -> dict[str, Tensor]:
+    """Return the tensors of nested dicts, named by the path of keys: {"model": {"a.b": t}} -> "model.a.b".
+
+    A pickle stores a dict once that several others hold, so that a file of 3 kB can stand for more entries
+    than any memory takes. Entries are therefore counted while they are visited.
+
+    Raises:
+        CheckpointError: more than `MAX_TENSORS` tensors or `MAX_ENTRIES` entries, or a name that is longer
+            than `MAX_NAME`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for visited, (name, value) in enumerate(_entries(content)):
+        if visited >= MAX_ENTRIES or len(tensors) >= MAX_TENSORS:
+            raise _too_many()
+        if len(name) > MAX_NAME:
+            raise CheckpointError(f"has an entry whose name is longer than {MAX_NAME:,} characters")
+        if isinstance(value, Tensor):
+            tensors[name] = value
+    return tensors
+
+
+def _entries(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Yield every entry of nested dicts, each dict before its own entries."""
+    yield prefix, content
+    if isinstance(content, Mapping) and depth < MAX_DEPTH:
+        for key, value in content.items():
+            # Other keys are not part of a state dict, and the text of a tuple may be endless.
+            if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
+                yield from _entries(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
+
+
+def _too_many() -> CheckpointError:
+    return CheckpointError(f"holds more than {MAX_TENSORS:,} tensors or {MAX_ENTRIES:,} entries")
+
+
+def _remove_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tokenizer's tensors under VAR's names: a trainer's prefix, as "module.vae.", is removed."""
+    prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
+    if len(prefixes) > 1:
+        raise CheckpointError(f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: keep one")
+    if not prefixes:
+        raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
+    prefix = prefixes[0]
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

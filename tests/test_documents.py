@@ -99,34 +99,47 @@ def run_python(block: Block, names: dict[str, Any]) -> None:
         exec(code, names)
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.mark == "" for b in blocks(d))])
-def test_blocks_run(document: str, place: Path, vartok: Vartok) -> None:
-    """Pipes and other programs are left to the slow test below."""
+def run_blocks(document: str, marks: set[str], vartok: Vartok) -> None:
+    """Run a document's blocks of some marks in this process; pipes and other programs are left out."""
     names: dict[str, Any] = {"__name__": "document"}
     for block in blocks(document):
-        if block.mark == "" and block.language == "python":
+        if block.mark in marks and block.language == "python":
             run_python(block, names)
-        if block.mark == "" and block.language == "sh":
+        if block.mark in marks and block.language == "sh":
             for line in filter(is_plain, commands(block.text)):
                 vartok(*words(line)[1:])
 
 
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.mark == "" for b in blocks(d))])
+def test_blocks_run(document: str, place: Path, vartok: Vartok) -> None:
+    run_blocks(document, {""}, vartok)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.mark != "not-run" for b in blocks(d))])
-def test_blocks_run_in_a_shell(document: str, place: Path) -> None:
-    names: dict[str, Any] = {"__name__": "document"}
-    bin = place / "bin"
-    bin.mkdir()
-    program = f'#!/bin/sh\nexec {sys.executable} -m vartok "$@"\n'
-    (bin / "vartok").write_text(program)
-    (bin / "vartok").chmod(0o755)
-    for block in blocks(document):
-        if block.mark != "not-run" and block.language == "python":
-            run_python(block, names)
-        if block.mark != "not-run" and block.language == "sh":
-            script = f'PATH="{bin}:$PATH"; export VARTOK_DEVICE=cpu; set -e -o pipefail\n{block.text}'
-            run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
-            assert run.returncode == 0, f"{block.name}: {run.stderr}"
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.mark == "slow" for b in blocks(d))])
+def test_slow_blocks_run(document: str, place: Path, vartok: Vartok) -> None:
+    """Blocks without a mark run too: the slow ones may use their files."""
+    run_blocks(document, {"", "slow"}, vartok)
+
+
+PIPES = [
+    block
+    for document in DOCUMENTS
+    for block in blocks(document)
+    if block.language == "sh" and block.mark != "not-run" and not all(map(is_plain, commands(block.text)))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", PIPES, ids=[block.name for block in PIPES])
+def test_pipes_run_in_a_shell(block: Block, place: Path) -> None:
+    program = place / "bin" / "vartok"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vartok "$@"\n')
+    program.chmod(0o755)
+    script = f'PATH="{program.parent}:$PATH"; export VARTOK_DEVICE=cpu; set -e -o pipefail\n{block.text}'
+    run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{block.name}: {run.stderr}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -19,7 +19,7 @@ MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
 
 
 def square(*sides: int) -> Schedule:
-    """The schedule of square grids with these sides."""
+    """Return the schedule of square grids with these sides."""
     return tuple((side, side) for side in sides)
 
 
@@ -87,16 +87,16 @@ def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
 
 
 def token_count(schedule: Iterable[Grid]) -> int:
-    """How many tokens a picture of this schedule has."""
+    """Return the number of tokens of a picture with this schedule."""
     return sum(math.prod(grid) for grid in schedule)
 
 
 @functools.lru_cache(maxsize=1024)
 def phi_index(k: int, scales: int, phis: int) -> int:
-    """Which of `phis` refinements serves scale `k` of `scales`: the one whose tick is nearest.
+    """Return the index, among `phis`, of the phi for scale `k` of `scales`: the one with the nearest tick.
 
     The ticks and their float64 rounding are VAR's (`PhiPartiallyShared`, `PhiNonShared`):
-    ten scales over four phis hold two exact ties that only this arithmetic decides as VAR does.
+    ten scales over four phis have two exact ties, which only this arithmetic breaks as VAR does.
     """
     margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = np.linspace(margin, 1 - margin, phis)
@@ -105,10 +105,10 @@ def phi_index(k: int, scales: int, phis: int) -> int:
 
 
 def to_json(schedule: Schedule) -> list[Any]:
-    """The schedule as JSON: a side where a grid is square, else [h, w]."""
+    """Return the schedule as JSON: a side where a grid is square, else [h, w]."""
     return [h if h == w else [h, w] for h, w in schedule]
 
 
 def describe(schedule: Schedule) -> str:
-    """The schedule as `parse_schedule` reads it."""
+    """Return the schedule as text that `parse_schedule` reads."""
     return ",".join(str(h) if h == w else f"{h}x{w}" for h, w in schedule)

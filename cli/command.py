@@ -1,4 +1,4 @@
-"""The start and the end of every command: its options, its exit code, and one line for an error."""
+"""The frame of every command: expand its options, set its exit code, and print an error as one line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
         finally:
             option_names.reset(token)
 
-    # \b: Click shows the lines below as they stand.
+    # \b: Click does not rewrap the lines below.
     wrapped.__doc__ = (run.__doc__ or "").replace("    Examples:", "    \b\n    Examples:")
     return wrapped
 
@@ -119,7 +119,7 @@ def _sigterm() -> Iterator[None]:
 
 
 def _open_closed_streams() -> None:
-    """Replace standard streams that the caller of the program has closed: nothing to read, no one to read."""
+    """Replace closed standard streams by the null device."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull)  # noqa: SIM115 - for reading: writing fails, and loses nothing
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

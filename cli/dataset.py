@@ -179,7 +179,7 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a data set: counts, hashes, index ranges, and that no key stands twice.
+    """Check a data set: counts, hashes, index ranges, and that no key occurs twice.
 
     Examples:
       vartok dataset verify tokens
@@ -203,10 +203,10 @@ def verify(
 
 
 class DefaultCommand(typer.core.TyperGroup):
-    """A group of commands, of which the first runs where none is named."""
+    """A group whose first command runs if none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the first command's name before arguments that name none."""
+        """Insert the first command's name if the arguments name none."""
         if not args or args[0] not in self.commands:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
@@ -253,7 +253,7 @@ class _View:
             raise typer.Exit(SOME_FAILED) from None
 
     def close(self) -> None:
-        """Take the status away."""
+        """Remove the status."""
         self._display.close()
 
 
@@ -313,7 +313,7 @@ def _parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def _prepare_process(debug: bool) -> None:
-    """Set what holds for the whole process: this command owns it."""
+    """Change settings of the whole process, which this command owns."""
     from vartok.images import configure_pillow
 
     configure_pillow(quiet=not debug)

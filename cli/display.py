@@ -23,7 +23,7 @@ LINE_EVERY = 30.0
 
 
 class Display:
-    """A status that changes on a terminal, else a line now and then; messages stand above it.
+    """A status that changes on a terminal, else a line now and then; messages are printed above it.
 
     Args:
         quiet: show no status, and no message but errors.

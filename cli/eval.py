@@ -88,10 +88,10 @@ def eval(
     as_json: JsonOption = False,
     messages: MessageOptions,
 ) -> None:
-    """Measure how well pictures come back.
+    """Measure how well pictures are reconstructed.
 
     PSNR, SSIM, MS-SSIM, bits per pixel, blockiness, and the figures of every scale, on the
-    pixels that are encoded. How each figure is computed stands below the tables.
+    pixels that are encoded. The method of each figure is printed below the tables.
 
     Examples:
       vartok eval -r photos

@@ -87,7 +87,7 @@ def inspect_codebook(
 
 
 def _check_atlas(atlas: Path | None, force: bool) -> None:
-    """Refuse a place for the atlas before the work, where it can be refused."""
+    """Check the path of the atlas before the work starts."""
     if atlas and atlas.suffix.lower() != ".png":
         raise typer.BadParameter(f"--atlas {printable(atlas)}: it is written as .png")
     if atlas and atlas.exists() and not force:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Counts what is done and what failed, says so on stderr, and knows the exit code.
+    """Counts successes and failures, reports them on stderr, and sets the exit code.
 
     Args:
         total: number of inputs; None where it is not known.
@@ -32,7 +32,7 @@ class Report:
         self._display = Display(quiet=quiet, lines=False)
 
     def add(self, result: FileResult, text: str) -> None:
-        """Count a result; `text` tells its outcome, for where it is the only one."""
+        """Count a result; `text`, its outcome, is printed if there is only one."""
         if result.error is not None:
             self.fail(result.input, result.error)
         elif result.skipped:
@@ -41,7 +41,7 @@ class Report:
             self.succeed(result.input, text, result.notes)
 
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
-        """Count a success; `result` tells its outcome, for where it is the only one."""
+        """Count a success; `result`, its outcome, is printed if there is only one."""
         self.done += 1
         for note in notes:
             self.note(f"{name}: {note}")
@@ -64,11 +64,11 @@ class Report:
         self._advance()
 
     def note(self, text: str) -> None:
-        """Say something that is no failure."""
+        """Print a note."""
         self._display.say(text)
 
     def finish(self) -> None:
-        """Sum up, and leave with the exit code.
+        """Print a summary, and exit.
 
         Raises:
             typer.Exit: something failed.

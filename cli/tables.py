@@ -42,7 +42,7 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def print_tables(*tables: Table) -> None:
-    """Print tables on stdout, an empty line between two, whatever characters they hold."""
+    """Print tables on stdout, separated by empty lines; cells are plain text without markup."""
     from rich.console import Console
 
     # No markup: a name may have brackets.

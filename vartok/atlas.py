@@ -23,7 +23,7 @@ SWAPS = 8  # rounds of swaps in a pass
 def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
     """Draw all codes as one picture, each as it decodes by itself; similar ones are neighbours.
 
-    In a picture codes interact: those of all scales add up, and the decoder blends neighbours.
+    In a picture, codes interact: the codes of all scales are summed, and the decoder blends neighbours.
 
     Returns:
         [rows * d, columns * d, 3] uint8, d the downsampling factor; white where no code is left.

@@ -1,4 +1,4 @@
-"""Statistics of a codebook: norms, distances, duplicates, dimensions; and of how images use its codes."""
+"""Statistics of a codebook (norms, distances, duplicates, dimensions), and of its usage by images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
 def _nearest_distances(codes: Floats) -> Floats:
     """Return the Euclidean distance between every row of [V, C], V > 1, and its nearest other row: [V]."""
     # The smallest |a - b|^2 is the largest a.b - |b|^2 / 2: a product of [a, 1] and [b, -|b|^2 / 2].
-    # The product cancels where codes are close. It still finds the nearest; its distance is computed anew.
+    # The product cancels where codes are close. It still finds the nearest; its distance is recomputed below.
     left = np.column_stack([codes, np.ones(len(codes))])
     right = np.column_stack([codes, -np.square(codes).sum(1) / 2]).T
     nearest = np.empty(len(codes), np.int64)
@@ -157,7 +157,7 @@ def count_codes(
 
 @dataclass(frozen=True)
 class CodeCount:
-    """How often a code was used.
+    """Usage of one code.
 
     Attributes:
         code: index of the code.
@@ -172,7 +172,7 @@ class CodeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """How tokens use the codebook; all zeros but `dead` where there are no tokens.
+    """Usage of the codebook by a set of tokens; without tokens everything but `dead` is 0.
 
     Attributes:
         tokens: number of tokens.
@@ -195,7 +195,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class UsageReport:
-    """How images use a codebook.
+    """Usage of a codebook by images.
 
     Attributes:
         vocab_size: V, number of codes.
@@ -205,8 +205,8 @@ class UsageReport:
             unweighted mean of the other scales' distributions: 0 where they agree or one is empty, 1 where
             they share no code. Few tokens overstate it, since n tokens use at most n codes; compare it with
             `chance`.
-        chance: divergence of scales with as many tokens that all sample from one distribution, that of all
-            tokens together, with a fixed seed. It is too low for a few images.
+        chance: the divergence that sampling alone causes: with as many tokens per scale, all drawn from the
+            distribution of all tokens together, with a fixed seed. It is too low for a few images.
 
     Source: Lin 1991, Divergence measures based on the Shannon entropy.
     """

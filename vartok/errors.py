@@ -1,11 +1,11 @@
-"""The exceptions that vartok raises, whose messages are one line for the user, and the words they share."""
+"""The exceptions and the warning of vartok, each with a one-line message for the user."""
 
 
 class VartokError(Exception):
-    """Base of every error that vartok raises on purpose; ``str(error)`` is one clear line.
+    """Base class of vartok's exceptions; ``str(error)`` is one line for the user.
 
     Attributes:
-        hint: what the user can do about it, or None. A parameter of the library that helps stands in
+        hint: what the user can do about it, or None. Parameters of the library are named in
             backticks, as in "set `max_pixels` higher"; the command line shows the option of that name.
     """
 
@@ -15,19 +15,19 @@ class VartokError(Exception):
 
 
 class ArgumentError(VartokError, ValueError):
-    """An argument that no call can have, or arguments that contradict each other."""
+    """An invalid argument, or arguments that contradict each other."""
 
 
 class ConfigError(VartokError):
-    """A tokenizer configuration that no model can have."""
+    """An invalid tokenizer configuration, or invalid training settings."""
 
 
 class ScheduleError(VartokError):
-    """A schedule that is malformed, or that is not the latent's."""
+    """A malformed schedule, or one whose last grid is not the latent's."""
 
 
 class CheckpointError(VartokError):
-    """A missing file, or a file that is not a checkpoint that vartok can run."""
+    """A file that is not a checkpoint, or one that vartok cannot run."""
 
 
 class SourceError(VartokError):
@@ -59,24 +59,24 @@ class TrainError(VartokError):
 
 
 class DatasetError(VartokError):
-    """Pictures that cannot be made a data set of, or a data set that is unfinished, broken or another one."""
+    """A data set that cannot be built, or that is incomplete, broken or not the expected one."""
 
 
 class VartokWarning(UserWarning):
-    """A warning about a value that was assumed, or about data that was left out."""
+    """Something that is no error but that the user should know, such as a value that had to be assumed."""
 
 
 def one_line(text: object, limit: int = 120) -> str:
-    """Return `text` for a message: on one line, printable, of at most `limit` characters."""
+    """Return `text` as one line for a message: printable, and of at most `limit` characters."""
     line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def quoted(value: object) -> str:
-    """Return the repr of a wrong value for a message: one line of at most 60 characters."""
+    """Return an invalid value as a message quotes it."""
     return one_line(repr(value), 60)
 
 
 def printable(text: object) -> str:
-    """Return a path, or text from a file, on one line: a question mark stands for what is not printable."""
+    """Return a path, or text from a file, on one line, unprintable characters replaced by question marks."""
     return "".join(char if char.isprintable() else "?" for char in str(text))

@@ -1,4 +1,4 @@
-"""Atomic writing: files appear whole or not at all. Also the one wording of an OSError."""
+"""Atomic writing: files appear whole or not at all. Also the message text of an OSError."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def os_error_reason(error: Exception) -> str:
 def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends without an error.
 
-    If the block or the process ends early, `path` stays as it was before. The temporary file is locked
+    If the block raises or the process dies, `path` stays as it was. The temporary file is locked
     while it is open, so that `remove_stale_temp_files` of another process leaves it alone.
 
     Args:
@@ -110,7 +110,7 @@ def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Binary
     """Open a file for a result as `atomic_write` does, and make its parent folders.
 
     Raises:
-        OutputError: the file cannot be written; names `path`, not the temporary file as the system does.
+        OutputError: the file cannot be written; the message names `path`, not the temporary file.
     """
     path = Path(path)
     try:
@@ -194,7 +194,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _temporary_prefix(path: Path) -> str:
-    """Return how the names of a file's temporary files begin; short, however long its own name is."""
+    """Return the prefix of the names of a file's temporary files; its length is limited."""
     return f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
@@ -225,4 +225,4 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists")
     if os.path.lexists(path) and not path.is_file():
-        raise FileExistsError(f"{path} is not a regular file")  # a device would become one
+        raise FileExistsError(f"{path} is not a regular file")  # a device would be replaced by a file

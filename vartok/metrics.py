@@ -190,7 +190,7 @@ class FrechetDistance:
 
 
 class _PassFeatures(nn.Module):
-    """A network for torchmetrics that returns its input, features that are computed already."""
+    """An identity network for torchmetrics, whose input is features that are already computed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -207,8 +207,8 @@ def load_lpips() -> nn.Module:
         A module that maps two [B, 3, H, W] batches in [-1, 1] to their distances, [B, 1, 1, 1].
 
     Raises:
-        VartokError: torchvision, torchmetrics or the weights are missing, or the weights are not those
-            that the name of their file promises.
+        VartokError: torchvision, torchmetrics or the weights are missing, or the weights do not have
+            the hash in their file's name.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -232,8 +232,8 @@ def load_inception() -> nn.Module:
         A module that maps [B, 3, H, W] uint8 to [B, 2048] features.
 
     Raises:
-        VartokError: torch-fidelity or the weights are missing, or the weights are not those that the name
-            of their file promises.
+        VartokError: torch-fidelity or the weights are missing, or the weights do not have the hash in their
+            file's name.
     """
     path = _find_weights("rFID", "torch-fidelity", INCEPTION_URL)
     try:

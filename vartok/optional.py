@@ -1,4 +1,4 @@
-"""The check for packages that only an extra installs, such as those of training."""
+"""Checks for optional packages, such as those of the extra `train`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require(*packages: str, extra: str, purpose: str) -> None:
         purpose: what they are needed for, as a noun: "training".
 
     Raises:
-        VartokError: at least one is missing; names all that are.
+        VartokError: a package is missing; the message names all that are.
     """
     missing = [package for package in packages if not is_installed(package)]
     if missing:

@@ -1,4 +1,4 @@
-"""Ordered work in threads, and batches with prefetch; knows no model, and imports torch inside functions."""
+"""Ordered maps in threads, and batching with prefetch; independent of models, and imports torch lazily."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def map_ordered(
         work: function of one item; what it raises is raised here, in the item's place.
         items: taken one by one, in the caller's thread, when there is room.
         workers: number of threads.
-        limit: most items that are taken and not yet yielded.
+        limit: largest number of items that are taken and not yet yielded.
         initializer: called at the start of every thread.
         nbytes: size of an item in bytes. Above `MAX_NBYTES` in all, results are yielded before the next item
             is taken.
@@ -147,7 +147,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _as_vartok_error(error: Exception) -> VartokError:
-    """Return the error that stands in a result's place; raise it where it is a defect of the program."""
+    """Return the error to yield in a result's place; raise it if it is a bug."""
     if isinstance(error, VartokError):
         return error
     if is_out_of_memory(error):

@@ -93,10 +93,10 @@ def token_count(schedule: Iterable[Grid]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def phi_index(k: int, scales: int, phis: int) -> int:
-    """Return the index of the phi that serves scale `k` of `scales`: the one whose tick is nearest.
+    """Return the index, among `phis`, of the phi for scale `k` of `scales`: the one with the nearest tick.
 
     The ticks and their float64 rounding are VAR's (`PhiPartiallyShared`, `PhiNonShared`):
-    ten scales over four phis hold two exact ties that only this arithmetic decides as VAR does.
+    ten scales over four phis have two exact ties, which only this arithmetic breaks as VAR does.
     """
     margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = np.linspace(margin, 1 - margin, phis)

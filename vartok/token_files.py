@@ -89,7 +89,7 @@ def read_tokens(file: str | Path | BinaryIO) -> Iterator[ImageTokens]:
 
 
 def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
-    """Read the images of a token file, one at a time: npz, JSON or JSONL, told apart by content.
+    """Read the images of a token file, one at a time: npz, JSON or JSONL, recognized by content.
 
     A file that begins with "PK" is an npz. One that begins with "{" is JSONL where its first line
     also ends with "}" or its second line begins with "{", else one JSON object on several lines.
@@ -149,7 +149,7 @@ def parse_json(text: str | bytes) -> ImageTokens:
 def dump_npz(tokens: ImageTokens) -> bytes:
     """Return an npz of `scale_00`, `scale_01`, ... and `meta`; equal tokens give equal bytes.
 
-    Source: numpy.lib.format; written here, since np.savez would add the time.
+    Source: numpy.lib.format; np.savez is not used, as it would write the current time.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -206,7 +206,7 @@ def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens]
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield numbered lines without the blank ones; a line that is too long is cut where it gets refused."""
+    """Yield numbered lines without the blank ones; a line that is too long is cut to `MAX_BYTES` + 1."""
     for number in itertools.count(1):
         line = file.readline(MAX_BYTES + 1)
         if not line:
@@ -290,7 +290,7 @@ def _scale_name(k: int) -> str:
 
 
 def _write_entry(archive: zipfile.ZipFile, name: str, array: NDArray[Any], compression: int) -> None:
-    entry = zipfile.ZipInfo(name)  # dated 1980-01-01, as ever
+    entry = zipfile.ZipInfo(name)  # its date is always 1980-01-01
     entry.create_system = 3  # Unix, on every system
     entry.external_attr = 0o644 << 16
     entry.compress_type = compression

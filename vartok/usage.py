@@ -1,4 +1,4 @@
-"""Count how token files and data sets use a codebook: what `vartok inspect-codebook --usage` does."""
+"""Count codebook usage in token files and data sets, for `vartok inspect-codebook --usage`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Source: TypeAlias = str | Path | BinaryIO
 
 @dataclass(frozen=True, kw_only=True)
 class TokenUsage:
-    """How the tokens of files use a codebook.
+    """Usage of a codebook by the tokens of files.
 
     Attributes:
         images: number of images that were counted.

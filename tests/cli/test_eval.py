@@ -196,8 +196,8 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
     [
         (["in"], "in is a folder: set --recursive"),
         (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom is for the fit crop, not pad"),
-        (["-r", "in", "--size", "100"], "--size is a multiple of 16"),
-        (["-r", "in", "--schedule", "1,2"], "--schedule ends in the latent's grid, here 16"),
+        (["-r", "in", "--size", "100"], "--size must be a multiple of 16"),
+        (["-r", "in", "--schedule", "1,2"], "--schedule must end in the latent's grid, here 16"),
         (["-r", "in", "--worst", "-1"], "--worst"),
     ],
 )

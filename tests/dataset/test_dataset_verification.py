@@ -75,7 +75,7 @@ def test_verify_finds_defects(
     put(good[:2])
     assert "has 2 rows, but its stats say 3" in problems()
     put([*good[:2], with_key(good[2], "04")])
-    assert f"04 stands 2 times, in {SHARDS[0]}, {SHARDS[1]}" in problems()
+    assert f"04 occurs 2 times, in {SHARDS[0]}, {SHARDS[1]}" in problems()
     if format == "jsonl":  # no writer of ImageTokens stores such an index
         put(good, lambda text: text.replace(b'"scales":[[[', b'"scales":[[[64', 1))
     else:
@@ -94,7 +94,7 @@ def test_verify_finds_defects(
     (job.out / "dataset.json").write_text(told.replace('"complete": true', '"complete": false'))
     assert "is not complete" in problems()
     (job.out / "dataset.json").write_text(told.replace("data/00000-0000", "data/../../00000-0000"))
-    with pytest.raises(DatasetError, match=r"dataset.json is broken: a shard is called"):
+    with pytest.raises(DatasetError, match=r"dataset.json is broken: .* is not a shard.s name"):
         verify(job.out)
     (job.out / "dataset.json").write_text(told)
     stats.write_text("")

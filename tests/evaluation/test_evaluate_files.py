@@ -95,8 +95,8 @@ def test_options(small: vartok.Tokenizer, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
-        ({"size": 15}, "`size` is a multiple of 2"),
-        ({"schedule": "1,2"}, "`schedule` ends in the latent's grid, here 8"),
+        ({"size": 15}, "`size` must be a multiple of 2"),
+        ({"schedule": "1,2"}, "`schedule` must end in the latent's grid, here 8"),
         ({"zoom": 0.5}, "zoom is from 1"),
     ],
 )

@@ -32,7 +32,7 @@ def test_settings_survive_toml() -> None:
         ("[loss]\n", "no reconstruction loss"),
         ("[quantizer]\ncodebook = 'average'\n[loss]\nmse = 1.0\n", '"ema" or "gradient"'),
         ("[run]\nprecision = 'int8'\n[loss]\nmse = 1.0\n", "precision"),
-        ("name = 3\n[loss]\nmse = 1.0\n", "name is a text"),
+        ("name = 3\n[loss]\nmse = 1.0\n", "name must be a text"),
         ("[loss]\nmse = inf\n", "mse is from 0"),
         ("[run]\nseed = -1\n[loss]\nmse = 1.0\n", "seed is from 0"),
         ("[run]\nminutes = 0\n[loss]\nmse = 1.0\n", "minutes is from"),

@@ -1,6 +1,6 @@
-"""Building a data set: sources of pictures to training-ready shards of tokens.
+"""Build a data set: training-ready shards of tokens from sources of pictures.
 
-Most lines document the arguments of `build`; the rest checks them, and starts the engine that they name.
+`build` checks its arguments, and starts the engine that they name.
 """
 
 from __future__ import annotations
@@ -284,13 +284,13 @@ def _run(
 
 @contextlib.contextmanager
 def _output_errors(out: Path) -> Iterator[None]:
-    """Raise an OSError as an OutputError that says how to go on."""
+    """Turn an OSError into an OutputError whose hint says how to go on."""
     try:
         yield
     except OSError as error:
         raise OutputError(
             f"cannot write in {out}: {os_error_reason(error)}; finished shards stay",
-            hint="what is missing is made by the same call again",
+            hint="run the same call again to make the missing shards",
         ) from error
 
 
@@ -342,7 +342,7 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
 
 
 def _choose_processes(device: str, processes: int | None) -> tuple[str, int]:
-    """Return the device that is meant, and the number of processes: by default one for every GPU."""
+    """Return the device and the number of processes, by default one for every GPU."""
     from vartok.runtime import choose_device
 
     chosen = str(choose_device(device))
@@ -368,7 +368,7 @@ def _share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
 
 
 def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
-    """Warn where there is less than a caller may expect: calls without work, pictures without a label."""
+    """Warn of calls without work and of pictures without a label."""
     if parts > len(shards):
         warnings.warn(
             f"{plural(len(shards), 'input shard')} for {parts} parts, so that some have none; a smaller "

@@ -1,4 +1,4 @@
-"""Engines on this machine: this process, or several. Shards have the same bytes either way."""
+"""The local engines: this process, or several worker processes. Shards have the same bytes either way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """How a worker process loads its tokenizer, and how much it does at a time.
+    """The tokenizer of a worker process, and its batch size and threads.
 
     Attributes:
         weights: the checkpoint; the shipped one if None.
@@ -129,7 +129,7 @@ def run_processes(
 
 @contextlib.contextmanager
 def _ignore_sigint() -> Iterator[None]:
-    """Let processes that are started inside ignore Ctrl-C: this process ends them."""
+    """Make processes that are started in the block ignore Ctrl-C; this process terminates them itself."""
     if threading.current_thread() is not threading.main_thread():  # only the main one may set signals
         yield
         return
@@ -159,7 +159,7 @@ class _Process:
 
 def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) -> Iterator[ShardProgress]:
     """Give tasks to processes that ask for one, until all tasks are finished."""
-    tried: set[int] = set()  # tasks that a process has died of
+    tried: set[int] = set()  # tasks during which a process died
     alive = dict(processes)
     while alive:
         for connection, worker in alive.items():

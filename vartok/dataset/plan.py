@@ -1,7 +1,7 @@
-"""The work that is left: which shards of which input shards are to be made.
+"""Plan the remaining work: the shards that are still to be made from each input shard.
 
-A shard is a function of its input shard and of the job alone. So machines need not talk to each other, and a
-shard that is made again has the same bytes.
+A shard depends only on its input shard and the job. So machines need not communicate, and a shard that is
+made again has the same bytes.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Job:
         return self.out / DATA / f"{shard_name(*shard)}{find_format(self.format).suffix}"
 
     def has_shard(self, shard: ShardId, stats: ShardStats) -> bool:
-        """Return True if the shard exists with the size that its stats tell."""
+        """Return True if the shard exists with the size in its stats."""
         try:
             return self.shard_path(shard).stat().st_size == stats.bytes
         except FileNotFoundError:
@@ -109,7 +109,7 @@ class InputTask:
         index: position of the input shard in the order of all.
         shard: the input shard.
         done: parts of it that are done already.
-        end: the last part, if one of those in `done` says that the input shard ends with it.
+        end: the last part, if it is in `done` and its stats mark it as the last; else None.
     """
 
     index: int
@@ -136,7 +136,7 @@ class SampleSlot:
 
     @property
     def shard(self) -> tuple[int, int | None]:
-        """The index and the part, which all samples of a shard share."""
+        """The index and the part, which identify the sample's shard."""
         return self.index, self.part
 
 
@@ -239,7 +239,7 @@ def _create_folder(job: Job) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return True for a file or folder that a run may have left before it wrote dataset.json."""
+    """Return True for a file or folder that an interrupted run may have left before dataset.json existed."""
     return path.name in (DATA, STATS, DATASET, FAILED, README) or path.name.startswith(TEMPORARY)
 
 
@@ -253,7 +253,7 @@ def _refuse_other_source(out: Path, shard: ShardId, old: str, new: str | None) -
 
 
 def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the entries of these names; an object is replaced by its own entries."""
+    """Return the entries of these names, with the entries of an object in place of the object."""
     flat: dict[str, Any] = {}
     for name in names:
         value = description.get(name)
@@ -271,5 +271,5 @@ def _shorten(value: Any) -> str:
 
 
 def _read_nothing(fit: Fit) -> Picture:
-    """Stand in for the picture at the end of an input shard, which has none."""
+    """The reader of the mark at the end of an input shard, which has no picture: raises an error."""
     raise DatasetError("the end of an input shard")

@@ -1,6 +1,7 @@
 """The Ray engine: Ray Data's tasks read pictures, its actors hold the model, and this process writes.
 
-Tokens are so small that one process can write those of many machines. Ray restarts whatever else dies.
+Tokens are so small that one process can write the output of many machines. Ray restarts tasks and actors
+that die.
 """
 
 from __future__ import annotations

@@ -163,9 +163,9 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
             raise DatasetError("classes are not all texts")
         for shard in description["shards"] if description.get("complete") else description.get("shards", ()):
             if not re.fullmatch(rf"{DATA}/[0-9]+-[0-9]+\.[a-z]+", shard["name"]):
-                raise DatasetError(f"a shard is called {quoted(shard['name'])}")
+                raise DatasetError(f"{quoted(shard['name'])} is not a shard's name")
             if type(shard["pictures"]) is not int or shard["pictures"] < 0:
-                raise DatasetError(f"a shard has {quoted(shard['pictures'])} pictures")
+                raise DatasetError(f"the pictures of a shard are a count, not {quoted(shard['pictures'])}")
     except (VartokError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}") from None
     return description, encoding

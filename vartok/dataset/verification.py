@@ -127,7 +127,7 @@ def _check_summary(
 def _check_keys(
     out: Path, format: str, encoding: Encoding, names: list[str], hashes: list[NDArray[np.uint64]]
 ) -> Iterator[Problem]:
-    """Name duplicate keys. They are found by 64-bit hashes: the keys themselves might fill the memory."""
+    """Report duplicate keys, found by 64-bit hashes, as the keys themselves might fill the memory."""
     values, counts = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_counts=True)
     duplicates = values[counts > 1]
     if not len(duplicates):
@@ -141,7 +141,7 @@ def _check_keys(
                 if _hash_key(row.image.source) in wanted:
                     shards.setdefault(row.image.source, []).append(name)
     for key, where in shards.items():
-        yield Problem(DATA, f"{one_line(key)} stands {len(where)} times, in {', '.join(sorted(set(where)))}")
+        yield Problem(DATA, f"{one_line(key)} occurs {len(where)} times, in {', '.join(sorted(set(where)))}")
     if len(duplicates) > MAX_NAMED_KEYS:
         yield Problem(DATA, f"{len(duplicates) - MAX_NAMED_KEYS:,} more keys stand more than once")
 

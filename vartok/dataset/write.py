@@ -123,7 +123,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
     reported_at, reported_failures = time.monotonic(), 0
-    # Durable: after a power cut, the mark must not stand beside a shard that is torn.
+    # Durable: after a power cut, a stats file must not mark a torn shard as done.
     with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
         stream = HashedFile(file)
         writer = open_writer(job.format, stream, job.encoding)
@@ -167,14 +167,14 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
 
 
 def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:
-    """Return the tokens with the columns that the sample brings along."""
+    """Return the tokens with the sample's label, caption and metadata."""
     values = {name: getattr(sample, name) for name in OPTIONAL_COLUMNS}
     given = {name: value for name, value in values.items() if value is not None}
     return replace(tokens, **given) if given else tokens
 
 
 def _remove_parts_after(job: Job, index: int, end: int) -> None:
-    """Remove the shards of an input shard that had more parts before."""
+    """Remove parts beyond `end`, left from when the input shard had more parts."""
     for part in itertools.count(end + 1):
         paths = (stats_path(job.out, (index, part)), job.shard_path((index, part)))
         if not any(path.exists() for path in paths):
@@ -186,7 +186,7 @@ def _remove_parts_after(job: Job, index: int, end: int) -> None:
 def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
     """Write dataset.json and failed.jsonl from the stats of all finished shards.
 
-    Any number of machines may do so at any time: whoever writes last looks at the stats once more.
+    Any number of machines may call this at any time: each writes again if the stats have changed.
 
     Args:
         job: the data set.

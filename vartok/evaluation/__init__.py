@@ -1,7 +1,7 @@
-"""How well tokenizers reconstruct pictures, with JPEG and WebP files of the same size beside them.
+"""Measure how well tokenizers reconstruct pictures, with JPEG and WebP of the same file size as baselines.
 
-`evaluate_files` does what `vartok eval` does. `Evaluation` is the loop below it, for pictures that come
-from elsewhere. `FIGURES` names every figure and tells how it is computed.
+`evaluate_files` is the function behind `vartok eval`. `Evaluation` is its loop, for pictures that come
+from elsewhere. `FIGURES` lists the figures, and how each is computed.
 """
 
 from vartok.evaluation.files import evaluate_files

@@ -1,4 +1,4 @@
-"""Evaluate picture files: what `vartok eval` does, as a function."""
+"""Evaluate picture files: the function behind `vartok eval`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sums over pictures, and the report that is made of them."""
+"""Sums over pictures, and the report that is made from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vartok.tokens import TokenMaps
 
 
 class Reconstruction(NamedTuple):
-    """One picture as a tokenizer reconstructs it, with the figures that its networks were needed for.
+    """A tokenizer's reconstruction of one picture, with the figures that need a network.
 
     Attributes:
         pixels: [H, W, 3] uint8.
@@ -64,7 +64,7 @@ class Totals:
         Args:
             reference: [H, W, 3] uint8.
             features: [D] Inception features of the reference; None where rFID was not asked for.
-            copy: what the tokenizer made of it.
+            copy: the tokenizer's reconstruction.
         """
         self._schedules.add(copy.tokens.schedule)
         self._pixels += reference.shape[0] * reference.shape[1]
@@ -77,7 +77,7 @@ class Totals:
             self._distance.add(features, copy.features)
 
     def scores(self, scores: Sequence[Scores]) -> ModelScores:
-        """Return the figures of the pictures that were added, given the scores of each, at least one."""
+        """Return the figures over the added pictures, at least one, given the scores of each."""
         usage = describe_usage(self._counts)
         return ModelScores(
             psnr=_mean([one.psnr for one in scores]),

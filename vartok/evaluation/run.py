@@ -40,7 +40,7 @@ class Evaluation:
     """Measures pictures one after the other, and sums their figures up.
 
     Args:
-        tokenizers: measured on the same pixels; the tokens of the first are the baselines' budget of bytes.
+        tokenizers: measured on the same pixels; the first one's tokens set the size of the baselines' files.
         fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
         schedule: (h, w) of every scale; each checkpoint's own, adapted to each latent, if None.
         baselines: measure JPEG and WebP too.
@@ -82,7 +82,7 @@ class Evaluation:
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1
     ) -> Generator[PictureScores | Failure, None, None]:
-        """Measure pictures. The report is about those that were yielded.
+        """Measure pictures. `report` covers those that have been yielded.
 
         Args:
             samples: pictures to read; their keys are the names in the report.
@@ -149,7 +149,7 @@ class Evaluation:
         )
 
     def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
-        """Compute all that needs a network, of pictures of one size."""
+        """Reconstruct pictures of one size, and compute what needs a network."""
         pixels = np.stack([picture.pixels for picture in batch])
         features = self._features(pixels)
         copies = zip(*(self._reconstruct_with(one, pixels) for one in self._tokenizers), strict=True)
@@ -204,7 +204,7 @@ class Evaluation:
         return features
 
     def _compare(self, name: str, found: _Reconstructed) -> PictureScores:
-        """Compute the metrics that need no network of the tokenizers."""
+        """Compute the pixel metrics of a picture's copies and baselines, and collect all its scores."""
         reference = found.picture.pixels
         height, width = reference.shape[:2]
 

@@ -153,8 +153,8 @@ SCALE_FIGURES = (
 """The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
 
 REFERENCE = "the uint8 pixels that entered the encoder; decoded pictures are clamped and rounded to uint8"
-"""What pictures are compared with. Another reference, such as the file before it was resized, gives other
-figures for the same checkpoint."""
+"""The reference of all comparisons. Another one, such as the file before it was resized, gives other figures
+for the same checkpoint."""
 
 BASELINES = {
     "jpeg": "4:2:0, optimized; the highest quality within budget, the bytes of the first checkpoint's "
@@ -191,7 +191,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores(Scores):
-    """A checkpoint's means over pictures, and its figures that only many pictures have.
+    """A checkpoint's mean scores over pictures, and figures that need many pictures, such as rFID.
 
     Attributes:
         model: the checkpoint.
@@ -214,7 +214,7 @@ class ModelScores(Scores):
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineScores(Scores):
-    """A picture format's means over pictures, with the first checkpoint's tokens as its budget of bytes.
+    """A picture format's mean scores over pictures, at the size in bytes of the first checkpoint's tokens.
 
     Attributes:
         format: a key of `BASELINES`.

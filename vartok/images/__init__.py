@@ -1,4 +1,4 @@
-"""Picture files to RGB pixels, pixels to tensors, and back. It knows no model and imports no torch by itself.
+"""Picture files to RGB pixels, pixels to tensors, and back. Independent of models; imports no torch.
 
 `reading` decodes files, `color` brings them to sRGB, `fit` scales them, `tensors` converts pixels, `writing`
 encodes them.

@@ -1,4 +1,4 @@
-"""Fits: crop, pad, stretch or keep a picture to the size that a model takes, and their undoing."""
+"""Fit pictures to the size that a model takes (crop, pad, stretch or keep), and undo the fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _large_image_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a picture becomes the pixels that a model takes.
+    """The way a picture is brought to the size that a model takes.
 
     Attributes:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
@@ -53,7 +53,7 @@ class Fit:
             a table, a URL or a pipe. A file that is named by its path has no such limit.
 
     Raises:
-        ImageError: a value that no picture can have.
+        ImageError: a value is unknown or out of its range.
     """
 
     mode: str = "crop"
@@ -79,7 +79,7 @@ class Fit:
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        """Check every value, and make a pair of `size`."""
+        """Check every value, and turn `size` into a pair."""
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
         if self.mode not in FITS:
@@ -95,7 +95,7 @@ class Fit:
 
 
 def large_image_lock(pixels: int) -> AbstractContextManager[object]:
-    """Return a lock that one thread at a time holds for a large picture, since they add up in memory.
+    """Return a lock that lets one thread at a time process a large picture, which bounds memory.
 
     Args:
         pixels: number of pixels; where they are few, the result locks nothing.

@@ -1,4 +1,4 @@
-"""What the commands do, as functions: `encode_files`, `decode_files`, and the streams below them."""
+"""The functions behind the commands: `encode_files`, `decode_files`, and the streams that they use."""
 
 from vartok.operations.decode import check_model, decode_file, decode_files, read_input
 from vartok.operations.encode import encode_file, encode_files

@@ -1,4 +1,4 @@
-"""Decoding of token files: what `vartok decode` does, as functions."""
+"""Decode token files: the functions behind `vartok decode`."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool 
 
 
 class _Job(NamedTuple):
-    """A picture to decode: its name in messages, its path (None: the stream), and its tokens if any."""
+    """A picture to decode: its name in messages, its output path (None: the stream), its tokens if any."""
 
     label: str
     path: Path | None
@@ -232,7 +232,7 @@ class _DecodeRun:
     def tokens(
         self, tokenizer: Tokenizer | None
     ) -> Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]:
-        """Yield what `decode_tokens` takes; the id is the result already where an output exists by now.
+        """Yield the input of `decode_tokens`; the id is already the result if an output exists by now.
 
         Args:
             tokenizer: the tokenizer that tokens must belong to, or None.

@@ -1,4 +1,4 @@
-"""Encoding of picture files: what `vartok encode` does, as functions."""
+"""Encode picture files: the functions behind `vartok encode`."""
 
 from __future__ import annotations
 
@@ -216,14 +216,14 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool 
 
 
 class _Job(NamedTuple):
-    """A picture to encode: its name in messages, and its path, None in a stream or a joined file."""
+    """A picture to encode: its name in messages, and its output path; None for a stream or a joined file."""
 
     label: str
     path: Path | None
 
 
 class _NothingWrittenError(Exception):
-    """Ends the writing of a joined file in which nothing stands, so that it does not appear."""
+    """Discards the joined file when no tokens were written to it."""
 
 
 class _EncodeRun:
@@ -235,7 +235,7 @@ class _EncodeRun:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
-        """Yield what `encode_pictures` takes; the id is the result already where an output exists by now."""
+        """Yield the input of `encode_pictures`; the id is already the result if an output exists by now."""
         for item in self._plan.todo:
             for key, sample in item.samples():
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
@@ -267,7 +267,7 @@ class _EncodeRun:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:
-        """Open the joined file, which appears when the block ends well; else yield the stream, if any."""
+        """Open the joined file, kept only if the block raises nothing; else yield the stream, if any."""
         if not self._target.joined or self._target.file is None:
             yield self._target.stream
             return
@@ -288,10 +288,10 @@ class _EncodeRun:
 
 
 def _source(item: Input, key: str | None) -> str:
-    """Return the name of a picture in its tokens."""
+    """Return the `image.source` of a picture's tokens."""
     return item.source if key is None else key.encode(errors="replace").decode()
 
 
 def _read_nothing(fit: Fit) -> Picture:
-    """Stand for a picture that is not to be read."""
+    """The reader of a picture that needs no encoding: raises an error."""
     raise VartokError("not read")

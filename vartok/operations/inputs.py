@@ -45,12 +45,12 @@ class Input:
 
     @property
     def source(self) -> str:
-        """Its name in tokens: `name` in Unicode, which the name of a file need not be."""
+        """Its name in tokens: `name` as valid Unicode, which a file's name may not be."""
         return self.name.as_posix().encode(errors="replace").decode()
 
     @property
     def is_collection(self) -> bool:
-        """True where it may hold several pictures, whose outputs are then named by what it calls them."""
+        """True if it may hold several pictures, whose outputs are named by their keys or sources in it."""
         if self.kind == "tokens":
             return self.place is None or self.place.lower().endswith(".jsonl")
         return self.kind in ("tar", "table")
@@ -74,7 +74,7 @@ class Input:
                 return
             for shard in shards:
                 for sample in shard.samples():
-                    # A shard that cannot be read on ends in a sample of the shard's own name.
+                    # If reading fails, the last sample is an error under the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
@@ -124,7 +124,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         if not found:
             raise SourceError(f"holds no {TITLES[kinds]}, by their names")
     except SourceError as error:
-        # The report names the source.
+        # The report adds the source's name.
         told = str(error).removeprefix(f"{place}: ")
         yield Input(path, file_kind, place, error=SourceError(told, hint=error.hint))
         return
@@ -134,7 +134,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
-    """Return the kind of a file by its suffix; the first of `kinds` where that tells nothing."""
+    """Return the kind of a file by its suffix; the first of `kinds` if the suffix is unknown."""
     if "tar" in kinds and place.lower().endswith(TARS):
         return "tar"
     if "table" in kinds and place.lower().endswith(TABLES):

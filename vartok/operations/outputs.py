@@ -258,7 +258,9 @@ class OutputPlan:
                 from vartok.errors import VartokWarning
 
                 warnings.warn(
-                    f"{printable(file)} exists: skipped, whatever it may lack", VartokWarning, stacklevel=4
+                    f"{printable(file)} exists: skipped, even if it is incomplete",
+                    VartokWarning,
+                    stacklevel=4,
                 )
                 self.refused = [FileResult(str(item), skipped=True) for item in inputs]
             elif refused:
@@ -306,7 +308,7 @@ def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *
 
 
 def safe_name(name: str) -> PurePath:
-    """Return a name from a file as a relative path without "..", and without what is not printable."""
+    """Return a name from a file as a relative path without ".." and unprintable characters."""
     text = "".join(char if char.isprintable() else "_" for char in name.replace("\\", "/"))
     parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
     return PurePath(*parts) if parts else PurePath("image")

@@ -117,10 +117,12 @@ def resolve_fit(
     height, width = parse_size(size) or tokenizers[0].config.image_size
     for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
         if height % step or width % step:
-            raise ArgumentError(f"`size` is a multiple of {step} for this checkpoint, not {height}x{width}")
+            raise ArgumentError(
+                f"`size` must be a multiple of {step} for this checkpoint, not {height}x{width}"
+            )
         latent = (height // step, width // step)
         if schedule and schedule[-1] != latent:
-            raise ArgumentError(f"`schedule` ends in the latent's grid, here {describe((latent,))}")
+            raise ArgumentError(f"`schedule` must end in the latent's grid, here {describe((latent,))}")
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
 
@@ -153,7 +155,7 @@ def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int
 
 @contextmanager
 def as_argument_errors() -> Iterator[None]:
-    """Raise errors about values that the caller chose as ArgumentError."""
+    """Turn errors about the caller's values into ArgumentError."""
     try:
         yield
     except VartokError as error:

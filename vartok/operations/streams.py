@@ -156,7 +156,7 @@ class _Prepared(NamedTuple):
 
 
 def _nbytes(picture: PictureSource) -> int:
-    """Return the bytes that a picture holds before it is read."""
+    """Return the memory that an unread picture takes, in bytes."""
     owner = getattr(picture, "__self__", picture)  # the sample of `sample.read`
     return owner.nbytes if isinstance(owner, Sample) else len(owner) if isinstance(owner, bytes) else 0
 

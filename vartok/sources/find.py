@@ -1,4 +1,4 @@
-"""The search for files: one walker for folders, lists and URLs, whatever the command."""
+"""Find the files of sources: the one search of folders, lists and URLs, for all commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FoundFile(NamedTuple):
 
     Attributes:
         name: path below the folder that was searched; of a file that was named, its own name; of a file in
-            a list, the path as it stands there.
+            a list, the path as written there.
         place: path or URL.
         kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix.
         size: size in bytes, or None where it was not asked for.
@@ -56,9 +56,9 @@ def find_files(
     suffix: as a picture where the suffix tells nothing else.
 
     Args:
-        source: path or URL of a folder, a file, or a list of paths and URLs (.txt, one a line). URLs are
-            those of fsspec's file systems, "*" is a pattern in them; pass them as str, since a Path loses
-            one of their slashes.
+        source: path or URL of a folder, a file, or a list of paths and URLs (.txt, one a line). URLs
+            may be of any file system of fsspec, and "*" in them is a pattern; pass them as str, since a
+            Path loses one of their slashes.
         kinds: kinds of files to return.
         exclude: a folder that is passed over where it lies in a searched one.
 
@@ -170,7 +170,7 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
-    """Return the kind of a file by its suffix; the first of `kinds` that fits where that tells nothing."""
+    """Return the kind of a file by its suffix; the first of `kinds` that fits if the suffix is unknown."""
     lower = place.lower()
     if lower.endswith(TARS):
         return "tar"
@@ -193,7 +193,7 @@ def _is_wanted(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def _size(path: str) -> int | None:
-    """Return a file's size in bytes; None for a link that leads nowhere, which fails when it is read."""
+    """Return a file's size in bytes; None for a broken link, which fails when it is read."""
     try:
         return os.path.getsize(path)
     except OSError:

@@ -22,12 +22,12 @@ class Sample:
 
     Attributes:
         key: name of the sample: its path below its source without suffix, or the key in its tar or table.
-        picture: path, bytes or URL of the picture; or the error that stands for it.
+        picture: path, bytes or URL of the picture; or an error in its place.
         label: class index, 0 or more; None where unknown.
         caption: text; None where there is none.
         metadata: JSON text as it was found, not parsed; None where there is none.
         progress: share of the input shard that has been read with this sample, 0 to 1; None where unknown.
-        final: True for an error that stands for the rest of an input shard that cannot be read on.
+        final: True for the error of an input shard that cannot be read any further.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Sample:
         """Read the picture.
 
         Raises:
-            VartokError: it cannot be read, or an error stands for it.
+            VartokError: it cannot be read, or `picture` is an error.
         """
         return read_picture(self.file(fit.max_bytes), fit)
 
@@ -58,7 +58,7 @@ class Sample:
             max_bytes: size limit of a download. One byte more is read, so that the reader sees the excess.
 
         Raises:
-            VartokError: it cannot be downloaded, or an error stands for it.
+            VartokError: it cannot be downloaded, or `picture` is an error.
         """
         if isinstance(self.picture, VartokError):
             raise self.picture
@@ -95,5 +95,5 @@ def check_label(label: int | None) -> int | None:
 
 
 def as_unicode(name: str) -> str:
-    """Return a file's name, which need not be Unicode, in Unicode."""
+    """Return a file's name as valid Unicode, which it may not be."""
     return name.encode(errors="replace").decode()

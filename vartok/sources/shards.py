@@ -57,7 +57,7 @@ class InputShard:
 
     @property
     def identity(self) -> str:
-        """Text that tells this shard from other pictures at the same index of the order."""
+        """Text that distinguishes this shard from another one at the same index."""
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
@@ -74,11 +74,11 @@ class InputShard:
         return name if key == name else f"{name}: {key}"
 
     def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
-        """Yield its samples in order; where it cannot be read on, the last one is an error.
+        """Yield its samples in order; if reading fails, the last one is an error.
 
         Args:
             max_bytes: size limit of a picture in a tar or table, in bytes; a larger one is not read, and an
-                error stands for it.
+                error takes its place.
         """
         try:
             if self.kind == "tar":
@@ -157,7 +157,7 @@ def _label(files: list[PictureFile]) -> list[PictureFile]:
     labels = {name: label for label, name in enumerate(_classes(files))}
     if not labels:
         raise SourceError(
-            "no folders to label files by: name the folder that holds those of the classes (tars and tables "
+            "no folders to label files by: name the folder that contains the class folders (tars and tables "
             "bring their own labels)"
         )
     return [file._replace(label=labels.get(_class(file))) for file in files]
@@ -191,7 +191,7 @@ def _refuse_repeated(names: list[str]) -> None:
 
 
 def _refuse_equal_keys(files: list[PictureFile]) -> None:
-    """Refuse two files of one key: nobody could tell which of them a row belongs to."""
+    """Refuse two files of one key, since a row could belong to either."""
     seen: dict[str, PictureFile] = {}
     for file in files:
         other = seen.setdefault(file.key, file)

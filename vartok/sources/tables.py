@@ -38,7 +38,7 @@ def read_table_samples(
     Args:
         place: path or URL.
         image_column: name of the column that holds pictures; the only one of a fitting type if None.
-        max_bytes: size limit of a picture in bytes; an error stands for a larger one.
+        max_bytes: size limit of a picture in bytes; an error takes the place of a larger one.
 
     Raises:
         ImageError: a table whose column of pictures is missing or ambiguous.

@@ -29,8 +29,8 @@ class TarSample(NamedTuple):
 
     Attributes:
         key: their name up to the first dot after the last slash.
-        pictures: bytes of the pictures, in the tar's order, or the errors that stand for them.
-        sidecars: bytes of the other files, or the errors that stand for them, by extension: "cls", "txt",
+        pictures: bytes of the pictures, in the tar's order, or errors in their place.
+        sidecars: bytes of the other files, or errors in their place, by extension: "cls", "txt",
             "json".
     """
 
@@ -42,7 +42,7 @@ class TarSample(NamedTuple):
 def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
     """Yield the samples of a tar, plain or compressed, in its order, reading forward only.
 
-    A file that is too large by its header is not read, and an error stands for it.
+    A file that is too large by its header is not read; an error takes its place.
 
     Args:
         stream: the tar's bytes.
@@ -136,10 +136,10 @@ def _as_label(text: str) -> int | None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that raises ReadError if it is broken or too large, wherever it stands.
+    """A header that raises ReadError if it is broken or too large, anywhere in the archive.
 
-    TarFile takes a broken header, unless it is the first, for the end of the archive: the rest would be lost
-    without a word.
+    TarFile treats a broken header, unless it is the first, as the end of the archive: the rest would be lost
+    silently.
     """
 
     @classmethod

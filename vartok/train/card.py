@@ -68,14 +68,14 @@ def describe(
 
 
 def _begun(origin: Origin | None) -> str:
-    """Return a sentence that says what training began with."""
+    """Return a sentence about the initial weights."""
     if origin is None:
         return "Trained from scratch."
     return f"Fine-tuned from {origin.name}, fingerprint {origin.fingerprint}."
 
 
 def _figures(settings: TrainSettings, validation: Validation, origin: Origin | None) -> list[str]:
-    """Return the lines that tell quality and usage, with those before fine-tuning."""
+    """Return the lines on quality and usage, with the values before fine-tuning."""
     config = settings.model
     crop = "x".join(map(str, reversed(config.image_size)))
     before = origin.validation if origin is not None else None

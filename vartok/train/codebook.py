@@ -39,7 +39,7 @@ class EMACodebook:
         settings: QuantizerSettings,
         batch_size: int,
     ) -> None:
-        """Begin with even usage.
+        """Start from uniform usage.
 
         Args:
             quantizer: the quantizer, whose codebook is updated in place.
@@ -93,7 +93,7 @@ class EMACodebook:
         used at once; other dead codes wait for the next call.
 
         Args:
-            seed: of the draw.
+            seed: seed of the random draw.
             gather: joins the rows of all processes, [n, C] -> [processes * n, C].
 
         Returns:

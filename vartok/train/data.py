@@ -41,7 +41,7 @@ class StreamPosition:
 
     Attributes:
         epoch: number of the epoch, from 0.
-        offset: pictures of the epoch before this position; may exceed its length, into the next epochs.
+        offset: pictures of the epoch before this position; beyond its length, it is in a later epoch.
     """
 
     epoch: int = 0
@@ -67,13 +67,13 @@ class Pictures:
     """The pictures of folders, tar shards (WebDataset's layout), lists and files.
 
     Attributes:
-        fingerprint: crc32 of the names of all files; another set of files comes in another order.
+        fingerprint: crc32 of the names of all files, by which a resumed run notices other pictures.
 
     Args:
         sources: folders, tars, pictures, and lists (.txt) of them, as for `find_files`.
         settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
-        seed: of the order and the crops.
+        seed: seed of the order and the crops.
         exclude: folder that is passed over, if it lies in one of the sources.
 
     Raises:
@@ -228,7 +228,7 @@ class Pictures:
 
 
 def _name(file: FoundFile) -> str:
-    """Return a file's name without suffix, by which files are sorted and pictures held out."""
+    """Return a file's name without suffix, which decides its order and whether it is held out."""
     return posixpath.splitext(PurePath(file.name).as_posix())[0]
 
 
@@ -242,7 +242,7 @@ def _samples(files: Iterable[FoundFile]) -> Iterator[Sample]:
 
 
 def _read_shard(place: str) -> Iterator[Sample]:
-    """Yield the pictures of a tar shard; at a fault a sample with the error, which is the last."""
+    """Yield the pictures of a tar shard; if reading fails, the last sample holds the error."""
     try:
         with open_place(place) as stream:
             for found in read_tar(stream):

@@ -14,13 +14,13 @@ from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
 from vartok.schedule import Schedule
 from vartok.train.progress import StartProgress
 
-POINTS_PER_CODE = 20  # of k-means: with fewer, a code fits a single picture
-LLOYD_STEPS = 5  # in a round; the next round has other residuals anyway
-CHUNK = 64  # pictures computed at once
+POINTS_PER_CODE = 20  # in k-means; with fewer, a code fits a single picture
+LLOYD_STEPS = 5  # per round; the next round has other residuals anyway
+CHUNK = 64  # pictures per batch
 
 
 class Deadline:
-    """A point in time by which a computation should end; it then does with what it has.
+    """A point in time at which a computation should stop and return its result so far.
 
     Args:
         end: time.monotonic() at that point; infinite: never.
@@ -30,11 +30,11 @@ class Deadline:
         self.end = end
 
     def passed(self) -> bool:
-        """Return True from the deadline on."""
+        """Return True once the deadline has passed."""
         return time.monotonic() >= self.end
 
     def within(self, fraction: float) -> Deadline:
-        """Return the deadline that leaves this fraction of the time from now on."""
+        """Return the deadline for the first `fraction` of the time that is left."""
         now = time.monotonic()
         return Deadline(now + max(0.0, self.end - now) * fraction)
 
@@ -51,7 +51,7 @@ def init_quantizer(
 ) -> int:
     """Set phis to the identity, and the codebook by k-means over the residuals of all scales.
 
-    Every scale contributes as many residuals, as a coarse token stands for many cells. The first round
+    Every scale contributes equally many residuals, as a coarse token covers many cells. The first round
     computes a scale's residuals as if the scales before it were exact, each further round with the codebook
     so far.
 
@@ -60,9 +60,9 @@ def init_quantizer(
         latents: [N, C, h, w] float32.
         schedule: (h, w) of every scale, the last one the latents'.
         rounds: rounds of k-means.
-        seed: of the random draws.
-        deadline: computation ends when it passes, with the codebook so far.
-        report: is told of every step.
+        seed: seed of the random draws.
+        deadline: when it passes, the computation stops and keeps the codebook so far.
+        report: called with the progress at every step.
 
     Returns:
         The number of rounds that were begun.
@@ -97,7 +97,7 @@ def init_like_var(quantizer: MultiScaleQuantizer, seed: int) -> None:
 
 
 def _exact_residuals(latents: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Return every scale's residuals, [n, C], if each scale before it gave its pooled residual exactly."""
+    """Return every scale's residuals, [n, C], as if quantization were exact at the scales before it."""
     rows, residual = [], latents
     for k, grid in enumerate(schedule):
         pooled = area_pool(residual, grid)

@@ -43,10 +43,10 @@ from vartok.train.state import (
 from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
-START_FRACTION = 0.25  # of the time limit: the most that initialisation should take
-REPORT_EVERY = 10  # steps; a report waits for the device
-REPLACE_UNTIL = 0.95  # of the run: usage falls again if it ends sooner, and new codes need time to settle
-COLLAPSED = 0.1  # of the largest perplexity so far: below it, training has gone wrong
+START_FRACTION = 0.25  # largest share of the time limit for initialisation
+REPORT_EVERY = 10  # steps; a report synchronizes with the device
+REPLACE_UNTIL = 0.95  # share of the run; usage falls again after it, but new codes need time to settle
+COLLAPSED = 0.1  # share of the peak perplexity, below which training has failed
 
 
 def train(
@@ -131,7 +131,7 @@ def _train(
         report("no picture is held out for validation: too few pictures, or [data] val_fraction is 0")
 
     # ------------------------------------------------------------------------------------------------
-    # Initial weights: from a saved state, a checkpoint, or a first look at the pictures
+    # Initial weights: from a saved state, a checkpoint, or computed from the pictures
 
     torch.manual_seed(settings.run.seed)
     model = VQVAE(settings.model).to(processes.device)
@@ -409,7 +409,7 @@ def _check_health(run: Path, state: TrainingState, settings: TrainSettings, loss
 
 
 class _EventLog:
-    """TensorBoard's log in the run's folder; made when the first value comes."""
+    """TensorBoard's log in the run's folder; opened with the first value."""
 
     def __init__(self, run: Path) -> None:
         self._folder = run / LOGS

@@ -19,9 +19,10 @@ class TrainingOutput(NamedTuple):
 
     Attributes:
         reconstruction: [B, 3, H, W] float32, not clamped.
-        commitment: scalar, squared distance of latents from f_hat, mean over scales; moves the encoder.
+        commitment: scalar, squared distance of latents from f_hat, mean over scales; its gradient goes to the
+            encoder.
         final_commitment: scalar, the commitment loss of the last scale alone.
-        codebook: scalar, the value of `commitment`; moves codebook and phis.
+        codebook: scalar, equal to `commitment`, but its gradient goes to codebook and phis.
         latent_anchor: scalar, mean squared distance of latents from the anchor's.
         scales: K steps of the quantizer, coarse to fine.
     """
@@ -52,7 +53,7 @@ class TrainingModel(nn.Module):
     def forward(self, images: Tensor, encoder_warmup: bool) -> TrainingOutput:
         """Encode, quantize and decode, with a straight-through estimator.
 
-        The codebook loss gives codebook and phis gradients of their own.
+        Codebook and phis get gradients from the codebook loss, and from the reconstruction through f_hat.
 
         Args:
             images: [B, 3, H, W] float32 in [-1, 1].

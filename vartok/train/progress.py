@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class StartProgress:
-    """How far the initialisation is.
+    """Progress of the initialisation.
 
     Attributes:
         stage: what is computed, in a few words.
@@ -72,11 +72,11 @@ class Validation:
 
 
 Event = StartProgress | Progress | Validation | str
-"""What a run reports; a text is a note for the user."""
+"""A report of a run; a str is a note for the user."""
 
 
 class Meter:
-    """Means of a step's values, summed on the device, and speed since it was made."""
+    """Means over steps of scalar values, summed on the device, and images per second."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

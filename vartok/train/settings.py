@@ -11,11 +11,11 @@ from vartok.errors import ConfigError, quoted
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How pictures become batches of crops. A crop has the size that the model's schedule is for.
+    """Batches, augmentation and validation split. Crops have the image size of the model's schedule.
 
     Attributes:
         batch_size: crops per step, over all processes.
-        zoom: largest random zoom, 1 or more: a picture is scaled to cover the crop, times up to this.
+        zoom: largest random zoom, 1 or more, on top of the scale at which a picture covers the crop.
         grayscale_prob: probability that a crop is made grey, in [0, 1].
         color_jitter: largest relative change of brightness and of contrast, in [0, 0.9].
         val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]. One in
@@ -34,7 +34,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """How the weights are initialised.
+    """Initialisation of the weights.
 
     Attributes:
         weights: a checkpoint to fine-tune, of the same [model]; empty: train from scratch. `latent_anchor`
@@ -42,8 +42,8 @@ class StartSettings:
             and nothing is computed from the pictures. A run's own settings.toml has the checkpoint's name.
         init_pictures: crops that principal components and codebook are computed from; above 64 rounded
             up to a multiple of 64. Where there is a time limit, fewer if they would take a quarter of it.
-        kmeans_rounds: rounds of k-means for the codebook. The first clusters the residuals of scales that
-            lose nothing, each later one the residuals that the codebook so far leaves. 0: initialise as VAR
+        kmeans_rounds: rounds of k-means for the codebook. The first computes residuals as if
+            quantization were exact, each later one with the codebook so far. 0: initialise as VAR
             does, with a uniform random codebook and phis that are random convolutions.
     """
 
@@ -54,7 +54,7 @@ class StartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerSettings:
-    """How the codebook is trained, and how dead codes are replaced.
+    """Training of the codebook, and replacement of dead codes.
 
     Attributes:
         codebook: "ema": each code is the exponential moving average (EMA) of the residuals assigned to it;
@@ -86,7 +86,7 @@ class LossSettings:
             mean step across the borders of latent cells divided by the mean step inside cells.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. Coarse scales
             have no detail in f_hat, so this pulls latents to zero, and fine scales use fewer codes.
-        final_commitment: the commitment loss of the last scale alone, which hardly does that.
+        final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
         latent_anchor: mean squared distance of latents from those of the principal components, or of the
             encoder of the checkpoint that is fine-tuned.
         lpips: perceptual distance LPIPS (AlexNet); its weights are not part of vartok.
@@ -140,10 +140,10 @@ class RunSettings:
 
     Attributes:
         steps: optimizer steps.
-        minutes: time limit, initialisation included; the run ends with whichever comes first. None: no limit.
-        val_every: steps from one validation and saved state to the next.
-        precision: of the networks: "bf16", "float32", or "auto": bf16 where the processor computes in it.
-        seed: of the weights, the order of pictures, the crops and the codebook.
+        minutes: time limit, including initialisation, in case `steps` takes longer. None: no limit.
+        val_every: steps between validations; the state is saved at each.
+        precision: precision of the networks: "bf16", "float32", or "auto": bf16 if the hardware has it.
+        seed: random seed of the weights, the order of pictures, the crops and the codebook.
     """
 
     steps: int = 100_000
@@ -202,10 +202,10 @@ class TrainSettings:
             )
         height, width = self.model.image_size
         if self.model.z_channels > 3 * self.model.downsample**2:
-            raise ConfigError("[model] z_channels: more than a patch has values")
+            raise ConfigError("[model] z_channels must not exceed the number of values in a patch")
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:
-            raise ConfigError("[start] init_pictures: too few")
+            raise ConfigError("[start] init_pictures is too small for k-means")
 
     def _check_ranges(self) -> None:
         for table, ranges in _RANGES.items():

@@ -1,4 +1,4 @@
-"""Settings as TOML: presets that come with vartok, a user's own files, and what a run's folder keeps."""
+"""Settings as TOML: presets that come with vartok, a user's own files, and the file in a run's folder."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
 
     Args:
         text: TOML.
-        overrides: values that replace the text's, by key; those of a table in a mapping of their own.
+        overrides: values that replace the text's, by key; a nested mapping for a table.
 
     Raises:
         ConfigError: not TOML, an unknown table or key, or a value of the wrong type or out of its range.
@@ -96,7 +96,7 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
     _check_keys(values, ("name", "license", "model", *TABLES), "")
     for key in ("name", "license"):
         if not isinstance(values.get(key, ""), str):
-            raise ConfigError(f"{key} is a text, not {quoted(values[key])}")
+            raise ConfigError(f"{key} must be a text, not {quoted(values[key])}")
     given: dict[str, Any] = {key: values[key] for key in ("name", "license") if key in values}
     try:
         model = TokenizerConfig.from_json(json.dumps(_table(values, "model"), default=str))
@@ -151,7 +151,7 @@ def _check_keys(values: Mapping[str, Any], known: Iterable[str], table: str) -> 
 
 
 def _parse_table(part: type[T], name: str, values: Mapping[str, Any]) -> T:
-    """Return a table's dataclass. A value has its default's type; an integer may stand for a float."""
+    """Return a table's dataclass. A value has its default's type; an integer is accepted as a float."""
     defaults = {entry.name: entry.default for entry in dataclasses.fields(part)}  # type: ignore[arg-type]
     _check_keys(values, defaults, f"[{name}] ")
     for key, value in values.items():

@@ -1,8 +1,8 @@
-"""Initial weights: from a first look at the pictures, or from a checkpoint.
+"""Initial weights: computed from the pictures, or loaded from a checkpoint.
 
-A first look gives the principal components of patches, for the anchor and a `light` autoencoder, and a
-codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; with
-phis that are random convolutions the looked-up codes would be destroyed first.
+From the pictures come the principal components of patches, for the anchor and a `light` autoencoder, and a
+codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; and
+phis that are random convolutions would at first destroy the looked-up codes.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def start_from_pictures(
     Args:
         model: on `device`; changed in place.
         pictures: training pictures.
-        settings: of the run.
-        device: where it is computed.
+        settings: settings of the run.
+        device: device of the computation.
         workers: threads that read pictures.
-        deadline: fewer crops and fewer rounds of k-means are taken to end about then; None: all of them.
-        report: is told how far it is.
+        deadline: fewer crops and k-means rounds are used, to end about then; no limit if None.
+        report: called with the progress.
 
     Returns:
-        The projection onto principal components, and a line that says what was done and how long it took.
+        The projection onto principal components, and a one-line summary with the time of each part.
     """
     start, config = settings.start, settings.model
     deadline = deadline or Deadline()
@@ -162,9 +162,9 @@ def principal_components(
     Args:
         pictures: [N, H, W, 3] uint8.
         config: has the side of a patch, `downsample`, and the number of components, `z_channels`.
-        device: where it is computed, and stays.
-        deadline: the remaining pictures are left out when it passes; the first 64 never are.
-        report: is told of every part.
+        device: device of the computation and of the result.
+        deadline: when it passes, the remaining pictures are skipped; the first 64 are always used.
+        report: called with the progress after every part.
     """
     d = config.downsample
     size = 3 * d * d

@@ -83,8 +83,8 @@ def create_state(
     Args:
         model: initialised, on the processes' device.
         anchor: network whose latents the encoder's stay near, see `TrainingModel`.
-        settings: of the run.
-        processes: of the run.
+        settings: settings of the run.
+        processes: processes of the run.
     """
     config, rates = settings.model, settings.optimizer
     training_model = TrainingModel(model, anchor, config.patch_nums)
@@ -111,7 +111,7 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
 
     Args:
         run: the folder.
-        state: of the run.
+        state: state of the run.
         seconds: time of the run so far, over all sessions.
         pictures: fingerprint of the training pictures.
 
@@ -155,7 +155,7 @@ def read_state(run: Path) -> dict[str, Any]:
     """Read what `save_state` wrote.
 
     Raises:
-        TrainError: there is none, or it is no state.
+        TrainError: there is no such file, or it is not a run's state.
     """
     path = run / STATE
     if not path.is_file():
@@ -169,7 +169,7 @@ def read_state(run: Path) -> dict[str, Any]:
 
 
 def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings) -> None:
-    """Set a state to what was saved. Learning rates and weight decay stay those of the settings.
+    """Load saved values into a state. Learning rates and weight decay are kept from the settings.
 
     Raises:
         TrainError: it was saved by a run with other networks.

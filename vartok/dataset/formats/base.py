@@ -110,7 +110,7 @@ def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageToken
     values = check_fields(fields)
     length = token_count(encoding.schedule)
     if flat.shape != (length,) or flat.dtype.kind not in "iu":
-        raise DatasetError(f"{one_line(values['key'])}: not {length} tokens")
+        raise DatasetError(f"{one_line(values['key'])}: does not have {length} tokens")
     scales = np.split(flat, np.cumsum([h * w for h, w in encoding.schedule[:-1]]))
     try:
         return ImageTokens(

@@ -29,7 +29,7 @@ class JsonlWriter:
         self._stream.write(f"{line}\n".encode())
 
     def close(self) -> None:
-        """Do nothing: the last line is the end."""
+        """Do nothing: JSON lines have no footer."""
 
 
 def read_jsonl(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:

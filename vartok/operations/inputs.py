@@ -73,7 +73,7 @@ class Input:
                 yield None, Sample(label, error)
                 return
             for shard in shards:
-                for sample in shard.samples():
+                for sample in shard.samples(max_bytes):
                     # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:

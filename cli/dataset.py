@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vartok.errors import OutputError, SourceError, VartokError, printable
+from vartok.errors import OutputError, VartokError, printable
 
 from .command import Terminated, command
 from .display import Display
@@ -243,8 +243,6 @@ class _View:
         """Turn a build's errors into this command's exit codes."""
         try:
             yield
-        except SourceError as error:
-            raise typer.BadParameter(explain(error)) from None
         except OutputError as error:
             if debug or not self._shards:
                 raise

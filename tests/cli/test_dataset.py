@@ -198,13 +198,20 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         (["--schedule", "1,2"], "--schedule must end in the latent's grid, here 4"),
         (["--size", "9"], "--size must be a multiple of 2"),
         (["-o", "s3://bucket/out"], "a data set is made in a local or a shared folder"),
-        (["nope"], "nope: no such file or folder"),
-        (["photos"], "would have one key|is named twice"),
     ],
 )
 def test_wrong_usage(small: Path, vartok: Vartok, options: list[str], message: str) -> None:
     result = vartok("dataset", "photos", "-o", "out", *options, code=2)
     assert re.search(message, " ".join(result.stderr.split()))
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("nope", "vartok: nope: no such file or folder\n"), ("photos", "would have one key|is named twice")],
+)
+def test_sources_that_cannot_be_used_fail(small: Path, vartok: Vartok, source: str, message: str) -> None:
+    assert re.search(message, vartok("dataset", "photos", source, "-o", "out", code=1).stderr)
     assert not Path("out").exists()
 
 

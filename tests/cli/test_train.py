@@ -45,11 +45,11 @@ def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Pat
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no preset"),
+        (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no file that can be read (no such file or folder)"),
         (["{tiles}", "-o", "run", "--resume"], 1, "holds no run"),
         (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
         (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
-        (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: No such file or directory"),
+        (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: no such file or folder"),
         (["{tiles}", "-o", "run", "--from", "{tiles}/tile00.png"], 1, "neither a safetensors nor a PyTorch"),
         (["nowhere", "-o", "run"], 1, "nowhere: no such file or folder"),
         (["empty", "-o", "run"], 1, "no pictures"),

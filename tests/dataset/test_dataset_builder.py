@@ -132,8 +132,9 @@ def test_other_errors_have_their_own_classes(
 ) -> None:
     with pytest.raises(SourceError, match="nope"):
         build("nope", tmp_path / "out", **options)
-    with pytest.raises(ArgumentError, match="local or a shared folder"):
-        build("nope", "s3://bucket/out", **options)
+    for url in ("s3://bucket/out", "https://host/out"):
+        with pytest.raises(ArgumentError, match=f"^{url}: a data set is made in a local or a shared folder"):
+            build("nope", Path(url), **options)
     path = tar(tmp_path / "a.tar", [("a.png", picture())])
     (tmp_path / "file").write_text("no folder")
     with pytest.raises((OutputError, DatasetError)):

@@ -54,6 +54,14 @@ def test_folders_lists_and_files_give_the_same(small: vartok.Tokenizer, folder: 
     assert by_loop.report() == report
 
 
+def test_larger_pictures_than_max_bytes_fail(small: vartok.Tokenizer, folder: Path) -> None:
+    seen: list[PictureScores | Failure] = []
+    evaluate(small, io.BytesIO((folder / "a.png").read_bytes()), max_bytes=10, progress=seen.append)
+    [failure] = seen
+    assert isinstance(failure, Failure)
+    assert "has more than 10 bytes" in str(failure.error)
+
+
 def test_a_tar_is_a_source(small: vartok.Tokenizer, folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
         tar.add(folder / "b.png", "b.png")

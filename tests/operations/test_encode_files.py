@@ -11,6 +11,7 @@ from conftest import Vartok, names, save
 
 import vartok as library
 from vartok.errors import ArgumentError, ImageError, OutputError, SourceError, TokenFileError
+from vartok.images import MAX_BYTES
 from vartok.operations import make_fit, parse_size, resolve_fit
 from vartok.token_files import dump_json, dump_npz
 
@@ -78,6 +79,21 @@ def test_results_tell_input_output_tokens_and_errors(here: Path, tokenizer: libr
         assert result.tokens
         assert result.picture is not None
         assert (result.picture == decoded_pixels(tokenizer, result.tokens)).all()
+
+
+def test_max_bytes_is_the_limit_of_pictures_in_tars_and_streams(
+    here: Path, tokenizer: library.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = save(here / "a.png").read_bytes() + bytes(MAX_BYTES)  # what follows a PNG's end is not read
+    (here / "a.png").write_bytes(picture)
+    write_tar(here / "a.tar", {"a.png": here / "a.png"})
+    for source in (here / "a.tar", io.BytesIO(picture)):
+        out = here / "out" / type(source).__name__ / ""
+        [large] = library.encode_files(source, f"{out}/", tokenizer=tokenizer, max_bytes=2 * MAX_BYTES)
+        assert large.error is None
+        source = source if isinstance(source, Path) else io.BytesIO(picture)
+        [refused] = library.encode_files(source, f"{out}/", tokenizer=tokenizer, overwrite=True)
+        assert "has more than" in str(refused.error)
 
 
 def test_nothing_is_loaded_where_all_outputs_exist(here: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pyarrow", "webdataset", "fsspec")
 ENGINES = ("local", "ray")
-REMOTE = ("s3:/", "gs:/", "hf:/", "memory:/")
-"""Beginnings of URLs as `Path` writes them, with one slash."""
+REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
+"""The beginning of a URL, which `Path` writes with one slash; not that of a Windows path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +309,9 @@ def _check_arguments(
         raise ArgumentError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(format)}")
     if keep_pictures and not FORMATS[format].keeps_pictures:
         raise ArgumentError(f"{format} shards cannot keep pictures", hint="set `format` to wds")
-    if "://" in str(out) or str(out).startswith(REMOTE):
-        raise ArgumentError(f"{out}: a data set is made in a local or a shared folder")
+    if url := REMOTE.match(str(out)):
+        place = f"{url[1]}://{str(out)[url.end() :]}"
+        raise ArgumentError(f"{place}: a data set is made in a local or a shared folder")
     if not 0 <= shard[0] < shard[1]:
         raise ArgumentError(f"the shard is i of n, i from 0 to n - 1, not {shard[0]} of {shard[1]}")
     if engine not in ENGINES:

@@ -84,7 +84,9 @@ def evaluate_files(
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or options contradict
             each other. A picture or source that cannot be read is a failure in the report instead.
     """
-    given = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    given = make_fit(
+        fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
+    )
     grids = make_schedule(schedule)
     inputs = _find_inputs(pictures, recursive)
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
@@ -103,7 +105,7 @@ def evaluate_files(
         **networks,
     )
     results = evaluation.measure(
-        _find_samples(inputs),
+        _find_samples(inputs, max_bytes),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -124,8 +126,8 @@ def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -
     return inputs
 
 
-def _find_samples(inputs: Iterable[Input]) -> Iterator[Sample]:
+def _find_samples(inputs: Iterable[Input], max_bytes: int) -> Iterator[Sample]:
     """Yield every picture, named by its input, and by its key in a collection."""
     for item in inputs:
-        for key, sample in item.samples():
+        for key, sample in item.samples(max_bytes):
             yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

@@ -233,11 +233,12 @@ class _EncodeRun:
         self, plan: OutputPlan, target: Target, format: TokenFormat, overwrite: bool, max_bytes: int
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
+        self._max_bytes = max_bytes
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`; the id is already the result if an output exists by now."""
         for item in self._plan.todo:
-            for key, sample in item.samples():
+            for key, sample in item.samples(self._max_bytes):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
                 if not isinstance(sample.picture, VartokError):
                     claimed = self._plan.claim(item, key)

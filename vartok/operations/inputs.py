@@ -73,8 +73,8 @@ class Input:
                 yield None, Sample(label, error)
                 return
             for shard in shards:
-                for sample in shard.samples():
-                    # If reading fails, the last sample is an error under the shard's own name.
+                for sample in shard.samples(max_bytes):
+                    # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from vartok.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, one_line, quoted
+from vartok.files import os_error_reason
 from vartok.train.settings import (
     DataSettings,
     LossSettings,
@@ -127,7 +128,7 @@ def _read_preset(preset: str, overrides: Mapping[str, Any]) -> TrainSettings:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{quoted(preset)} is no preset ({', '.join(PRESETS)}) and no file that can be read "
-            f"({one_line(getattr(error, 'strerror', error))})"
+            f"({os_error_reason(error)})"
         ) from None
     try:
         return parse_settings(text, overrides)

@@ -105,7 +105,7 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     found = {item["key"]: item["label"] for item in dataset}
     assert found == {"b/0": 1, "b/1": 1, "b/deep/2": 1, "a/3": 0, "c.d/4": 2, "a/5": 0, "6": -1}
     for named in (["classes/a", "classes/c.d"], ["more/6.png"]):
-        refused = vartok("dataset", *named, "-o", "new", "--folder-labels", code=2)
+        refused = vartok("dataset", *named, "-o", "new", "--folder-labels", code=1)
         assert "no folders to label files by" in refused.stderr
     save(Path("classes/aa/7.png"), width=12, height=9)
     refused = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels", code=1)

@@ -98,7 +98,7 @@ def test_other_failures_exit_with_1(vartok: Vartok, here: Path, monkeypatch: pyt
     vartok("encode", "img.png", "--device", "cpu", *QUICK)
     monkeypatch.delenv("VARTOK_DEVICE")
     for weights, cause in (
-        ("gone.pth", "No such file"),
+        ("gone.pth", "no such file or folder"),
         ("img.png", "neither a safetensors nor a PyTorch file"),
     ):
         [line] = vartok("encode", "img.png", "-f", "-w", weights, code=1).stderr.splitlines()

@@ -129,7 +129,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path:
 
 def test_a_run_that_cannot_be_written_ends_in_one_line(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / WEIGHTS).mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"cannot write .*weights\.safetensors: "):
+    with pytest.raises(OutputError, match=r"weights\.safetensors is not a regular file"):
         go(tiny(), tiles, tmp_path / "run")
 
 

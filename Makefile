@@ -17,12 +17,13 @@ demo: .venv/runtime
 	@echo "Look at demo/coffee.decoded.png, and at demo/coffee.strip.png: the picture after 1, 2, ... 10 scales."
 	@echo "For \`vartok\` in this shell: . .venv/bin/activate"
 
-# Lint, types, quick tests; where CI is set, the slow tests too.
+# Lint, types, quick tests; where CI is set, the slow tests too. One OpenMP thread a process: the tests' networks are
+# small, and threads that wait for each other would take three times as long.
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest $(if $(CI),,-m "not slow")
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(CI),,-m "not slow")
 
 coverage: .venv/installed
 	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing --cov-fail-under=95

@@ -399,3 +399,10 @@ def test_smaller_dtypes_keep_most_tokens(
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="an x86 fact")
 def test_on_this_processor_the_model_is_optimized(either: vartok.Tokenizer) -> None:
     assert not isinstance(either._model.quant_conv, nn.Conv2d)
+
+
+def test_f_hat_and_var_inputs_take_flat_tokens(tmp_path: Path) -> None:
+    own = tokenizer(tmp_path / "own.safetensors", SMALL)
+    maps = own.encode(torch.zeros(2, 3, *SMALL.image_size))
+    assert torch.equal(own.f_hat(maps.flatten()), own.f_hat(maps))
+    assert torch.equal(own.var_inputs(maps.flatten().numpy()), own.var_inputs(maps))

@@ -339,26 +339,29 @@ class Tokenizer:
         with self._precision():
             return self._run_encoder(batch)
 
-    def f_hat(self, tokens: TokenMaps, scales: int | None = None) -> Tensor:
+    def f_hat(self, tokens: Tokens, scales: int | None = None) -> Tensor:
         """Add up the tokens of the first `scales` scales, all if None: [B, C, h, w] float32.
+
+        Tokens come in any form that `decode` takes.
 
         Raises:
             TokensError: an index outside the vocabulary, or more scales than there are.
         """
-        return self._map(tokens, self._model.quantize.decode, scales)
+        return self._map(self._token_maps(tokens, None), self._model.quantize.decode, scales)
 
-    def var_inputs(self, tokens: TokenMaps) -> Tensor:
+    def var_inputs(self, tokens: Tokens) -> Tensor:
         """Return the inputs for teacher-forcing a next-scale transformer: [B, L - h_0 w_0, C] float32.
 
         For every scale but the first, the f_hat of the scales before it, area-pooled to its grid;
-        coarse to fine, row-major. L - 1 vectors where the first scale is 1x1.
+        coarse to fine, row-major. L - 1 vectors where the first scale is 1x1. Tokens come in any form that
+        `decode` takes.
 
         Raises:
             TokensError: an index outside the vocabulary.
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
-        return self._map(tokens, self._model.quantize.var_inputs)
+        return self._map(self._token_maps(tokens, None), self._model.quantize.var_inputs)
 
     def draw_codes(self) -> Tensor:
         """Decode every code by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.

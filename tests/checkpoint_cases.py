@@ -19,7 +19,7 @@ from vartok.errors import CheckpointError
 from vartok.schedule import VAR_256
 
 TEN = dataclasses.replace(SMALL, patch_nums=VAR_256)
-"""What shapes alone tell: ten scales."""
+"""Configuration that shapes alone tell: ten scales."""
 
 LIGHT = TokenizerConfig(autoencoder=LightConfig(), vocab_size=64, z_channels=8)
 

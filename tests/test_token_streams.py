@@ -44,7 +44,7 @@ from vartok.tokens import ImageTokens
 
 
 def outcomes(data: bytes) -> list[str]:
-    """Of each part its source or error."""
+    """Return the source of every image, or the error in its place."""
     return [str(item) if isinstance(item, TokenFileError) else item.image.source for item in read(data)]
 
 

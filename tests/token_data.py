@@ -137,7 +137,7 @@ def check_message(text: str) -> None:
 
 
 def attempt(reader: Callable[[Any], ImageTokens], data: Any) -> bool:
-    """Whether `data` reads; any error but one clean line fails the test."""
+    """Return True if `data` reads; any error but one clean line fails the test."""
     try:
         tokens = reader(data)
     except TokenFileError as error:

@@ -7,11 +7,14 @@ class VartokError(Exception):
     Attributes:
         hint: what the user can do about it, or None. Parameters of the library are named in
             backticks, as in "set `max_pixels` higher"; the command line shows the option of that name.
+            A traceback shows it below the message.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")
 
 
 class ArgumentError(VartokError, ValueError):

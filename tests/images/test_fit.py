@@ -170,6 +170,10 @@ def test_sizes_that_are_not_restored(size: dict[str, Any], cause: str) -> None:
     [
         {"mode": "zoom"},
         {"size": (0, 5)},
+        {"size": "256x384"},
+        {"size": (1, 2, 3)},
+        {"size": None},
+        {"background": "red"},
         {"size": (20_000, 20_000)},
         {"zoom": 0.5},
         {"zoom": float("nan")},

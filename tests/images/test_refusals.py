@@ -213,6 +213,24 @@ def test_a_picture_in_memory_has_a_limit_of_bytes_and_a_file_has_none(tmp_path: 
         read_file(path, len(data) - 1)
 
 
+@pytest.mark.parametrize("fit", [256, "crop", {"size": 256}])
+def test_a_fit_is_a_fit(fit: Any, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"fit is a Fit, not ") as error:
+        read_picture(tmp_path / "a.png", fit)
+    assert error.value.hint == "give `Fit(size=256)`, for example"
+
+
+def test_a_file_is_a_path_or_bytes() -> None:
+    with pytest.raises(ImageError, match="a picture's file is a path or bytes, not 'Image'") as error:
+        read_picture(Image.new("RGB", (8, 8)))  # type: ignore[arg-type]
+    assert "`Tokenizer.encode`" in str(error.value.hint)
+
+
+def test_the_default_fit_is_the_centre_at_256(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").pixels.shape == (256, 256, 3)
+
+
 def test_a_path_may_be_a_string(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(SAMPLES["png"])

@@ -82,12 +82,22 @@ class Fit:
         """Check every value, and turn `size` into a pair."""
         if isinstance(self.size, int):
             object.__setattr__(self, "size", (self.size, self.size))
+        if not isinstance(self.size, (tuple, list)) or len(self.size) != 2:
+            raise ImageError(
+                f"size is one side or (height, width), not {quoted(self.size)}",
+                hint="`vartok.operations.parse_size` reads a text such as 256x384",
+            )
         if self.mode not in FITS:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError("max_pixels, max_bytes and multiple are at least 1")
         if not 1 <= self.zoom <= MAX_ZOOM:
             raise ImageError(f"zoom is from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
+        if isinstance(self.background, str):
+            raise ImageError(
+                f"a background is three levels from 0 to 255, not {quoted(self.background)}",
+                hint="`vartok.images.parse_color` reads the name of a colour",
+            )
         if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):
             raise ImageError(f"a background is three levels from 0 to 255, not {self.background!r}")
         height, width = self.size

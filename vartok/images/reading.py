@@ -24,7 +24,7 @@ from PIL import (
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
-from vartok.errors import ImageError, one_line
+from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
@@ -95,7 +95,7 @@ def configure_pillow(*, quiet: bool = True) -> None:
             library.TIFFSetWarningHandler(None)
 
 
-def read_picture(file: str | Path | bytes, fit: Fit) -> Picture:
+def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
     EXIF orientation is applied, an embedded ICC profile converted to sRGB, transparency laid on the
@@ -106,15 +106,24 @@ def read_picture(file: str | Path | bytes, fit: Fit) -> Picture:
 
     Args:
         file: path of a regular file, or the bytes of one.
-        fit: how the picture becomes pixels.
+        fit: how the picture becomes pixels; `Fit()`, the centre at 256x256, if None.
 
     Returns:
         The fitted pixels, the original's size, and notes for the user.
 
     Raises:
         ImageError: a file that cannot be opened, is no picture that vartok reads, is broken, or has more
-            than `fit.max_pixels` or `fit.max_bytes`; the message does not name the file.
+            than `fit.max_pixels` or `fit.max_bytes`; the message does not name the file. Also an argument
+            of another type.
     """
+    fit = Fit() if fit is None else fit
+    if not isinstance(fit, Fit):
+        raise ImageError(f"fit is a Fit, not {quoted(fit)}", hint="give `Fit(size=256)`, for example")
+    if not isinstance(file, (str, Path, bytes)):
+        raise ImageError(
+            f"a picture's file is a path or bytes, not {quoted(type(file).__name__)}",
+            hint="`Tokenizer.encode` takes PIL images and arrays",
+        )
     try:
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from token_data import FINGERPRINT, image_info, image_tokens, model_info, schedu
 
 from vartok.errors import ScheduleError, TokensError
 from vartok.schedule import VAR_256, Schedule, square, token_count
-from vartok.token_files import dump_npz
+from vartok.token_files import dump_json, dump_npz, parse_json
 from vartok.tokens import ImageTokens, ModelInfo, TokenMaps, token_dtype
 
 
@@ -55,8 +56,9 @@ def test_token_maps_check_their_tensors(maps: Any, reason: str) -> None:
 def test_unflatten_checks_its_arguments() -> None:
     with pytest.raises(TokensError, match="679 tokens, but the schedule has 680 cells"):
         TokenMaps.unflatten(torch.zeros(1, 679).long(), VAR_256)
-    with pytest.raises(TokensError, match="2-d"):
+    with pytest.raises(TokensError, match="2-d") as error:
         TokenMaps.unflatten(torch.zeros(680).long(), VAR_256)
+    assert error.value.hint == "add a batch dimension: `flat[None]`"
     with pytest.raises(TokensError, match="integers"):
         TokenMaps.unflatten(torch.zeros(1, 680), VAR_256)
     with pytest.raises(ScheduleError):
@@ -85,6 +87,8 @@ def test_unflatten_and_stack_undo_flatten() -> None:
     assert np.array_equal(np.stack([item.flatten() for item in files]), rows)
     assert files[0].flatten().dtype == token_dtype(4096) == np.uint16
     assert torch.equal(TokenMaps.stack(files).flatten(), maps.flatten())
+    assert maps.unstack(model_info(), infos) == files
+    assert ImageTokens.unflatten(rows[0], "1,2,3,4,5,6,8,10,13,16", model_info(), infos[0]) == files[0]
     assert torch.equal(TokenMaps.stack(files[2:]).flatten(), maps.flatten()[2:])
     with pytest.raises(TokensError, match="680 cells"):
         ImageTokens.unflatten(rows[0][1:], VAR_256, model_info(), infos[0])
@@ -94,6 +98,24 @@ def test_unflatten_and_stack_undo_flatten() -> None:
         TokenMaps.stack([image_tokens(), image_tokens(square(1, 2))])
     with pytest.raises(TokensError, match="one or more"):
         TokenMaps.stack([])
+
+
+def test_image_tokens_compare_by_value() -> None:
+    one, same = image_tokens(), image_tokens()
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one == replace(one, notes=("animation: took the first of 12 frames",))  # not in files
+    assert one == parse_json(dump_json(one))
+    for other in (
+        image_tokens(seed=1),
+        image_tokens(square(1, 2)),
+        replace(one, label=3),
+        replace(one, caption="a cup"),
+        replace(one, image=image_info(source="b.png")),
+        replace(one, model=model_info(5000)),
+        "tokens",
+    ):
+        assert one != other
 
 
 # What files hold

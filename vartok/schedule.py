@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from vartok.errors import ScheduleError, quoted
 
 Grid = tuple[int, int]
 Schedule = tuple[Grid, ...]
+
+ScheduleLike: TypeAlias = str | Sequence[int | Sequence[int]]
+"""A schedule as callers may give it: grids or sides, or a text that `parse_schedule` reads."""
 
 MAX_SCALES = 64
 MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
@@ -66,6 +69,15 @@ def parse_schedule(text: str) -> Schedule:
             f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}'
         ) from None
     return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
+
+
+def as_schedule(value: ScheduleLike) -> Schedule:
+    """Return the schedule that a text such as "1,2,3x4,16x24", or a sequence of sides and pairs, describes.
+
+    Raises:
+        ScheduleError: neither.
+    """
+    return parse_schedule(value) if isinstance(value, str) else check_schedule(value)
 
 
 def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vartok.errors import ScheduleError, TokensError, quoted
-from vartok.schedule import Schedule, check_schedule, describe, token_count
+from vartok.schedule import Schedule, ScheduleLike, as_schedule, check_schedule, describe, token_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,8 @@ MAX_TEXT = 4096  # characters of a name or a path
 @dataclass(frozen=True, eq=False)
 class TokenMaps:
     """Token maps of a batch of images, as a tokenizer encodes and decodes them.
+
+    `==` compares identity; `torch.equal(a.flatten(), b.flatten())` compares values.
 
     Attributes:
         maps: K token maps, coarse to fine; map k is [B, h_k, w_k] int64. Other integers are converted.
@@ -69,18 +71,18 @@ class TokenMaps:
         return torch.cat([tokens.flatten(1) for tokens in self.maps], dim=1)
 
     @classmethod
-    def unflatten(cls, flat: Tensor | NDArray[Any], schedule: Schedule) -> TokenMaps:
+    def unflatten(cls, flat: Tensor | NDArray[Any], schedule: ScheduleLike) -> TokenMaps:
         """Invert `flatten`.
 
         Args:
             flat: [B, L] integers, a tensor or a numpy array.
-            schedule: (h, w) of every scale, L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
 
         Raises:
             TokensError: `flat` is not of that shape, or holds no integers.
             ScheduleError: not a schedule.
         """
-        schedule = check_schedule(schedule)
+        schedule = as_schedule(schedule)
         flat = _check_tensor("flat tokens", flat, 2)
         if flat.shape[1] != token_count(schedule):
             raise TokensError(f"{flat.shape[1]} tokens, but the schedule has {token_count(schedule)} cells")
@@ -89,7 +91,7 @@ class TokenMaps:
 
     @classmethod
     def stack(cls, images: Sequence[ImageTokens]) -> TokenMaps:
-        """Make a batch, on the CPU, from images whose tokens have one schedule.
+        """Make a batch, on the CPU, from images whose tokens have one schedule; `unstack` inverts it.
 
         Raises:
             TokensError: no images, or images of several schedules.
@@ -100,6 +102,25 @@ class TokenMaps:
             raise TokensError("a batch is one or more images of one schedule")
         scales = zip(*(image.scales for image in images), strict=True)
         return cls(tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales))
+
+    def unstack(self, model: ModelInfo, images: Sequence[ImageInfo]) -> list[ImageTokens]:
+        """Make the tokens of each image, as token files hold them, from a batch.
+
+        Args:
+            model: the checkpoint that encoded them: `Tokenizer.info`.
+            images: the B images.
+
+        Raises:
+            TokensError: not B images, or an index outside the vocabulary.
+        """
+        if len(images) != len(self):
+            raise TokensError(f"{len(images)} images, but a batch of {len(self)}")
+        rows = self.flatten().cpu().numpy()  # one transfer from a device
+        schedule = self.schedule
+        return [
+            ImageTokens(_split(flat, schedule), model, image)
+            for flat, image in zip(rows, images, strict=True)
+        ]
 
     def check_vocab(self, vocab_size: int) -> None:
         """Check that every token is an index into a codebook of `vocab_size` vectors.
@@ -182,6 +203,8 @@ class ImageInfo:
 class ImageTokens:
     """Tokens of one image, with its metadata: the content of a token file or of a data set's row.
 
+    `==` compares by value: all attributes but `notes`.
+
     Attributes:
         scales: K read-only arrays, coarse to fine; array k is [h_k, w_k] uint16, or uint32 where
             the vocabulary has more than 65,536 codes. Other integers are converted.
@@ -222,6 +245,18 @@ class ImageTokens:
         flat.flags.writeable = False
         object.__setattr__(self, "scales", _split(flat, schedule))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ImageTokens):
+            return NotImplemented
+        return (
+            (self.model, self.image, self.schedule) == (other.model, other.image, other.schedule)
+            and (self.label, self.caption, self.metadata) == (other.label, other.caption, other.metadata)
+            and np.array_equal(self.flatten(), other.flatten())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.image))
+
     def __repr__(self) -> str:
         grids = describe(self.schedule)
         return f"ImageTokens(source={self.image.source!r}, schedule={grids!r}, model={self.model.name!r})"
@@ -242,19 +277,21 @@ class ImageTokens:
 
     @classmethod
     def unflatten(
-        cls, flat: NDArray[Any], schedule: Schedule, model: ModelInfo, image: ImageInfo
+        cls, flat: NDArray[Any], schedule: ScheduleLike, model: ModelInfo, image: ImageInfo
     ) -> ImageTokens:
         """Invert `flatten`.
 
         Args:
             flat: [L] integers.
-            schedule: the (h, w) grid of every scale, L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
             model: the checkpoint that encoded them.
             image: the image that was encoded.
 
         Raises:
-            TokensError: `flat` is not of that shape, or holds what no token file can.
+            TokensError: `flat` is not of that shape, or an index is outside the vocabulary.
+            ScheduleError: not a schedule.
         """
+        schedule = as_schedule(schedule)
         if flat.shape != (token_count(schedule),):
             raise TokensError(f"tokens of shape {list(flat.shape)}, but {token_count(schedule)} cells")
         return cls(_split(flat, schedule), model, image)
@@ -276,11 +313,12 @@ class ImageTokens:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Return the dtype of indices in files: uint16, or uint32 above 65,536 codes; little-endian."""
+    """Return the dtype of indices in files: uint16, or uint32 if V is above 65,536; little-endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
+    """Return tokens as int64, after checking that they are integers with `ndim` dimensions."""
     import torch
 
     if isinstance(tokens, np.ndarray) and tokens.dtype.kind in "iu":
@@ -292,7 +330,10 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
         or tokens.is_complex()
         or tokens.dtype == torch.bool
     ):
-        raise TokensError(f"{name}: not a {ndim}-d tensor of integers")
+        shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
+        found = quoted(type(tokens).__name__) if shape is None else f"{list(shape)} {dtype}"
+        hint = "add a batch dimension: `flat[None]`" if shape is not None and len(shape) == ndim - 1 else None
+        raise TokensError(f"{name}: not a {ndim}-d tensor of integers, but {found}", hint=hint)
     return tokens.to(torch.int64)
 
 

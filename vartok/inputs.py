@@ -1,18 +1,19 @@
-"""Conversion of what callers pass: images to a batch on the device, tokens of any form to token maps."""
+"""Conversion and checks of arguments: images to a batch, tokens to token maps, schedules to grids."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vartok.errors import ImageError, TokensError, VartokWarning, quoted
+from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, VartokWarning, quoted
 from vartok.images import to_tensor
-from vartok.schedule import Schedule
+from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe
 from vartok.tokens import ImageTokens, ModelInfo, TokenMaps
 
 if TYPE_CHECKING:
@@ -44,14 +45,16 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
     """
     batch = _as_tensor(images)
     if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch) or not batch.is_floating_point():
+        hint: str | None = "convert pixels of 0 to 255 to uint8"
+        if batch.is_floating_point():
+            hint = _layout_hint(batch.shape, channel_axis=-3, numpy=isinstance(images, np.ndarray))
         raise ImageError(
-            f"images are [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}",
-            hint="pixels of 0 to 255 are [H, W, 3] or [B, H, W, 3] uint8",
+            f"images are [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}", hint=hint
         )
     height, width = batch.shape[2:]
     if not height or not width or height % step or width % step:
         raise ImageError(
-            f"a picture's sides are multiples of {step} pixels here, not {height} and {width}",
+            f"an image's height and width are multiples of {step}, not {height} and {width}",
             hint="resize or crop it, as `vartok.images.read_picture` does",
         )
     bounds: Tensor | None = torch.stack(batch.detach().aminmax())
@@ -62,22 +65,27 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
 
 
 def _as_tensor(images: Images) -> Tensor:
-    """Turn any form of images into [B, 3, H, W] floating point in [-1, 1]; tensors may have other shapes."""
+    """Convert images to a tensor; uint8 and PIL images to [B, 3, H, W] float32, others as they are."""
     if isinstance(images, (list, tuple)):
         batches = [_as_tensor(image) for image in images]
         if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
-            raise ImageError("a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one")
+            raise ImageError(
+                "a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one",
+                hint="make a batch of [3, H, W] tensors by `torch.stack(images)`" if batches else None,
+            )
         if len({batch.shape for batch in batches}) > 1:
             sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
             raise ImageError(f"the images of a batch have one size, not {', '.join(sizes[:5])}")
         return torch.cat(batches)
+    is_numpy = isinstance(images, np.ndarray)
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images))
     elif not isinstance(images, Tensor):
-        if not hasattr(images, "convert"):  # asked so that nothing here imports PIL
+        if not hasattr(images, "convert"):  # a PIL image, told without importing PIL
+            hint = "read a file with `vartok.images.read_picture`, or encode it with `vartok.encode_file`"
             raise ImageError(
                 f"images are tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
-                hint="read files with `vartok.images.read_picture`, or use `vartok.encode_file`",
+                hint=hint if isinstance(images, (str, Path, bytes)) else None,
             )
         picture: Any = images
         images = torch.from_numpy(np.array(picture.convert("RGB")))
@@ -85,12 +93,35 @@ def _as_tensor(images: Images) -> Tensor:
         return images
     pixels = images[None] if images.ndim == 3 else images
     if pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise ImageError(f"uint8 images are [H, W, 3] or [B, H, W, 3], not {list(images.shape)}")
+        raise ImageError(
+            f"uint8 images are [H, W, 3] or [B, H, W, 3], not {list(images.shape)}",
+            hint=_layout_hint(images.shape, channel_axis=-1, numpy=is_numpy),
+        )
     if not pixels.numel():
         raise ImageError(f"images of shape {list(images.shape)} have no pixels")
     if pixels.device.type == "cpu":
         return to_tensor(pixels.numpy())
     return pixels.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
+
+
+def _layout_hint(shape: Sequence[int], *, channel_axis: int, numpy: bool) -> str | None:
+    """Return how to convert images of another layout.
+
+    Args:
+        shape: their shape.
+        channel_axis: the axis where the channels belong: -1, or -3 for a batch.
+        numpy: whether they are a numpy array.
+    """
+    ndim = len(shape)
+    if ndim in (3, 4):
+        if shape[channel_axis] == 3:
+            return "add a batch dimension: `images[None]`" if ndim == 3 else None
+        if shape[-4 - channel_axis] == 3:
+            order = {(-1, 3): "1, 2, 0", (-1, 4): "0, 2, 3, 1", (-3, 3): "2, 0, 1", (-3, 4): "0, 3, 1, 2"}
+            permute = f"images.{'transpose' if numpy else 'permute'}({order[channel_axis, ndim]})"
+            batch = "[None]" if channel_axis == -3 and ndim == 3 else ""
+            return f"move the channels: `{permute}{batch}`"
+    return "the model takes RGB: repeat a gray channel three times, leave out an alpha channel"
 
 
 def check_bounds(low: float, high: float) -> None:
@@ -113,28 +144,62 @@ def check_bounds(low: float, high: float) -> None:
         )
 
 
-def token_maps(tokens: Tokens, schedule: Schedule, check_model: Callable[[ModelInfo], None]) -> TokenMaps:
+def token_maps(tokens: Tokens, schedule: ScheduleLike, check_model: Callable[[ModelInfo], None]) -> TokenMaps:
     """Convert any form of tokens to a batch of token maps.
 
     Args:
         tokens: token maps; one `ImageTokens`, or a list of them with one schedule; or [B, L] integers, a
             tensor or a numpy array, scales coarse to fine, each row by row.
-        schedule: (h, w) of every scale, for [B, L] tokens.
-        check_model: is given the checkpoint of every `ImageTokens`, and raises for another one.
+        schedule: schedule of [B, L] tokens.
+        check_model: called with the checkpoint of every `ImageTokens`; raises TokenFileError for another one.
 
     Raises:
         TokensError: another type, or tokens that do not fit the schedule.
+        TokenFileError: an `ImageTokens` of another checkpoint.
+        ScheduleError: not a schedule.
     """
     if isinstance(tokens, TokenMaps):
         return tokens
     if isinstance(tokens, (Tensor, np.ndarray)):
         return TokenMaps.unflatten(tokens, schedule)
-    items = [tokens] if isinstance(tokens, ImageTokens) else list(tokens)
+    given = [tokens] if isinstance(tokens, ImageTokens) else tokens
+    items = list(given) if isinstance(given, Iterable) else []
     if not items or not all(isinstance(item, ImageTokens) for item in items):
+        hint = None
+        if isinstance(tokens, (str, Path)):
+            hint = "read a token file with `vartok.load_tokens`, or decode it with `vartok.decode_file`"
+        elif items and all(isinstance(item, (Tensor, np.ndarray)) for item in items):
+            hint = "make `TokenMaps(tokens)` of one [B, h, w] map per scale"
         raise TokensError(
             "tokens are TokenMaps, ImageTokens, a list of ImageTokens, or [B, L] integers, "
-            f"not {quoted(type(tokens).__name__)}"
+            f"not {quoted(type(tokens).__name__)}",
+            hint=hint,
         )
     for item in items:
-        check_model(item.model)
+        try:
+            check_model(item.model)
+        except TokenFileError as error:
+            hint = "load that checkpoint, or decode `tokens.flatten()[None]`, which is not checked"
+            raise TokenFileError(f"{item.image.source}: {error}", hint=hint) from None
     return TokenMaps.stack(items)
+
+
+def latent_schedule(schedule: ScheduleLike | None, own: Schedule, grid: Grid) -> Schedule:
+    """Return the schedule for a latent of this grid.
+
+    Args:
+        schedule: a schedule that ends in the grid; or None for `own`, stretched to the grid.
+        own: the checkpoint's own schedule.
+        grid: (h, w) of the latent.
+
+    Raises:
+        ScheduleError: not a schedule, or one that ends in another grid.
+    """
+    if schedule is None:
+        return adapt_schedule(own, grid)
+    schedule = as_schedule(schedule)
+    if schedule[-1] != grid:
+        raise ScheduleError(
+            f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
+        )
+    return schedule

@@ -274,10 +274,10 @@ def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = Fal
     collects = gc.isenabled()
     gc.disable()  # to search the objects of torch's import again and again takes a fifth of its time
     try:
-        from vartok import runtime, tokenizer
+        from vartok import loading, runtime
 
         runtime.keep_freed_memory()
-        return tokenizer.load(weights, device=device, dtype=dtype, compile=compile)
+        return loading.load(weights, device=device, dtype=dtype, compile=compile)
     finally:
         gc.freeze()
         if collects:

@@ -17,16 +17,23 @@ import torch
 import typer
 from hypothesis import settings
 from noise import COFFEE
+from noise import save as save_checkpoint
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.config import TokenizerConfig, VarConfig
+from vartok.images import to_tensor
 
 settings.register_profile("vartok", deadline=None)  # other work on the machine is no failure
 settings.load_profile("vartok")
 
 ROOT = Path(__file__).parent.parent
+
+VAR_32 = TokenizerConfig(autoencoder=VarConfig(ch=32))
+"""VAR's architecture, with a fifth of the published channels."""
 
 
 class Vartok(Protocol):
@@ -45,6 +52,40 @@ def _threads() -> None:
 def tokenizer() -> library.Tokenizer:
     """Return the shipped tokenizer on the CPU."""
     return library.load(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def light(tokenizer: library.Tokenizer) -> library.Tokenizer:
+    """Return the shipped tokenizer, under the name of its autoencoder."""
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def var(tmp_path_factory: pytest.TempPathFactory) -> library.Tokenizer:
+    """Return a tokenizer of VAR's architecture with random weights."""
+    path = save_checkpoint(tmp_path_factory.mktemp("var") / "var.safetensors", VAR_32)
+    return library.load(path, device="cpu")
+
+
+@pytest.fixture(scope="session", params=["light", "var"])
+def either(request: pytest.FixtureRequest) -> library.Tokenizer:
+    """Return a tokenizer of each autoencoder in turn."""
+    found: library.Tokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session")
+def coffee() -> Tensor:
+    """Return a photo, [1, 3, 512, 512] in [-1, 1]."""
+    with Image.open(COFFEE) as picture:
+        return to_tensor(np.asarray(picture.convert("RGB"))[None])
+
+
+@pytest.fixture(scope="session")
+def photos(coffee: Tensor) -> Tensor:
+    """Return sixteen pieces of a photo, [16, 3, 64, 64] in [-1, 1]."""
+    pieces = coffee.unfold(2, 64, 128).unfold(3, 64, 128)
+    return pieces.permute(0, 2, 3, 1, 4, 5).reshape(16, 3, 64, 64).contiguous()
 
 
 @pytest.fixture(scope="session")

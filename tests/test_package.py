@@ -33,13 +33,22 @@ ORDER = (
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
-    ["tokenizer", "metrics"],
+    ["runner", "metrics"],
+    ["tokenizer"],
+    ["loading"],
     ["operations", "atlas"],
     ["evaluation", "dataset"],
     ["train", "usage"],
 )
 UNITS = [f"vartok.{unit}" for line in ORDER for unit in line]
-MODEL = {"vartok.models", "vartok.checkpoints", "vartok.runtime", "vartok.tokenizer", "vartok.operations"}
+MODEL = {
+    "vartok.models",
+    "vartok.checkpoints",
+    "vartok.runtime",
+    "vartok.runner",
+    "vartok.tokenizer",
+    "vartok.operations",
+}
 
 
 def unit_of(module: str) -> str:

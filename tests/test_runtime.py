@@ -6,31 +6,16 @@ import shutil
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from noise import COFFEE
-from PIL import Image
 from torch import Tensor
 
 import vartok
 from vartok.errors import (
     VartokWarning,
 )
-from vartok.images import to_tensor
 from vartok.runtime import choose_device
-
-
-@pytest.fixture(scope="module")
-def coffee() -> Tensor:
-    """[1, 3, 512, 512]."""
-    return to_tensor(np.asarray(Image.open(COFFEE).convert("RGB"))[None])
-
-
-@pytest.fixture(scope="module")
-def light() -> vartok.Tokenizer:
-    return vartok.load(device="cpu")
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])

@@ -7,52 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from noise import COFFEE, save, tokenizer
-from PIL import Image
+from conftest import VAR_32
+from noise import save
 from torch import Tensor
 
 import vartok
-from vartok import tokenizer as tokenizer_module
-from vartok.config import TokenizerConfig, VarConfig
+from vartok import runner
 from vartok.errors import (
     ImageError,
 )
-from vartok.images import to_tensor
 from vartok.models.quantizer import MultiScaleQuantizer
-
-VAR_32 = TokenizerConfig(autoencoder=VarConfig(ch=32))
-
-
-@pytest.fixture(scope="module")
-def coffee() -> Tensor:
-    """[1, 3, 512, 512]."""
-    return to_tensor(np.asarray(Image.open(COFFEE).convert("RGB"))[None])
-
-
-@pytest.fixture(scope="module")
-def photos(coffee: Tensor) -> Tensor:
-    """[16, 3, 64, 64]: pieces of a photo."""
-    pieces = coffee.unfold(2, 64, 128).unfold(3, 64, 128)
-    return pieces.permute(0, 2, 3, 1, 4, 5).reshape(16, 3, 64, 64).contiguous()
-
-
-@pytest.fixture(scope="module")
-def light() -> vartok.Tokenizer:
-    return vartok.load(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def var(tmp_path_factory: pytest.TempPathFactory) -> vartok.Tokenizer:
-    return tokenizer(tmp_path_factory.mktemp("var") / "var.safetensors", VAR_32)
-
-
-@pytest.fixture(scope="module", params=["light", "var"])
-def either(request: pytest.FixtureRequest) -> vartok.Tokenizer:
-    found: vartok.Tokenizer = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -60,7 +26,7 @@ def either(request: pytest.FixtureRequest) -> vartok.Tokenizer:
 def test_no_picture_depends_on_its_batch(
     either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenizer_module, "QUANTIZED_CELLS", cells)
+    monkeypatch.setattr(runner, "QUANTIZED_CELLS", cells)
     together = either.encode(photos)
     parts = [either.encode(part) for part in photos.split(size)]
     assert len(photos) == 16

@@ -36,11 +36,12 @@ from vartok.errors import (
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
     from vartok.evaluation.files import evaluate_files
+    from vartok.loading import load
     from vartok.operations.decode import decode_file, decode_files
     from vartok.operations.encode import encode_file, encode_files
     from vartok.operations.outputs import FileResult
     from vartok.token_files import load_tokens, read_tokens
-    from vartok.tokenizer import Tokenizer, load
+    from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens, TokenMaps
 
 __version__ = "0.1.0"
@@ -84,7 +85,7 @@ _HOMES = {
     "encode_file": "operations.encode",
     "encode_files": "operations.encode",
     "evaluate_files": "evaluation.files",
-    "load": "tokenizer",
+    "load": "loading",
     "ImageTokens": "tokens",
     "TokenMaps": "tokens",
     "load_tokens": "token_files",

@@ -1,16 +1,19 @@
 """Functions of the library that do what `vartok encode` and `vartok decode` do."""
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import decoded_pixels, tokens_of
 from conftest import Vartok, names, save
+from PIL import Image
 
 import vartok as library
-from vartok.errors import ArgumentError, ImageError, OutputError, SourceError, TokenFileError
+from vartok.errors import ArgumentError, ImageError, OutputError, SourceError, TokenFileError, TokensError
 from vartok.images import MAX_BYTES
 from vartok.operations import make_fit, parse_size, resolve_fit
 from vartok.token_files import dump_json, dump_npz
@@ -41,6 +44,19 @@ def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.T
         library.encode_file("gone.png", tokenizer=tokenizer)
 
 
+def test_pictures_and_tokens_in_memory_are_no_paths(tokenizer: library.Tokenizer) -> None:
+    picture = Image.new("RGB", (64, 64))
+    with pytest.raises(ArgumentError, match="a path is a str or a Path, not 'Image'") as error:
+        library.encode_file(picture, tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert "`Tokenizer.encode`" in str(error.value.hint)
+    with pytest.raises(ArgumentError, match="a path is a str or a Path, not 'Tensor'") as error:
+        library.decode_file(torch.zeros(1, 680), tokenizer=tokenizer)  # type: ignore[arg-type]
+    assert "`Tokenizer.decode`" in str(error.value.hint)
+    for inputs in (picture, [picture]):
+        with pytest.raises(ArgumentError, match="an input is a path or a binary stream, not 'Image'"):
+            library.encode_files(inputs, "out/", tokenizer=tokenizer)  # type: ignore[arg-type]
+
+
 def test_decode_file_gives_the_pixels_of_the_command(
     vartok: Vartok, here: Path, tokenizer: library.Tokenizer, other_weights: Path
 ) -> None:
@@ -51,9 +67,19 @@ def test_decode_file_gives_the_pixels_of_the_command(
     assert (np.asarray(picture) == decoded_pixels(tokenizer, tokens)).all()
     assert library.decode_file("img.npz", tokenizer=tokenizer, restore_size=True).size == (300, 200)
     assert library.decode_file("img.npz", tokenizer=tokenizer, strip=True, scales=3).size == (768, 256)
-    with pytest.raises(TokenFileError) as refused:
+    message = r"img\.npz: was encoded with vartok-light-v1 .*, not with other "
+    with pytest.raises(TokenFileError, match=message) as refused:
         library.decode_file("img.npz", weights=other_weights, device="cpu")
     assert "`any_weights`" in str(refused.value.hint)
+    [result] = library.decode_files("img.npz", "out/", weights=other_weights, device="cpu")
+    assert result.input == "img.npz"
+    assert re.match("was encoded with vartok-light-v1 .*, not with other ", str(result.error))
+    assert result.error
+    assert "`any_weights`" in str(result.error.hint)
+    drawn = library.decode_file("img.npz", weights=other_weights, device="cpu", any_weights=True)
+    assert drawn.size == (256, 256)
+    with pytest.raises(TokensError, match=r"img\.npz: the first 11 scales of 10 do not exist"):
+        library.decode_file("img.npz", tokenizer=tokenizer, scales=11)
     with pytest.raises(TokenFileError, match=r"gone\.npz"):
         library.decode_file("gone.npz", tokenizer=tokenizer)
 

@@ -229,14 +229,14 @@ def two_threads() -> Iterator[None]:
 def test_workers_encode_small_pictures_with_their_share_of_threads(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, seen = tokenizer._encode, []
+    encode, seen = tokenizer._runner.encode, []
 
     def spy(images: torch.Tensor) -> torch.Tensor:
         here = threading.current_thread() is threading.main_thread()
         seen.append((tuple(images.shape[2:]), here, torch.get_num_threads()))
         return encode(images)
 
-    monkeypatch.setattr(tokenizer, "_encode", spy)
+    monkeypatch.setattr(tokenizer._runner, "encode", spy)
     monkeypatch.setattr(streams, "MAX_BATCHED_PIXELS", 48 * 32)
     found = encoded(encode_pictures(tokenizer, PICTURES, NATIVE, batch_size=4, workers=2))
     small = {(32, 32): 4, (32, 48): 2}

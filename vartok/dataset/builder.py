@@ -338,7 +338,7 @@ def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device:
 
 
 def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool) -> Tokenizer:
-    from vartok.tokenizer import load
+    from vartok.loading import load
 
     return load(weights, device=device, dtype=dtype, compile=compile)
 

@@ -52,7 +52,7 @@ class WorkerConfig:
         """Load the tokenizer into a process that does nothing else."""
         import torch
 
-        from vartok.tokenizer import load
+        from vartok.loading import load
 
         configure_pillow()
         if self.threads:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
+from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
     Input,
@@ -23,7 +24,7 @@ from vartok.operations import (
 from vartok.operations.inputs import Source
 from vartok.schedule import Schedule
 from vartok.sources import Sample
-from vartok.tokenizer import Tokenizer, load
+from vartok.tokenizer import Tokenizer
 
 
 def evaluate_files(

@@ -12,13 +12,7 @@ from vartok.operations.settings import (
     parse_size,
     resolve_fit,
 )
-from vartok.operations.streams import (
-    MAX_BATCHED_PIXELS,
-    PictureSource,
-    decode_tokens,
-    encode_pictures,
-    read_pictures,
-)
+from vartok.operations.streams import MAX_BATCHED_PIXELS, PictureSource, decode_tokens, encode_pictures
 
 __all__ = [
     "MAX_BATCHED_PIXELS",
@@ -40,6 +34,5 @@ __all__ = [
     "make_schedule",
     "parse_size",
     "read_input",
-    "read_pictures",
     "resolve_fit",
 ]

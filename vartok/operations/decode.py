@@ -14,7 +14,7 @@ from PIL import Image
 from vartok import images
 from vartok.errors import ImageError, TokenFileError, VartokError
 from vartok.files import os_error_reason, write_bytes
-from vartok.operations.inputs import TOKENS, Input, Source, find_inputs
+from vartok.operations.inputs import TOKENS, Input, Source, check_path, find_inputs, name_file
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
@@ -25,7 +25,7 @@ from vartok.operations.outputs import (
     stem,
     write_stream,
 )
-from vartok.operations.settings import default_batch_size, default_workers
+from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
 from vartok.token_files import iter_tokens, load_tokens
@@ -70,19 +70,24 @@ def decode_file(
         any_weights: decode tokens of another checkpoint's codebook all the same.
 
     Raises:
+        ArgumentError: `path` is not a path.
         TokenFileError: the file cannot be read, or its tokens belong to another checkpoint.
         TokensError: more scales than there are.
         ImageError: the original's size cannot be restored.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
+    check_path(path, hint="decode tokens in memory with `Tokenizer.decode`")
     tokens = load_tokens(path)
-    chosen = tokenizer or _load(weights, device, dtype)
-    if not any_weights:
-        check_model(tokens, chosen)
-    [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
-    if isinstance(result, VartokError):
-        raise result
-    return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
+    chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
+    try:
+        if not any_weights:
+            check_model(tokens, chosen)
+        [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
+        if isinstance(result, VartokError):
+            raise result
+        return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
+    except VartokError as error:
+        raise name_file(path, error) from error
 
 
 def decode_files(
@@ -163,17 +168,14 @@ def decode_files(
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total)
-    if tokenizer is None:
-        tokenizer = _load(weights, device, dtype, compile=compile)
-    elif callable(tokenizer):
-        tokenizer = tokenizer()
+    loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
     run = _DecodeRun(plan, target, chosen, overwrite, restore_size)
     decoded = decode_tokens(
-        tokenizer,
-        run.tokens(None if any_weights else tokenizer),
+        loaded,
+        run.tokens(None if any_weights else loaded),
         scales=scales,
         strip=strip,
-        batch_size=default_batch_size(batch_size, tokenizer),
+        batch_size=default_batch_size(batch_size, loaded),
     )
     return FileResults(run.results(decoded, default_workers(workers)), total)
 
@@ -204,12 +206,6 @@ def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
             yield from iter_tokens(stream)
     except OSError as error:
         yield TokenFileError(os_error_reason(error))
-
-
-def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
-    from vartok.tokenizer import load
-
-    return load(weights, device=device, dtype=dtype, compile=compile)
 
 
 class _Job(NamedTuple):

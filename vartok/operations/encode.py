@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 from vartok.errors import VartokError
 from vartok.files import open_output, write_bytes
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
-from vartok.operations.inputs import Input, Source, find_inputs
+from vartok.operations.inputs import Input, Source, check_path, find_inputs, name_file
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
@@ -29,12 +29,13 @@ from vartok.operations.settings import (
     make_fit,
     make_schedule,
     resolve_fit,
+    resolve_tokenizer,
 )
 from vartok.operations.streams import PictureSource, encode_pictures
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
-    from vartok.schedule import Schedule
+    from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens
 
@@ -55,7 +56,7 @@ def encode_file(
     fit: str = "crop",
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
-    schedule: str | Schedule | None = None,
+    schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
@@ -76,17 +77,18 @@ def encode_file(
 
     Raises:
         ArgumentError: arguments that contradict each other, or do not suit the checkpoint.
-        ImageError: the picture cannot be read.
+        ImageError: the picture cannot be read; the message names the file.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
+    check_path(path, hint="encode pictures in memory with `Tokenizer.encode`")
     fitted = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
     grids = make_schedule(schedule)
-    chosen = tokenizer or _load(weights, device, dtype)
+    chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
     pictures = [(None, Path(path).name, Path(path))]
     [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
     if isinstance(result, VartokError):
-        raise type(result)(f"{path}: {result}", hint=result.hint) from result
+        raise name_file(path, result) from result
     return result
 
 
@@ -108,7 +110,7 @@ def encode_files(
     fit: str = "crop",
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
-    schedule: str | Schedule | None = None,
+    schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
@@ -190,29 +192,20 @@ def encode_files(
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total)
-    if tokenizer is None:
-        tokenizer = _load(weights, device, dtype, compile=compile)
-    elif callable(tokenizer):
-        tokenizer = tokenizer()
-    fitted = resolve_fit([tokenizer], fitted, size=size, schedule=grids)
+    loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
+    fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(
-        tokenizer,
+        loaded,
         run.pictures(),
         fitted,
         schedule=grids,
-        batch_size=default_batch_size(batch_size, tokenizer, pixels),
+        batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
     return FileResults(run.results(encoded), total)
-
-
-def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
-    from vartok.tokenizer import load
-
-    return load(weights, device=device, dtype=dtype, compile=compile)
 
 
 class _Job(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from vartok.errors import ArgumentError, SourceError, VartokError, printable
+from vartok.errors import ArgumentError, SourceError, VartokError, printable, quoted
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
@@ -94,9 +94,9 @@ def find_inputs(
         recursive: search folders.
 
     Raises:
-        ArgumentError: a folder where `recursive` is false, or an empty path.
+        ArgumentError: a folder where `recursive` is false, an empty path, or a source of another type.
     """
-    single = isinstance(sources, (str, Path)) or hasattr(sources, "read")
+    single = isinstance(sources, (str, Path)) or not isinstance(sources, Iterable) or hasattr(sources, "read")
     given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
     inputs: list[Input] = []
     for source in given:
@@ -104,9 +104,30 @@ def find_inputs(
     return inputs
 
 
+def check_path(path: object, *, hint: str) -> None:
+    """Check the type of a path.
+
+    Args:
+        path: the argument.
+        hint: hint of the error, for a caller whose picture or tokens are in memory.
+
+    Raises:
+        ArgumentError: not a str or a Path.
+    """
+    if not isinstance(path, (str, Path)):
+        raise ArgumentError(f"a path is a str or a Path, not {quoted(type(path).__name__)}", hint=hint)
+
+
+def name_file(path: str | Path, error: VartokError) -> VartokError:
+    """Return an error of the same class whose message begins with the file's path."""
+    return type(error)(f"{printable(path)}: {error}", hint=error.hint)
+
+
 def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Input]:
     file_kind = kinds[0]
     if not isinstance(source, (str, Path)):
+        if not hasattr(source, "read"):
+            raise ArgumentError(f"an input is a path or a binary stream, not {quoted(type(source).__name__)}")
         yield Input(PurePath("stdin"), file_kind, stream=source)
         return
     place = str(source)

@@ -6,13 +6,14 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.errors import ArgumentError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
-from vartok.schedule import Schedule, check_schedule, describe, parse_schedule
+from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -84,16 +85,14 @@ def make_fit(
         )
 
 
-def make_schedule(schedule: str | Schedule | None) -> Schedule | None:
-    """Return the schedule that a text such as "1,2,4,8x12", or a sequence of (h, w), describes.
+def make_schedule(schedule: ScheduleLike | None) -> Schedule | None:
+    """Return `as_schedule` of a schedule; None for None.
 
     Raises:
-        ArgumentError: neither.
+        ArgumentError: not a schedule.
     """
     with as_argument_errors():
-        if schedule is None:
-            return None
-        return parse_schedule(schedule) if isinstance(schedule, str) else check_schedule(schedule)
+        return None if schedule is None else as_schedule(schedule)
 
 
 def resolve_fit(
@@ -125,6 +124,22 @@ def resolve_fit(
             raise ArgumentError(f"`schedule` must end in the latent's grid, here {describe((latent,))}")
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
+
+
+def resolve_tokenizer(
+    tokenizer: Tokenizer | Callable[[], Tokenizer] | None,
+    weights: str | Path | None,
+    device: str,
+    dtype: str,
+    *,
+    compile: bool = False,
+) -> Tokenizer:
+    """Return the tokenizer that was given, or call the function that was given, or load the checkpoint."""
+    if tokenizer is None:
+        from vartok.loading import load
+
+        return load(weights, device=device, dtype=dtype, compile=compile)
+    return tokenizer() if callable(tokenizer) else tokenizer
 
 
 def default_workers(workers: int | None = None) -> int:

@@ -117,12 +117,8 @@ def encode_pictures(
 
     def encode(collated: tuple[list[_Prepared], Tensor]) -> list[ImageTokens]:
         batch, values = collated
-        maps = tokenize(batch, values)
-        rows = maps.flatten().cpu().numpy()  # one transfer from a device
-        return [
-            replace(ImageTokens.unflatten(flat, maps.schedule, tokenizer.info, item.info), notes=item.notes)
-            for flat, item in zip(rows, batch, strict=True)
-        ]
+        encoded = tokenize(batch, values).unstack(tokenizer.info, [item.info for item in batch])
+        return [replace(tokens, notes=item.notes) for tokens, item in zip(encoded, batch, strict=True)]
 
     prepared = map_ordered(
         work,
@@ -197,18 +193,3 @@ def decode_tokens(
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
     return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
-
-
-def read_pictures(
-    pictures: Iterable[tuple[S, str, Path | bytes]], fit: Fit, *, workers: int, limit: int
-) -> Iterator[tuple[S, tuple[str, Picture] | VartokError]]:
-    """Read picture files in threads, at most `limit` ahead, and yield them in order with their ids."""
-
-    def read(item: tuple[S, str, Path | bytes]) -> tuple[S, tuple[str, Picture] | VartokError]:
-        item_id, name, file = item
-        try:
-            return item_id, (name, read_picture(file, fit))
-        except VartokError as error:
-            return item_id, error
-
-    return map_ordered(read, pictures, workers=workers, limit=limit)

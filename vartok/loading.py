@@ -1,0 +1,63 @@
+"""Load a tokenizer: find and read its checkpoint, choose its device and dtype."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
+from vartok.errors import DeviceError, VartokWarning, quoted
+from vartok.runtime import DTYPES, choose_device
+from vartok.tokenizer import Tokenizer
+
+
+def load(
+    weights: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    compile: bool = False,
+    differentiable: bool = False,
+) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        weights: path of a checkpoint (safetensors, or a .pth of VAR), or of a training run's folder; None or
+            "shipped" for the one that is installed with vartok.
+        device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
+        dtype: precision of encoder and decoder, a name or a torch dtype. "float32" gives the tokens of VAR's
+            own code. "bfloat16" and "float16" are faster on hardware that has them, but change many tokens,
+            since a coarse token that changes alters all finer ones. The quantizer computes in float32.
+        compile: compile encoder and decoder with torch for every batch shape that occurs twice, which takes
+            a minute or more: for long runs on a GPU. Compiled networks round differently, so that a few
+            tokens may differ, and which ones depends on the batch shapes that came before.
+        differentiable: let gradients flow through `latent` to the images, and through `decode_latent` to
+            the latent. The networks then run as plain torch modules, slower on a CPU. The weights stay
+            frozen; `encode`, `quantize`, `f_hat` and `decode` give no gradient.
+
+    Raises:
+        CheckpointError: not a checkpoint that vartok can run.
+        DeviceError: this machine has no such device, or vartok no such dtype.
+
+    Warns:
+        VartokWarning: a part of the configuration is not in the file, and was assumed.
+    """
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if name not in DTYPES:
+        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
+    chosen = choose_device(device)
+    path = find_checkpoint(weights)
+    checkpoint = read_checkpoint(path)
+    for note in checkpoint.notes:
+        warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
+    return Tokenizer(
+        build_model(checkpoint),
+        checkpoint.config,
+        name=checkpoint.name,
+        device=chosen,
+        dtype=name,
+        compile=compile,
+        differentiable=differentiable,
+    )

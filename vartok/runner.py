@@ -1,0 +1,112 @@
+"""Run a model on its device: dtype, optimized modules, compilation, and the splitting of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from vartok.models.cpu import optimize_for_cpu
+from vartok.models.cuda import optimize_for_cuda
+from vartok.models.vqvae import VQVAE
+from vartok.runtime import DTYPES, CompiledNetwork, exact_float32
+from vartok.schedule import Grid, Schedule
+
+QUANTIZED_CELLS = 4096
+"""Number of latent cells quantized at once on a CPU: that of 16 images of 256x256."""
+
+
+class ModelRunner:
+    """A model on its device, which computes batches of any size.
+
+    On a CPU a batch goes through the networks image by image: that is as fast there, takes the memory of
+    one, and no image's tokens depend on its batch. The quantizer, whose work on one image is many small
+    steps, takes several.
+
+    Args:
+        model: the model; it is changed in place, and its weights are frozen.
+        device: where to run it.
+        dtype: precision of the networks, a key of `vartok.runtime.DTYPES`; the quantizer computes in float32.
+        compile: let torch compile the networks.
+        differentiable: leave gradients through the networks as the caller has them.
+    """
+
+    def __init__(
+        self, model: VQVAE, device: torch.device, dtype: str, *, compile: bool, differentiable: bool
+    ) -> None:
+        self._device = device
+        self._differentiable = differentiable
+        model.to(device).requires_grad_(False)
+        for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
+            part.to(DTYPES[dtype])
+        if device.type == "cuda":
+            optimize_for_cuda(model)
+        if device.type == "cpu":
+            with exact_float32(device):
+                optimize_for_cpu(model, networks=not compile and not differentiable)
+        self._quantizer = model.quantize
+        self._encode: Callable[[Tensor], Tensor] = CompiledNetwork(model.encode) if compile else model.encode
+        self._decode: Callable[[Tensor], Tensor] = CompiledNetwork(model.decode) if compile else model.decode
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Compute latents: [B, 3, H, W] -> [B, C, h, w] float32, contiguous."""
+        with self._precision():
+            parts = [self._encode(part.to(self._device)) for part in self._network_parts(images)]
+            return torch.cat(parts).contiguous()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1]."""
+        with self._precision():
+            return torch.cat([self._decode(part.to(self._device)) for part in self._network_parts(latent)])
+
+    def quantize(self, latent: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Quantize latents: [B, C, h, w] float32 on the device -> K maps, [B, h_k, w_k] int64."""
+        if self._device.type == "cpu":
+            latent = latent.contiguous(memory_format=torch.channels_last)
+        with exact_float32(self._device), torch.inference_mode():  # makes many small steps a little shorter
+            parts = [
+                self._quantizer.encode(part, schedule) for part in self._quantizer_parts(latent, schedule[-1])
+            ]
+            return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def f_hat(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
+        """Add up the first maps of a schedule: [B, C, h, w] float32."""
+        with exact_float32(self._device):
+            return torch.cat([self._quantizer.decode(part, schedule) for part in self._split(maps, schedule)])
+
+    def f_hat_prefixes(self, maps: Sequence[Tensor], schedule: Schedule) -> Iterator[Tensor]:
+        """Yield the sum of the first 1, 2, ... maps of a schedule, each [B, C, h, w] float32."""
+        steps = [self._quantizer.scale_steps(schedule, maps=part) for part in self._split(maps, schedule)]
+        for _ in maps:
+            with exact_float32(self._device):  # not around the yield, where the caller's settings hold
+                f_hat = torch.cat([next(step).f_hat for step in steps])
+            yield f_hat
+
+    def var_inputs(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
+        """Compute the inputs for teacher forcing: [B, L - h_0 w_0, C] float32."""
+        with exact_float32(self._device):
+            return torch.cat(
+                [self._quantizer.var_inputs(part, schedule) for part in self._split(maps, schedule)]
+            )
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return exact_float32(self._device, grad=self._differentiable)
+
+    def _network_parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Split a batch into the parts that go through the networks at once."""
+        return batch.split(1) if self._device.type == "cpu" else (batch,)
+
+    def _quantizer_parts(self, batch: Tensor, latent: Grid) -> tuple[Tensor, ...]:
+        """Split a batch into the parts that the quantizer takes at once; `latent` is the latent's grid."""
+        if self._device.type != "cpu":
+            return (batch,)
+        cells = latent[0] * latent[1]
+        parts: tuple[Tensor, ...] = batch.split(max(1, QUANTIZED_CELLS // cells))
+        return parts
+
+    def _split(self, maps: Sequence[Tensor], schedule: Schedule) -> list[list[Tensor]]:
+        """Split maps, on the device, into the parts that the quantizer takes at once."""
+        parts = (self._quantizer_parts(tokens, schedule[-1]) for tokens in maps)
+        return [[tokens.to(self._device) for tokens in part] for part in zip(*parts, strict=True)]

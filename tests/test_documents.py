@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import ROOT, Vartok, save
 
+from vartok.train import parse_settings
+
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 )
-LANGUAGES = {"sh", "python", "json"}
+LANGUAGES = {"sh", "python", "json", "toml"}
 MARKS = {"", "not-run", "slow"}
 
 
@@ -140,6 +142,13 @@ def test_pipes_run_in_a_shell(block: Block, place: Path) -> None:
     script = f'PATH="{program.parent}:$PATH"; export VARTOK_DEVICE=cpu; set -e -o pipefail\n{block.text}'
     run = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"{block.name}: {run.stderr}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_toml_blocks_are_settings(document: str) -> None:
+    for block in blocks(document):
+        if block.language == "toml":
+            parse_settings(block.text)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -27,7 +27,7 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "optional", "schedule"],
+    ["files", "lazy", "optional", "schedule"],
     ["config", "codebook", "images", "tokens"],
     ["token_files", "sources", "inputs", "models.layers"],
     ["models.var", "models.light", "models.quantizer"],

@@ -13,8 +13,7 @@ Names load when they are first used, so that `import vartok` imports no torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vartok.errors import (
     ArgumentError,
@@ -32,6 +31,7 @@ from vartok.errors import (
     VartokError,
     VartokWarning,
 )
+from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
@@ -76,27 +76,24 @@ __all__ = [
     "read_tokens",
 ]
 
-_HOMES = {
-    "FileResult": "operations.outputs",
-    "TokenizerConfig": "config",
-    "Tokenizer": "tokenizer",
-    "decode_file": "operations.decode",
-    "decode_files": "operations.decode",
-    "encode_file": "operations.encode",
-    "encode_files": "operations.encode",
-    "evaluate_files": "evaluation.files",
-    "load": "loading",
-    "ImageTokens": "tokens",
-    "TokenMaps": "tokens",
-    "load_tokens": "token_files",
-    "read_tokens": "token_files",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vartok' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vartok.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "FileResult": "operations.outputs",
+        "TokenizerConfig": "config",
+        "Tokenizer": "tokenizer",
+        "decode_file": "operations.decode",
+        "decode_files": "operations.decode",
+        "encode_file": "operations.encode",
+        "encode_files": "operations.encode",
+        "evaluate_files": "evaluation.files",
+        "load": "loading",
+        "ImageTokens": "tokens",
+        "TokenMaps": "tokens",
+        "load_tokens": "token_files",
+        "read_tokens": "token_files",
+    },
+)
 
 
 def __dir__() -> list[str]:

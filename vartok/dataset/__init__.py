@@ -12,8 +12,9 @@ Names load when they are first used, so that `import vartok.dataset` imports no 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.dataset.builder import Summary, build
@@ -23,20 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "Report", "Summary", "TokenDataset", "build", "verify"]
 
-_HOMES = {
-    "Progress": "progress",
-    "Report": "verification",
-    "Summary": "builder",
-    "TokenDataset": "loader",
-    "build": "builder",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vartok.dataset' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vartok.dataset.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Progress": "progress",
+        "Report": "verification",
+        "Summary": "builder",
+        "TokenDataset": "loader",
+        "build": "builder",
+        "verify": "verification",
+    },
+)
 
 
 def __dir__() -> list[str]:

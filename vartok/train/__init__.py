@@ -9,8 +9,9 @@ Training needs the packages of the extra `train`: pip install '.[train]' from a 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.train.loop import train
@@ -30,20 +31,21 @@ __all__ = [
     "train",
 ]
 
-_MODULES = {
-    "train": "loop",
-    "Event": "progress",
-    "Progress": "progress",
-    "StartProgress": "progress",
-    "Validation": "progress",
-    "TrainSettings": "settings",
-    "PRESETS": "settings_file",
-    "parse_settings": "settings_file",
-    "read_settings": "settings_file",
-}
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "train": "loop",
+        "Event": "progress",
+        "Progress": "progress",
+        "StartProgress": "progress",
+        "Validation": "progress",
+        "TrainSettings": "settings",
+        "PRESETS": "settings_file",
+        "parse_settings": "settings_file",
+        "read_settings": "settings_file",
+    },
+)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -28,7 +28,8 @@ FILES = {
 ORDER = (
     ["errors"],
     ["files", "lazy", "optional", "schedule"],
-    ["config", "codebook", "images", "tokens"],
+    ["config", "codebook", "images", "metadata"],
+    ["tokens"],
     ["token_files", "sources", "inputs", "models.layers"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
@@ -177,7 +178,18 @@ def test_importing_vartok_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "schedule", "tokens", "token_files", "images", "codebook", "files", "parallel", "operations"],
+    [
+        "config",
+        "schedule",
+        "metadata",
+        "tokens",
+        "token_files",
+        "images",
+        "codebook",
+        "files",
+        "parallel",
+        "operations",
+    ],
 )
 def test_importing_what_knows_no_model_imports_no_torch(module: str) -> None:
     code = f"import sys, vartok.{module}; print('torch' in sys.modules)"

@@ -26,8 +26,9 @@ from vartok.errors import (
     VartokWarning,
 )
 from vartok.images import to_pixels
+from vartok.metadata import ModelInfo
 from vartok.schedule import VAR_256, ScheduleLike, adapt_schedule, square, token_count
-from vartok.tokens import ModelInfo, TokenMaps
+from vartok.tokens import TokenMaps
 from vartok.train.settings_file import read_settings
 
 # What comes out.

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from token_data import FINGERPRINT, image_info, image_tokens, model_info, schedules
 
 from vartok.errors import ScheduleError, TokensError
+from vartok.metadata import ModelInfo
 from vartok.schedule import VAR_256, Schedule, square, token_count
 from vartok.token_files import dump_json, dump_npz, parse_json
-from vartok.tokens import ImageTokens, ModelInfo, TokenMaps, token_dtype
+from vartok.tokens import ImageTokens, TokenMaps, token_dtype
 
 
 def test_flatten_is_coarse_to_fine_and_row_by_row() -> None:

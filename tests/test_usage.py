@@ -11,8 +11,9 @@ from noise import SMALL, tokenizer
 import vartok
 from vartok.errors import TokenFileError, TokensError, VartokError
 from vartok.images import to_tensor
+from vartok.metadata import ImageInfo
 from vartok.token_files import dump_json, dump_npz
-from vartok.tokens import ImageInfo, ImageTokens
+from vartok.tokens import ImageTokens
 from vartok.usage import TokenUsage, count_usage, is_dataset
 
 

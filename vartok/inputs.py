@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, VartokWarning, quoted
 from vartok.images import to_tensor
+from vartok.metadata import ModelInfo
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe
-from vartok.tokens import ImageTokens, ModelInfo, TokenMaps
+from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +35,8 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
         device: the batch is copied there.
 
     Returns:
-        [B, 3, H, W] floating point; and its smallest and largest value, [2], where these are on a GPU
-        and still to be given to `check_bounds`; else None.
+        The batch, [B, 3, H, W] floating point. And its smallest and largest value, [2], if the images are on
+        a GPU: the caller passes them to `check_bounds` when it synchronizes anyway. None if they are checked.
 
     Raises:
         ImageError: a shape, or a value on a CPU, that the encoder cannot take.

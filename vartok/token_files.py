@@ -1,7 +1,8 @@
 """Token files: npz, JSON and JSONL, written and read.
 
 A token file may come from anywhere, so the parsers trust nothing: for any bytes they return valid tokens or
-raise TokenFileError, and take memory in proportion to the file.
+raise TokenFileError, and take memory in proportion to the file. JSON and npz are in one module, since they
+hold the same document and share its checks.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpy as np
 
 from vartok.errors import TokenFileError, TokensError, quoted
 from vartok.files import os_error_reason, write_bytes
+from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule
-from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, check_token_schedule
+from vartok.tokens import ImageTokens, check_token_schedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,10 +34,10 @@ FORMAT = "vartok.tokens"
 VERSION = 1
 
 MAX_BYTES = 40 << 20
-"""Most bytes of an image's JSON or npz. JSON parses to 25 times its size; a token takes at most 8 digits, a
-comma and two brackets, so that `tokens.MAX_TOKENS` fit."""
+"""Size limit of an image's JSON or npz, in bytes, as parsed JSON takes 25 times its size in memory. It fits
+`tokens.MAX_TOKENS` tokens of up to 8 digits, a comma and two brackets each."""
 
-MAX_META = 1 << 20  # bytes of meta.npy, at four a character: five names of which every character is escaped
+MAX_META = 1 << 20  # bytes of meta.npy, four a character: five texts of 4,096 escaped characters
 MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -99,9 +101,8 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
         stream: a buffered binary stream; it is read forward only, so a pipe will do.
 
     Yields:
-        The tokens of an image; or, in its place, the error that it cannot be read with: a bad line of
-        JSONL does not keep its neighbours from being read, and its error begins with "line 7: ". At most
-        one line of JSONL is in memory.
+        The tokens of an image, or the error of an image that cannot be read. The error of a line of JSONL
+        begins with "line 7: ", and the lines after it are still read. At most one line is in memory.
     """
     for prefix, parse, data in _parts(stream):
         item: ImageTokens | TokenFileError
@@ -134,7 +135,7 @@ def parse_json(text: str | bytes) -> ImageTokens:
             raise TokenFileError(f"scales is not a list of {len(schedule)} grids, as the schedule has it")
         scales = []
         for k, (rows, (h, w)) in enumerate(zip(grids, schedule, strict=True)):
-            # Types first: numpy would take true for 1, and give every string the longest one's room.
+            # Check types first: numpy reads true as 1, and pads every string to the longest one.
             if not isinstance(rows, list) or len(rows) != h or not all(_is_row(row, w) for row in rows):
                 raise TokenFileError(
                     f"scale {k} is not {h} rows of {w} whole numbers, as the schedule has it"
@@ -154,7 +155,7 @@ def dump_npz(tokens: ImageTokens) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for k, scale in enumerate(tokens.scales):
-            # Stored: indices hardly deflate, and what is stored cannot inflate.
+            # Stored, not deflated: indices hardly compress, and a stored entry cannot inflate.
             _write_entry(archive, _scale_name(k), scale, zipfile.ZIP_STORED)
         meta = _dump(_meta(tokens))
         _write_entry(archive, "meta.npy", np.array(meta, dtype=f"<U{len(meta)}"), zipfile.ZIP_DEFLATED)
@@ -169,7 +170,7 @@ def parse_npz(data: bytes) -> ImageTokens:
     """
     with _as_file_errors(), _open_npz(data) as archive:
         meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
-        try:  # not numpy's own conversion, which makes strings of what is no code point
+        try:  # numpy's own conversion would accept invalid code points
             text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
         except UnicodeDecodeError:
             raise TokenFileError("meta.npy is not Unicode text") from None
@@ -302,12 +303,12 @@ def _write_entry(archive: zipfile.ZipFile, name: str, array: NDArray[Any], compr
 def _open_npz(data: bytes) -> zipfile.ZipFile:
     """Open a zip and check that its directory is that of a token file; nothing is inflated yet."""
     _check_size(data)
-    # Checked before zipfile makes an object of every entry, at twenty times the directory's size.
+    # Counted first: zipfile's objects take twenty times the directory's size in memory.
     if data.count(b"PK\x01\x02") > 1000:
         raise TokenFileError("not a token file: a zip of more than a thousand entries")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except Exception:  # zipfile raises a dozen types over what it stumbles on; see _read_entry
+    except Exception:  # zipfile raises many types of errors for a broken file; see _read_entry
         raise TokenFileError("not an npz, or cut short") from None
     entries = archive.infolist()
     expected = {"meta.npy", *(_scale_name(k) for k in range(len(entries) - 1))}
@@ -331,10 +332,10 @@ def _read_entry(
     """Read an array of a known shape and kind of dtype from at most `limit` bytes."""
     entry = archive.getinfo(name)
     if entry.file_size > limit:
-        raise TokenFileError(f"{name} is {entry.file_size} bytes, too many for what it is")
+        raise TokenFileError(f"{name} is {entry.file_size} bytes, more than its shape needs")
     try:
         with archive.open(entry) as content:
-            # To read to the end instead would inflate all there is, whatever the directory declares.
+            # Reading to the end instead would inflate more than the directory declares.
             npy = content.read(entry.file_size)
         if len(npy) != entry.file_size:
             raise EOFError

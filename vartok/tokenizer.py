@@ -13,11 +13,12 @@ from vartok.config import TokenizerConfig
 from vartok.errors import ImageError, TokenFileError, TokensError
 from vartok.images import to_pil, to_pixels
 from vartok.inputs import check_bounds, image_batch, latent_schedule, token_maps
+from vartok.metadata import ImageInfo, ModelInfo
 from vartok.models.vqvae import VQVAE
 from vartok.runner import ModelRunner
 from vartok.runtime import exact_float32
 from vartok.schedule import Schedule, ScheduleLike, describe
-from vartok.tokens import ImageInfo, ImageTokens, ModelInfo, TokenMaps
+from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -26,9 +26,10 @@ from vartok.dataset.plan import Job, plan_tasks
 from vartok.dataset.schema import Encoding
 from vartok.dataset.write import HashedFile, ShardProgress, write_summary
 from vartok.images import Fit
+from vartok.metadata import ModelInfo
 from vartok.schedule import token_count
 from vartok.sources import find_input_shards
-from vartok.tokens import ImageTokens, ModelInfo
+from vartok.tokens import ImageTokens
 
 MODEL = ModelInfo(name="noise", fingerprint="0" * 64, vocab_size=64)
 ENCODING = Encoding(MODEL, ((1, 1), (2, 2), (4, 4)), (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32")

@@ -15,7 +15,8 @@ import vartok
 from vartok.dataset import TokenDataset, verify
 from vartok.dataset.formats import FORMATS, read_shard
 from vartok.errors import DatasetError
-from vartok.tokens import ImageTokens, ModelInfo
+from vartok.metadata import ModelInfo
+from vartok.tokens import ImageTokens
 
 pytest_plugins = ["dataset_cases"]
 

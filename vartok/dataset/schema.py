@@ -19,8 +19,8 @@ from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import atomic_write
+from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule, check_schedule
-from vartok.tokens import ImageInfo, ModelInfo
 
 FORMAT = "vartok.dataset"
 VERSION = 1

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.images import Fit
+from vartok.metadata import ModelInfo
 from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
 from vartok.schedule import Schedule
-from vartok.tokens import ModelInfo
 
 
 @dataclass(frozen=True, kw_only=True)

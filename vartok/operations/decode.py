@@ -33,9 +33,10 @@ from vartok.token_files import iter_tokens, load_tokens
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vartok.metadata import ImageInfo
     from vartok.operations.outputs import Target
     from vartok.tokenizer import Tokenizer
-    from vartok.tokens import ImageInfo, ImageTokens
+    from vartok.tokens import ImageTokens
 
 PictureFormat = Literal["png", "jpg", "webp"]
 
@@ -59,15 +60,15 @@ def decode_file(
 
     Args:
         path: a token file: npz, JSON, or JSONL of one line.
-        tokenizer: a loaded tokenizer, which saves loading one for every call; `weights`, `device` and
-            `dtype` are for `vartok.load` where it is None.
+        tokenizer: a loaded tokenizer, which saves loading one in every call. If None, `weights`, `device`
+            and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
         dtype: dtype of the decoder.
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: after 1, 2, ... scales, side by side.
-        restore_size: undo the fits pad, stretch and native: the original's width and height.
-        any_weights: decode tokens of another checkpoint's codebook all the same.
+        restore_size: undo the fit (pad, stretch or native), to the original's width and height.
+        any_weights: decode tokens of any checkpoint, instead of refusing those of another codebook.
 
     Raises:
         ArgumentError: `path` is not a path.
@@ -115,8 +116,8 @@ def decode_files(
 
     Names are planned and the tokenizer is loaded before this returns; tokens are decoded as the results
     are iterated over. `img.tokens.npz` becomes `img.decoded.png`. Pictures of a JSONL file, or of a stream,
-    are named by the `image.source` of their tokens. Tokens that fail are a result with an error, and the
-    others go on.
+    are named by the `image.source` of their tokens. Tokens that fail are a result with an error, whose
+    `input` names the file, and the others go on.
 
     Args:
         inputs: token files, folders, or a stream.
@@ -124,14 +125,14 @@ def decode_files(
         format: "png", "jpg" or "webp"; if None the suffix of `output` tells, else png.
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: after 1, 2, ... scales, side by side.
-        restore_size: undo the fits pad, stretch and native: the original's width and height.
-        any_weights: decode tokens of another checkpoint's codebook all the same.
+        restore_size: undo the fit (pad, stretch or native), to the original's width and height.
+        any_weights: decode tokens of any checkpoint, instead of refusing those of another codebook.
         recursive: search folders; their tree is mirrored under `output`.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip tokens whose output exists.
-        tokenizer: a loaded tokenizer, or a function that loads it when it is known that there is work;
-            `weights`, `device`, `dtype` and `compile` are for `vartok.load` where it is None.
+        tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
+            `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
         dtype: dtype of the decoder.
@@ -194,7 +195,7 @@ def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
 
 
 def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
-    """Yield the tokens of a token file, or, in their place, the reason why they cannot be read."""
+    """Yield the tokens of each image of a token file, or the error of one that cannot be read."""
     if item.error is not None:
         yield item.error
         return

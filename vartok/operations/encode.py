@@ -63,8 +63,8 @@ def encode_file(
 
     Args:
         path: the picture.
-        tokenizer: a loaded tokenizer, which saves loading one for every call; `weights`, `device` and
-            `dtype` are for `vartok.load` where it is None.
+        tokenizer: a loaded tokenizer, which saves loading one in every call. If None, `weights`, `device`
+            and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
         dtype: dtype of the encoder.
@@ -120,7 +120,7 @@ def encode_files(
 
     Names are planned and the tokenizer is loaded before this returns; pictures are encoded as the results
     are iterated over. `img.png` becomes `img.tokens.npz`; a picture of a tar or a table is named by its
-    key. A picture that fails is a result with an error, and the others go on.
+    key. A picture that fails is a result with an error, whose `input` names the file, and the others go on.
 
     To encode pictures without writing files, see `vartok.encode_file` and
     `vartok.operations.encode_pictures`.
@@ -134,8 +134,8 @@ def encode_files(
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip pictures whose output exists.
-        tokenizer: a loaded tokenizer, or a function that loads it when it is known that there is work;
-            `weights`, `device`, `dtype` and `compile` are for `vartok.load` where it is None.
+        tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
+            `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
         dtype: dtype of the encoder.

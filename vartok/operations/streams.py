@@ -12,9 +12,10 @@ import numpy as np
 
 from vartok.errors import TokensError, VartokError
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.metadata import ImageInfo
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.sources import Sample
-from vartok.tokens import ImageInfo, ImageTokens, TokenMaps
+from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def encode_pictures(
             not depend on where a run resumes.
 
     Yields:
-        A picture's id, and its tokens or the reason why there are none; in the order of `pictures`.
+        A picture's id, and its tokens or the error of the picture; in the order of `pictures`.
     """
     import torch
 
@@ -140,7 +141,7 @@ def encode_pictures(
                 prefetch=device != "cpu",
             )
     finally:
-        torch.set_num_threads(threads)  # a new thread starts with the number that any thread set last
+        torch.set_num_threads(threads)  # torch starts a new thread with the number that was set last
 
 
 class _Prepared(NamedTuple):

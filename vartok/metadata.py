@@ -1,0 +1,90 @@
+"""Metadata of tokens: the checkpoint and the image that they belong to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vartok.errors import TokensError, quoted
+
+MAX_VOCAB = 1 << 24
+MAX_SIDE = 1 << 24  # pixels
+MAX_TEXT = 4096  # characters of a name or a path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """The checkpoint that tokens belong to.
+
+    Attributes:
+        name: name of the checkpoint.
+        fingerprint: sha256 of codebook and phis, 64 lower-case hex digits; see `Tokenizer.fingerprint`.
+        vocab_size: V, the number of codes.
+
+    Raises:
+        TokensError: a value has another type or is out of range.
+    """
+
+    name: str
+    fingerprint: str
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _check_text("model name", self.name)
+        if not isinstance(self.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
+            raise TokensError(f"fingerprint is 64 hex digits, not {quoted(self.fingerprint)}")
+        _check_whole("vocab_size", self.vocab_size, MAX_VOCAB)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """The image that was encoded, and its preprocessing.
+
+    Attributes:
+        source: path or name of the image.
+        width: width of the original image, in pixels.
+        height: height of the original image, in pixels.
+        size: (height, width) of the encoded pixels.
+        fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
+        zoom: scale of a crop, above 0 and up to a million; at 1 the image just covers `size`.
+        device: type of the device that the encoder ran on, such as "cpu".
+        dtype: dtype that the encoder computed in, such as "float32".
+
+    Raises:
+        TokensError: a value has another type or is out of range.
+    """
+
+    source: str
+    width: int
+    height: int
+    size: tuple[int, int]
+    fit: str
+    zoom: float
+    device: str
+    dtype: str
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("source", "fit", "device", "dtype"):
+            _check_text(name, getattr(self, name))
+        if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
+            raise TokensError(f"size is [height, width], not {quoted(self.size)}")
+        object.__setattr__(self, "size", tuple(self.size))
+        for name, side in (("width", self.width), ("height", self.height), *(("size", n) for n in self.size)):
+            _check_whole(name, side, MAX_SIDE)
+        if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
+            raise TokensError(f"zoom is a number above 0 and up to a million, not {quoted(self.zoom)}")
+        object.__setattr__(self, "zoom", float(self.zoom))
+
+
+def _check_whole(name: str, value: object, high: int) -> None:
+    if type(value) is not int or not 1 <= value <= high:
+        raise TokensError(f"{name} is a whole number from 1 to {high}, not {quoted(value)}")
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise TokensError(f"{name} is a text of up to {MAX_TEXT} characters, not {quoted(value)}")
+    if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
+        raise TokensError(f"{name} is not Unicode: {quoted(value)}")

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import importlib.metadata
 import re
 import shutil
@@ -143,6 +144,16 @@ def test_public_names_resolve() -> None:
     assert set(dir(vartok)) == {*vartok.__all__, "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         vartok.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.train"])
+def test_lazy_names_of_subpackages_resolve(name: str) -> None:
+    package = importlib.import_module(name)
+    assert dir(package) == sorted(package.__all__)
+    for public in package.__all__:
+        assert getattr(package, public) is not None
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nonsense'"):
+        package.nonsense  # noqa: B018
 
 
 def test_public_names_are_where_type_checkers_look() -> None:

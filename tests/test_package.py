@@ -199,11 +199,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_vartok_alone(wheel: zipfile.ZipFile) -> None:
     top = {name.partition("/")[0] for name in wheel.namelist()}
     assert top == {"vartok", f"vartok-{vartok.__version__}.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> None:
     installed = {name for name in wheel.namelist() if name.startswith("vartok/")}
     wanted = {"vartok/py.typed"}
@@ -218,6 +220,7 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
         assert wheel.read(name) == (ROOT / (folder or "vartok") / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
     info = f"vartok-{vartok.__version__}.dist-info"
     assert "vartok = vartok.cli:app" in wheel.read(f"{info}/entry_points.txt").decode()
@@ -226,6 +229,7 @@ def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
     assert "Requires-Python: >=3.11" in metadata
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = f"""

@@ -95,6 +95,7 @@ def test_where_torch_refuses_to_compile_it_goes_on_without(
     assert torch.equal(tokens.flatten(), light.encode(images).flatten())
 
 
+@pytest.mark.slow
 def test_a_compiled_tokenizer_copied_computes_with_its_own_weights(coffee: Tensor) -> None:
     images = F.interpolate(coffee, (64, 64), mode="area")
     tokenizer = vartok.load(device="cpu", compile=True)

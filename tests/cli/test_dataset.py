@@ -20,7 +20,7 @@ from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
 
-from vartok.dataset import TokenDataset, builder, verify
+from vartok.dataset import TokenDataset, builder, engines, verify
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +265,7 @@ def test_one_input_shard_runs_on_the_chosen_device(
         return load(weights, "cpu", dtype, compile=False)
 
     monkeypatch.setattr(builder, "_load", on_cpu)
-    monkeypatch.setattr(builder, "_count_gpus", lambda: 4)
+    monkeypatch.setattr(engines, "_count_gpus", lambda: 4)
     monkeypatch.setattr("vartok.runtime.choose_device", torch.device)
     vartok("dataset", "photos", "-o", "out", "--device", "cuda", "--compile")
     assert loaded[-1] == ("cuda", True)

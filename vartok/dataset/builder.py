@@ -10,13 +10,12 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.progress import Progress, ProgressTotals
+from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
 from vartok.dataset.schema import Encoding
 from vartok.dataset.write import ShardProgress, write_summary
 from vartok.errors import (
@@ -42,53 +41,12 @@ from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, find_input_shards, folder_classes
 
 if TYPE_CHECKING:
-    from vartok.dataset.engines import WorkerConfig
     from vartok.tokenizer import Tokenizer
 
 PACKAGES = ("pyarrow", "webdataset", "fsspec")
 ENGINES = ("local", "ray")
 REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
 """The beginning of a URL, which `Path` writes with one slash; not that of a Windows path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """The work of one run of `build`.
-
-    Attributes:
-        pictures: pictures encoded.
-        failed: samples that failed.
-        shards: shards finished.
-        seconds: time that it took, without loading the checkpoint.
-        pictures_per_second: rate of the run.
-    """
-
-    pictures: int
-    failed: int
-    shards: int
-    seconds: float
-    pictures_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The state of a data set after a run of `build`.
-
-    Attributes:
-        run: the work of this run.
-        complete: True if all input shards are done.
-        pictures: rows of the data set.
-        failed: samples that are not among the rows.
-        bytes: bytes of its shards.
-        shards: number of its shards.
-    """
-
-    run: RunSummary
-    complete: bool
-    pictures: int
-    failed: int
-    bytes: int
-    shards: int
 
 
 def build(
@@ -189,7 +147,8 @@ def build(
         exclude=out,
     )
     _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
-    from vartok.dataset.engines import WorkerConfig, run_here, run_processes  # with torch, so not before
+    # Imported here, as it imports torch.
+    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
     with contextlib.ExitStack() as stack:
         if engine == "ray":
@@ -199,7 +158,7 @@ def build(
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
             processes = None
         else:
-            device, processes = _choose_processes(device, processes)
+            device, processes = choose_processes(device, processes)
         alone = processes == 1  # else this process only needs the checkpoint's description
         tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
@@ -231,7 +190,7 @@ def build(
 
             reports = run_ray(job, tasks, config)
         elif count > 1:
-            reports = run_processes(job, tasks, _share_machine(config, count))
+            reports = run_processes(job, tasks, share_machine(config, count))
         else:
             if tasks and not alone:
                 with warnings.catch_warnings(action="ignore"):  # they were given when it was loaded before
@@ -341,32 +300,6 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
     from vartok.tokenizer import load
 
     return load(weights, device=device, dtype=dtype, compile=compile)
-
-
-def _choose_processes(device: str, processes: int | None) -> tuple[str, int]:
-    """Return the device and the number of processes, by default one for every GPU."""
-    from vartok.runtime import choose_device
-
-    chosen = str(choose_device(device))
-    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
-    """Return a configuration for each of `count` processes: its own GPU, or its share of the cores."""
-    import torch
-
-    if config.device == "cpu":
-        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
-    if config.device == "cuda":
-        gpus = _count_gpus()
-        return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
-    return [config] * count
 
 
 def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:

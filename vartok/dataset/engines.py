@@ -60,6 +60,32 @@ class WorkerConfig:
         return load(self.weights, device=self.device, dtype=self.dtype, compile=self.compile)
 
 
+def choose_processes(device: str, processes: int | None) -> tuple[str, int]:
+    """Return the device and the number of processes, by default one for every GPU."""
+    from vartok.runtime import choose_device
+
+    chosen = str(choose_device(device))
+    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
+    """Return a configuration for each of `count` processes: its own GPU, or its share of the cores."""
+    import torch
+
+    if config.device == "cpu":
+        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
+    if config.device == "cuda":
+        gpus = _count_gpus()
+        return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
+    return [config] * count
+
+
 def run_here(
     job: Job, tasks: Iterable[InputTask], tokenizer: Tokenizer, *, batch_size: int, workers: int
 ) -> Generator[ShardProgress, None, None]:

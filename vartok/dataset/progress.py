@@ -50,6 +50,46 @@ class Progress:
     active: tuple[ShardProgress, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The work of one run of `build`.
+
+    Attributes:
+        pictures: pictures encoded.
+        failed: samples that failed.
+        shards: shards finished.
+        seconds: time that it took, without loading the checkpoint.
+        pictures_per_second: rate of the run.
+    """
+
+    pictures: int
+    failed: int
+    shards: int
+    seconds: float
+    pictures_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The state of a data set after a run of `build`.
+
+    Attributes:
+        run: the work of this run.
+        complete: True if all input shards are done.
+        pictures: rows of the data set.
+        failed: samples that are not among the rows.
+        bytes: bytes of its shards.
+        shards: number of its shards.
+    """
+
+    run: RunSummary
+    complete: bool
+    pictures: int
+    failed: int
+    bytes: int
+    shards: int
+
+
 class ProgressTotals:
     """Adds up the reports of all workers.
 

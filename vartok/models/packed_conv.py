@@ -1,7 +1,7 @@
 """Convolutions for CPU inference: by oneDNN with weights packed once, or by torch's public operations.
 
-oneDNN packs weights into the memory layout of its fastest kernel. torch exposes this only under
-`torch.ops.mkldnn`, for its own compiler, so `can_pack` tests the operations before they are used.
+oneDNN packs weights into the memory layout of its fastest kernel. torch offers this only as operations of
+`torch.ops.mkldnn`, which its compiler emits. They are not public, so `can_pack` tests them before use.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ops: Any = torch.ops.mkldnn  # emitted by torch's own compiler for a CPU; not part of torch's public names
+_ops: Any = torch.ops.mkldnn
 
 
 class PackedConv2d(nn.Module):
-    """`nn.Conv2d` with weights packed by oneDNN, which may add to a map or apply a ReLU as it writes.
+    """`nn.Conv2d` with weights packed by oneDNN, and with a fused ReLU or addition.
 
-    Weights are packed for the shape of map that comes first, and packed anew where the shape changes,
-    since weights packed for another shape can take 30 times as long. Only one copy is kept.
+    Weights are packed for the shape of the first input, and packed again when the shape changes: with
+    weights packed for another shape, the convolution can take 30 times as long. Only one copy is kept.
+
+    Args:
+        conv: the module to replace; only its present weights are used.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -30,10 +33,19 @@ class PackedConv2d(nn.Module):
         self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.bias = None if conv.bias is None else conv.bias.detach()
         weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        self._weight: tuple[torch.Size | None, Tensor] = (None, weight)  # the shape it is packed for
+        self._weight: tuple[torch.Size | None, Tensor] = (None, weight)  # input shape of the packing, weights
 
     def forward(self, x: Tensor, *, into: Tensor | None = None, relu: bool = False) -> Tensor:
-        """[B, in, H, W] -> [B, out, H', W'], channels last; added to `into`, in place, if that is given."""
+        """Convolve [B, in, H, W] to [B, out, H', W'], channels last.
+
+        Args:
+            x: [B, in, H, W].
+            into: [B, out, H', W'], to which the output is added, in place if it is channels last.
+            relu: apply a ReLU to the output; not together with `into`.
+
+        Returns:
+            The output, or its sum with `into`.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         weight = self._weight_for(x)
         if into is None:
@@ -45,7 +57,7 @@ class PackedConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weights, packed or plain; what they hold cannot be read where they are packed."""
+        """The weights; an opaque oneDNN tensor once they are packed."""
         return self._weight[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +75,11 @@ class PackedConv2d(nn.Module):
 
 
 class PublicConv2d(nn.Module):
-    """`PackedConv2d` by torch's public operations, for processors without oneDNN's packed convolutions."""
+    """`PackedConv2d` by torch's public operations, for processors without oneDNN's packed convolutions.
+
+    Args:
+        conv: the module to replace; only its present weights are used.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -72,7 +88,16 @@ class PublicConv2d(nn.Module):
         self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, *, into: Tensor | None = None, relu: bool = False) -> Tensor:
-        """[B, in, H, W] -> [B, out, H', W'], channels last; added to `into`, in place, if that is given."""
+        """Convolve [B, in, H, W] to [B, out, H', W'], channels last.
+
+        Args:
+            x: [B, in, H, W].
+            into: [B, out, H', W'], to which the output is added, in place if it is channels last.
+            relu: apply a ReLU to the output; not together with `into`.
+
+        Returns:
+            The output, or its sum with `into`.
+        """
         x = x.contiguous(memory_format=torch.channels_last)
         if self.weight.shape[2:] == (1, 1) and self._geometry[:2] == ((1, 1), (0, 0)):
             # F.conv2d chooses its 1x1 kernel, and with it the rounding, by the number of threads.
@@ -91,10 +116,10 @@ def _unpacked(weight: Tensor) -> Tensor:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Return whether `PackedConv2d` is known to work here for a dtype.
+    """Return True if `PackedConv2d` works on this processor for a dtype.
 
-    oneDNN's operations are not public, and crash on processors without AVX2. They are used only where
-    torch and oneDNN may both use AVX2 (AVX-512 for bfloat16), and after they gave `nn.Conv2d`'s values.
+    The operations below `torch.ops.mkldnn` crash on processors without AVX2. So torch and oneDNN must both
+    be free to use AVX2 (AVX-512 for bfloat16), and test convolutions must give `nn.Conv2d`'s values.
     """
     backend = torch.backends.mkldnn
     if not backend.is_available() or not backend.enabled:
@@ -108,17 +133,17 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _packed_conv_is_right(dtype: torch.dtype) -> bool:
-    """Compare `PackedConv2d` with `nn.Conv2d` for every form of call that the models make."""
+    """Return True if `PackedConv2d` gives `nn.Conv2d`'s values in every form that the models use."""
     if dtype == torch.bfloat16:
         supported = getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
     else:
         supported = dtype == torch.float32
-    # Where Arm's library stands in for oneDNN's own kernels, torch's compiler avoids these operations too.
+    # Where oneDNN uses Arm's library for its kernels, torch's compiler avoids these operations too.
     if not supported or getattr(_ops, "_is_mkldnn_acl_supported", bool)():
         return False
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     try:
-        # in and out channels, kernel, stride, padding
+        # (in channels, out channels, kernel, stride, padding)
         for form in (
             (8, 8, 3, 1, 1),
             (48, 24, 1, 1, 0),
@@ -143,13 +168,13 @@ def _packed_conv_is_right(dtype: torch.dtype) -> bool:
 def _probe(
     channels: int, out: int, kernel: int, stride: int, padding: int, dtype: torch.dtype
 ) -> tuple[nn.Conv2d, Tensor]:
-    """Return a convolution and its input, of values that need no random numbers."""
+    """Return a test convolution and its input, with deterministic values."""
 
     def waves(*shape: int) -> Tensor:
         values = torch.arange(math.prod(shape), dtype=torch.float32, device="cpu").mul_(1.7).sin_()
         return values.view(shape).to(dtype)
 
-    with torch.random.fork_rng(devices=[]):  # nn.Conv2d draws weights, which are replaced
+    with torch.random.fork_rng(devices=[]):  # nn.Conv2d draws random weights, replaced below
         conv = nn.Conv2d(channels, out, kernel, stride, padding, device="cpu", dtype=dtype)
     conv.requires_grad_(False)
     conv.weight.copy_(waves(*conv.weight.shape) / math.sqrt(channels * kernel**2))

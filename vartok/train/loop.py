@@ -1,4 +1,4 @@
-"""The training loop, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
+"""The training run, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def train(
     Args:
         settings: settings of the run, see `read_settings`.
         sources: folders, tar shards, lists (.txt) and picture files.
-        run: folder of the run; made if it does not exist.
+        run: folder of the run; created if it does not exist.
         resume: continue from the state in `run`.
         device: "auto", "cpu", "cuda", ...
         workers: threads that read pictures, per process.
-        report: is called with progress, validations and notes.
-        should_stop: is called after every step; if it returns True, the state is saved and the run ends.
+        report: called with progress, validations and notes.
+        should_stop: called after every step; if it returns True, the state is saved and the run ends.
 
     Returns:
         True if the run is complete, False if it was stopped.
 
     Raises:
-        TrainError: the folder holds another run, training diverged, or memory or time was too short.
+        TrainError: the folder holds another run, training diverged, or there was too little memory or time.
         SourceError: there are no pictures.
         OutputError: the run cannot be written.
-        VartokError: a package, a checkpoint or LPIPS's weights are missing.
+        VartokError: a package, the checkpoint to fine-tune, or LPIPS's weights are missing.
     """
     check_packages()
     run = Path(run)
@@ -152,7 +152,7 @@ def _train(
             before, _ = validate(tokenizer, validation_pictures, step=0)
             report(before)
         origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
-        # The run's folder and its card name the checkpoint, not its place on this machine.
+        # The run's folder and its card name the checkpoint, not its path on this machine.
         start = dataclasses.replace(settings.start, weights=checkpoint.name)
         settings = dataclasses.replace(settings, start=start)
     else:
@@ -168,7 +168,7 @@ def _train(
     if saved is not None:
         restore_state(run, state, saved, settings)
         if saved["pictures"] != pictures.fingerprint:
-            report("the pictures are not those that the run began with: they come in another order")
+            report("the pictures differ from those that the run began with, and so does their order")
     if lpips is not None:
         lpips.to(processes.device).requires_grad_(False)
 
@@ -294,7 +294,7 @@ def _check_batch_size(batch_size: int, world_size: int) -> None:
 
 
 def _prepare_folder(run: Path, resume: bool) -> None:
-    """Make the folder of a run, and check that it holds no other one."""
+    """Create the run's folder. Refuse a folder with a run, or with `resume` a folder without one."""
     if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
         raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
     if resume and not (run / STATE).is_file():
@@ -306,7 +306,7 @@ def _prepare_folder(run: Path, resume: bool) -> None:
 
 
 def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
-    """Return the part of the run that is done, in [0, 1], by steps or by time."""
+    """Return the fraction of the run that is done, in [0, 1]: of its steps or its time, the larger one."""
     fraction = step / run.steps
     if run.minutes is not None:
         fraction = max(fraction, seconds / (60 * run.minutes))
@@ -314,7 +314,7 @@ def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
 
 
 class _BatchMover:
-    """Moves a batch to the device; called in a thread, while the device computes the step before."""
+    """Function that moves a batch to the device, in a thread, while the device computes the step before."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -26,7 +26,19 @@ def training_step(
     lpips: nn.Module | None,
     fraction: float,
 ) -> dict[str, Tensor]:
-    """Update the weights, the discriminator and the codebook; return scalars to report."""
+    """Update the weights, the discriminator and the codebook.
+
+    Args:
+        state: state of the run, changed in place; `step` and the averaged weights are left to the caller.
+        settings: settings of the run.
+        processes: processes of the run.
+        images: [B, 3, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
+        lpips: the perceptual distance, see `load_lpips`; None without it.
+        fraction: fraction of the run that is done, in [0, 1], which sets the learning rate.
+
+    Returns:
+        Scalars to report, by name.
+    """
     weights = settings.loss
     _set_learning_rates(state, settings.optimizer, fraction)
     out = state.parallel_model(images, state.step < settings.optimizer.encoder_warmup_steps)
@@ -60,7 +72,7 @@ def _set_learning_rates(state: TrainingState, settings: OptimizerSettings, fract
 
 @torch.no_grad()
 def update_ema(state: TrainingState, decay: float) -> None:
-    """Update the EMA of the weights; with a smaller decay in the first steps, far from the final weights."""
+    """Update the EMA of the weights; the first steps have a smaller decay, to forget the initial weights."""
     decay = min(decay, (1 + state.step) / (10 + state.step))
     pairs = list(zip(state.ema_model.parameters(), state.model.model.parameters(), strict=True))
     torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
@@ -69,7 +81,7 @@ def update_ema(state: TrainingState, decay: float) -> None:
 def replace_dead_codes(
     state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
 ) -> None:
-    """Re-initialise dead codes every few steps, in the averaged weights too."""
+    """Re-initialise dead codes every `replace_every` steps, in the averaged weights too."""
     if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
         return
     if state.step % state.codebook.replace_every == 0:
@@ -85,7 +97,7 @@ def check_health(run: Path, state: TrainingState, settings: TrainSettings, loss:
     if not math.isfinite(loss):
         raise diverged(run, state.step)
     perplexity = state.codebook.total_perplexity()
-    if state.step * (1 - settings.quantizer.codebook_ema_decay) > 3:  # the initial even usage is forgotten
+    if state.step * (1 - settings.quantizer.codebook_ema_decay) > 3:  # the EMA has forgotten its start
         state.peak_perplexity = max(state.peak_perplexity, perplexity)
     if perplexity < COLLAPSED * state.peak_perplexity:
         raise TrainError(

@@ -99,7 +99,7 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     save(Path("more/a/5.png"), width=12, height=9)
     save(Path("more/6.png"), width=12, height=9)
     made = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
-    assert "note: 1 picture in no folder of a class: without a label" in made.stderr
+    assert "note: 1 picture in no class folder: without a label" in made.stderr
     dataset = TokenDataset("out")
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}

@@ -1,4 +1,4 @@
-"""Progress of a build: the reports of all workers, added up."""
+"""Progress and result of a build: the sums of all workers' reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Progress:
     """The state of a running build. Counts are those of this run, not of the whole data set.
 
     Attributes:
-        pictures: pictures encoded, those of unfinished shards included.
+        pictures: pictures encoded, including those in unfinished shards.
         failed: samples that failed.
         shards: shards finished.
         bytes: bytes of shards written.
@@ -106,14 +106,14 @@ class ProgressTotals:
         self._start = time.monotonic()
 
     def add(self, report: ShardProgress) -> Progress:
-        """Take in a report, and return the new state."""
+        """Add a report, and return the new state."""
         new = {
             (report.shard, failure.key): failure
             for failure in report.failures
             if (report.shard, failure.key) not in self._failed
         }
         self._failed |= new.keys()
-        # One worker at a time has an input shard; a worker that had it before has died.
+        # An input shard has one worker at a time; a worker that had it before has died.
         self._active = {
             worker: active
             for worker, active in self._active.items()

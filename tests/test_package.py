@@ -29,7 +29,7 @@ ORDER = (
     ["errors"],
     ["files", "optional", "schedule"],
     ["config", "codebook", "images", "tokens"],
-    ["token_files", "sources", "inputs", "models.layers"],
+    ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],

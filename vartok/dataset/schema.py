@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import atomic_write
+from vartok.files import atomic_write, os_error_reason
 from vartok.schedule import Schedule, check_schedule
 from vartok.tokens import ImageInfo, ModelInfo
 
@@ -129,7 +129,7 @@ def read_description(out: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
     except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}") from None
+        raise DatasetError(f"{path}: {os_error_reason(error)}") from None
     except (ValueError, RecursionError):
         description = None
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -17,16 +17,17 @@ demo: .venv/runtime
 	@echo "Look at demo/coffee.decoded.png, and at demo/coffee.strip.png: the picture after 1, 2, ... 10 scales."
 	@echo "For \`vartok\` in this shell: . .venv/bin/activate"
 
-# Lint, types, quick tests; where CI is set, the slow tests too. One OpenMP thread a process: the tests' networks are
-# small, and threads that wait for each other would take three times as long.
+# Lint, types, quick tests; where CI is set, the slow tests too. One process a core, of one OpenMP thread: the tests'
+# networks are small, and threads that wait for each other would take three times as long.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 test: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(if $(CI),,-m "not slow")
+	$(PYTEST) $(if $(CI),,-m "not slow")
 
 coverage: .venv/installed
-	$(BIN)/pytest --cov --cov-branch --cov-report=term-missing --cov-fail-under=95
+	$(PYTEST) --cov --cov-branch --cov-report=term-missing --cov-fail-under=95
 
 # Speed, a quarter of an hour on two cores; PICTURES is a folder of photos.
 PICTURES ?= examples

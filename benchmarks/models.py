@@ -3,7 +3,7 @@
     python benchmarks/models.py [--rounds 3] [--ch 32 160] [--batch 1 8]
 
 Plain is float32, batch and channels first, module by module, in a process of its own, where nothing has told
-the system's library to keep memory (vartok.models.cpu.KEPT). The rate of a product of two large
+the system's library to keep memory (vartok.runtime.keep_freed_memory). The rate of a product of two large
 matrices, measured in the same rounds, tells what the machine can do: "of product" is the share of it that
 the forward's additions and multiplications reach. Figures are medians.
 """

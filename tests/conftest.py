@@ -119,6 +119,7 @@ def app() -> typer.Typer:
 def vartok(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vartok]:
     """Return a function that runs `vartok ARGS` in this process, without a terminal."""
     monkeypatch.delenv("VARTOK_WEIGHTS", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest sets it in its worker processes
     monkeypatch.setenv("VARTOK_DEVICE", "cpu")  # the expected bytes are those of a CPU
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)

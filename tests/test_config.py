@@ -133,8 +133,11 @@ def test_the_shipped_configuration_is_written_as_it_is_read() -> None:
         ({"ch_mult": [0]}, "ch_mult"),
         ({"ch_mult": 4}, "ch_mult"),
         ({"num_res_blocks": 0}, "num_res_blocks"),
-        ({"num_res_blocks": 65}, "num_res_blocks is a whole number from 1 to 64"),
-        ({"autoencoder": "light", "widths": [64] * 3, "depths": [1, 1, 65]}, "depths is a whole .* to 64"),
+        ({"num_res_blocks": 65}, "num_res_blocks must be a whole number from 1 to 64"),
+        (
+            {"autoencoder": "light", "widths": [64] * 3, "depths": [1, 1, 65]},
+            "depths must be a whole .* to 64",
+        ),
         ({"autoencoder": "light", "ch": 160}, "unknown key, 'ch'"),
         ({"widths": [64] * 3}, "unknown key, 'widths'"),
         ({"autoencoder": "light", "widths": [64], "depths": [2]}, "three numbers each"),

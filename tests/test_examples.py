@@ -70,6 +70,7 @@ def least_loss(folder: Path) -> float:
     return total / len(rows) / first
 
 
+@pytest.mark.slow
 def test_the_loss_falls_as_far_as_it_can(example: Any, data: Path, weights: Path) -> None:
     tiny = {"steps": 80, "width": 32, "depth": 1, "lr": 1e-2, "device": "cpu"}
     least = least_loss(data)

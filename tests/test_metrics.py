@@ -152,7 +152,7 @@ def test_weights_of_another_hash_are_refused_before_they_are_unpickled(
     hub.mkdir(parents=True)
     (hub / file).write_bytes(b"weights")
     found = hashlib.sha256(b"weights").hexdigest()[:8]
-    with pytest.raises(VartokError, match=f"its sha256 begins with {found}, not with {hash}: download https"):
+    with pytest.raises(VartokError, match=f"its sha256 begins with {found}, not with {hash}; download https"):
         load()
 
 

@@ -31,7 +31,7 @@ ORDER = (
     ["files", "lazy", "optional", "schedule"],
     ["config", "codebook", "images", "metadata"],
     ["tokens"],
-    ["token_files", "sources", "inputs", "models.layers"],
+    ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
@@ -231,11 +231,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_vartok_alone(wheel: zipfile.ZipFile) -> None:
     top = {name.partition("/")[0] for name in wheel.namelist()}
     assert top == {"vartok", f"vartok-{vartok.__version__}.dist-info"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> None:
     installed = {name for name in wheel.namelist() if name.startswith("vartok/")}
     wanted = {"vartok/py.typed"}
@@ -250,6 +252,7 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
         assert wheel.read(name) == (ROOT / (folder or "vartok") / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
     info = f"vartok-{vartok.__version__}.dist-info"
     assert "vartok = vartok.cli:app" in wheel.read(f"{info}/entry_points.txt").decode()
@@ -258,6 +261,7 @@ def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
     assert "Requires-Python: >=3.11" in metadata
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = f"""

@@ -117,13 +117,14 @@ def test_an_empty_batch_of_tokens_decodes_to_an_empty_batch(light: vartok.Tokeni
     assert light.f_hat(none).shape == (0, 32, 4, 4)
 
 
-def test_codes_are_drawn_one_by_one(light: vartok.Tokenizer) -> None:
-    pictures = light.draw_codes()
-    assert pictures.shape == (4096, 3, 16, 16)
+def test_codes_are_drawn_one_by_one(tmp_path: Path) -> None:
+    small = tokenizer(tmp_path / "small.safetensors", SMALL)
+    pictures = small.draw_codes()
+    assert pictures.shape == (SMALL.vocab_size, 3, 2, 2)
     cells = torch.full((1, 2, 2), 7)
     with torch.no_grad():
-        codes = light._model.quantize.embedding(cells).permute(0, 3, 1, 2)
-        want = light._model.decode(codes)[0, :, 8:24, 8:24]
+        codes = small._model.quantize.embedding(cells).permute(0, 3, 1, 2)
+        want = small._model.decode(codes)[0, :, 1:3, 1:3]
     torch.testing.assert_close(pictures[7], want, rtol=0, atol=1e-5)
 
 
@@ -349,7 +350,7 @@ def test_smaller_dtypes_keep_most_tokens(
     )
     assert small.dtype == dtype
     assert small.fingerprint == exact.fingerprint
-    some = photos[:2] if (kind, dtype) == ("var", "float16") else photos  # which CPUs take long over
+    some = photos[:2] if kind == "var" else photos  # some processors take long over small dtypes
     tokens, want = small.encode(some), exact.encode(some)
     kept = (tokens.flatten() == want.flatten()).float().mean()
     assert (0.8 if dtype == "float16" else 0.5) < kept < 1

@@ -21,8 +21,9 @@ from vartok.errors import (
 from vartok.models.quantizer import MultiScaleQuantizer
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-@pytest.mark.parametrize("cells", [48, 4096])  # three pictures in the quantizer at once, or all
+@pytest.mark.parametrize(
+    ("size", "cells"), [(1, 4096), (2, 48), (5, 48)]
+)  # 48: three pictures are quantized at once
 def test_no_picture_depends_on_its_batch(
     either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

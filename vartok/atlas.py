@@ -14,25 +14,25 @@ from vartok.tokenizer import Tokenizer
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# 4096 codes take half a second; three times the work brings neighbours 1 % closer.
-COMPONENTS = 16  # principal components that likeness is judged by
+# With these values 4096 codes take half a second; three times the work brings neighbours 1 % closer.
+COMPONENTS = 16  # principal components in which codes are compared
 PASSES = 60
 SWAPS = 8  # rounds of swaps in a pass
 
 
 def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
-    """Draw all codes as one picture, each as it decodes by itself; similar ones are neighbours.
+    """Draw all codes in one picture, each decoded alone; similar codes are neighbours.
 
-    In a picture, codes interact: the codes of all scales are summed, and the decoder blends neighbours.
+    In a real picture, codes interact: the codes of all scales are summed, and the decoder blends neighbours.
 
     Returns:
-        [rows * d, columns * d, 3] uint8, d the downsampling factor; white where no code is left.
+        [rows * d, columns * d, 3] uint8, d the downsampling factor; empty cells are white.
     """
     pictures = to_pixels(tokenizer.draw_codes())
     count, side = pictures.shape[:2]
     order = atlas_order(pictures.reshape(count, -1).astype(np.float32))
     white = np.full_like(pictures[:1], 255)
-    cells = np.concatenate([pictures, white])[order]  # -1, an empty cell, is the last: white
+    cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
     return cells.swapaxes(1, 2).reshape(rows * side, columns * side, 3)
 
@@ -40,13 +40,13 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:
     """Arrange codes on a grid, so that neighbours look alike.
 
-    The grid starts sorted: by the first principal component down the rows, by the second along them. Each
-    pass then blurs the grid, less every time, and swaps random pairs of codes within a block as wide as
-    the blur, where the swap brings both closer to the blurred grid. On the shipped codebook the mean
-    distance of neighbours falls from 0.61 to 0.42 of a random order's.
+    The grid starts sorted: by the first principal component down the rows, by the second along each row.
+    Each pass then blurs the grid, less every time, and draws random pairs of codes within blocks as wide as
+    the blur. A pair is swapped if that brings it closer to the blurred grid. On the shipped codebook the
+    mean distance of neighbours falls from 0.61 to 0.42 of a random order's.
 
     Args:
-        features: [V, D], the looks of every code, such as the pixels of its picture.
+        features: [V, D], a feature vector of every code, such as the pixels of its picture.
         columns: number of columns of the grid; near-square if None.
 
     Returns:
@@ -66,7 +66,7 @@ def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None)
     order = order[np.lexsort((looks[order, 1 % looks.shape[1]], row))]
     random = np.random.default_rng(0)
     for radius in np.geomspace(max(rows, columns, 4) / 4, 1, PASSES).round().astype(int):
-        # The column of ones counts the codes of a window; there are none outside the grid and in empty cells.
+        # The column of ones counts the codes in a window: empty cells, and cells outside the grid, have none.
         cells = np.zeros((rows * columns, looks.shape[1] + 1))
         cells[:count] = np.column_stack([looks[order], np.ones(count)])
         sums = _box_sums(cells.reshape(rows, columns, -1), radius).reshape(rows * columns, -1)[:count]
@@ -88,7 +88,7 @@ def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None)
 
 
 def _components(features: Floats) -> Floats:
-    """Return the principal components of [V, D], largest first, with the signs of the largest loadings."""
+    """Return the principal components of [V, D], largest first; each one's largest loading is positive."""
     left, scale, axes = np.linalg.svd(features - features.mean(0), full_matrices=False)
     signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
     components: Floats = left * scale * signs

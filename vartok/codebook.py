@@ -16,16 +16,16 @@ Integers = NDArray[np.int64]
 
 NEAR_DUPLICATE = 0.01
 """Distance below which two codes are near duplicates, as a share of the median distance between a code and
-its nearest. Swapping two such codes changes no picture visibly."""
+its nearest other code. Swapping two such codes changes no picture visibly."""
 
 EXPLAINED_VARIANCE = 0.95
 """Share of the variance that the effective dimensions explain."""
 
 TOP_CODES = 10
-"""Most used codes that a report lists."""
+"""Largest number of codes in a report's list of the most used ones."""
 
 BLOCK = 1 << 20
-"""Distances computed at a time: 8 MiB, about a processor's cache."""
+"""Number of distances computed at a time: 8 MiB of float64, about a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class CodebookReport:
         size_bytes: size in float32.
         norm: Euclidean norms of the codes.
         nearest: Euclidean distances between a code and the nearest other one, 0 for an exact duplicate;
-            None where there is only one code.
+            None if there is only one code.
         exact_duplicates: number of codes that equal one of lower index; an encoder never picks them.
-        near_duplicates: number of different codes whose nearest is closer than 1 % of the median distance
-            between different codes and their nearest; a lone pair counts as two.
-        effective_dimensions: number of principal components that explain 95 % of the variance; 0 where
-            there is no variance.
+        near_duplicates: number of distinct codes whose distance to the nearest other one is less than 1 % of
+            the median of all such distances; a pair counts as two.
+        effective_dimensions: number of principal components that explain 95 % of the variance; 0 if there
+            is no variance.
         explained: share of the variance that each of the min(V, C) principal components explains, largest
             first.
     """
@@ -71,7 +71,7 @@ class CodebookReport:
 def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
     """Compute the statistics of a codebook.
 
-    Time grows with V squared: about 10 s for 65,536 codes on two cores. Memory does not.
+    Time grows with V squared, about 10 s for 65,536 codes on two cores; memory grows with V.
 
     Args:
         codes: [V, C] float32.
@@ -108,7 +108,8 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
 def _nearest_distances(codes: Floats) -> Floats:
     """Return the Euclidean distance between every row of [V, C], V > 1, and its nearest other row: [V]."""
     # The smallest |a - b|^2 is the largest a.b - |b|^2 / 2: a product of [a, 1] and [b, -|b|^2 / 2].
-    # The product cancels where codes are close. It still finds the nearest; its distance is recomputed below.
+    # For close codes the product loses digits to cancellation. It still finds the nearest code, and the
+    # distance to it is computed again below.
     left = np.column_stack([codes, np.ones(len(codes))])
     right = np.column_stack([codes, -np.square(codes).sum(1) / 2]).T
     nearest = np.empty(len(codes), np.int64)
@@ -137,7 +138,7 @@ def count_codes(
         scales: K, number of scales.
 
     Returns:
-        [K, V] int64. The counts of several sets of images add up.
+        [K, V] int64. Counts of several sets of images may be summed.
 
     Raises:
         TokensError: an image has another number of scales, or an index outside the vocabulary.
@@ -151,7 +152,7 @@ def count_codes(
                 raise TokensError(f"image {number}, scale {k}: indices are integers, not {tokens.dtype}")
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
                 raise TokensError(f"image {number}, scale {k}: index outside the vocabulary of {vocab_size}")
-            np.add.at(counts[k], tokens.ravel(), 1)  # bincount would take time for absent codes
+            np.add.at(counts[k], tokens.ravel(), 1)  # np.bincount takes time for every code
     return counts
 
 
@@ -177,10 +178,10 @@ class Usage:
     Attributes:
         tokens: number of tokens.
         used: number of different codes among them.
-        coverage: used / min(V, tokens): share of the codes that so many tokens could use.
+        coverage: used / min(V, tokens), where min(V, tokens) is the most codes that so many tokens can use.
         dead: V - used. It says little for few tokens; see `coverage`.
         entropy: entropy of the codes' distribution, in bits. Few tokens understate it.
-        perplexity: 2 ** entropy: as many codes, used evenly, have this entropy.
+        perplexity: 2 ** entropy, the number of evenly used codes with the same entropy.
         top: most used codes, at most ten; the lower index first among equals.
     """
 
@@ -202,8 +203,8 @@ class UsageReport:
         overall: usage by all scales together; the finest have most of the tokens.
         scales: usage by each scale, coarse to fine.
         divergence: Jensen-Shannon divergence, in bits, between each scale's distribution over codes and the
-            unweighted mean of the other scales' distributions: 0 where they agree or one is empty, 1 where
-            they share no code. Few tokens overstate it, since n tokens use at most n codes; compare it with
+            unweighted mean of the other scales' distributions: 0 if they agree or one is empty, 1 if they
+            share no code. Few tokens overstate it, since n tokens use at most n codes; compare it with
             `chance`.
         chance: the divergence that sampling alone causes: with as many tokens per scale, all drawn from the
             distribution of all tokens together, with a fixed seed. It is too low for a few images.
@@ -219,7 +220,7 @@ class UsageReport:
 
 
 def describe_usage(counts: Integers) -> UsageReport:
-    """Compute the usage report of counts.
+    """Compute the usage report from counts.
 
     Args:
         counts: [K, V] int64, a result of `count_codes` or the sum of several.

@@ -1,7 +1,7 @@
 """The configuration of a tokenizer, which a checkpoint carries as JSON under VAR's argument names.
 
-`AUTOENCODERS` lists the autoencoders. Each has a dataclass here with the arguments that only it has, and a
-module of networks in `vartok.models`.
+`AUTOENCODERS` lists the autoencoders. Each has a dataclass here for its own arguments, and a module of
+networks in `vartok.models`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MAX_LEVELS = 8
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} is a whole number from {low} to {high}, not {quoted(value)}")
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {quoted(value)}")
 
 
 def _checked_ints(name: str, values: object, high: int) -> tuple[int, ...]:
     """Return a list of at most `MAX_LEVELS` whole numbers from 1 to `high` as a tuple."""
     if not isinstance(values, (list, tuple)) or len(values) > MAX_LEVELS:
-        raise ConfigError(f"{name} is a list of at most {MAX_LEVELS} whole numbers, not {quoted(values)}")
+        raise ConfigError(f"{name} must be a list of up to {MAX_LEVELS} whole numbers, not {quoted(values)}")
     for value in values:
         _check_int(name, value, 1, high)
     return tuple(values)
@@ -48,10 +48,10 @@ class VarConfig:
     Attributes:
         ch: base number of channels.
         ch_mult: multiple of `ch` at each level; every level after the first halves the resolution.
-        num_res_blocks: residual blocks of a level in the encoder, 1 to 64; the decoder has one more.
+        num_res_blocks: residual blocks of each level of the encoder, 1 to 64; the decoder has one more.
 
     Raises:
-        ConfigError: a value is of another type or out of its range, or the channels of a level are not a
+        ConfigError: a value has the wrong type or is out of its range, or the channels of a level are not a
             multiple of 32.
     """
 
@@ -83,10 +83,12 @@ class LightConfig:
 
     Attributes:
         widths: channels of the network at 1/4, 1/8 and 1/16 of the resolution; empty: no network.
-        depths: residual blocks there in the encoder, 1 to 64; the decoder has one more at each.
+        depths: residual blocks of the encoder at each of these resolutions, 1 to 64; the decoder has one
+            more at each.
 
     Raises:
-        ConfigError: a value is of another type or out of its range, or one of the two has another length.
+        ConfigError: a value has the wrong type or is out of its range, or the lengths are not 3 and 3, or 0
+            and 0.
     """
 
     name: ClassVar[str] = "light"
@@ -101,7 +103,7 @@ class LightConfig:
         object.__setattr__(self, "widths", _checked_ints("widths", self.widths, MAX_CHANNELS))
         object.__setattr__(self, "depths", _checked_ints("depths", self.depths, MAX_BLOCKS))
         if len(self.widths) != len(self.depths) or len(self.widths) not in (0, 3):
-            raise ConfigError("widths and depths are three numbers each, at 1/4, 1/8, 1/16, or none")
+            raise ConfigError("widths and depths must be three numbers each, for 1/4, 1/8 and 1/16, or empty")
 
     @property
     def downsample(self) -> int:
@@ -112,7 +114,7 @@ class LightConfig:
 AutoencoderConfig: TypeAlias = VarConfig | LightConfig
 
 AUTOENCODERS: dict[str, type[AutoencoderConfig]] = {kind.name: kind for kind in (VarConfig, LightConfig)}
-"""The dataclass of each autoencoder, by the name that the JSON has."""
+"""The dataclass of each autoencoder, by its name in the JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +130,10 @@ class TokenizerConfig:
         quant_resi: r in phi(h) = (1 - r) h + r conv(h). With 0, phi is the identity and has no tensors.
         share_quant_resi: number of phis that all scales share. With 0, every scale has a phi of its own.
         patch_nums: the schedule that the checkpoint was trained with; its last grid is that of the latent.
-        autoencoder: arguments of the encoder and the decoder; its type says which autoencoder it is.
+        autoencoder: arguments of the encoder and the decoder; the type selects the autoencoder.
 
     Raises:
-        ConfigError: a value is of another type or out of its range.
+        ConfigError: a value has the wrong type or is out of its range.
     """
 
     vocab_size: int = 4096
@@ -148,15 +150,17 @@ class TokenizerConfig:
         _check_int("z_channels", self.z_channels, 1, MAX_CHANNELS)
         _check_int("share_quant_resi", self.share_quant_resi, 0, schedules.MAX_SCALES)
         if not isinstance(self.using_znorm, bool):
-            raise ConfigError(f"using_znorm is true or false, not {quoted(self.using_znorm)}")
+            raise ConfigError(f"using_znorm must be true or false, not {quoted(self.using_znorm)}")
         if type(self.quant_resi) not in (int, float) or not abs(self.quant_resi) <= 1e3:
-            raise ConfigError(f"quant_resi is a number from -1000 to 1000, not {quoted(self.quant_resi)}")
+            value = quoted(self.quant_resi)
+            raise ConfigError(f"quant_resi must be a number from -1000 to 1000, not {value}")
         try:
             object.__setattr__(self, "patch_nums", schedules.check_schedule(self.patch_nums))
         except ScheduleError as error:
             raise ConfigError(f"patch_nums: {error}") from None
         if not isinstance(self.autoencoder, VarConfig | LightConfig):
-            raise ConfigError(f"autoencoder is a VarConfig or a LightConfig, not {quoted(self.autoencoder)}")
+            value = quoted(self.autoencoder)
+            raise ConfigError(f"autoencoder must be a VarConfig or a LightConfig, not {value}")
 
     @property
     def downsample(self) -> int:
@@ -171,15 +175,15 @@ class TokenizerConfig:
 
     @property
     def phi_count(self) -> int:
-        """Number of phis of the quantizer; 0 where phi is the identity."""
+        """Number of phis of the quantizer; 0 if phi is the identity."""
         if abs(self.quant_resi) <= 1e-6:  # VAR's threshold
             return 0
         return self.share_quant_resi or len(self.patch_nums)
 
     def to_json(self) -> str:
-        """Return the configuration as one flat JSON object, as VAR's constructor takes it.
+        """Return the configuration as one flat JSON object with VAR's argument names.
 
-        "autoencoder" is the autoencoder's name, and its arguments stand beside the others.
+        The key "autoencoder" holds the autoencoder's name; its arguments are further keys.
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in SHARED_KEYS}
         values["patch_nums"] = schedules.to_json(self.patch_nums)
@@ -188,15 +192,15 @@ class TokenizerConfig:
 
     @classmethod
     def from_json(cls, text: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> TokenizerConfig:
-        """Parse the JSON that `to_json` writes. A key that is left out has the default of its field.
+        """Parse the JSON that `to_json` writes. A missing key gets its field's default.
 
         Args:
             text: a JSON object.
             overrides: values that replace those of the text, by their keys in the JSON.
 
         Raises:
-            ConfigError: the text is no JSON object, a key is unknown, or a value is of another type or out
-                of its range.
+            ConfigError: the text is no JSON object, a key is unknown, or a value has the wrong type or is
+                out of its range.
         """
         try:
             parsed = json.loads(text)
@@ -208,7 +212,7 @@ class TokenizerConfig:
         name = values.pop("autoencoder", VarConfig.name)
         if not isinstance(name, str) or name not in AUTOENCODERS:
             known = " or ".join(f'"{known}"' for known in AUTOENCODERS)
-            raise ConfigError(f"autoencoder is {known}, not {quoted(name)}")
+            raise ConfigError(f"autoencoder must be {known}, not {quoted(name)}")
         kind = AUTOENCODERS[name]
         shared = {key: values.pop(key) for key in SHARED_KEYS if key in values}
         known_keys = [field.name for field in dataclasses.fields(kind)]
@@ -224,4 +228,4 @@ class TokenizerConfig:
 SHARED_KEYS = tuple(
     field.name for field in dataclasses.fields(TokenizerConfig) if field.name != "autoencoder"
 )
-"""Keys of the JSON that every autoencoder has."""
+"""Keys of the JSON that do not depend on the autoencoder."""

@@ -92,7 +92,7 @@ def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
         copy: [H, W, 3] uint8.
 
     Returns:
-        0 to 1; 1 for an exact copy. None where a side has fewer than 176 pixels, too few for five scales.
+        0 to 1; 1 for an exact copy. None if a side has fewer than 176 pixels, too few for five scales.
 
     Raises:
         VartokError: torchmetrics is not installed.
@@ -112,15 +112,15 @@ def _to_levels(pixels: Pixels) -> Tensor:
 def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
     """Sum the steps between neighbouring pixels, across patch borders and inside patches.
 
-    Both directions count, down and across, and every RGB channel.
+    A step is an absolute difference of two levels. Vertical and horizontal steps count, in every channel.
 
     Args:
         pixels: [H, W, 3] uint8.
         patch: side of the patches, in pixels; the first one starts in the picture's corner.
 
     Returns:
-        [4] int64: sum of absolute steps across borders, their number; sum of absolute steps inside
-        patches, their number. The counts of several pictures add up.
+        [4] int64: sum of the steps across borders, their number, sum of the steps inside patches, their
+        number. Results of several pictures may be summed.
     """
     counts = np.zeros(4, np.int64)
     for axis in (0, 1):
@@ -139,7 +139,7 @@ def blockiness(steps: NDArray[np.int64]) -> float | None:
         steps: [4] int64, a result of `count_steps` or the sum of several.
 
     Returns:
-        A ratio, 1 where borders do not show; None where there are no borders or no steps inside.
+        A ratio, 1 if borders are not visible; None if there are no borders or no steps inside.
     """
     across, borders, inside, others = (int(value) for value in steps)
     return (across / borders) / (inside / others) if borders and inside else None
@@ -164,14 +164,14 @@ class FrechetDistance:
     """Fréchet distance between the features of reference pictures and those of their copies.
 
     Args:
-        device: device of the features. float64 is needed, which MPS lacks.
+        device: device of the features. It must support float64, which MPS does not.
 
-    Source: Heusel et al. 2017, arXiv:1706.08500; the sums are torchmetrics'.
+    Source: Heusel et al. 2017, arXiv:1706.08500, as implemented in torchmetrics.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._metric: Any = None  # made when the number of features is known
+        self._metric: Any = None  # created with the first features, whose number it needs
         self._count = 0
 
     def add(self, reference: Tensor, copy: Tensor) -> None:
@@ -201,7 +201,7 @@ class _PassFeatures(nn.Module):
 
 
 def load_lpips() -> nn.Module:
-    """Load LPIPS on AlexNet, as torchmetrics has it. Nothing is downloaded.
+    """Load LPIPS on AlexNet, torchmetrics' implementation. Nothing is downloaded.
 
     Returns:
         A module that maps two [B, 3, H, W] batches in [-1, 1] to their distances, [B, 1, 1, 1].
@@ -218,7 +218,7 @@ def load_lpips() -> nn.Module:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         return LearnedPerceptualImagePatchSimilarity(net_type="alex").net
-    except Exception as error:  # a torchvision for another torch, or whatever torchmetrics raises
+    except Exception as error:  # torchmetrics, or a torchvision for another torch, may raise anything
         raise VartokError(f"LPIPS cannot be loaded: {one_line(error)}") from error
 
 
@@ -226,7 +226,7 @@ def load_inception() -> nn.Module:
     """Load the Inception network whose features rFID compares. Nothing is downloaded.
 
     This is torch-fidelity's port, which resizes pictures as TensorFlow did when the weights were trained.
-    torchmetrics' own resizes with antialiasing, and gives other distances.
+    torchmetrics' own network resizes with antialiasing, which gives other distances.
 
     Returns:
         A module that maps [B, 3, H, W] uint8 to [B, 2048] features.
@@ -239,7 +239,7 @@ def load_inception() -> nn.Module:
     try:
         module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         return _FirstOutput(module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path)))
-    except Exception as error:  # whatever torch-fidelity raises
+    except Exception as error:  # torch-fidelity may raise anything
         raise VartokError(f"rFID cannot be loaded: {one_line(error)}") from error
 
 
@@ -256,9 +256,9 @@ class _FirstOutput(nn.Module):
 
 
 def _find_weights(metric: str, package: str, url: str) -> Path:
-    """Return the file of weights in torch.hub's cache, after checking the hash that its name ends in.
+    """Return the path of weights in torch.hub's cache, after checking the hash at the end of their name.
 
-    The weights are pickles, which run code when they are loaded.
+    The check is needed as the weights are pickles, which can run code when they are loaded.
 
     Args:
         metric: name of the metric, for messages.
@@ -285,6 +285,6 @@ def _find_weights(metric: str, package: str, url: str) -> Path:
     if not found.startswith(expected):
         raise VartokError(
             f"{path} is damaged or another file: its sha256 begins with {found[: len(expected)]}, "
-            f"not with {expected}: download {url} again"
+            f"not with {expected}; download {url} again"
         )
     return path

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vartok.errors import DeviceError, VartokError, VartokWarning
 
 MAX_NBYTES = 1 << 28
-"""Bytes of the items that `map_ordered` has taken and not yet yielded, beyond which it takes no more."""
+"""Limit on the bytes of the items that `map_ordered` has taken and not yet yielded."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -32,13 +32,13 @@ def map_ordered(
     """Call `work` on every item in threads, and yield the results in the items' order.
 
     Args:
-        work: function of one item; what it raises is raised here, in the item's place.
-        items: taken one by one, in the caller's thread, when there is room.
+        work: function of one item; an exception in it is raised here, in place of the item's result.
+        items: taken one by one, in the caller's thread, when the limits allow.
         workers: number of threads.
         limit: largest number of items that are taken and not yet yielded.
         initializer: called at the start of every thread.
-        nbytes: size of an item in bytes. Above `MAX_NBYTES` in all, results are yielded before the next item
-            is taken.
+        nbytes: size of an item in bytes. While the sum exceeds `MAX_NBYTES`, results are yielded before the
+            next item is taken.
     """
     waiting: deque[tuple[Future[R], int]] = deque()
     total = 0
@@ -47,7 +47,7 @@ def map_ordered(
         for item in items:
             size = nbytes(item)
             waiting.append((pool.submit(work, item), size))
-            del item  # which would keep it in memory until the next one
+            del item  # else it would stay in memory until the next item comes
             total += size
             while waiting and (len(waiting) >= limit or total > MAX_NBYTES):
                 future, size = waiting.popleft()
@@ -71,19 +71,19 @@ def map_batches(
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches, and yield the results in the items' order.
 
-    Batches are made from windows of `size` items in a row: the items of a window that have equal keys are
-    one batch. A batch that fails is computed again in halves, so that only the items at fault fail.
+    Items are taken in windows of `size` consecutive ones; the items of a window with equal keys form a batch.
+    A batch that fails is computed again in halves, so that only the items at fault fail.
 
     Args:
         compute: maps the output of `collate` to one result per item of the batch.
         items: pairs of an id and an item; an error in an item's place is yielded unchanged.
-        size: items of a window, and so of the largest batch.
+        size: number of items in a window, and so in the largest batch.
         key: maps an item to its batch key, such as the shape of its pixels.
         group_key: maps an item's id to a group; a batch never spans two groups, so batch composition does
             not depend on where a run resumes.
-        collate: makes the input of `compute` from a batch.
-        prefetch: collate a window in a thread while the one before is computed, so that a device need not
-            wait. A window of several batches is not prefetched: together they may not fit into memory.
+        collate: maps a batch, a list of items, to the input of `compute`.
+        prefetch: collate a window in a thread while the window before is computed, so that a device need not
+            wait. A window of several batches is not collated early, as all of them may not fit into memory.
 
     Yields:
         An item's id, and its result or its error.
@@ -139,7 +139,7 @@ def map_batches(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return True where an error says that memory ran out, the processor's or a device's."""
+    """Return True if an error means that the memory of the CPU or of another device ran out."""
     import torch
 
     # On the CPU torch raises a plain RuntimeError.

@@ -16,17 +16,20 @@ from vartok.errors import DeviceError, VartokWarning, one_line, quoted
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 KEPT_BYTES = 31 << 20
-"""Bytes of the block that `keep_freed_memory` takes and frees."""
+"""Size in bytes of the block that `keep_freed_memory` allocates and frees."""
 
 COMPILED_SHAPES = 4
-"""Most batch shapes that a network is compiled for; torch itself gives up at 8."""
+"""Largest number of batch shapes that a network is compiled for; torch itself gives up at 8."""
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """Return the device of this name, after checking that it works.
+    """Return a torch device, after checking that it works.
+
+    Args:
+        device: a device or its name; "auto" is CUDA, else MPS, else the CPU.
 
     Raises:
-        DeviceError: torch does not know it, or this machine does not have it.
+        DeviceError: torch does not know the device, or this machine does not have it.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -42,22 +45,25 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed maps instead of returning it to the system.
+    """Make glibc keep the memory of freed tensors instead of returning it to the system.
 
-    glibc keeps freed memory up to the size of the largest block that it has seen freed, 32 MiB at most;
-    above, every map is zeroed pages from the system, which takes as long as a convolution. This changes
-    the whole process, so a program calls it at its start; loading a tokenizer does not.
+    glibc reuses freed blocks up to the size of the largest block freed so far, 32 MiB at most. The pages of
+    a larger block come from the system, which zeroes them; that takes as long as a convolution. The setting
+    is per process, so a program calls this at its start; loading a tokenizer does not.
     """
     torch.empty(KEPT_BYTES, dtype=torch.uint8, device="cpu")  # freed at once, and never touched
 
 
 class CompiledNetwork:
-    """A network that torch compiles for batch shapes that occur twice, `COMPILED_SHAPES` at most.
+    """A network that torch compiles for each batch shape that occurs twice, up to `COMPILED_SHAPES` shapes.
 
-    A shape that occurs once, as a run's last batch may, is not worth a minute of compilation.
+    A shape that occurs once, such as a run's last batch, is not worth a minute of compilation.
+
+    Args:
+        network: function of a batch.
 
     Warns:
-        VartokWarning: torch cannot compile here; the network runs as it is.
+        VartokWarning: torch cannot compile here; the network runs uncompiled.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
@@ -79,27 +85,29 @@ class CompiledNetwork:
                 self._compiled = torch.compile(self._network, dynamic=False)
             return self._compiled(batch)
         except RuntimeError as error:
-            # torch.compile refuses some versions of Python; what it makes may fail as the network does.
+            # torch.compile itself raises on some versions of Python. The network's own errors are raised.
             if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
             reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
             warnings.warn(
-                f"torch cannot compile here ({reason}): going on without", VartokWarning, stacklevel=2
+                f"torch cannot compile here ({reason}): going on without compilation",
+                VartokWarning,
+                stacklevel=2,
             )
             self._compiled = self._network
             return self._network(batch)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledNetwork, (self._network,)  # what is compiled can be neither copied nor pickled
+        return CompiledNetwork, (self._network,)  # compiled code can be neither copied nor pickled
 
 
 @contextlib.contextmanager
 def exact_float32(device: torch.device, *, grad: bool = False) -> Iterator[None]:
-    """Compute float32 products in float32, also inside the caller's autocast, and without gradients.
+    """A context in which float32 products are computed in float32, without autocast and gradients.
 
     Args:
-        device: whose autocast is switched off.
-        grad: leave gradients as the caller has them.
+        device: device whose autocast is switched off.
+        grad: keep the caller's gradient mode.
     """
     gradients = contextlib.nullcontext() if grad else torch.no_grad()
     with gradients, torch.autocast(device.type, enabled=False), _FLOAT32:
@@ -107,16 +115,16 @@ def exact_float32(device: torch.device, *, grad: bool = False) -> Iterator[None]
 
 
 class _Float32Products:
-    """While a thread is inside, float32 products are float32: TF32 or bfloat16 would change tokens.
+    """A context in which float32 products are computed in float32, as TF32 or bfloat16 would change tokens.
 
-    torch keeps this for the whole process, so the first thread in changes it and the last one out
-    puts back what the user had chosen.
+    torch's settings are per process: the first thread to enter changes them, and the last one to leave
+    restores the user's.
     """
 
     def __init__(self) -> None:
         backends: Any = torch.backends
-        self._settings: list[tuple[Any, str, Any]]  # where torch keeps it, and what is exact there
-        if hasattr(backends, "fp32_precision"):  # since torch 2.9, and then the only way that never raises
+        self._settings: list[tuple[Any, str, Any]]  # object, attribute, value for float32
+        if hasattr(backends, "fp32_precision"):  # since torch 2.9, where `allow_tf32` may raise
             parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
             self._settings = [(part, "fp32_precision", "ieee") for part in parts]
         else:

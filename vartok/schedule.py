@@ -31,11 +31,13 @@ VAR_256 = square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 
 
 def check_schedule(value: object) -> Schedule:
-    """Return `value`, a sequence of sides or (h, w) pairs, as a schedule.
+    """Return a schedule, after checking it.
+
+    Args:
+        value: a list or tuple with 1 to 64 grids, coarse to fine, each a side or an (h, w) pair.
 
     Raises:
-        ScheduleError: not such a sequence, more than 64 scales, or a grid that is larger
-            than the last one on either side.
+        ScheduleError: `value` is something else, or a grid is higher or wider than the last one.
     """
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_SCALES:
         raise ScheduleError(f"a schedule is a list of 1 to {MAX_SCALES} grids, not {quoted(value)}")
@@ -57,10 +59,10 @@ def _check_grid(grid: object) -> Grid:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """Parse "1,2,3x4,16x24": sides, or hxw, coarse to fine.
+    """Parse a text like "1,2,3x4,16x24": the grid of every scale as a side, or as h x w, coarse to fine.
 
     Raises:
-        ScheduleError: anything else.
+        ScheduleError: the text has another form, or `check_schedule` refuses the schedule.
     """
     try:
         grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
@@ -81,11 +83,15 @@ def as_schedule(value: ScheduleLike) -> Schedule:
 
 
 def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
-    """Stretch a schedule to a latent of another size or aspect.
+    """Stretch a schedule to a latent of another size or aspect ratio.
 
-    Every scale keeps its share of the latent's height and width, rounded to whole cells
-    (at least one), so the number of scales, and with it each scale's phi, stays the same.
-    A 1x1 scale stays 1x1: it is where next-scale models start.
+    Every scale keeps its fraction of the latent's height and width, rounded to whole cells, at least one.
+    The number of scales, and with it each scale's phi, stays the same. A 1x1 scale stays 1x1, as next-scale
+    models start from it.
+
+    Args:
+        schedule: (h, w) of every scale.
+        grid: (h, w) of the latent, which becomes the last scale.
     """
     height, width = grid
     last_h, last_w = schedule[-1]
@@ -105,10 +111,15 @@ def token_count(schedule: Iterable[Grid]) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def phi_index(k: int, scales: int, phis: int) -> int:
-    """Return the index, among `phis`, of the phi for scale `k` of `scales`: the one with the nearest tick.
+    """Return the index of the phi for a scale: the phi whose tick is nearest to k / (scales - 1).
 
     The ticks and their float64 rounding are VAR's (`PhiPartiallyShared`, `PhiNonShared`):
     ten scales over four phis have two exact ties, which only this arithmetic breaks as VAR does.
+
+    Args:
+        k: index of the scale, from 0.
+        scales: number of scales of the whole schedule.
+        phis: number of phis.
     """
     margin = 1 / 3 / phis if phis == 4 else 1 / 2 / phis
     ticks = np.linspace(margin, 1 - margin, phis)
@@ -117,7 +128,7 @@ def phi_index(k: int, scales: int, phis: int) -> int:
 
 
 def to_json(schedule: Schedule) -> list[Any]:
-    """Return the schedule as JSON: a side where a grid is square, else [h, w]."""
+    """Return the schedule as JSON: the side of a square grid, [h, w] of another."""
     return [h if h == w else [h, w] for h, w in schedule]
 
 

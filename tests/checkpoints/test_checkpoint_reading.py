@@ -92,9 +92,9 @@ def test_the_shipped_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"version": "2"}, "is of version 2, this vartok reads version 1"),
-        ({"version": "9" * 999}, "is of version"),
-        ({"version": None}, "is of version ?"),
+        ({"version": "2"}, "has version 2, but this vartok reads version 1"),
+        ({"version": "9" * 999}, "has version"),
+        ({"version": None}, "has version ?"),
         ({"config": None}, "is not JSON"),
         ({"config": "{"}, "is not JSON"),
         ({"config": "[" * 100_000}, "is not JSON"),
@@ -116,8 +116,8 @@ def test_metadata_that_cannot_be_is_refused(tmp_path: Path, metadata: dict[str, 
 ASSUMED = {
     key: f"the file does not say {note}"
     for key, note in {
-        "using_znorm": "whether it looks codes up by cosine (using_znorm): assumed Euclidean",
-        "quant_resi": "phi's share (quant_resi): assumed 0.5",
+        "using_znorm": "whether codes are looked up by cosine (using_znorm): assumed Euclidean distance",
+        "quant_resi": "the ratio r of phi (quant_resi): assumed 0.5",
         "patch_nums": "its schedule (patch_nums): assumed 1,2,3,4,5,6,8,10,13,16",
     }.items()
 }

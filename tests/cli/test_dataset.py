@@ -20,7 +20,7 @@ from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
 
-from vartok.dataset import TokenDataset, builder, verify
+from vartok.dataset import TokenDataset, builder, engines, verify
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     save(Path("more/a/5.png"), width=12, height=9)
     save(Path("more/6.png"), width=12, height=9)
     made = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
-    assert "note: 1 picture in no folder of a class: without a label" in made.stderr
+    assert "note: 1 picture in no class folder: without a label" in made.stderr
     dataset = TokenDataset("out")
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}
@@ -265,7 +265,7 @@ def test_one_input_shard_runs_on_the_chosen_device(
         return load(weights, "cpu", dtype, compile=False)
 
     monkeypatch.setattr(builder, "_load", on_cpu)
-    monkeypatch.setattr(builder, "_count_gpus", lambda: 4)
+    monkeypatch.setattr(engines, "_count_gpus", lambda: 4)
     monkeypatch.setattr("vartok.runtime.choose_device", torch.device)
     vartok("dataset", "photos", "-o", "out", "--device", "cuda", "--compile")
     assert loaded[-1] == ("cuda", True)

@@ -117,6 +117,7 @@ def test_tokens_of_another_codebook(vartok: Vartok, here: Path, tokens: list[Ima
     assert "was encoded with vartok-light-v1" in result.stderr
 
 
+@pytest.mark.slow
 def test_atlas_shows_every_code_once(vartok: Vartok, here: Path) -> None:
     vartok("inspect-codebook", "--atlas", "atlas.png", "--json")
     with Image.open("atlas.png") as image:

@@ -190,7 +190,7 @@ def test_broken_shards_are_refused(tmp_path: Path, format: str) -> None:
     data = path.read_bytes()
     for broken in (b"junk" * 300, data[: len(data) // 2], data.replace(b"width", b"WIDTH")):
         path.write_bytes(broken)
-        with pytest.raises(DatasetError, match=r"is not a .* shard|row|not both|another data set"):
+        with pytest.raises(DatasetError, match=r"is not a .* shard|row|lacks|another data set"):
             list(read_shard(format, path, ENCODING))
     write_rows(path, format, some_rows(3))
     with pytest.raises(DatasetError, match=r"not have 5 tokens|another data set"):

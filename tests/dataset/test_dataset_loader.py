@@ -118,7 +118,7 @@ def test_unusable_data_sets_and_ranks_are_refused(tmp_path: Path, dataset: Path)
         TokenDataset(tmp_path)
     with pytest.raises(DatasetError, match="give both"):
         TokenDataset(dataset, rank=1)
-    with pytest.raises(DatasetError, match="rank 2 of 2"):
+    with pytest.raises(DatasetError, match="rank 2 and world 2"):
         TokenDataset(dataset, rank=2, world=2)
     part = tmp_path / "part"
     shutil.copytree(dataset, part)

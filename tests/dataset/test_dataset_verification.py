@@ -101,4 +101,4 @@ def test_verify_finds_defects(
     stats.write_text("")
     assert f"stats/{stats.name}: is empty, torn, or not a stats file" in problems()
     stats.unlink()
-    assert "names other shards" in problems()
+    assert "lists other shards" in problems()

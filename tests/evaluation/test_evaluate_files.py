@@ -105,7 +105,7 @@ def test_options(small: vartok.Tokenizer, folder: Path) -> None:
     [
         ({"size": 15}, "`size` must be a multiple of 2"),
         ({"schedule": "1,2"}, "`schedule` must end in the latent's grid, here 8"),
-        ({"zoom": 0.5}, "zoom is from 1"),
+        ({"zoom": 0.5}, "zoom must be from 1"),
     ],
 )
 def test_options_that_no_checkpoint_takes(

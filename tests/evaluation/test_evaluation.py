@@ -40,7 +40,7 @@ from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
 from vartok.sources import Sample
 
-PICTURES = 3
+PICTURES = 2
 
 
 def png(image: Image.Image) -> bytes:

@@ -17,15 +17,16 @@ from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.images import to_tensor
 from vartok.models import cpu
-from vartok.models.cpu import PackedConv2d, optimize_for_cpu
+from vartok.models.cpu import optimize_for_cpu
 from vartok.models.layers import AttnBlock, group_norm
+from vartok.models.packed_conv import PublicConv2d, can_pack
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import VAR_256, adapt_schedule
 from vartok.tokenizer import Tokenizer
 
 CHANNELS_LAST = torch.channels_last
 
-pytestmark = pytest.mark.skipif(not cpu.can_pack(torch.float32), reason="no packed convolutions here")
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="no packed convolutions here")
 
 
 @pytest.fixture(scope="module", params=["light", "var"])
@@ -120,7 +121,7 @@ def test_without_packed_convolutions_public_ones_give_the_same_tokens(
     monkeypatch.setattr(cpu, "can_pack", lambda dtype: False)
     slow = vartok.load(device="cpu")
     assert torch.equal(slow.encode(images).flatten(), fast.encode(images).flatten())
-    assert isinstance(slow._model.quant_conv, cpu.PublicConv2d)
+    assert isinstance(slow._model.quant_conv, PublicConv2d)
 
 
 def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
@@ -147,24 +148,6 @@ def test_the_default_dtype_is_the_users(photo: Tensor) -> None:
     assert torch.equal(tokenizer.encode(images).flatten(), tokens.flatten())
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (1, 1, 0), (3, 2, 0), (16, 16, 0)])
-@pytest.mark.parametrize("size", [16, 32, 34, 160])  # one of them the size that weights are packed for
-@torch.no_grad()
-def test_a_packed_convolution(kernel: int, stride: int, padding: int, size: int) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(5, 12, kernel, stride=stride, padding=padding)
-    packed, x = PackedConv2d(conv), torch.randn(2, 5, size, size)
-    packed(torch.randn(2, 5, 32, 32))
-    want = conv(x)
-    other = torch.randn_like(want).contiguous(memory_format=CHANNELS_LAST)
-    close = {"rtol": 0, "atol": 1e-5}
-    torch.testing.assert_close(packed(x), want, **close)  # type: ignore[arg-type]
-    torch.testing.assert_close(packed(x, relu=True), want.relu(), **close)  # type: ignore[arg-type]
-    total = other + want
-    torch.testing.assert_close(packed(x, into=other), total, **close)  # type: ignore[arg-type]
-    torch.testing.assert_close(other, total, **close)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("channels", "height", "width"), [(32, 256, 256), (64, 100, 98), (128, 4, 7), (32, 1, 1)]
 )
@@ -189,7 +172,7 @@ def test_group_norm_is_as_exact_as_channels_first(
 
 @torch.no_grad()
 def test_bfloat16_stays_near(plain: tuple[VQVAE, TokenizerConfig], photo: Tensor) -> None:
-    if not cpu.can_pack(torch.bfloat16):
+    if not can_pack(torch.bfloat16):
         pytest.skip("this processor computes no bfloat16")
     model, config = plain
     images = photo[:, :, :128, :128]

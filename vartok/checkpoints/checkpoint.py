@@ -1,4 +1,4 @@
-"""Read, check and write checkpoints, and build the model of one."""
+"""Read, check and write checkpoints, and build the model of a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Checkpoint:
 
     Attributes:
         name: name of the model, which token files carry.
-        license: licence of the weights; None where the file does not say.
+        license: licence of the weights; None if the file has none.
         config: the model's configuration.
-        tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; mapped from the file.
-        notes: one line for each value that the file does not give and that was assumed.
+        tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if possible.
+        notes: one line for each value of the configuration that had to be assumed.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
-    """Read a safetensors file, with vartok's metadata or without, or a PyTorch file such as VAR's.
+    """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
 
     Args:
-        path: the file; its kind is recognized by its content, not by its name.
+        path: the file; its format is recognized by its content, not by its name.
         overrides: values of the configuration that replace those of the file, by their keys in the JSON.
 
     Raises:
@@ -64,8 +64,8 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
     """Write a checkpoint as safetensors with vartok's metadata, and make its parent folders.
 
     Args:
-        path: the file to write. It may be the one that the tensors are mapped from.
-        checkpoint: what to write; `notes` are left out.
+        path: the file to write. It may be the file from which the tensors are memory-mapped.
+        checkpoint: the checkpoint; its `notes` are not written.
         overwrite: whether an existing file is replaced.
 
     Raises:
@@ -86,7 +86,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
 def build_model(checkpoint: Checkpoint) -> VQVAE:
     """Return the model with the checkpoint's tensors in float32, for inference.
 
-    No weights are initialized first, and float32 tensors stay mapped from the file.
+    The model is created on the meta device, which initializes no weights. float32 tensors stay memory-mapped.
     """
     with torch.device("meta"):
         model = VQVAE(checkpoint.config)
@@ -102,7 +102,7 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
         config, notes = recognize_config(tensors, overrides)
     elif metadata.get("version") != VERSION:
         version = metadata.get("version", "?")[:20]
-        raise CheckpointError(f"is of version {version}, this vartok reads version {VERSION}")
+        raise CheckpointError(f"has version {version}, but this vartok reads version {VERSION}")
     else:
         config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
     name = metadata.get("name") or path.stem
@@ -110,9 +110,9 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
-    """Return the tensors of the model's state dict, after checking names, shapes and types.
+    """Return the tensors of the model's state dict, after checking names, shapes and dtypes.
 
-    Counts of the codes' use may be missing or of another shape, as nothing computes with them: zeros then.
+    Usage counts of the codes may be missing or have another shape: nothing uses them, and they become zeros.
     """
     with torch.device("meta"):
         expected = VQVAE(config).state_dict()
@@ -126,10 +126,10 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> di
         if not tensor.is_floating_point():
             raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
         if tensor.layout is not torch.strided or tensor.is_meta:
-            raise CheckpointError(f"tensor {name} is sparse or without data, expected plain values")
+            raise CheckpointError(f"tensor {name} is sparse or has no data, expected a dense tensor")
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
-        raise CheckpointError(f"has a tensor that this kind of tokenizer does not, {one_line(min(extra))}")
+        raise CheckpointError(f"has an unexpected tensor: {one_line(min(extra))}")
     counts = tensors.get(HITS)
     if counts is None or counts.shape != hits.shape or not counts.is_floating_point():
         counts = torch.zeros(hits.shape)

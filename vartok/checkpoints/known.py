@@ -1,4 +1,4 @@
-"""Find checkpoint files: the shipped one, that of a training run, a path. Also the hash of VAR's own."""
+"""Find checkpoint files: the shipped one, a training run's, or a path. Also the hash of VAR's own file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLISHED_NAME = "vae_ch160v4096z32"
 """Name of the tokenizer that VAR's authors published."""
 
 PUBLISHED_SHA256 = "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c"
-"""The sha256 of their .pth file."""
+"""The sha256 of the .pth file of `PUBLISHED_NAME`."""
 
 
 def shipped_checkpoint() -> Path:
@@ -30,8 +30,8 @@ def find_checkpoint(weights: str | Path | None) -> Path:
     """Return the path of a checkpoint file.
 
     Args:
-        weights: path of a file, or of a training run's folder, whose `RUN_WEIGHTS` it then is; None or
-            "shipped" for the checkpoint that is installed with vartok.
+        weights: path of a file, or of a training run's folder, which holds `RUN_WEIGHTS`; None or "shipped"
+            for the checkpoint that is installed with vartok.
 
     Raises:
         CheckpointError: there is no such file, or the folder has no checkpoint; the message begins with the

@@ -14,13 +14,13 @@ from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError
 
 HITS = "quantize.ema_vocab_hit_SV"
-"""Name of the counts of each code's use at each scale, [K, V], in VAR's state dicts."""
+"""Name of the usage counts of each code at each scale, [K, V], in VAR's state dicts."""
 
 
 def recognize_config(
     tensors: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[TokenizerConfig, tuple[str, ...]]:
-    """Return the configuration that tensors have, and notes of what they do not show.
+    """Return the configuration of a state dict, and notes on the values that had to be assumed.
 
     Args:
         tensors: a state dict under VAR's names.
@@ -30,17 +30,17 @@ def recognize_config(
         The configuration, and one line for each value that was assumed.
 
     Raises:
-        CheckpointError: not the tensors of a tokenizer, or a schedule that must be given in `overrides`.
-        ConfigError: the values make no configuration.
+        CheckpointError: the tensors are not a tokenizer's, or `overrides` must give the schedule.
+        ConfigError: the values are not a valid configuration.
     """
     values: dict[str, Any] = {"vocab_size": _size(tensors, CODEBOOK, 0)}
     values["z_channels"] = _size(tensors, CODEBOOK, 1)
     values |= _light(tensors) if "encoder.linear.weight" in tensors else _var(tensors)
     phis, scales = _phis(tensors)
     values |= phis
-    notes = ["whether it looks codes up by cosine (using_znorm): assumed Euclidean"]
+    notes = ["whether codes are looked up by cosine (using_znorm): assumed Euclidean distance"]
     if "quant_resi" not in values:
-        notes.append("phi's share (quant_resi): assumed 0.5")
+        notes.append("the ratio r of phi (quant_resi): assumed 0.5")
     if scales not in (None, len(schedules.VAR_256)) and "patch_nums" not in overrides:
         raise CheckpointError(
             f"has {scales} scales but not their sizes (patch_nums)",
@@ -75,7 +75,7 @@ def _light(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _phis(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], int | None]:
-    """Return the arguments of phi, and the number of scales; None where nothing shows it."""
+    """Return the arguments of phi, and the number of scales, None if unknown."""
     scales = _size(tensors, HITS, 0) if HITS in tensors else None
     if own := _count(tensors, "quantize.quant_resi.{}.weight"):  # a phi for each scale
         return {"share_quant_resi": 0}, own
@@ -96,7 +96,7 @@ def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return how many tensors are named by the pattern and the numbers 0, 1, ..., without a gap."""
+    """Return the n for which names from `pattern` with 0, 1, ..., n - 1 exist, and the next does not."""
     n = 0
     while pattern.format(n) in tensors:
         n += 1

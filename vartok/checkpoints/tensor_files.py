@@ -20,19 +20,19 @@ MAX_TENSORS = 100_000
 """Largest number of tensors in a file."""
 
 MAX_ENTRIES = 300_000
-"""Largest number of entries in the dicts of a PyTorch file, also counted again where dicts are shared."""
+"""Largest number of entries in the dicts of a PyTorch file; a shared dict counts every time."""
 
 MAX_DEPTH = 8
-"""Depth of nested dicts below which no tensors are looked for."""
+"""Largest depth of nested dicts at which tensors are searched."""
 
 MAX_NAME = 1000
 """Largest length of a tensor's name, in characters."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a file's metadata and its tensors; both kinds of file are recognized by their content.
+    """Read a file's metadata and tensors; the format is recognized by content.
 
-    Tensors stay mapped from the file where its format allows that.
+    Tensors are memory-mapped if the format allows it.
 
     Returns:
         The metadata of a safetensors file, empty for a PyTorch file; and the tokenizer's tensors under VAR's
@@ -67,7 +67,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    mapped = zipped and not path.name.endswith(".safetensors")  # torch.load goes by this name, given a path
+    mapped = zipped and not path.name.endswith(".safetensors")  # given a path, torch.load trusts this suffix
     try:
         with open(path, "rb") as file:
             # weights_only: torch refuses everything but tensors and plain containers.
@@ -75,8 +75,8 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            "holds Python objects other than tensors, which vartok never loads: "
-            "save its state_dict() alone, or is not a whole PyTorch file"
+            "is not a whole PyTorch file, or holds Python objects other than tensors, which vartok never "
+            "loads: save its state_dict() alone"
         ) from None
     except Exception as error:  # torch.load raises nearly every type on a damaged file
         raise CheckpointError(f"is not a whole PyTorch file ({one_line(error)})") from None
@@ -86,12 +86,12 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
 def flatten(content: object) -> dict[str, Tensor]:
     """Return the tensors of nested dicts, named by the path of keys: {"model": {"a.b": t}} -> "model.a.b".
 
-    A pickle stores a dict once that several others hold, so that a file of 3 kB can stand for more entries
-    than any memory takes. Entries are therefore counted while they are visited.
+    A pickle stores a shared dict once, so that a file of 3 kB can expand to more entries than fit into
+    memory. So entries are counted while they are visited.
 
     Raises:
-        CheckpointError: more than `MAX_TENSORS` tensors or `MAX_ENTRIES` entries, or a name that is longer
-            than `MAX_NAME`.
+        CheckpointError: there are more than `MAX_TENSORS` tensors or `MAX_ENTRIES` entries, or a name is
+            longer than `MAX_NAME`.
     """
     tensors: dict[str, Tensor] = {}
     for visited, (name, value) in enumerate(_entries(content)):
@@ -105,11 +105,11 @@ def flatten(content: object) -> dict[str, Tensor]:
 
 
 def _entries(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Yield every entry of nested dicts, each dict before its own entries."""
+    """Yield the name and value of every entry of nested dicts, a dict before its own entries."""
     yield prefix, content
     if isinstance(content, Mapping) and depth < MAX_DEPTH:
         for key, value in content.items():
-            # Other keys are not part of a state dict, and the text of a tuple may be endless.
+            # A state dict has no other keys, and a tuple's text may be endless.
             if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
                 yield from _entries(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
 
@@ -119,7 +119,7 @@ def _too_many() -> CheckpointError:
 
 
 def _remove_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tokenizer's tensors under VAR's names: a trainer's prefix, as "module.vae.", is removed."""
+    """Return the tokenizer's tensors under VAR's names, without a trainer's prefix such as "module.vae."."""
     prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
     if len(prefixes) > 1:
         raise CheckpointError(f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: keep one")

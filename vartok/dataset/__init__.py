@@ -1,4 +1,4 @@
-"""Data sets of tokens: many pictures to shards, and from there to training.
+"""Data sets of tokens: encode many pictures into shards, verify these, and load them for training.
 
     vartok.dataset.build("photos", "tokens")
     vartok.dataset.verify("tokens").problems               # [] if all is well
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from vartok.dataset.builder import Summary, build
+    from vartok.dataset.builder import build
     from vartok.dataset.loader import TokenDataset
-    from vartok.dataset.progress import Progress
+    from vartok.dataset.progress import Progress, Summary
     from vartok.dataset.verification import Report, verify
 
 __all__ = ["Progress", "Report", "Summary", "TokenDataset", "build", "verify"]
@@ -29,7 +29,7 @@ __getattr__ = lazy_names(
     {
         "Progress": "progress",
         "Report": "verification",
-        "Summary": "builder",
+        "Summary": "progress",
         "TokenDataset": "loader",
         "build": "builder",
         "verify": "verification",

@@ -1,6 +1,6 @@
 """Build a data set: training-ready shards of tokens from sources of pictures.
 
-`build` checks its arguments, and starts the engine that they name.
+`build` checks its arguments, plans the tasks, and runs the engine that they name.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.progress import Progress, ProgressTotals
+from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
 from vartok.dataset.schema import Encoding
 from vartok.dataset.write import ShardProgress, write_summary
 from vartok.errors import (
@@ -42,53 +41,12 @@ from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, find_input_shards, folder_classes
 
 if TYPE_CHECKING:
-    from vartok.dataset.engines import WorkerConfig
     from vartok.tokenizer import Tokenizer
 
 PACKAGES = ("pyarrow", "webdataset", "fsspec")
 ENGINES = ("local", "ray")
 REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
-"""The beginning of a URL, which `Path` writes with one slash; not that of a Windows path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """The work of one run of `build`.
-
-    Attributes:
-        pictures: pictures encoded.
-        failed: samples that failed.
-        shards: shards finished.
-        seconds: time that it took, without loading the checkpoint.
-        pictures_per_second: rate of the run.
-    """
-
-    pictures: int
-    failed: int
-    shards: int
-    seconds: float
-    pictures_per_second: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The state of a data set after a run of `build`.
-
-    Attributes:
-        run: the work of this run.
-        complete: True if all input shards are done.
-        pictures: rows of the data set.
-        failed: samples that are not among the rows.
-        bytes: bytes of its shards.
-        shards: number of its shards.
-    """
-
-    run: RunSummary
-    complete: bool
-    pictures: int
-    failed: int
-    bytes: int
-    shards: int
+"""The start of a URL, of whose slashes `Path` keeps one; a Windows path with its drive does not match."""
 
 
 def build(
@@ -124,52 +82,54 @@ def build(
 ) -> Summary:
     """Tokenize pictures into a data set, or complete one that an earlier run has begun.
 
-    Shards appear whole. A run that was interrupted is completed by the same call, which gives the same
-    bytes. Samples that fail are left out, and listed in failed.jsonl with the reason.
+    Each shard file appears when it is complete. The same call completes an interrupted run, with the same
+    bytes as without an interruption. Samples that fail are left out; failed.jsonl lists them with the reason.
 
     Args:
         sources: paths or URLs of folders, tars, Parquet files, lists of paths (.txt) and picture files.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: pictures of a shard at most, at least 1.
+        shard_size: largest number of samples in a shard, at least 1.
         keep_pictures: store the picture files beside their tokens; with "wds" only.
-        size: side, or (height, width), of the encoded pixels, or a text as "256x384"; the checkpoint's own if
-            None.
-        fit: "crop": the centre; "pad": the whole picture, framed; "stretch".
+        size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
+            own if None.
+        fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
+            "stretch": scale each side.
         zoom: with "crop": scale up by this factor first, 1 to 100. VAR's own transform has 1.125.
         background: colour under transparency and around a padded picture.
-        schedule: (h, w) of every scale, or a text as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: larger pictures fail before they are decoded.
         max_bytes: larger pictures in tars, tables and URLs fail before they are read.
-        image_column: column of Parquet files that holds pictures, where several may.
+        image_column: column of Parquet files that holds the pictures; needed if several might.
         folder_labels: label files by their first folder below the source, numbered in sorted order.
         full_names: keep the suffixes of files in their keys.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
-        batch_size: pictures per batch; if None 32 on a GPU, and on a CPU 16 small ones or 1 large one.
-        workers: threads that read pictures; if None one more than cores, up to 8, shared by processes.
-        processes: number of processes; if None one for every GPU here, or this process alone.
-        shard: (i, n): take only input shards i, i + n, i + 2n, ...: one call on each of n machines.
+        batch_size: pictures per batch; if None, 32 on a GPU, and on a CPU 16 small ones or 1 large one.
+        workers: threads per process that read pictures; if None, one more than cores, up to 8, divided among
+            the processes.
+        processes: number of processes; if None, one for every GPU here, or this process alone.
+        shard: (i, n): take only input shards i, i + n, i + 2n, ..., as one of n calls, e.g. on n machines.
         engine: "local": processes on this machine; "ray": a Ray cluster.
-        address: address of the Ray cluster, as "auto" or "ray://host:10001"; one is started if None.
+        address: address of the Ray cluster, such as "auto" or "ray://host:10001"; one is started if None.
         retry_failed: make shards with failed samples again.
         max_failures: stop when more samples than this fail; never if None.
-        progress: function that is called with the state of the run, several times a second.
+        progress: called with the state of the run, several times a second.
 
     Returns:
         The state of the data set, and the work of this run.
 
     Raises:
-        ArgumentError: arguments that contradict each other, or do not suit the checkpoint.
-        SourceError: a source that cannot be found or searched.
+        ArgumentError: arguments contradict each other, or do not suit the checkpoint.
+        SourceError: a source cannot be found or searched.
         DatasetError: `out` holds something else, more than `max_failures` failed, or workers died.
         OutputError: a file cannot be written.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
 
     Warns:
-        VartokWarning: some calls have no input shards, or pictures have no label.
+        VartokWarning: there are fewer input shards than the n of `shard`, or pictures have no label.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
@@ -189,7 +149,8 @@ def build(
         exclude=out,
     )
     _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
-    from vartok.dataset.engines import WorkerConfig, run_here, run_processes  # with torch, so not before
+    # Imported here, as it imports torch.
+    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
     with contextlib.ExitStack() as stack:
         if engine == "ray":
@@ -199,8 +160,8 @@ def build(
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
             processes = None
         else:
-            device, processes = _choose_processes(device, processes)
-        alone = processes == 1  # else this process only needs the checkpoint's description
+            device, processes = choose_processes(device, processes)
+        alone = processes == 1  # else this process only reads the checkpoint's description, on the CPU
         tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
@@ -231,10 +192,10 @@ def build(
 
             reports = run_ray(job, tasks, config)
         elif count > 1:
-            reports = run_processes(job, tasks, _share_machine(config, count))
+            reports = run_processes(job, tasks, share_machine(config, count))
         else:
             if tasks and not alone:
-                with warnings.catch_warnings(action="ignore"):  # they were given when it was loaded before
+                with warnings.catch_warnings(action="ignore"):  # the first load has given them
                     tokenizer = _load(weights, device, dtype, compile=compile)
             sizes = {"batch_size": config.batch_size, "workers": config.workers}
             reports = run_here(job, tasks, tokenizer, **sizes)
@@ -250,7 +211,7 @@ def _run(
     max_failures: int | None,
     progress: Callable[[Progress], None] | None,
 ) -> Summary:
-    """Run an engine to its end, or until too much fails, and write the summary in any case."""
+    """Run an engine until it ends or too many samples fail, and write the summary even after an error."""
     with _output_errors(job.out):
         try:
             with contextlib.closing(reports):
@@ -343,45 +304,19 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
     return load(weights, device=device, dtype=dtype, compile=compile)
 
 
-def _choose_processes(device: str, processes: int | None) -> tuple[str, int]:
-    """Return the device and the number of processes, by default one for every GPU."""
-    from vartok.runtime import choose_device
-
-    chosen = str(choose_device(device))
-    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def _share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
-    """Return a configuration for each of `count` processes: its own GPU, or its share of the cores."""
-    import torch
-
-    if config.device == "cpu":
-        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
-    if config.device == "cuda":
-        gpus = _count_gpus()
-        return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
-    return [config] * count
-
-
 def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
     """Warn of calls without work and of pictures without a label."""
     if parts > len(shards):
         warnings.warn(
-            f"{plural(len(shards), 'input shard')} for {parts} parts, so that some have none; a smaller "
-            "shard size makes more of files",
+            f"{plural(len(shards), 'input shard')} for {parts} parts, so that some have none; with a smaller "
+            "shard size, single files make more input shards",
             VartokWarning,
             stacklevel=3,
         )
     bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
     if bare:
         warnings.warn(
-            f"{plural(bare, 'picture')} in no folder of a class: without a label", VartokWarning, stacklevel=3
+            f"{plural(bare, 'picture')} in no class folder: without a label", VartokWarning, stacklevel=3
         )
 
 

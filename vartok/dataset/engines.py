@@ -49,7 +49,7 @@ class WorkerConfig:
     compile: bool = False
 
     def load_tokenizer(self) -> Tokenizer:
-        """Load the tokenizer into a process that does nothing else."""
+        """Load the tokenizer, and set Pillow and torch's threads for the whole process."""
         import torch
 
         from vartok.loading import load
@@ -58,6 +58,32 @@ class WorkerConfig:
         if self.threads:
             torch.set_num_threads(self.threads)
         return load(self.weights, device=self.device, dtype=self.dtype, compile=self.compile)
+
+
+def choose_processes(device: str, processes: int | None) -> tuple[str, int]:
+    """Return the device to use, and the number of processes: by default one for every GPU, or one."""
+    from vartok.runtime import choose_device
+
+    chosen = str(choose_device(device))
+    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
+    """Return a configuration for each of `count` processes: a GPU in turn, or a share of torch's threads."""
+    import torch
+
+    if config.device == "cpu":
+        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
+    if config.device == "cuda":
+        gpus = _count_gpus()
+        return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
+    return [config] * count
 
 
 def run_here(
@@ -94,7 +120,7 @@ def run_processes(
 ) -> Generator[ShardProgress, None, None]:
     """Run tasks in several processes, which take them one at a time.
 
-    A process that dies loses the shard that it works on; others take over its tasks, each task once.
+    If a process dies, the others make its unfinished shards again. A task is not tried a third time.
 
     Args:
         job: the data set.
@@ -102,11 +128,11 @@ def run_processes(
         workers: one configuration per process.
 
     Raises:
-        DatasetError: all processes have died, or two died of the same task.
+        DatasetError: all processes have died, or two died during the same task.
         VartokError, OSError: the error that ended a process.
 
     Warns:
-        VartokWarning: a process has died, or warned of something itself.
+        VartokWarning: a process has died, or has given a warning.
     """
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, _Process] = {}
@@ -147,7 +173,7 @@ class _Process:
     Attributes:
         number: number of the process, from 0.
         process: a multiprocessing process.
-        tasks: unfinished tasks that it has, by index.
+        tasks: unfinished tasks that were sent to it, by index.
         idle: True if it waits for a task.
     """
 
@@ -158,7 +184,7 @@ class _Process:
 
 
 def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) -> Iterator[ShardProgress]:
-    """Give tasks to processes that ask for one, until all tasks are finished."""
+    """Send tasks to processes that ask for one, until all tasks are finished; yield their progress."""
     tried: set[int] = set()  # tasks during which a process died
     alive = dict(processes)
     while alive:
@@ -184,7 +210,7 @@ def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) ->
             elif kind == "next":
                 _send_task(ready, worker, tasks.popleft() if tasks else None)
             elif kind == "idle":
-                worker.tasks.clear()  # a task whose last shard was done before ends without a report
+                worker.tasks.clear()  # no report ends a task whose last shard was done before the run
                 worker.idle = True
             elif kind == "warning":
                 warnings.warn(content, VartokWarning, stacklevel=2)
@@ -197,7 +223,7 @@ def _send_task(connection: Connection, worker: _Process, task: InputTask | None)
     worker.idle = False
     if task is not None:
         worker.tasks[task.index] = task
-    with contextlib.suppress(OSError):  # it has died, which `wait` reports
+    with contextlib.suppress(OSError):  # the process has died, which `wait` will report
         connection.send(task)
 
 
@@ -208,7 +234,8 @@ def _take_back(worker: _Process, tried: set[int]) -> list[InputTask]:
     for task in tasks[:1]:
         if task.index in tried:
             raise DatasetError(
-                f"two processes have died of {task.shard.name}", hint="check that memory suffices"
+                f"two processes have died while they encoded {task.shard.name}",
+                hint="check that memory suffices",
             ) from None
         tried.add(task.index)
     return tasks

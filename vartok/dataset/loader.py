@@ -1,4 +1,4 @@
-"""Loading a data set's tokens for training: shuffled, and divided among processes and their workers."""
+"""Load a data set's tokens for training: shuffled, and divided among processes and their workers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
     original picture, in pixels. Where any row of the data set has them, it also has "label", -1 if unknown,
     and "caption" and "metadata", "" if unknown.
 
-    Every rank, and every worker of a DataLoader, reads a part of its own. Ranks get equally many rows: where
-    the number of ranks does not divide the rows, a few are left out, different ones in each shuffled epoch.
+    Every rank, and every worker of a DataLoader, reads a part of its own. Ranks get equally many rows: if the
+    number of ranks does not divide the rows, a few are left out, different ones in each shuffled epoch.
 
     Args:
         folder: folder of the data set.
@@ -42,7 +42,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
     Attributes:
         schedule: (h, w) of every scale, coarse to fine.
         model: `ModelInfo` of the checkpoint whose codebook the tokens index.
-        classes: names of the labels, where folders gave them.
+        classes: names of the labels, if folders gave them; else empty.
 
     Raises:
         DatasetError: the folder holds no data set, or one that is not complete.
@@ -66,11 +66,12 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         if (rank is None) != (world is None) or (
             rank is not None and world is not None and not 0 <= rank < world
         ):
-            raise DatasetError(f"rank {rank} of {world}: give both, rank from 0 to world - 1")
+            raise DatasetError(f"rank {rank} and world {world}: give both, rank from 0 to world - 1")
         self._shuffle = shuffle
         self._seed = seed
         self._maps = maps
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it too
+        # Shared memory, so that persistent workers see a change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
         self._world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
@@ -88,11 +89,11 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         return sum(rows for _, rows in self._shards) // self._world
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, and with it the order, before a DataLoader iterates."""
+        """Set the epoch, and with it the order, before a DataLoader iterates."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of this rank, or in a DataLoader's worker its part of them."""
+        """Yield the rows of this rank, or in a worker of a DataLoader, the worker's part of them."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # All rows, in the epoch's order, form one sequence; each rank and worker takes a slice of it.

@@ -44,19 +44,19 @@ Pictures as the tokens of {model}, made by `vartok dataset`; dataset.json tells 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A data set to be made.
+    """The data set that a call of `build` makes.
 
     Attributes:
         out: folder of the data set.
         format: format of its shards, one of `FORMATS`.
         shard_size: samples of a shard at most, failed ones included.
         encoding: settings that its tokens share.
-        fit: the fit of pictures, with the values that `encoding` has.
+        fit: the fit of pictures, with the same values as `encoding`.
         keep_pictures: store the picture files beside their tokens.
-        classes: names of the labels, where folders give them.
+        classes: names of the labels, if folders give them; else empty.
 
     Raises:
-        DatasetError: values that contradict each other.
+        DatasetError: values contradict each other.
     """
 
     out: Path
@@ -108,7 +108,7 @@ class InputTask:
     Attributes:
         index: position of the input shard in the order of all.
         shard: the input shard.
-        done: parts of it that are done already.
+        done: parts of it, i.e. shards made from it, that are done already.
         end: the last part, if it is in `done` and its stats mark it as the last; else None.
     """
 
@@ -164,7 +164,7 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
         identity = shards[index].identity if index < len(shards) else None
         if stats.input != identity:
             if identity is not None and not stats.pictures:
-                continue  # it gave no rows, as where a table's column was not named
+                continue  # it has no rows, for instance as a table's column was not named
             _refuse_other_source(job.out, (index, part), stats.input, identity)
         if job.has_shard((index, part), stats) and not (retry_failed and stats.failed):
             done.setdefault(index, set()).add(part)
@@ -181,7 +181,7 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
     """Yield the samples that are to be encoded, and the end of each input shard.
 
     Yields:
-        What `encode_pictures` takes: the slot, the key, and the function that reads the picture.
+        The input of `encode_pictures`: the slot, the key, and the function that reads the picture.
     """
     for task in tasks:
         index, identity = task.index, task.shard.identity
@@ -191,7 +191,7 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             if part in task.done:
                 if not sample.final:
                     continue
-                part = None  # the missing parts lie beyond this error, and cannot be reached now
+                part = None  # the missing parts are beyond this error, and cannot be read now
             if job.keep_pictures:
                 sample = sample.with_bytes(job.fit.max_bytes)
             kept = sample if job.keep_pictures else sample.without_bytes()
@@ -202,7 +202,7 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             last = max(0, count - 1) // job.shard_size
             if last not in task.done:
                 yield SampleSlot(index, last, identity, None), "", _read_nothing
-            elif last != task.end:  # it was longer before: the stats of its last part do not say so
+            elif last != task.end:  # the input shard was longer before: its stats do not mark this end
                 yield from pending_samples(job, [replace(task, done=task.done - {last})])
 
 
@@ -212,7 +212,7 @@ def is_complete(parts: Iterable[int], end: int | None) -> bool:
 
 
 def _check_description(job: Job) -> None:
-    """Refuse to add to a data set that was made with other settings."""
+    """Raise DatasetError if the folder holds a data set with other settings."""
     wanted = job.describe()
     found = read_description(job.out)
     old, new = _flatten(found, wanted), _flatten(wanted, wanted)
@@ -246,8 +246,8 @@ def _is_ours(path: Path) -> bool:
 def _refuse_other_source(out: Path, shard: ShardId, old: str, new: str | None) -> None:
     now = "nothing more" if new is None else one_line(new)
     raise DatasetError(
-        f"{out} was made of other pictures: its shard {shard_name(*shard)} is of {one_line(old)}, where the "
-        f"sources have {now}",
+        f"{out} was made from other pictures: its shard {shard_name(*shard)} is from {one_line(old)}, but "
+        f"the sources have {now}",
         hint="name another folder, or restore the sources (pictures that failed may be repaired or left)",
     )
 
@@ -265,7 +265,7 @@ def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 
 def _shorten(value: Any) -> str:
-    """Return a value of a description as a message shows it."""
+    """Return a value of dataset.json as a short text for a message."""
     text = one_line(json.dumps(value), 100)
     return f"{text} ({len(value)} in all)" if text.endswith("...") and isinstance(value, list) else text
 

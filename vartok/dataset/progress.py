@@ -1,4 +1,4 @@
-"""Progress of a build: the reports of all workers, added up."""
+"""Progress and result of a build: the sums of all workers' reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Progress:
     """The state of a running build. Counts are those of this run, not of the whole data set.
 
     Attributes:
-        pictures: pictures encoded, those of unfinished shards included.
+        pictures: pictures encoded, including those in unfinished shards.
         failed: samples that failed.
         shards: shards finished.
         bytes: bytes of shards written.
@@ -50,6 +50,46 @@ class Progress:
     active: tuple[ShardProgress, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """The work of one run of `build`.
+
+    Attributes:
+        pictures: pictures encoded.
+        failed: samples that failed.
+        shards: shards finished.
+        seconds: time that it took, without loading the checkpoint.
+        pictures_per_second: rate of the run.
+    """
+
+    pictures: int
+    failed: int
+    shards: int
+    seconds: float
+    pictures_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The state of a data set after a run of `build`.
+
+    Attributes:
+        run: the work of this run.
+        complete: True if all input shards are done.
+        pictures: rows of the data set.
+        failed: samples that are not among the rows.
+        bytes: bytes of its shards.
+        shards: number of its shards.
+    """
+
+    run: RunSummary
+    complete: bool
+    pictures: int
+    failed: int
+    bytes: int
+    shards: int
+
+
 class ProgressTotals:
     """Adds up the reports of all workers.
 
@@ -66,14 +106,14 @@ class ProgressTotals:
         self._start = time.monotonic()
 
     def add(self, report: ShardProgress) -> Progress:
-        """Take in a report, and return the new state."""
+        """Add a report, and return the new state."""
         new = {
             (report.shard, failure.key): failure
             for failure in report.failures
             if (report.shard, failure.key) not in self._failed
         }
         self._failed |= new.keys()
-        # One worker at a time has an input shard; a worker that had it before has died.
+        # An input shard has one worker at a time; a worker that had it before has died.
         self._active = {
             worker: active
             for worker, active in self._active.items()

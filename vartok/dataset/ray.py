@@ -27,13 +27,13 @@ from vartok.images import Fit, Picture, configure_pillow
 from vartok.operations import encode_pictures
 
 BATCHES_PER_CHUNK = 4
-"""Batches that travel together between Ray's processes: more take memory, fewer leave cores idle."""
+"""Batches that are sent together between Ray's processes: more take memory, fewer leave cores idle."""
 
 BLOCK_BYTES = 1 << 24
 """Bytes of pixels, or of tokens, in a block of Ray Data, whose default is 128 MiB."""
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-"""The environment variable for the messages of Ray's own processes; where it is set, Ray's start is heard."""
+"""The environment variable for the messages of Ray's processes. If the user has set it, stderr is kept."""
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
             )
         yield int(ray.cluster_resources().get("GPU", 0))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if ray.is_initialized():  # the block inside raised it
+        if ray.is_initialized():  # the error is the caller's
             raise
         where = f"at {address}" if address else "could be started here"
         raise DatasetError(f"no Ray cluster {where}: {one_line(error)}") from None
@@ -74,7 +74,7 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _keep_sigterm() -> Iterator[None]:
-    """Put back the handler of SIGTERM, which Ray replaces as it starts."""
+    """Restore the handler of SIGTERM after the block, as Ray's start replaces it."""
     if threading.current_thread() is not threading.main_thread():  # Ray sets none there either
         yield
         return
@@ -87,7 +87,7 @@ def _keep_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Discard stderr at the level of the descriptor: Ray's start writes there from C++ too."""
+    """Discard what is written to the file descriptor of stderr, as Ray's start writes to it from C++ too."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -157,7 +157,7 @@ def run_ray(
 
 
 def _read_chunks(batch: dict[str, Any], *, job: Job, size: int) -> Iterator[dict[str, list[bytes]]]:
-    """Read the pictures of tasks, in a Ray task; a chunk holds up to `size` pictures of one shard."""
+    """Read the pictures of a batch of tasks, in a Ray task; a chunk holds up to `size` samples of a shard."""
     configure_pillow()
     for item in batch["task"]:
         samples = pending_samples(job, [pickle.loads(item)])
@@ -202,7 +202,7 @@ class _Encoder:
 
 @dataclass(frozen=True)
 class _LoadedPicture:
-    """A picture that a Ray task has read, or the error that it met; called in place of a reader."""
+    """A reader that returns the picture that a Ray task has read, or raises the error of that task."""
 
     result: Picture | VartokError
 

@@ -1,9 +1,9 @@
-"""The schema of a data set: the names of its files, the encoding that all its tokens share, dataset.json.
+"""The schema of a data set: names of its files, the encoding that all its tokens share, and dataset.json.
 
 OUT/
   dataset.json             model, schedule and picture settings; all shards with their sha256; completeness
-  data/00003-0000.parquet  rows of input shard 3: those of its first `shard_size` samples that did not fail
-  stats/00003-0000.json    written after the shard and marks it as done: counts, sha256, failed samples
+  data/00003-0000.parquet  part 0 of input shard 3: a row for each sample that did not fail
+  stats/00003-0000.json    written after the shard, marks it as done: counts, sha256, failed samples
   failed.jsonl             all failed samples: key, cause and shard of each
   README.md                a card for Hugging Face's loader and for people
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import atomic_write
+from vartok.files import atomic_write, os_error_reason
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule, check_schedule
 
@@ -32,7 +32,7 @@ FAILED = "failed.jsonl"
 README = "README.md"
 
 OPTIONAL_COLUMNS = ("label", "caption", "metadata")
-"""Columns of a row that sources may bring along: the attributes of `ImageTokens` with these names."""
+"""Columns of a row that sources may provide; they are also attributes of `ImageTokens`."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Encoding:
         fit: how pictures were brought to that size: "crop", "pad" or "stretch".
         zoom: zoom factor of `Fit`, 1 to 100.
         background: RGB, 0 to 255, under transparency and around padded pictures.
-        device: type of the encoder's device, as "cpu" or "cuda".
-        dtype: dtype of the encoder, as "float32".
+        device: type of the encoder's device, such as "cpu" or "cuda".
+        dtype: dtype of the encoder, such as "float32".
     """
 
     model: ModelInfo
@@ -60,11 +60,11 @@ class Encoding:
     dtype: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON has them: "model", "image" and "schedule"."""
+        """Return the settings as a JSON object with the keys "model", "image" and "schedule"."""
         image = {
             name: getattr(self, name) for name in ("size", "fit", "zoom", "background", "device", "dtype")
         }
-        # Through JSON, so that tuples are lists, as in what is read back.
+        # Through JSON, so that tuples become lists, as in a parsed file.
         document: dict[str, Any] = json.loads(
             json.dumps({"model": dataclasses.asdict(self.model), "image": image, "schedule": self.schedule})
         )
@@ -72,7 +72,7 @@ class Encoding:
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Encoding:
-        """Undo `to_dict`.
+        """Parse the result of `to_dict`.
 
         Raises:
             VartokError, TypeError, KeyError, ValueError: `document` has another structure.
@@ -98,7 +98,7 @@ class Encoding:
             height: height of the picture file in pixels.
 
         Raises:
-            TokensError: a value that no token file can hold.
+            TokensError: a value is out of the range of token files.
         """
         return ImageInfo(
             source=key,
@@ -129,7 +129,7 @@ def read_description(out: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
     except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}") from None
+        raise DatasetError(f"{path}: {os_error_reason(error)}") from None
     except (ValueError, RecursionError):
         description = None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -155,7 +155,7 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
     try:
         encoding = Encoding.from_dict(description)
         if not isinstance(description["files"], str):
-            raise DatasetError(f"files is a format's name, not {quoted(description['files'])}")
+            raise DatasetError(f"files must be a format's name, not {quoted(description['files'])}")
         columns = description.get("carried", {})
         if type(columns) is not dict or any(type(count) is not int for count in columns.values()):
             raise DatasetError("carried is not a count for every column")
@@ -172,7 +172,7 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by `text`, so that it appears whole, even after a power cut.
+    """Write a text file atomically, replacing an older one; it is never torn, even by a power cut.
 
     Raises:
         OSError: the file cannot be written.

@@ -53,16 +53,16 @@ class ShardStats:
     last: bool
 
     def to_json(self) -> str:
-        """Return one JSON object on one line, with the newline."""
+        """Return the stats as a JSON object on one line, with a newline."""
         failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
         return json.dumps({**vars(self), "failed": failed}) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ShardStats:
-        """Undo `to_json`.
+        """Parse the result of `to_json`.
 
         Raises:
-            DatasetError: `text` is something else, or only a part of it.
+            DatasetError: `text` is something else, or incomplete.
         """
         try:
             values: dict[str, Any] = json.loads(text)

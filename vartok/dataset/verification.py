@@ -1,4 +1,4 @@
-"""Verification: compares a data set's shards with their stats, and dataset.json with both."""
+"""Verify a data set: compare its shards with their stats files, and dataset.json with both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vartok.dataset.stats import ShardStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
 
 MAX_NAMED_KEYS = 5
-"""Duplicate keys that are named; more are only counted."""
+"""Largest number of duplicate keys that are named; more are only counted."""
 
 
 class Problem(NamedTuple):
@@ -50,7 +50,7 @@ class Report:
 
 
 def verify(out: str | Path) -> Report:
-    """Check a data set's counts, hashes and index ranges, and that all keys differ.
+    """Check a data set: counts, hashes, ranges of indices, and that no key occurs twice.
 
     Args:
         out: folder of the data set.
@@ -102,7 +102,7 @@ def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats)
 def _check_summary(
     out: Path, description: dict[str, Any], stats: dict[str, ShardStats], report: Report
 ) -> Iterator[Problem]:
-    """Compare dataset.json and failed.jsonl with the stats of all shards, by name."""
+    """Compare dataset.json, data/ and failed.jsonl with `stats`, the stats of all shards by name."""
     suffix = find_format(description["files"]).suffix
     if not description.get("complete"):
         yield Problem(DATASET, "is not complete: build it again, or the parts that are left")
@@ -113,7 +113,7 @@ def _check_summary(
         if isinstance(item, dict)
     }
     if listed != {f"{DATA}/{name}{suffix}": (item.pictures, item.sha256) for name, item in stats.items()}:
-        yield Problem(DATASET, "names other shards than those that have stats")
+        yield Problem(DATASET, "lists other shards than the stats files")
     known = {f"{name}{suffix}" for name in stats}
     for path in sorted((out / DATA).iterdir()):
         if path.name not in known:
@@ -143,7 +143,7 @@ def _check_keys(
     for key, where in shards.items():
         yield Problem(DATA, f"{one_line(key)} occurs {len(where)} times, in {', '.join(sorted(set(where)))}")
     if len(duplicates) > MAX_NAMED_KEYS:
-        yield Problem(DATA, f"{len(duplicates) - MAX_NAMED_KEYS:,} more keys stand more than once")
+        yield Problem(DATA, f"{len(duplicates) - MAX_NAMED_KEYS:,} more keys occur more than once")
 
 
 def _hash_key(key: str) -> int:

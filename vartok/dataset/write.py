@@ -1,4 +1,4 @@
-"""Writing: shards of encoded samples, their stats files, and the summary of the whole data set."""
+"""Write shards of encoded samples, their stats files, and the summary of the whole data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REPORT_INTERVAL = 0.2
 """Seconds between two progress reports of a shard; a failure is reported at once."""
 
 SampleResult = tuple[SampleSlot, ImageTokens | VartokError]
-"""A sample's place, and its tokens or the reason why there are none."""
+"""A sample's slot, and its tokens or the error in their place."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ShardProgress:
 
 
 class HashedFile(io.RawIOBase):
-    """A stream that is written forward, and counts and hashes its bytes.
+    """A stream for writing without seeking, which counts and hashes its bytes.
 
     Attributes:
         size: bytes written.
@@ -76,7 +76,7 @@ class HashedFile(io.RawIOBase):
         return self.size
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, any buffer of bytes, and return their number."""
+        """Write all of `data`, a bytes-like object, and return its size in bytes."""
         count = memoryview(data).nbytes
         if self._file.closed:  # the shard was given up, and Arrow's writer still writes its footer
             return count
@@ -92,11 +92,12 @@ class HashedFile(io.RawIOBase):
 
 
 def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardProgress]:
-    """Write encoded samples into shards. Each shard appears whole, and its stats file after it.
+    """Write encoded samples into shards. A shard file appears when it is complete, its stats file after it.
 
     Args:
         job: the data set.
-        results: the samples of some tasks in order, and the ends of the tasks, as `pending_samples` has them.
+        results: results for the samples of some tasks and for the ends of the tasks, in the order of
+            `pending_samples`.
 
     Yields:
         The progress of one shard after the other.
@@ -137,7 +138,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                     raise result
                 row = _add_columns(result, sample)
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
-                writer.add(row, picture or None)  # empty where the picture is not kept
+                writer.add(row, picture or None)  # empty if pictures are not kept
             except VartokError as error:
                 failed.append(FailedSample(sample.key, str(error), error.hint))
             else:

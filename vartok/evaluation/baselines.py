@@ -18,7 +18,7 @@ def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
     Args:
         pixels: [H, W, 3] uint8.
         format: "jpeg" or "webp".
-        budget: size in bytes; where even the lowest quality has more, the lowest quality is returned.
+        budget: size limit in bytes; if even the lowest quality exceeds it, the lowest quality is returned.
 
     Raises:
         ImageError: the format cannot hold that many pixels.
@@ -35,7 +35,7 @@ def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
 
 
 def decompress(data: bytes) -> NDArray[np.uint8]:
-    """Decode what `compress` wrote into [H, W, 3] uint8."""
+    """Decode a file of `compress`: [H, W, 3] uint8."""
     with Image.open(io.BytesIO(data)) as file:
         return np.asarray(file.convert("RGB"))
 

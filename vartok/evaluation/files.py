@@ -62,13 +62,13 @@ def evaluate_files(
         device: device that checkpoints are loaded on.
         dtype: dtype of their encoders and decoders.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: how a picture becomes pixels of that size: "crop", "pad", "stretch", or "native", which keeps
-            the picture's own size.
+        fit: how a picture becomes pixels of that size: "crop", "pad", "stretch"; or "native", which keeps
+            the picture's own size, rounded to whole latent cells.
         zoom: factor that a picture is scaled up by before it is cropped.
         background: colour under transparency and around a padded picture.
         schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
-        max_pixels: pixels of the largest picture that is decoded.
-        max_bytes: bytes of the largest picture that is read from a tar, a table or a URL.
+        max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
+        max_bytes: size limit of a picture in a tar, a table or a URL, in bytes.
         baselines: measure JPEG and WebP files of the tokens' size too.
         lpips: measure LPIPS too; needs torchvision and AlexNet's weights.
         rfid: measure rFID too; needs torch-fidelity and Inception's weights.
@@ -76,13 +76,13 @@ def evaluate_files(
         recursive: search folders.
         batch_size: pictures that go through the networks together; 32 on a GPU and 1 on a CPU if None.
         workers: threads that read pictures and compute metrics; one more than cores, up to 8, if None.
-        progress: called after every picture, in order, with its figures or why there are none.
+        progress: called after every picture, in order, with its scores or its failure.
 
     Returns:
-        The figures of all pictures, of each, and the failures.
+        The figures over all pictures, the scores of each, and the failures.
 
     Raises:
-        VartokError: a checkpoint cannot be loaded, a package or weights are missing, or options contradict
+        VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
             each other. A picture or source that cannot be read is a failure in the report instead.
     """
     given = make_fit(
@@ -118,7 +118,7 @@ def evaluate_files(
 
 
 def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -> list[Input]:
-    """Find the files that sources name; inputs stay as they are."""
+    """Return the inputs of all sources; an `Input` is returned unchanged."""
     if isinstance(pictures, str | Path) or hasattr(pictures, "read"):
         return find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
     inputs: list[Input] = []
@@ -128,7 +128,7 @@ def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -
 
 
 def _find_samples(inputs: Iterable[Input], max_bytes: int) -> Iterator[Sample]:
-    """Yield every picture, named by its input, and by its key in a collection."""
+    """Yield every picture, with its input's name as key, plus its own key if the input holds several."""
     for item in inputs:
         for key, sample in item.samples(max_bytes):
             yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

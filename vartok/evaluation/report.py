@@ -26,9 +26,9 @@ class Reconstruction(NamedTuple):
         pixels: [H, W, 3] uint8.
         tokens: token maps of a batch of one, on the CPU.
         unquantized_psnr: dB.
-        scale_psnr: dB after 1, 2, ... K scales; None where scales were left out.
-        lpips: LPIPS distance; None where it was not measured.
-        features: [D] Inception features; None where rFID was not asked for.
+        scale_psnr: dB after 1, 2, ... K scales; None if scales were not measured.
+        lpips: LPIPS distance; None if it was not measured.
+        features: [D] Inception features; None without rFID.
     """
 
     pixels: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Totals:
 
         Args:
             reference: [H, W, 3] uint8.
-            features: [D] Inception features of the reference; None where rFID was not asked for.
+            features: [D] Inception features of the reference; None without rFID.
             copy: the tokenizer's reconstruction.
         """
         self._schedules.add(copy.tokens.schedule)
@@ -109,7 +109,7 @@ def baseline_scores(format: str, pictures: Sequence[PictureScores], index: int) 
     Args:
         format: a key of `BASELINES`.
         pictures: scores of at least one picture.
-        index: place of the format in each picture's `baselines`.
+        index: index of the format in each picture's `baselines`.
     """
     scores = [picture.baselines[index] for picture in pictures]
     pixels = sum(picture.height * picture.width for picture in pictures)

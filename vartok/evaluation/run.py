@@ -37,7 +37,7 @@ class _Reconstructed(NamedTuple):
 
 
 class Evaluation:
-    """Measures pictures one after the other, and sums their figures up.
+    """Measures pictures one after the other, and sums up their figures.
 
     Args:
         tokenizers: measured on the same pixels; the first one's tokens set the size of the baselines' files.
@@ -90,7 +90,7 @@ class Evaluation:
             workers: threads that read pictures, and as many that compute metrics.
 
         Yields:
-            The figures of a picture, or why there are none; in order.
+            The scores of each picture, or its failure; in order.
         """
         limit = workers + batch_size
 
@@ -166,7 +166,7 @@ class Evaluation:
         by_scale: list[list[float]] = []
         if self._scales:
             for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix)  # after the loop: all scales
+                copies = to_pixels(prefix)  # after the loop, those of all scales
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
         else:
             copies = to_pixels(tokenizer.decode(tokens))
@@ -186,7 +186,7 @@ class Evaluation:
         ]
 
     def _distances(self, references: Pixels, copies: Pixels) -> list[float] | None:
-        """Compute LPIPS distances of [B, H, W, 3] pixels; None where not asked for or too small."""
+        """Compute LPIPS distances of [B, H, W, 3] pixels; None without LPIPS or if they are too small."""
         if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
             return None
         with torch.no_grad():
@@ -195,7 +195,7 @@ class Evaluation:
         return distances
 
     def _features(self, pixels: Pixels) -> Tensor | None:
-        """Compute Inception features [B, D] of [B, H, W, 3] pixels; None where not asked for."""
+        """Compute Inception features [B, D] of [B, H, W, 3] pixels; None without rFID."""
         if self._inception is None:
             return None
         with torch.no_grad():

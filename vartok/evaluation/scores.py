@@ -20,8 +20,8 @@ class Figure:
         name: attribute of `Scores` or of a class derived from it, and the key in JSON.
         title: label in tables, with the unit.
         digits: decimals in tables.
-        method: how it is computed, for comparison with other programs.
-        optional: whether tables leave it out where nothing was measured.
+        method: description of its computation, for comparison with other programs.
+        optional: if True, tables omit it if nothing was measured.
     """
 
     name: str
@@ -97,14 +97,14 @@ FIGURES = (
         name="within_budget_psnr",
         title="PSNR within budget, dB",
         digits=2,
-        method="PSNR of the files of the other pictures",
+        method="PSNR of the files that are not over budget",
         optional=True,
     ),
     Figure(
         name="tokens_within_budget_psnr",
         title="tokens' PSNR there, dB",
         digits=2,
-        method="PSNR of the first checkpoint on these other pictures",
+        method="PSNR of the first checkpoint on the pictures of these files",
         optional=True,
     ),
     Figure(
@@ -141,13 +141,13 @@ SCALE_FIGURES = (
         name="coverage",
         title="coverage",
         digits=3,
-        method="codes used / the most codes that so many tokens could use",
+        method="codes used / the most codes that so many tokens can use",
     ),
     Figure(
         name="perplexity",
         title="perplexity",
         digits=0,
-        method="2 ** entropy of the codes' distribution: as many codes, used evenly, have this entropy",
+        method="2 ** entropy of the codes' distribution: the number of evenly used codes of this entropy",
     ),
 )
 """The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
@@ -161,7 +161,7 @@ BASELINES = {
     "tokens, or the lowest",
     "webp": "lossy, method 6; the highest quality within the same budget, or the lowest",
 }
-"""Formats that are measured beside tokens, and how their files are made."""
+"""Formats that are measured as baselines, and the settings of their files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +171,12 @@ class Scores:
     Attributes:
         psnr: dB, 0 to 100.
         ssim: structural similarity, -1 to 1.
-        ms_ssim: multi-scale structural similarity, 0 to 1; None where no picture is large enough.
-        bits_per_pixel: bits of tokens or file per pixel.
-        size_bytes: bytes of tokens or file per picture.
-        lpips: LPIPS distance, 0 or more; None where it was not asked for or no picture is large enough.
+        ms_ssim: multi-scale structural similarity, 0 to 1; None if no picture is large enough.
+        bits_per_pixel: bits per pixel, of the tokens or the file.
+        size_bytes: bytes per picture, of the tokens or the file.
+        lpips: LPIPS distance, 0 or more; None if it was not measured or no picture is large enough.
         unquantized_psnr: dB, 0 to 100; None for a file.
-        scale_psnr: dB after 1, 2, ... K scales, K values; None for a file, or where scales were left out.
+        scale_psnr: dB after 1, 2, ... K scales, K values; None for a file, or if scales were not measured.
     """
 
     psnr: float
@@ -195,12 +195,12 @@ class ModelScores(Scores):
 
     Attributes:
         model: the checkpoint.
-        schedule: (h, w) of every scale; None where pictures of several sizes have several schedules.
-        rfid: Fréchet distance, 0 or more; None where it was not asked for, or for one picture.
-        blockiness: ratio, 1 where patch borders do not show; None where there are none, or no steps inside.
+        schedule: (h, w) of every scale; None if pictures of several sizes have several schedules.
+        rfid: Fréchet distance, 0 or more; None if it was not measured, or for a single picture.
+        blockiness: ratio, 1 if patch borders are not visible; None if there are no borders or no inner steps.
         reference_blockiness: blockiness of the references.
         codes_used: number of different codes in all tokens.
-        usage: use of the codebook, by all scales and by each.
+        usage: usage of the codebook, by all scales and by each.
     """
 
     model: ModelInfo
@@ -219,8 +219,9 @@ class BaselineScores(Scores):
     Attributes:
         format: a key of `BASELINES`.
         over_budget: number of pictures whose smallest file is larger than their tokens.
-        within_budget_psnr: PSNR of the other pictures, in dB; None where there are none.
-        tokens_within_budget_psnr: PSNR of the first checkpoint on these, in dB; None where there are none.
+        within_budget_psnr: PSNR of the other pictures' files, in dB; None if there are none.
+        tokens_within_budget_psnr: PSNR of the first checkpoint on these other pictures, in dB; None if there
+            are none.
     """
 
     format: str
@@ -239,7 +240,7 @@ class PictureScores:
         width: width of the encoded pixels.
         notes: remarks on how the picture was read, one sentence each.
         models: scores of every checkpoint, in the order in which they were given.
-        baselines: scores of every format of `BASELINES`; empty where they were not asked for.
+        baselines: scores of every format of `BASELINES`; empty if they were not measured.
     """
 
     name: str
@@ -271,7 +272,7 @@ class EvaluationReport:
         pictures: number of pictures that were measured.
         ms_ssim_pictures: number of these that are large enough for MS-SSIM.
         models: means of every checkpoint, in the order in which they were given; empty without pictures.
-        baselines: means of every format of `BASELINES`; empty where they were not asked for.
+        baselines: means of every format of `BASELINES`; empty if they were not measured.
         by_picture: scores of every picture, in order.
         failures: pictures that were not measured, in order.
         fit: how pictures became the pixels that were encoded.
@@ -294,7 +295,7 @@ class EvaluationReport:
         return sorted(self.by_picture, key=lambda scores: scores.models[0].psnr)[:count]
 
     def methods(self) -> dict[str, str]:
-        """Return how the figures of this report are computed, by name: reference, figures, formats."""
+        """Return the methods of this report, by name: the reference, its figures, its formats."""
         columns = [*self.models, *self.baselines]
         usage = [model.usage.overall for model in self.models]
         figures = [

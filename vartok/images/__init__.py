@@ -1,7 +1,7 @@
 """Picture files to RGB pixels, pixels to tensors, and back. Independent of models; imports no torch.
 
-`reading` decodes files, `color` brings them to sRGB, `fit` scales them, `tensors` converts pixels, `writing`
-encodes them.
+`reading` decodes files, `color` converts to sRGB, `fit` scales pictures, `tensors` converts pixels, `writing`
+encodes files.
 """
 
 from vartok.images.color import parse_color

@@ -24,7 +24,7 @@ def parse_color(text: str) -> tuple[int, int, int]:
     """Parse a colour: a name ("white"), "#rgb" or "#rrggbb", or any other opaque colour of CSS.
 
     Raises:
-        ImageError: anything else.
+        ImageError: the text is not such a colour.
     """
     try:
         color: tuple[int, ...] = ImageColor.getrgb(text)
@@ -37,7 +37,10 @@ def parse_color(text: str) -> tuple[int, int, int]:
 
 
 def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
-    """Return the values of black and white, for levels that are not bytes; note where they are guessed."""
+    """Return the values of black and white in a grey picture of more than 8 bits.
+
+    A note is added to `notes` if they are the picture's own minimum and maximum.
+    """
     tags: Any = getattr(source, "tag_v2", {})
     black, white = 0.0, 255.0
     if source.mode.startswith("I;16") or (source.mode == "I" and source.format in ("PNG", "PPM")):
@@ -58,7 +61,14 @@ def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
 def to_rgb(
     image: Image.Image, background: tuple[int, int, int], grey: tuple[float, float], notes: list[str]
 ) -> Image.Image:
-    """Return the picture in sRGB, transparency laid on the background."""
+    """Convert a picture to 8-bit sRGB, composited on the background.
+
+    Args:
+        image: picture of any mode.
+        background: RGB, 0 to 255, under transparency.
+        grey: values of black and white, see `grey_scale`.
+        notes: remarks for the user, to which this may add one.
+    """
     to_srgb = _icc_transform(image, notes)
     if image.mode == "RGB" and not to_srgb and not image.has_transparency_data:
         return image
@@ -74,14 +84,14 @@ def to_rgb(
 
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield a picture in strips, which hold no second copy of the whole."""
+    """Yield a picture in horizontal strips, so that no second copy of the whole is in memory."""
     rows = max(1, fit.STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.Image, Image.Image | None]:
-    """Return the picture in 8 bits a level, and its opacity; None where it is opaque."""
+    """Return the picture with 8-bit levels, and its alpha channel; None if it is opaque."""
     if image.mode[0] in "IF":
         values = np.asarray(image)
         black, white = grey
@@ -107,7 +117,7 @@ def _finite(image: Image.Image) -> NDArray[Any]:
 
 
 def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from the embedded ICC profile to sRGB; None where there is none to apply."""
+    """Return the transform from the embedded ICC profile to sRGB; None if there is none to apply."""
     data = image.info.get("icc_profile")
     if not data:
         return None
@@ -128,7 +138,7 @@ def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTra
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     """Return True if no colour changes by more than rounding.
 
-    Profiles of sRGB have many names, so 4,913 colours are compared instead.
+    sRGB profiles have many names, so 4,913 colours are compared instead.
     """
     steps = np.linspace(0, 255, 17).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)

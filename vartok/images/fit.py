@@ -26,10 +26,10 @@ MAX_SIDE = 1 << 18
 MAX_ZOOM = 100.0
 
 LARGE = 1 << 24
-"""Pixels from which pictures count as large: they are decoded one at a time, and scaled in strips."""
+"""Number of pixels above which a picture is large: it is decoded alone, and scaled in strips."""
 
 STRIP = 1 << 20
-"""Pixels of a strip, the part of a large picture that is scaled or converted at once."""
+"""Number of pixels in a strip, the part of a large picture that is scaled or converted at once."""
 
 _large_image_lock = threading.Lock()
 
@@ -41,7 +41,7 @@ class Fit:
     Attributes:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
             "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
-            each side to the nearest multiple of `multiple`. By Lanczos; a side that fits is kept.
+            each side to the nearest multiple of `multiple`. Resampling is Lanczos.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
@@ -64,7 +64,7 @@ class Fit:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
 
-    if TYPE_CHECKING:  # the generated one, but for size, which may be one side
+    if TYPE_CHECKING:  # the generated __init__, except that `size` may be one side
 
         def __init__(
             self,
@@ -90,9 +90,11 @@ class Fit:
         if self.mode not in FITS:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
-            raise ImageError("max_pixels, max_bytes and multiple are at least 1")
+            raise ImageError(
+                f"max_pixels, max_bytes and multiple must be at least 1, multiple up to {MAX_SIDE}"
+            )
         if not 1 <= self.zoom <= MAX_ZOOM:
-            raise ImageError(f"zoom is from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
+            raise ImageError(f"zoom must be from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
         if isinstance(self.background, str):
             raise ImageError(
                 f"a background is three levels from 0 to 255, not {quoted(self.background)}",
@@ -108,7 +110,7 @@ def large_image_lock(pixels: int) -> AbstractContextManager[object]:
     """Return a lock that lets one thread at a time process a large picture, which bounds memory.
 
     Args:
-        pixels: number of pixels; where they are few, the result locks nothing.
+        pixels: number of pixels; up to `LARGE`, the result locks nothing.
     """
     return _large_image_lock if pixels > LARGE else nullcontext()
 
@@ -129,7 +131,8 @@ def restore_size(
         [height, width, 3] uint8, C-contiguous.
 
     Raises:
-        ImageError: an impossible or too large size, an unknown mode, or "crop", which cannot be undone.
+        ImageError: the size is invalid or too large, the mode is unknown, or it is "crop", which cannot be
+            undone.
     """
     check_pixels(pixels, "HW3")
     check_size(width, height, max_pixels)
@@ -144,7 +147,7 @@ def restore_size(
 
 
 def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
-    """Fit an RGB picture: [H, W, 3] uint8, C-contiguous."""
+    """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
     height, width = fit.size
     if fit.mode == "crop":
         # torchvision's arithmetic: the long side is cut to whole pixels, the offset rounded half to even.
@@ -168,19 +171,19 @@ def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
 
 
 def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
-    """Refuse a picture's size.
+    """Check the size of a picture.
 
     Args:
         width: width in pixels, from a file.
         height: height in pixels, from a file.
         max_pixels: pixel limit.
-        hint: hint of the error where the pixels are too many.
+        hint: hint of the error for too many pixels.
 
     Raises:
-        ImageError: sides that are not positive integers, a side above `MAX_SIDE`, or too many pixels.
+        ImageError: a side is not a positive integer or exceeds `MAX_SIDE`, or there are too many pixels.
     """
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
-        raise ImageError(f"{quoted(width)} x {quoted(height)} pixels are no picture")
+        raise ImageError(f"{quoted(width)} x {quoted(height)} pixels are not a picture's size")
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"has a side of more than {MAX_SIDE:,} pixels")
     if width * height > max_pixels:
@@ -200,12 +203,12 @@ def _scale(
 ) -> NDArray[np.uint8]:
     """Scale to width x height by Lanczos, and cut out the window (left, top, right, bottom).
 
-    Results of few pixels are computed whole before they are cut: resampling a part alone rounds a few levels
-    differently. Of large results only the window is computed, in strips.
+    A small result is computed whole and then cut, as resampling a part alone rounds a few levels differently.
+    Large results are computed for the window only, in strips.
     """
     left, top, right, bottom = window or (0, 0, width, height)
     if width * image.height > max(LARGE, width * height, image.width * image.height):
-        # Pillow may widen a tall picture first, which takes far more memory than before or after.
+        # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
         image = image.resize((image.width, height), Resampling.LANCZOS)
     if width * height <= LARGE:
         return np.array(image.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
 COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
-"""Formats whose decoders take this many times the memory of others: `max_pixels` is divided by it."""
+"""Formats whose decoders take more memory than others, and by how much `max_pixels` is divided for them."""
 
-# Left out are formats that run a program (EPS), are stubs (BUFR, GRIB, HDF5, MPEG, WMF), or hide a second
+# This leaves out formats that run a program (EPS), are stubs (BUFR, GRIB, HDF5, MPEG, WMF), or hide a second
 # picture or an archive of any size behind a small header (BLP, FITS, ICNS, IPTC). TGA has no signature, so
 # it is tried last.
 READABLE = (
@@ -64,7 +64,7 @@ class Picture:
         pixels: [H, W, 3] uint8 sRGB, C-contiguous.
         width: width of the original as a viewer shows it, in pixels.
         height: height of the original as a viewer shows it, in pixels.
-        notes: remarks for the user, e.g. "animation: took the first of 12 frames".
+        notes: remarks for the user, such as "animation: took the first of 12 frames".
     """
 
     pixels: NDArray[np.uint8]
@@ -80,9 +80,9 @@ def picture_suffixes() -> tuple[str, ...]:
 
 
 def configure_pillow(*, quiet: bool = True) -> None:
-    """Configure Pillow for a program of vartok's own; this changes it for the whole process.
+    """Configure Pillow for a program that uses vartok; this changes the whole process.
 
-    Pillow's own pixel limit is removed, so that `Fit.max_pixels` alone holds.
+    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies.
 
     Args:
         quiet: keep libtiff from writing to stderr, up to hundreds of lines about one broken file.
@@ -98,22 +98,23 @@ def configure_pillow(*, quiet: bool = True) -> None:
 def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
-    EXIF orientation is applied, an embedded ICC profile converted to sRGB, transparency laid on the
-    background; the first of several frames or pages is taken. Grey of 16 bits is rescaled (65535 is white),
-    and so is TIFF's of 12; floats from 0 to 1 are too (1 is white). Grey that has no white of its own, other
-    floats and TIFF's signed and 32-bit integers, is stretched from the picture's least value, black, to its
-    greatest, white, with a note; NaN is black. Colour of 16 bits keeps its high bytes, as Pillow reads it.
+    EXIF orientation is applied, an embedded ICC profile is converted to sRGB, and transparency is composited
+    on the background. The first of several frames or pages is taken. Grey levels of 16 bits are rescaled
+    (65535 is white), and so are TIFF's 12-bit levels and floats from 0 to 1 (1 is white). Other floats, and
+    TIFF's signed and 32-bit integers, do not define white: they are rescaled from the picture's minimum,
+    black, to its maximum, white, with a note. NaN is black. Colours of 16 bits keep their high bytes, as
+    Pillow reads them.
 
     Args:
         file: path of a regular file, or the bytes of one.
-        fit: how the picture becomes pixels; `Fit()`, the centre at 256x256, if None.
+        fit: the fit of the picture, with its limits; `Fit()`, the centre at 256x256, if None.
 
     Returns:
         The fitted pixels, the original's size, and notes for the user.
 
     Raises:
-        ImageError: a file that cannot be opened, is no picture that vartok reads, is broken, or has more
-            than `fit.max_pixels` or `fit.max_bytes`; the message does not name the file. Also an argument
+        ImageError: the file cannot be opened, is no picture that vartok reads, is broken, or exceeds
+            `fit.max_pixels` or `fit.max_bytes`; the message does not name the file. Or an argument is
             of another type.
     """
     fit = Fit() if fit is None else fit
@@ -131,7 +132,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
             return _read(stream, fit)
     except ImageError:
         raise
-    except Exception as error:  # broken bytes make Pillow's plugins raise anything
+    except Exception as error:  # Pillow's plugins raise any type for broken bytes
         raise _explain(error, fit.max_pixels) from error
 
 
@@ -143,7 +144,7 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
         max_bytes: size limit in bytes.
 
     Raises:
-        ImageError: a file that cannot be opened, or that is larger than `max_bytes`.
+        ImageError: the file cannot be opened, or is larger than `max_bytes`.
     """
     with _open(path) as stream:
         data = stream.read(max_bytes + 1)
@@ -169,7 +170,7 @@ def _open(file: str | Path | bytes) -> BinaryIO:
                 raise ImageError("is a folder, not a picture")
             if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
                 raise ImageError("is not a regular file; vartok reads a pipe as standard input")
-            # Opened here, not by Pillow, which would map it: a file cut short meanwhile kills the process.
+            # Pillow would memory-map a path, and a mapped file that is truncated meanwhile kills the process.
             stream = open(file, "rb")  # noqa: SIM115
             size = status.st_size
         except (OSError, ValueError) as error:
@@ -190,7 +191,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     notes = []
     try:
         frames = getattr(source, "n_frames", 1)
-    except Exception:  # counting reads the other frames; a broken one does not spoil the first
+    except Exception:  # counting reads the other frames, which may be broken
         frames = 1
         source = Image.open(stream, formats=formats)
     if frames > 1 and source.format in ("TIFF", "DCX"):
@@ -205,7 +206,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     with large_image_lock(source.width * source.height):
         _scale_transparency(source)
         source.load()
-        check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # now certain
+        check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded
         grey = grey_scale(source, notes)
         image = _upright(source, notes)
         del source
@@ -240,10 +241,10 @@ def _scale_transparency(source: ImageFile) -> None:
 
 
 def _upright(source: Image.Image, notes: list[str]) -> Image.Image:
-    """Return the picture turned as its EXIF orientation says."""
+    """Return the picture rotated and flipped according to its EXIF orientation."""
     try:
         turn = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken block makes Pillow raise anything; the pixels are whole
+    except Exception:  # Pillow raises any type for broken EXIF data; the pixels are whole
         notes.append("ignored its EXIF data, which is broken")
         turn = None
     return source if turn is None else source.transpose(turn)

@@ -1,4 +1,4 @@
-"""Pixels to tensors and PIL images, and back. torch is imported inside functions."""
+"""Convert pixels to tensors and PIL images, and back. torch is imported inside functions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
-    """Convert PIL images to pixels. They are converted to RGB and not fitted: `read_picture` does more.
+    """Convert PIL images to RGB pixels, without fit or orientation; `read_picture` does all that for files.
 
     Args:
         images: an image, or images of one size.
@@ -68,7 +68,7 @@ def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
         [B, H, W, 3] uint8.
 
     Raises:
-        ImageError: no image, or images of several sizes.
+        ImageError: there is no image, or they have several sizes.
     """
     images = [images] if isinstance(images, Image.Image) else list(images)
     sizes = {image.size for image in images}
@@ -88,10 +88,10 @@ def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
 
 
 def check_pixels(pixels: NDArray[np.uint8], axes: str) -> None:
-    """Refuse an array that is not [axes] uint8 with three channels, e.g. "HW3".
+    """Check that an array is uint8 with these axes, such as "HW3", three channels and at least one pixel.
 
     Raises:
-        ImageError: another shape or dtype.
+        ImageError: it has another shape or dtype.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != len(axes) or pixels.shape[-1] != 3 or not pixels.size:
         shape = ", ".join(axes)

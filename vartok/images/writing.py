@@ -1,4 +1,4 @@
-"""Picture files from pixels."""
+"""Encode pixels as picture files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
     """Encode pixels as a picture file. png and webp are lossless; jpg has quality 95 and 4:4:4 chroma.
 
-    Equal pixels give equal bytes.
+    The same pixels give the same bytes.
 
     Args:
         pixels: [H, W, 3] uint8 sRGB.
@@ -37,7 +37,7 @@ def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
         The file's bytes.
 
     Raises:
-        ImageError: another shape, dtype or format, or a side that the format cannot hold.
+        ImageError: `pixels` has another shape or dtype, the format is unknown, or it cannot hold the size.
     """
     check_pixels(pixels, "HW3")
     if format not in FORMATS:

@@ -1,1 +1,1 @@
-"""The networks: VAR's autoencoder, the `light` one, the quantizer, and the VQ-VAE that joins them."""
+"""The networks: VAR's autoencoder, the `light` autoencoder, the quantizer, and the whole VQ-VAE."""

@@ -1,21 +1,20 @@
-"""The networks optimized for inference on a CPU: the same sums of products with less memory traffic.
+"""The networks optimized for inference on a CPU: equal outputs up to rounding, with less memory traffic.
 
-`optimize_for_cpu` replaces the modules of a loaded model, whose plain form is in `layers`, `light` and
-`quantizer`:
+`optimize_for_cpu` replaces the modules of a loaded model, which `layers`, `light` and `quantizer` define:
 
-- Maps are channels last in memory, as oneDNN's convolutions want them.
-- Convolution weights are packed once for the shape of map that comes first (`PackedConv2d`).
-- A residual block's last convolution adds to the shortcut's map in place. A ReLU runs as its convolution
-  writes.
-- Upsampling and its convolution are one transposed convolution, 16 products instead of 36.
-- In the quantizer, upsampling is a product with a matrix that is kept for every pair of grids, and phi is
-  one convolution, with the identity's share added to its weights.
+- Feature maps are channels last in memory, the layout of oneDNN's convolutions.
+- Convolution weights are packed once for an input shape (`PackedConv2d`).
+- A residual block's last convolution adds its output to the shortcut in place. The ReLU between two
+  convolutions is fused into the first.
+- Nearest-neighbour upsampling and its 3x3 convolution are one transposed convolution: 16 products for an
+  input cell instead of 36.
+- In the quantizer, upsampling is a product with a cached matrix, and phi is one convolution, whose weights
+  include the identity's (1 - r).
 
-Every output equals the plain modules' up to rounding. The latent and the tokens do not depend on the batch
-or on torch's number of threads, bit for bit: `GroupNorm` and `PaddedLookup` sum in a fixed order, and no
-1x1 convolution uses a kernel that torch chooses by the number of threads. Decoded images may differ between
-numbers of threads in the last bits of float32 (`_Upsample2x`), so that a pixel may differ by one level of 8
-bits where its value lies between two.
+The latent and the tokens are the same, bit for bit, for any batch and any number of threads: `GroupNorm` and
+`PaddedLookup` sum in a fixed order, `silu_` rounds alike, and no 1x1 convolution uses a kernel that torch
+chooses by the number of threads. Decoded images may differ between numbers of threads in the last bits of
+float32 (`_Upsample2x`), and after rounding to 8 bits by one level.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import contextlib
 import copy
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,42 +32,41 @@ from torch import Tensor, nn
 
 from vartok.models import light
 from vartok.models.layers import AttnBlock, ResnetBlock, Upsample2x
+from vartok.models.packed_conv import PackedConv2d, PublicConv2d, can_pack
 from vartok.models.quantizer import Lookup, MultiScaleQuantizer, Phi
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Grid
 
 MAX_MATRIX = 1 << 18
-"""Weights of the largest matrix that upsamples, 1 MiB, so that little is kept; above, torch interpolates."""
+"""Largest number of elements of an upsampling matrix, 1 MiB of float32; beyond it, torch interpolates."""
 
 STRIPS = 32
-"""Partial sums per channel in a group norm: more are more exact, and slower where they leave the cache."""
-
+"""Largest number of partial sums of a channel in a group norm. More are more accurate, but slower once they
+exceed the cache."""
 
 PARALLEL_GRAIN = 1 << 15
-"""Values of the smallest part that torch gives to a thread in an elementwise operation."""
+"""torch's grain size: the smallest number of elements that a thread gets in an elementwise operation."""
 
 VECTOR = 64
-"""Values that a processor's vector unit handles in one or several whole steps, in any precision."""
+"""A number of elements that fills whole SIMD vectors, on every processor and in any precision."""
 
 LOOKUP_CELLS = 64
-"""Cells that are looked up together: of 4096 codes, 1 MiB of distances, which a core's cache holds."""
+"""Cells per lookup. Their distances to 4096 codes take 1 MiB of float32, which fits into a core's cache."""
 
 ARGMIN_BLOCK = 64
-"""Codes among which the nearest is found together: 64 blocks are the least work for 4096 codes."""
-
-_ops: Any = torch.ops.mkldnn  # emitted by torch's own compiler for a CPU; not part of torch's public names
+"""Codes per block of `_argmin`: for 4096 codes, 64 blocks of 64 are the least work."""
 
 
 def optimize_for_cpu(model: VQVAE, *, networks: bool = True) -> None:
-    """Replace a model's modules by those of this file, in place.
+    """Replace a model's modules by their CPU versions, in place.
 
-    Afterwards the model can only infer: it has no state dict, no gradients, and blocks overwrite the map
-    that they are given. Networks in a dtype for which oneDNN has no packed convolution stay plain, unless
-    that is float32, for which torch's public operations are used.
+    Afterwards the model is for inference only: it has no gradients, its state dict is not VAR's, and
+    residual blocks overwrite their input. Where oneDNN cannot pack convolutions of the networks' dtype,
+    float32 networks use `PublicConv2d`, and networks of another dtype are not replaced.
 
     Args:
-        model: on a CPU, its networks in the dtype that they shall run in.
-        networks: replace encoder and decoder too, not the quantizer alone.
+        model: model on a CPU, with the networks in their final dtype.
+        networks: replace encoder and decoder too; if False, the quantizer alone.
     """
     dtype = model.quant_conv.weight.dtype
     for name, part in model.named_children():
@@ -77,152 +74,16 @@ def optimize_for_cpu(model: VQVAE, *, networks: bool = True) -> None:
             setattr(model, name, _optimized(part))
 
 
-class PackedConv2d(nn.Module):
-    """`nn.Conv2d` with weights packed by oneDNN, which may add to a map or apply a ReLU as it writes.
-
-    Weights are packed for the shape of map that comes first, and packed anew where the shape changes,
-    since weights packed for another shape can take 30 times as long. Only one copy is kept.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self._geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        self._weight: tuple[torch.Size | None, Tensor] = (None, weight)  # the shape it is packed for
-
-    def forward(self, x: Tensor, *, into: Tensor | None = None, relu: bool = False) -> Tensor:
-        """[B, in, H, W] -> [B, out, H', W'], channels last; added to `into`, in place, if that is given."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = self._weight_for(x)
-        if into is None:
-            after = "relu" if relu else "none"
-            return _ops._convolution_pointwise(x, weight, self.bias, *self._geometry, after, [], "")
-        into = into.contiguous(memory_format=torch.channels_last)
-        how: Any = (weight, self.bias, *self._geometry, "add", None, None, [], None)
-        return _ops._convolution_pointwise_.binary(into, x, *how)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weights, packed or plain; what they hold cannot be read where they are packed."""
-        return self._weight[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Packed weights can be neither copied nor pickled.
-        return {**self.__dict__, "_weight": (None, _unpacked(self._weight[1]))}
-
-    def _weight_for(self, x: Tensor) -> Tensor:
-        shape, weight = self._weight  # read once: another thread may replace it
-        if not x.numel():
-            return _unpacked(weight)
-        if shape != x.shape:
-            weight = _ops._reorder_convolution_weight(_unpacked(weight), *self._geometry, list(x.shape))
-            self._weight = x.shape, weight
-        return weight
-
-
-class PublicConv2d(nn.Module):
-    """`PackedConv2d` by torch's public operations, for processors without oneDNN's packed convolutions."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self._geometry: Any = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-
-    def forward(self, x: Tensor, *, into: Tensor | None = None, relu: bool = False) -> Tensor:
-        """[B, in, H, W] -> [B, out, H', W'], channels last; added to `into`, in place, if that is given."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        if self.weight.shape[2:] == (1, 1) and self._geometry[:2] == ((1, 1), (0, 0)):
-            # F.conv2d chooses its 1x1 kernel, and with it the rounding, by the number of threads.
-            y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        else:
-            y = F.conv2d(x, self.weight, self.bias, *self._geometry)
-        if relu:
-            y = y.relu_()
-        return y if into is None else into.contiguous(memory_format=torch.channels_last).add_(y)
-
-
-def _unpacked(weight: Tensor) -> Tensor:
-    if not weight.is_mkldnn:
-        return weight
-    return weight.to_dense().contiguous(memory_format=torch.channels_last)
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Return whether `PackedConv2d` is known to work here for a dtype.
-
-    oneDNN's operations are not public, and crash on processors without AVX2. They are used only where
-    torch and oneDNN may both use AVX2 (AVX-512 for bfloat16), and after they gave `nn.Conv2d`'s values.
-    """
-    backend = torch.backends.mkldnn
-    if not backend.is_available() or not backend.enabled:
-        return False
-    wanted = ("AVX512", "AVX10") if dtype == torch.bfloat16 else ("AVX2", "AVX512", "AVX10")
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "ALL"
-    if not torch.backends.cpu.get_cpu_capability().upper().startswith(wanted):
-        return False
-    return limit.upper().startswith((*wanted, "ALL", "DEFAULT")) and _packed_conv_is_right(dtype)
-
-
-@functools.cache
-def _packed_conv_is_right(dtype: torch.dtype) -> bool:
-    """Compare `PackedConv2d` with `nn.Conv2d` for every form of call that the models make."""
-    if dtype == torch.bfloat16:
-        supported = getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
-    else:
-        supported = dtype == torch.float32
-    # Where Arm's library stands in for oneDNN's own kernels, torch's compiler avoids these operations too.
-    if not supported or getattr(_ops, "_is_mkldnn_acl_supported", bool)():
-        return False
-    tolerance = 1e-4 if dtype == torch.float32 else 0.1
-    try:
-        # in and out channels, kernel, stride, padding
-        for form in (
-            (8, 8, 3, 1, 1),
-            (48, 24, 1, 1, 0),
-            (5, 12, 3, 2, 0),
-            (3, 32, 16, 16, 0),
-            (8, 16, 2, 2, 0),
-        ):
-            conv, x = _probe(*form, dtype)
-            plain = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
-            other = torch.ones_like(plain)
-            packed = PackedConv2d(conv)
-            found = [packed(x), packed(x, relu=True), packed(x, into=other.clone())]
-            wanted = [plain, plain.relu(), plain + other]
-            for one, another in zip(found, wanted, strict=True):
-                if not torch.allclose(one.float(), another.float(), rtol=tolerance, atol=tolerance):
-                    return False
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return True
-
-
-def _probe(
-    channels: int, out: int, kernel: int, stride: int, padding: int, dtype: torch.dtype
-) -> tuple[nn.Conv2d, Tensor]:
-    """Return a convolution and its input, of values that need no random numbers."""
-
-    def waves(*shape: int) -> Tensor:
-        values = torch.arange(math.prod(shape), dtype=torch.float32, device="cpu").mul_(1.7).sin_()
-        return values.view(shape).to(dtype)
-
-    with torch.random.fork_rng(devices=[]):  # nn.Conv2d draws weights, which are replaced
-        conv = nn.Conv2d(channels, out, kernel, stride, padding, device="cpu", dtype=dtype)
-    conv.requires_grad_(False)
-    conv.weight.copy_(waves(*conv.weight.shape) / math.sqrt(channels * kernel**2))
-    assert conv.bias is not None
-    conv.bias.copy_(waves(out))
-    return conv, waves(1, channels, 32, 32)
-
-
 class GroupNorm(nn.Module):
-    """`nn.GroupNorm` for maps that are channels last, exact to float32 and the same for any threads.
+    """`nn.GroupNorm` for channels-last maps: accurate to float32, and equal for any number of threads.
 
-    torch's own sums over such maps run through a channel's values one after the other: over 512x512 cells
-    the result is off by 1e-3 where the mean is five times the deviation. They are also split among the
-    threads, so that rounding depends on their number. Here every partial sum is one thread's.
+    On such maps torch adds up a channel's values one by one: over 512x512 cells the result is off by 1e-3
+    if the mean is five times the standard deviation. torch also splits the sums among threads, so that
+    rounding depends on their number. Here a channel has up to `STRIPS` partial sums, all computed by one
+    thread. Maps of another dtype than float32 go through `nn.GroupNorm`.
+
+    Args:
+        norm: the module to replace; its weight and bias are used.
     """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
@@ -230,7 +91,7 @@ class GroupNorm(nn.Module):
         self._norm = norm
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W], channels last; `out` may be `x` itself."""
+        """Normalize [B, C, H, W], channels last. A float32 result is written to `out`, which may be `x`."""
         if x.dtype != torch.float32:
             return self._norm(x)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -241,12 +102,12 @@ class GroupNorm(nn.Module):
         return out
 
     def _affine(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factor and the summand, [C] each, that normalize [H, W, C]."""
+        """Return scale and shift, [C] each, that normalize a picture [H, W, C]: picture * scale + shift."""
         H, W, C = picture.shape
         groups = self._norm.num_groups
         strips = math.gcd(H * W, STRIPS)
         columns = picture.reshape(1, -1, 1, strips * C).permute(0, 3, 1, 2)
-        with one_thread():  # several would each sum a part of the rows
+        with one_thread():  # several threads would each sum a part of the rows
             statistics = torch.batch_norm_update_stats(columns, None, None, 0)
         mean, variance = (part.view(strips, groups, -1) for part in statistics)
         center = mean.mean((0, 2), keepdim=True)
@@ -257,7 +118,7 @@ class GroupNorm(nn.Module):
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute with one of its threads."""
+    """Set torch's number of threads to one inside the block."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -270,10 +131,17 @@ def one_thread() -> Iterator[None]:
 
 
 def silu_(x: Tensor) -> Tensor:
-    """Apply SiLU in place, rounded alike for any number of threads.
+    """Apply SiLU, rounded alike for any number of threads.
 
-    torch splits the values evenly among its threads, and rounds those that fill no vector at a part's end
-    otherwise than the rest. So the parts are made multiples of a vector.
+    torch splits a tensor evenly among its threads. Values at the end of a part that fill no whole SIMD
+    vector are rounded differently. Here every part starts at a multiple of `VECTOR`, so that such values
+    occur only at the end of the tensor.
+
+    Args:
+        x: [B, C, H, W]; overwritten if it is channels last.
+
+    Returns:
+        [B, C, H, W], channels last.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     flat = x.permute(0, 2, 3, 1).reshape(-1)
@@ -291,18 +159,18 @@ def silu_(x: Tensor) -> Tensor:
 
 
 class SiLU(nn.Module):
-    """`nn.SiLU`, in place, by `silu_`."""
+    """`nn.SiLU`, computed by `silu_`."""
 
     def __init__(self, _: nn.SiLU) -> None:
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same."""
+        """[B, C, H, W] -> [B, C, H, W]."""
         return silu_(x)
 
 
 class _ResnetBlock(nn.Module):
-    """`layers.ResnetBlock`."""
+    """`layers.ResnetBlock`, which overwrites its input if the shortcut is the identity."""
 
     def __init__(self, block: ResnetBlock) -> None:
         super().__init__()
@@ -318,7 +186,7 @@ class _ResnetBlock(nn.Module):
 
 
 class _AttnBlock(nn.Module):
-    """`layers.AttnBlock`."""
+    """`layers.AttnBlock`, which adds to its input in place."""
 
     def __init__(self, block: AttnBlock) -> None:
         super().__init__()
@@ -331,9 +199,9 @@ class _AttnBlock(nn.Module):
 
 
 class _Upsample2x(nn.Module):
-    """`layers.Upsample2x` as one transposed convolution: a cell's 2x2 copies reach 4x4 cells.
+    """`layers.Upsample2x` as one transposed 4x4 convolution: a cell's 2x2 copies affect 4x4 output cells.
 
-    oneDNN rounds it by the number of threads: decoded pictures may differ in the last bits of float32.
+    oneDNN's rounding of it depends on the number of threads.
     """
 
     def __init__(self, upsample: Upsample2x) -> None:
@@ -353,7 +221,7 @@ class _Upsample2x(nn.Module):
 
 
 class _LightBlock(nn.Module):
-    """`light.Block`."""
+    """`light.Block`, which adds to its input in place."""
 
     def __init__(self, block: light.Block) -> None:
         super().__init__()
@@ -365,11 +233,12 @@ class _LightBlock(nn.Module):
 
 
 class PaddedLookup(Lookup):
-    """`quantizer.Lookup`, ten times as fast on a CPU, whose result depends on the cell alone.
+    """`quantizer.Lookup` for a CPU: ten times as fast, and a cell's code depends on that cell alone.
 
-    Pad to a fixed width: BLAS sums narrow matrices in another order, and the nearest code would depend on
-    the batch. The codes are padded too, to a multiple of 64: of few codes, BLAS divides the sums among
-    threads. Padding codes are infinitely far.
+    Cells are padded to a fixed number, `LOOKUP_CELLS`: BLAS sums narrow matrices in another order, and the
+    nearest code would depend on the batch. Codes are padded to a multiple of `ARGMIN_BLOCK`: with few codes
+    BLAS splits the sums among threads, and the nearest code would depend on their number. Padding codes have
+    an infinite distance.
     """
 
     def __init__(self, codes: Tensor, *, znorm: bool) -> None:
@@ -380,10 +249,10 @@ class PaddedLookup(Lookup):
         if missing:
             self.codes = F.pad(self.codes, (0, 0, 0, missing))
             self.norms = F.pad(self.norms, (0, 0, 0, missing), value=math.inf)
-        self._table = self.codes.new_empty(len(self.codes), LOOKUP_CELLS)  # allocating it anew is slow
+        self._table = self.codes.new_empty(len(self.codes), LOOKUP_CELLS)  # allocating it again is slow
 
     def cells_at_once(self) -> int:
-        """Return the table's width."""
+        """Return the largest number of cells that `nearest` takes."""
         return self._table.shape[1]
 
     def nearest(self, cells: Tensor) -> Tensor:
@@ -401,9 +270,9 @@ class PaddedLookup(Lookup):
 
 
 def _argmin(table: Tensor) -> Tensor:
-    """Return the row of every column's smallest value, the lowest of equals: [V, N] -> [N] int64."""
+    """Return the row of every column's minimum, the first of equal ones: [V, N] -> [N] int64."""
     V, N = table.shape
-    # torch finds a minimum ten times faster than its place: so first the minimum of every block.
+    # torch finds a minimum ten times faster than its index, so find every block's minimum first.
     blocks = table.view(V // ARGMIN_BLOCK, ARGMIN_BLOCK, N)
     block = blocks.amin(1).T.contiguous().argmin(1)
     inside = blocks.permute(2, 0, 1)[torch.arange(N, device=table.device), block].argmin(1)
@@ -411,7 +280,7 @@ def _argmin(table: Tensor) -> Tensor:
 
 
 class _Quantizer(MultiScaleQuantizer):
-    """`quantizer.MultiScaleQuantizer`."""
+    """`quantizer.MultiScaleQuantizer` with `PaddedLookup`, folded phis and cached upsampling matrices."""
 
     lookup_class = PaddedLookup
 
@@ -432,14 +301,14 @@ class _Quantizer(MultiScaleQuantizer):
 
 @functools.lru_cache(maxsize=64)
 def _upsampling(grid: Grid, finer: Grid) -> Tensor:
-    """Return the bicubic weights, [cells of `finer`, cells of `grid`] float32."""
+    """Return the matrix of bicubic upsampling: [cells of `finer`, cells of `grid`] float32."""
     cells = grid[0] * grid[1]
     alone = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, *grid)
     return F.interpolate(alone, finer, mode="bicubic").view(cells, -1).T.contiguous()
 
 
 def _folded(phi: Phi) -> Phi:
-    """Return a convolution that alone does (1 - r) h + r conv(h)."""
+    """Return a copy of phi whose weights, as a plain convolution, compute (1 - r) h + r conv(h)."""
     folded = copy.deepcopy(phi).requires_grad_(False)
     folded.weight.mul_(phi.ratio)[:, :, 1, 1].diagonal().add_(1 - phi.ratio)
     if folded.bias is not None:

@@ -8,10 +8,10 @@ from vartok.models.vqvae import VQVAE
 
 
 def optimize_for_cuda(model: VQVAE) -> None:
-    """Keep the networks' weights channels last where they are in a reduced precision, in place.
+    """Convert the weights of networks in bfloat16 or float16 to channels last, in place.
 
-    cuDNN's kernels for bfloat16 and float16 take maps that are channels last; in float32 they are not
-    faster so, and the tokens stay those of the plain layout.
+    cuDNN's kernels for these dtypes work on channels-last maps. Its float32 kernels are no faster with them,
+    so float32 networks keep the default layout, and with it their tokens.
     """
     for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
         if model.quant_conv.weight.dtype != torch.float32:

@@ -52,7 +52,7 @@ class AttnBlock(nn.Module):
         B, C, H, W = x.shape
         # [B, 3C, H, W] -> three times [B, 1 head, H*W, C]
         q, k, v = self.qkv(self.norm(x)).view(B, 3, 1, C, H * W).transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v)  # takes no [H*W, H*W] memory
+        h = F.scaled_dot_product_attention(q, k, v)  # fused: no [H*W, H*W] matrix in memory
         return h.transpose(-1, -2).reshape(B, C, H, W)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vartok.config import LightConfig
 
 CELL = 4
-"""Side of one cell of the networks' finest feature maps, in pixels: no layer runs at full resolution."""
+"""Side of a cell of the networks' finest feature maps, in pixels; no layer runs at full resolution."""
 
 
 class Block(nn.Module):
@@ -91,7 +91,7 @@ class DecoderNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Linear transform of patches, a convolution whose stride is its kernel, plus the residual network."""
+    """Linear transform of patches (a convolution with stride = kernel size), plus the residual network."""
 
     def __init__(self, config: LightConfig, z_channels: int) -> None:
         super().__init__()

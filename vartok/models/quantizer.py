@@ -1,4 +1,4 @@
-"""The multi-scale residual quantizer: one codebook, coarse to fine.
+"""The multi-scale residual quantizer: one codebook for all scales, applied coarse to fine.
 
 Source: Tian et al. 2024, arXiv:2404.02905, Algorithms 1 and 2. Attribute names are VAR's.
 """
@@ -17,21 +17,21 @@ from vartok.config import TokenizerConfig
 from vartok.schedule import Grid, Schedule, phi_index
 
 MAX_DISTANCES = 1 << 24
-"""Distances computed at once, 64 MiB of float32: bounds how many cells are looked up together."""
+"""Largest number of distances that `Lookup` computes at once, 64 MiB of float32."""
 
 
 def area_pool(f: Tensor, grid: Grid) -> Tensor:
     """Average [B, C, h, w] over the cells of a coarser grid: [B, C, *grid]."""
-    if f.device.type == "mps":  # MPS pools only where the grids divide
+    if f.device.type == "mps":  # on MPS, torch needs `grid` to divide [h, w]
         return area_pool(f.cpu(), grid).to(f.device)
     return F.interpolate(f, grid, mode="area")
 
 
 class Phi(nn.Conv2d):
-    """phi(h) = (1 - r) h + r conv3x3(h), which smooths an upsampled map: [B, C, h, w] -> the same.
+    """phi(h) = (1 - r) h + r conv3x3(h), which refines an upsampled map.
 
     Attributes:
-        ratio: r, 0 or more.
+        ratio: r = |quant_resi|.
     """
 
     def __init__(self, channels: int, ratio: float) -> None:
@@ -63,7 +63,7 @@ class Lookup:
     """Nearest-code search: smallest |z|^2 + |e|^2 - 2 z.e, or with znorm the largest cosine.
 
     Args:
-        codes: [V, C] float32; the codebook as it is now.
+        codes: [V, C] float32, the codebook.
         znorm: compare directions instead of Euclidean distances.
     """
 
@@ -87,11 +87,11 @@ class Lookup:
         return torch.cat([self.nearest(part) for part in parts]).view(B, h, w)
 
     def cells_at_once(self) -> int:
-        """Return how many cells `nearest` is given at most."""
+        """Return the largest number of cells that `nearest` is called with."""
         return max(1, MAX_DISTANCES // len(self.codes))
 
     def nearest(self, cells: Tensor) -> Tensor:
-        """Return the indices of the codes nearest to [N, C] cells: [N] int64."""
+        """Return the index of each cell's nearest code: [N, C] float32 -> [N] int64."""
         if self.znorm:
             return (self.codes @ F.normalize(cells, dim=-1).T).neg_().argmin(0)
         distances = cells.square().sum(1) + self.norms
@@ -104,8 +104,8 @@ class ScaleStep(NamedTuple):
     Attributes:
         indices: [B, h_k, w_k] int64 in [0, V), the scale's token map.
         f_hat: [B, C, h, w] float32, the sum over the scales so far.
-        cells: [B, C, h_k, w_k] float32, the pooled residual that was looked up; None where token maps
-            are decoded.
+        cells: [B, C, h_k, w_k] float32, the pooled residual that was looked up; None if token maps were
+            decoded.
     """
 
     indices: Tensor
@@ -117,8 +117,8 @@ class MultiScaleQuantizer(nn.Module):
     """A codebook of V vectors, and the phis that refine the upsampled token maps.
 
     Attributes:
-        phis: the phis, in the order that `phi_index` counts them; empty where phi is the identity.
-        lookup_class: the nearest-code search that `lookup` makes.
+        phis: the phis, in the order of `phi_index`; empty if phi is the identity.
+        lookup_class: class of the nearest-code search.
     """
 
     lookup_class: type[Lookup] = Lookup
@@ -126,10 +126,10 @@ class MultiScaleQuantizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.using_znorm = config.using_znorm
-        self.ema_vocab_hit_SV: Tensor  # [K, V], the use counts of VAR's trainer; nothing here reads them
+        self.ema_vocab_hit_SV: Tensor  # [K, V], usage counts of VAR's trainer; unused here
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(config.patch_nums), config.vocab_size))
-        # Zeros until trained or loaded: nn.Embedding's own random start, on the meta device where
-        # checkpoints are loaded, makes torch import its compiler, which takes longer than all the rest.
+        # Zeros: nn.Embedding's random weights make torch import its compiler on the meta device, where
+        # checkpoints are loaded. The import takes longer than everything else.
         codes = torch.zeros(config.vocab_size, config.z_channels)
         self.embedding: nn.Embedding = nn.Embedding.from_pretrained(codes, freeze=False)
         self.phis: Sequence[nn.Module]
@@ -159,10 +159,10 @@ class MultiScaleQuantizer(nn.Module):
         return [step.indices for step in self.scale_steps(schedule, latent=latent)]
 
     def decode(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
-        """Add token maps up.
+        """Compute f_hat, the sum over scales, from token maps.
 
         Args:
-            maps: the first scales' maps, at least one; map k is [B, h_k, w_k] int64 in [0, V).
+            maps: maps of the first scales, at least one; map k is [B, h_k, w_k] int64 in [0, V).
             schedule: (h, w) of all K scales.
 
         Returns:
@@ -181,8 +181,8 @@ class MultiScaleQuantizer(nn.Module):
             schedule: (h, w) of all K scales.
 
         Returns:
-            [B, L - h_0 w_0, C] float32; the f_hat of the scales before each scale but the first,
-            area-pooled to its grid; coarse to fine, each grid row by row.
+            [B, L - h_0 w_0, C] float32: for every scale but the first, f_hat of the scales before it,
+            area-pooled to its grid. Scales are in order, the cells of a grid row by row.
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
@@ -200,11 +200,11 @@ class MultiScaleQuantizer(nn.Module):
         Args:
             schedule: (h, w) of all K scales, the last one the latent's.
             latent: [B, C, h, w] float32 to quantize.
-            maps: instead of `latent`: the first scales' maps, [B, h_k, w_k] int64 in [0, V);
-                the loop ends where they end.
+            maps: token maps to decode, instead of `latent`: [B, h_k, w_k] int64 in [0, V) for the first
+                scales. The loop runs over these scales only.
 
         Yields:
-            A `ScaleStep` each, coarse to fine. Gradients flow from f_hat to codebook and phis.
+            The `ScaleStep` of each scale, coarse to fine. Gradients flow from f_hat to codebook and phis.
         """
         f_hat, residual = None, latent
         lookup = self.lookup() if latent is not None else None
@@ -228,7 +228,7 @@ class MultiScaleQuantizer(nn.Module):
             yield ScaleStep(indices, f_hat, cells)
 
     def lookup(self) -> Lookup:
-        """Return a nearest-code search over the codebook as it is now."""
+        """Return a nearest-code search over the current codebook."""
         return self.lookup_class(self.embedding.weight.detach(), znorm=self.using_znorm)
 
     def upsample(self, h: Tensor, grid: Grid) -> Tensor:
@@ -236,17 +236,17 @@ class MultiScaleQuantizer(nn.Module):
         return F.interpolate(h.contiguous(), grid, mode="bicubic")
 
     def refine(self, h: Tensor, k: int, scales: int) -> Tensor:
-        """Apply the phi that serves scale `k` of `scales` to [B, C, h, w]."""
+        """Apply the phi of scale `k` of `scales`: [B, C, h, w] -> [B, C, h, w]."""
         return self.phis[phi_index(k, scales, len(self.phis))](h) if self.phis else h
 
     def fingerprint(self) -> str:
-        """Hash all that stands between tokens and f_hat: 64 hex digits of a sha256.
+        """Return the sha256, 64 hex digits, of everything that maps tokens to f_hat.
 
         The hash covers the codebook, every phi's weight, bias and ratio, and the number of phis, which
-        decides which phi serves which scale. Values are hashed as little-endian float32, so that device
-        and file format make no difference. Encoder and decoder are not part of it.
+        assigns phis to scales. Values are hashed as little-endian float32, so that device and file format
+        make no difference. Encoder and decoder are not part of it.
         """
-        assert all(isinstance(phi, Phi) for phi in self.phis)  # not folded yet
+        assert all(isinstance(phi, Phi) for phi in self.phis)  # `optimize_for_cpu` comes later
         digest = hashlib.sha256()
         codes = self.embedding.weight
         digest.update(f"codebook {codes.shape[0]}x{codes.shape[1]} phis {len(self.phis)}\n".encode())

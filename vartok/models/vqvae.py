@@ -1,4 +1,4 @@
-"""VAR's multi-scale VQ-VAE: autoencoder and quantizer, joined."""
+"""VAR's multi-scale VQ-VAE: encoder, quantizer and decoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from vartok.models.quantizer import MultiScaleQuantizer
 
 
 class VQVAE(nn.Module):
-    """The whole model. Its state dict has VAR's names; encoder and decoder may be of a smaller dtype.
+    """The whole model, with VAR's names in its state dict.
+
+    The quantizer is float32. Encoder, decoder and their convolutions may have a smaller dtype.
 
     Source: Tian et al. 2024, arXiv:2404.02905.
     """
@@ -31,10 +33,10 @@ class VQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(z, z, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return the latent that the quantizer takes: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32."""
+        """Encode images to the latent: [B, 3, H, W] in [-1, 1] -> [B, C, h, w] float32."""
         return self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))).float()
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """Return the images of f_hat: [B, C, h, w] -> [B, 3, H, W] float32, clamped to [-1, 1]."""
+        """Decode f_hat to images: [B, C, h, w] -> [B, 3, H, W] float32, clamped to [-1, 1]."""
         z = self.post_quant_conv(f_hat.to(self.post_quant_conv.weight.dtype))
         return self.decoder(z).float().clamp(-1, 1)

@@ -13,7 +13,9 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class PatchDiscriminator(nn.Sequential):
-    """PatchGAN discriminator: [B, 3, H, W] -> logits [B, 1, about H/8, about W/8], one for 70x70 pixels.
+    """PatchGAN discriminator: [B, 3, H, W] -> logits [B, 1, about H/8, about W/8].
+
+    A logit has a receptive field of 70x70 pixels.
 
     Source: Isola et al. 2017, arXiv:1611.07004, section 6.1.2.
     """
@@ -48,8 +50,8 @@ class Adversary:
         """Return the generator loss with VQGAN's adaptive weight, ‖∇rec‖ / ‖∇gan‖: a scalar.
 
         Args:
-            images: [B, 3, H, W] in [-1, 1], the originals. They pass the discriminator together with the
-                reconstructions, as in its own step, so that its batch normalisation sees the same mix.
+            images: [B, 3, H, W] in [-1, 1], the originals. The discriminator gets them together with the
+                reconstructions, as in its own step, so that its batch normalization sees the same mix.
             reconstruction: [B, 3, H, W], as decoded, with gradient.
             loss: reconstruction loss, a scalar.
 
@@ -70,7 +72,7 @@ class Adversary:
             images: [B, 3, H, W] in [-1, 1], the originals.
             reconstruction: [B, 3, H, W], as decoded; detached here.
         """
-        self._optimizer.zero_grad()  # the generator loss has left gradients here
+        self._optimizer.zero_grad()  # clear the gradients of the generator loss
         real, fake = self._parallel(torch.cat([images, reconstruction.detach()])).chunk(2)
         loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
         self._accelerator.backward(loss)

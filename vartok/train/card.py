@@ -34,8 +34,8 @@ def describe(
         processes: number of processes.
         device: device of the main process.
         precision: precision of the networks in training.
-        validation: quality of the exported weights; None where no picture is held out.
-        origin: the checkpoint that was fine-tuned; None where training began from scratch.
+        validation: quality of the exported weights; None if no picture is held out.
+        origin: the checkpoint that was fine-tuned; None if training began from scratch.
     """
     config = settings.model
     crop = "x".join(map(str, reversed(config.image_size)))

@@ -1,8 +1,8 @@
 """The codebook in training: exponential moving averages (EMA), and re-initialisation of dead codes.
 
-A code of the 1x1 scale is used for one token a picture, one of the 16x16 scale perhaps for hundreds. If all
-tokens counted alike, the fine scales would take over the codebook, and codes of the coarse scales would seem
-dead: the collapse that trainers of multi-scale tokenizers report. So each scale has a weight, by default 1/K.
+The 1x1 scale has one token a picture, the 16x16 scale 256. If all tokens counted equally, the fine scales
+would take over the codebook, and codes of the coarse scales would seem dead: the collapse that trainers of
+multi-scale tokenizers report. So each scale has a weight, by default 1/K.
 
 Sources: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1 (EMA); Dhariwal et al. 2020,
 arXiv:2005.00341, section 3 (random restarts).
@@ -19,7 +19,7 @@ from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
 from vartok.train.settings import QuantizerSettings
 
 MAX_RESIDUAL_SHARE = 0.25
-"""Largest share of a step's residuals that become new codes: more would mostly be the finest scales'."""
+"""Largest share of a step's residuals that become new codes. Beyond it, most would be the finest scale's."""
 
 
 class EMACodebook:
@@ -27,7 +27,8 @@ class EMACodebook:
 
     Attributes:
         usage: [K, V] float32, EMA of each code's share of a scale's tokens; a row sums to 1.
-        sums: [K, V, C] float32, EMA of the sum of the residuals assigned to a code, over a scale's tokens.
+        sums: [K, V, C] float32, EMA of the sum of the residuals assigned to a code, divided by the number
+            of the scale's tokens.
         replace_every: steps from one re-initialisation of dead codes to the next: an eighth of the EMA's
             memory, 1 / (1 - decay).
     """
@@ -60,7 +61,7 @@ class EMACodebook:
         self._residuals: list[Tensor] = []
 
     def update(self, scales: Sequence[ScaleStep], mean: Callable[[Tensor], Tensor]) -> None:
-        """Add a step to the averages, and set the codes to them if `codebook` is "ema".
+        """Update the averages, and, if the setting `codebook` is "ema", set the codes to the mean residuals.
 
         Args:
             scales: K steps of the quantizer, for this process's part of the batch.
@@ -80,7 +81,7 @@ class EMACodebook:
         self.sums.lerp_(mean(sums), 1 - decay)
         if self._settings.codebook == "ema":
             share = self._weighted_mean(self.usage)[:, None]
-            reliable = share > 1e-3 / len(share)  # the mean of hardly any residuals is noise
+            reliable = share > 1e-3 / len(share)  # the mean of very few residuals is noise
             codes = self._quantizer.embedding.weight
             means = self._weighted_mean(self.sums) / share.clamp(min=1e-12)
             codes.data.copy_(torch.where(reliable, means, codes))
@@ -88,9 +89,9 @@ class EMACodebook:
     def replace_dead_codes(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Re-initialise dead codes from residuals of the last step.
 
-        A code is dead if its usage is below `dead_code_threshold` / V. Residuals of scales that use few codes
-        are drawn more often; each becomes one code at most. At most `MAX_RESIDUAL_SHARE` of the residuals are
-        used at once; other dead codes wait for the next call.
+        A code is dead if its usage is below `dead_code_threshold` / V. Residuals are drawn without
+        replacement, more often from scales that use few codes. At most `MAX_RESIDUAL_SHARE` of them are used;
+        the other dead codes wait for the next call.
 
         Args:
             seed: seed of the random draw.

@@ -1,7 +1,7 @@
 """Training data: pictures of folders, tar shards and lists as batches of random crops, in a fixed order.
 
 All processes iterate over one stream of pictures; of N processes, process r takes pictures r, r + N, ...
-So any number of processes sees the same batches, and a resumed run continues where it was.
+So the batches do not depend on the number of processes, and a resumed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
 
 SHUFFLE_BUFFER = 1000
-"""Pictures from which the next is drawn: a tar is read in order, and this shuffles its pictures."""
+"""Size in pictures of the buffer that shuffles the stream, as a tar is read in order."""
 
 MAX_UNREADABLE_RUN = 64
 """Unreadable pictures in a row after which training gives up."""
@@ -41,7 +41,7 @@ class StreamPosition:
 
     Attributes:
         epoch: number of the epoch, from 0.
-        offset: pictures of the epoch before this position; beyond its length, it is in a later epoch.
+        offset: number of the epoch's pictures before this position; it may run into later epochs.
     """
 
     epoch: int = 0
@@ -54,7 +54,7 @@ class Batch:
 
     Attributes:
         pixels: [B, H, W, 3] uint8.
-        unreadable: one line for each picture that could not be read; readable ones are repeated instead.
+        unreadable: one line for each unreadable picture, in whose place a readable one is repeated.
         after: position of the next batch.
     """
 
@@ -74,7 +74,7 @@ class Pictures:
         settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
         seed: seed of the order and the crops.
-        exclude: folder that is passed over, if it lies in one of the sources.
+        exclude: folder that is not searched, if it lies in one of the sources.
 
     Raises:
         SourceError: a source does not exist or cannot be searched, or there are no pictures.
@@ -109,8 +109,8 @@ class Pictures:
             workers: threads that read.
 
         Returns:
-            At most `val_pictures` arrays [H, W, 3] uint8: scaled to cover the crop's size, then its centre.
-            Unreadable ones are left out.
+            At most `val_pictures` arrays [H, W, 3] uint8, scaled to cover the crop's size and cropped to the
+            centre. Unreadable pictures are left out.
         """
         fit = Fit(size=self.size)
 
@@ -122,7 +122,7 @@ class Pictures:
 
         if not self.settings.val_fraction:
             return []
-        # Shuffled: in order they might all be of one folder or one shard.
+        # Shuffled, as the first files may all be of one folder or one shard.
         files = random.Random(0).sample(self._files, len(self._files))
         chosen = (sample for sample in _samples(files) if self._is_held_out(sample))
         pixels = (
@@ -135,17 +135,17 @@ class Pictures:
     def batches(
         self, size: int, position: StreamPosition, *, rank: int = 0, world_size: int = 1, workers: int = 1
     ) -> Iterator[Batch]:
-        """Yield batches without end, read ahead in threads.
+        """Yield batches without end; threads read ahead.
 
         Args:
             size: crops per batch, for this process.
-            position: where the stream begins.
+            position: position of the first picture in the stream.
             rank: number of this process, from 0.
             world_size: number of processes.
             workers: threads that read.
 
         Raises:
-            TrainError: many pictures in a row cannot be read.
+            TrainError: many pictures in a row cannot be read, or there are none to train on.
         """
 
         def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
@@ -179,7 +179,7 @@ class Pictures:
             yield Batch(np.stack([*good, *filled]), bad, after)
 
     def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Sample]]:
-        """Yield training pictures without end: the position after each, its number in the epoch, and it."""
+        """Yield training pictures without end: position after it, number in the epoch, sample."""
         skipped = position.offset
         for epoch in itertools.count(position.epoch):
             number = 0
@@ -207,7 +207,7 @@ class Pictures:
         return zlib.crc32(sample.key.encode(errors="replace")) % round(1 / fraction) == 0
 
     def _crop(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return a random crop, perhaps mirrored, with color jitter: [H, W, 3] uint8."""
+        """Return a random crop with random mirroring, grey and color jitter: [H, W, 3] uint8."""
         height, width = self.size
         picture = Image.fromarray(sample.read(Fit(mode="native", multiple=1)).pixels)
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
@@ -255,5 +255,5 @@ def _read_shard(place: str) -> Iterator[Sample]:
 
 
 def _place(sample: Sample) -> str:
-    """Return where a user finds a picture."""
+    """Return a picture's path or URL, or its key in a tar, for a message."""
     return str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key

@@ -18,18 +18,19 @@ class Processes:
     Attributes:
         accelerator: accelerate.Accelerator.
         device: device of this process.
-        precision: "bf16" or "float32", of the networks.
+        precision: precision of the networks, "bf16" or "float32".
         rank: number of this process, from 0.
         world_size: number of processes.
         is_main: True for the one process that writes and reports.
 
     Args:
-        device: as for `vartok.load`; with several processes a GPU has no number, as each takes its own.
+        device: as for `vartok.load`, but without a GPU's number if there are several processes.
         precision: "bf16", "float32", or "auto".
 
     Raises:
         DeviceError: the device is not there.
-        TrainError: the precision is not possible here, or processes were started that do not see each other.
+        TrainError: the device does not support the precision, several processes were given one GPU, or the
+            processes do not find each other.
     """
 
     def __init__(self, device: str, precision: str) -> None:
@@ -43,7 +44,7 @@ class Processes:
                 raise TrainError(f"{started} processes cannot share {device}: each takes a GPU of its own")
             torch.cuda.set_device(chosen)
         self.precision = "bf16" if takes_bf16(precision, chosen) else "float32"
-        # A schedule of few scales leaves some phis unused.
+        # With a schedule of few scales, some phis are unused.
         parallel = DistributedDataParallelKwargs(find_unused_parameters=True)
         try:
             self.accelerator: Any = Accelerator(
@@ -57,8 +58,8 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        if started != self.world_size:  # accelerate lets each train alone
-            raise TrainError(f"{started} processes were started, but they do not see each other")
+        if started != self.world_size:  # accelerate would let each train alone
+            raise TrainError(f"{started} processes were started, but they do not find each other")
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
@@ -90,12 +91,12 @@ class Processes:
         return round(float(self.mean(torch.tensor(float(value), device=self.device))) * self.world_size)
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have called this."""
         self.accelerator.wait_for_everyone()
 
 
 def takes_bf16(precision: str, device: torch.device) -> bool:
-    """Return True if networks compute in bfloat16: if asked for, or by "auto" where the hardware has it."""
+    """Return True if networks compute in bfloat16: for "bf16", and for "auto" if the hardware has it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

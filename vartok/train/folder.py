@@ -3,9 +3,9 @@
 from vartok.checkpoints import RUN_WEIGHTS
 
 STATE = "state.pt"
-"""Everything that a resumed run needs."""
+"""The state from which a run is resumed."""
 SETTINGS = "settings.toml"
-"""The settings, as the run uses them."""
+"""All settings of the run."""
 WEIGHTS = RUN_WEIGHTS
 """The exported checkpoint."""
 CARD = "weights.md"

@@ -52,11 +52,10 @@ def init_quantizer(
     """Set phis to the identity, and the codebook by k-means over the residuals of all scales.
 
     Every scale contributes equally many residuals, as a coarse token covers many cells. The first round
-    computes a scale's residuals as if the scales before it were exact, each further round with the codebook
-    so far.
+    computes residuals as if quantization were exact, each further round with the codebook so far.
 
     Args:
-        quantizer: on the latents' device; changed in place.
+        quantizer: quantizer on the latents' device, changed in place.
         latents: [N, C, h, w] float32.
         schedule: (h, w) of every scale, the last one the latents'.
         rounds: rounds of k-means.
@@ -83,7 +82,7 @@ def init_quantizer(
             points = _sample_evenly(residuals, quantizer.embedding.num_embeddings, random)
             _k_means(quantizer, points, random, number == 0, stage, deadline, report)
             if number + 1 < rounds:
-                # Half of the time that is left at most: the round needs the other half.
+                # At most half of the time that is left, as the next round needs the other half.
                 residuals = _residuals(quantizer, latents, schedule, deadline.within(0.5), report)
     return rounds
 
@@ -114,7 +113,7 @@ def _residuals(
     deadline: Deadline,
     report: Callable[[StartProgress], None],
 ) -> list[Tensor]:
-    """Return every scale's residuals, [n, C], as the quantizer looks them up."""
+    """Return every scale's residuals, [n, C], as the quantizer looks them up; fewer after the deadline."""
     found: list[list[Tensor]] = [[] for _ in schedule]
     for number, part in enumerate(latents.split(CHUNK)):
         if number and deadline.passed():
@@ -128,7 +127,7 @@ def _residuals(
 
 
 def _sample_evenly(residuals: list[Tensor], vocab_size: int, random: torch.Generator) -> Tensor:
-    """Draw equally many residuals of every scale, with replacement: [n, C]."""
+    """Draw equally many residuals from every scale, with replacement: [n, C]."""
     each = -(-POINTS_PER_CODE * vocab_size // len(residuals))
     return torch.cat(
         [rows[torch.randint(len(rows), (each,), generator=random).to(rows.device)] for rows in residuals]

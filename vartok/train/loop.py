@@ -1,4 +1,4 @@
-"""The training loop, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
+"""The training run, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,29 +23,26 @@ from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
-from vartok.train.folder import CARD, LOGS, SAMPLES, SETTINGS, STATE, WEIGHTS
+from vartok.train.event_log import EventLog
+from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
 from vartok.train.kmeans import Deadline
-from vartok.train.objective import latent_loss, reconstruction_loss
 from vartok.train.progress import Event, Meter, Progress
-from vartok.train.settings import OptimizerSettings, RunSettings, TrainSettings
+from vartok.train.settings import RunSettings, TrainSettings
 from vartok.train.settings_file import dump_settings
 from vartok.train.start import LinearTransform, frozen_encoder, start_from_checkpoint, start_from_pictures
 from vartok.train.state import (
     Origin,
-    TrainingState,
     create_state,
-    diverged,
     read_state,
     restore_state,
     save_state,
 )
+from vartok.train.step import check_health, replace_dead_codes, training_step, update_ema
 from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
 START_FRACTION = 0.25  # largest share of the time limit for initialisation
 REPORT_EVERY = 10  # steps; a report synchronizes with the device
-REPLACE_UNTIL = 0.95  # share of the run; usage falls again after it, but new codes need time to settle
-COLLAPSED = 0.1  # share of the peak perplexity, below which training has failed
 
 
 def train(
@@ -67,21 +63,21 @@ def train(
     Args:
         settings: settings of the run, see `read_settings`.
         sources: folders, tar shards, lists (.txt) and picture files.
-        run: folder of the run; made if it does not exist.
+        run: folder of the run; created if it does not exist.
         resume: continue from the state in `run`.
         device: "auto", "cpu", "cuda", ...
         workers: threads that read pictures, per process.
-        report: is called with progress, validations and notes.
-        should_stop: is called after every step; if it returns True, the state is saved and the run ends.
+        report: called with progress, validations and notes.
+        should_stop: called after every step; if it returns True, the state is saved and the run ends.
 
     Returns:
         True if the run is complete, False if it was stopped.
 
     Raises:
-        TrainError: the folder holds another run, training diverged, or memory or time was too short.
+        TrainError: the folder holds another run, training diverged, or there was too little memory or time.
         SourceError: there are no pictures.
         OutputError: the run cannot be written.
-        VartokError: a package, a checkpoint or LPIPS's weights are missing.
+        VartokError: a package, the checkpoint to fine-tune, or LPIPS's weights are missing.
     """
     check_packages()
     run = Path(run)
@@ -156,7 +152,7 @@ def _train(
             before, _ = validate(tokenizer, validation_pictures, step=0)
             report(before)
         origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
-        # The run's folder and its card name the checkpoint, not its place on this machine.
+        # The run's folder and its card name the checkpoint, not its path on this machine.
         start = dataclasses.replace(settings.start, weights=checkpoint.name)
         settings = dataclasses.replace(settings, start=start)
     else:
@@ -172,7 +168,7 @@ def _train(
     if saved is not None:
         restore_state(run, state, saved, settings)
         if saved["pictures"] != pictures.fingerprint:
-            report("the pictures are not those that the run began with: they come in another order")
+            report("the pictures differ from those that the run began with, and so does their order")
     if lpips is not None:
         lpips.to(processes.device).requires_grad_(False)
 
@@ -195,7 +191,7 @@ def _train(
         report(f"nothing to train: the run is as long as its settings say, {state.step:,} steps")
     if processes.is_main:
         write_bytes(run / SETTINGS, dump_settings(settings).encode(), overwrite=True)
-    log = _EventLog(run) if processes.is_main else None
+    log = EventLog(run) if processes.is_main else None
 
     def save_and_validate() -> None:
         if processes.is_main:
@@ -240,11 +236,11 @@ def _train(
     for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
         if fraction >= 1:
             break
-        values = _training_step(state, settings, processes, images, lpips, fraction)
+        values = training_step(state, settings, processes, images, lpips, fraction)
         state.step += 1
         state.position = batch.after
-        _update_ema(state, settings.optimizer.ema_decay)
-        _replace_dead_codes(state, settings, processes, fraction)
+        update_ema(state, settings.optimizer.ema_decay)
+        replace_dead_codes(state, settings, processes, fraction)
         for line in batch.unreadable:
             if line not in unreadable:
                 report(line)
@@ -254,7 +250,7 @@ def _train(
         fraction = fraction_done()
         if state.step % REPORT_EVERY == 0 or fraction >= 1:
             means = {name: float(processes.mean(value)) for name, value in meter.means().items()}
-            _check_health(run, state, settings, means["loss"])
+            check_health(run, state, settings, means["loss"])
             progress = Progress(
                 step=state.step,
                 fraction=fraction,
@@ -298,7 +294,7 @@ def _check_batch_size(batch_size: int, world_size: int) -> None:
 
 
 def _prepare_folder(run: Path, resume: bool) -> None:
-    """Make the folder of a run, and check that it holds no other one."""
+    """Create the run's folder. Refuse a folder with a run, or with `resume` a folder without one."""
     if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
         raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
     if resume and not (run / STATE).is_file():
@@ -310,7 +306,7 @@ def _prepare_folder(run: Path, resume: bool) -> None:
 
 
 def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
-    """Return the part of the run that is done, in [0, 1], by steps or by time."""
+    """Return the fraction of the run that is done, in [0, 1]: of its steps or its time, the larger one."""
     fraction = step / run.steps
     if run.minutes is not None:
         fraction = max(fraction, seconds / (60 * run.minutes))
@@ -318,7 +314,7 @@ def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
 
 
 class _BatchMover:
-    """Moves a batch to the device; called in a thread, while the device computes the step before."""
+    """Function that moves a batch to the device, in a thread, while the device computes the step before."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -329,109 +325,3 @@ class _BatchMover:
         if on_gpu:
             images = images.pin_memory()
         return batch, images.to(self._device, non_blocking=on_gpu, memory_format=torch.channels_last)
-
-
-def _training_step(
-    state: TrainingState,
-    settings: TrainSettings,
-    processes: Processes,
-    images: Tensor,
-    lpips: nn.Module | None,
-    fraction: float,
-) -> dict[str, Tensor]:
-    """Update the weights, the discriminator and the codebook; return scalars to report."""
-    weights = settings.loss
-    _set_learning_rates(state, settings.optimizer, fraction)
-    out = state.parallel_model(images, state.step < settings.optimizer.encoder_warmup_steps)
-    loss, squared = reconstruction_loss(out.reconstruction, images, weights, settings.model.downsample, lpips)
-    total = loss + latent_loss(out, weights)
-    adversary = state.adversary if state.step >= weights.adversarial_start else None
-    if adversary is not None:
-        total = total + weights.adversarial * adversary.generator_loss(images, out.reconstruction, loss)
-    processes.accelerator.backward(total)
-    processes.accelerator.clip_grad_norm_(state.model.parameters(), settings.optimizer.grad_clip)
-    state.parallel_optimizer.step()
-    state.parallel_optimizer.zero_grad()
-    if adversary is not None:
-        adversary.discriminator_step(images, out.reconstruction)
-    state.codebook.update(out.scales, processes.mean)
-    return {
-        "loss": total.detach(),
-        "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
-        "commitment": out.commitment.detach(),
-        "latent_anchor": out.latent_anchor.detach(),
-    }
-
-
-def _set_learning_rates(state: TrainingState, settings: OptimizerSettings, fraction: float) -> None:
-    factor = min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
-    if settings.decay_fraction:
-        factor *= min(1.0, max(0.0, (1 - fraction) / settings.decay_fraction))
-    for group in state.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-
-
-@torch.no_grad()
-def _update_ema(state: TrainingState, decay: float) -> None:
-    """Update the EMA of the weights; with a smaller decay in the first steps, far from the final weights."""
-    decay = min(decay, (1 + state.step) / (10 + state.step))
-    pairs = list(zip(state.ema_model.parameters(), state.model.model.parameters(), strict=True))
-    torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
-
-
-def _replace_dead_codes(
-    state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
-) -> None:
-    """Re-initialise dead codes every few steps, in the averaged weights too."""
-    if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
-        return
-    if state.step % state.codebook.replace_every == 0:
-        seed = settings.run.seed * 1_000_003 + state.step
-        replaced = state.codebook.replace_dead_codes(seed, processes.gather)
-        codes = state.model.model.quantize.embedding.weight.detach()
-        state.ema_model.quantize.embedding.weight[replaced] = codes[replaced]
-        state.replaced_codes += len(replaced)
-
-
-def _check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:
-    """Raise TrainError if the loss is not finite or the codebook has collapsed."""
-    if not math.isfinite(loss):
-        raise diverged(run, state.step)
-    perplexity = state.codebook.total_perplexity()
-    if state.step * (1 - settings.quantizer.codebook_ema_decay) > 3:  # the initial even usage is forgotten
-        state.peak_perplexity = max(state.peak_perplexity, perplexity)
-    if perplexity < COLLAPSED * state.peak_perplexity:
-        raise TrainError(
-            f"the codebook has collapsed at step {state.step}: its perplexity fell from "
-            f"{state.peak_perplexity:.0f} to {perplexity:.0f}",
-            hint="set [optimizer] encoder_lr lower, or [loss] latent_anchor higher",
-        )
-
-
-class _EventLog:
-    """TensorBoard's log in the run's folder; opened with the first value."""
-
-    def __init__(self, run: Path) -> None:
-        self._folder = run / LOGS
-        self._writer: Any = None
-
-    def add(self, step: int, **values: float) -> None:
-        """Add scalars of a step."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder))
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def add_progress(self, progress: Progress, means: dict[str, float], state: TrainingState) -> None:
-        """Add the scalars of a report."""
-        self.add(progress.step, **{f"train/{name}": value for name, value in means.items()})
-        scales = {f"perplexity/scale_{k:02}": value for k, value in enumerate(progress.perplexity)}
-        total = {"perplexity/all": state.codebook.total_perplexity()}
-        others = {
-            "train/replaced_codes": float(progress.replaced_codes),
-            "train/images_per_second": progress.images_per_second,
-            "train/lr": state.optimizer.param_groups[0]["lr"],
-        }
-        self.add(progress.step, **scales, **total, **others)

@@ -40,7 +40,8 @@ class TrainingModel(nn.Module):
 
     Args:
         model: the network that is trained.
-        anchor: frozen network [B, 3, H, W] -> [B, z, h, w], whose latents the encoder's stay near.
+        anchor: frozen network [B, 3, H, W] -> [B, z, h, w]; the loss `latent_anchor` pulls the encoder's
+            latents to its latents.
         schedule: (h, w) of every scale.
     """
 
@@ -97,7 +98,7 @@ def reconstruction_loss(
         images: [B, 3, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
         cell: side of a latent cell, in pixels.
-        lpips: network that returns the distance of two batches; needed if its weight is not 0.
+        lpips: network that returns the distances of two batches; None without this loss.
 
     Returns:
         The loss, a scalar, and the mean squared error of every picture, [B], detached.
@@ -108,7 +109,7 @@ def reconstruction_loss(
     if weights.mse:
         loss = loss + weights.mse * squared.mean()
     if weights.log_mse:
-        loss = loss + weights.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: 56 dB is good enough
+        loss = loss + weights.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: flat from 56 dB on
     if weights.l1:
         loss = loss + weights.l1 * error.abs().mean()
     if weights.gradient:
@@ -122,9 +123,10 @@ def reconstruction_loss(
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:
-    """Return the blockiness of [B, 3, H, W], differentiable: a scalar, 1 if there are no cell borders.
+    """Return the blockiness of [B, 3, H, W], a differentiable scalar; 1 if there are no cell borders.
 
-    The mean step across cell borders divided by that inside cells, as in `vartok.metrics.blockiness`.
+    This is the mean step across cell borders divided by the mean step inside cells, as in
+    `vartok.metrics.blockiness`.
     """
     steps = [images.diff(dim=2).abs(), images.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]
@@ -146,7 +148,7 @@ def parameter_groups(
         model: the network that is trained.
         lr: learning rate of decoder and phis.
         encoder_lr: learning rate of encoder and codebook.
-        train_codebook: train the codebook by gradient; otherwise it needs no gradient from here on.
+        train_codebook: train the codebook by gradient; if False, its `requires_grad` is set to False.
     """
     codebook = model.quantize.embedding.weight
     codebook.requires_grad_(train_codebook)

@@ -13,9 +13,9 @@ class StartProgress:
     """Progress of the initialisation.
 
     Attributes:
-        stage: what is computed, in a few words.
-        done: units of the stage that are done.
-        total: all its units.
+        stage: name of the computation, such as "reading crops".
+        done: number of its units that are done.
+        total: number of all its units.
     """
 
     stage: str

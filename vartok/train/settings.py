@@ -18,9 +18,9 @@ class DataSettings:
         zoom: largest random zoom, 1 or more, on top of the scale at which a picture covers the crop.
         grayscale_prob: probability that a crop is made grey, in [0, 1].
         color_jitter: largest relative change of brightness and of contrast, in [0, 0.9].
-        val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]. One in
-            round(1 / val_fraction) is chosen by the crc32 of its name, so that it stays the same whatever
-            other pictures there are; 0 holds out none.
+        val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]. One picture in
+            round(1 / val_fraction) is chosen by the crc32 of its name, so that the choice does not depend on
+            other pictures; 0 holds out none.
         val_pictures: largest number of validation pictures; more are held out but not measured.
     """
 
@@ -37,11 +37,12 @@ class StartSettings:
     """Initialisation of the weights.
 
     Attributes:
-        weights: a checkpoint to fine-tune, of the same [model]; empty: train from scratch. `latent_anchor`
-            then keeps latents near those of the checkpoint's encoder instead of the principal components,
-            and nothing is computed from the pictures. A run's own settings.toml has the checkpoint's name.
-        init_pictures: crops that principal components and codebook are computed from; above 64 rounded
-            up to a multiple of 64. Where there is a time limit, fewer if they would take a quarter of it.
+        weights: a checkpoint to fine-tune, with the same [model]; empty: train from scratch. In fine-tuning,
+            `latent_anchor` keeps latents near those of the checkpoint's encoder instead of the principal
+            components, and the other settings here are not used. The settings.toml in a run's folder has the
+            checkpoint's name.
+        init_pictures: number of crops for principal components and codebook; above 64 rounded up to a
+            multiple of 64. With a time limit, fewer if initialisation would take more than a quarter of it.
         kmeans_rounds: rounds of k-means for the codebook. The first computes residuals as if
             quantization were exact, each later one with the codebook so far. 0: initialise as VAR
             does, with a uniform random codebook and phis that are random convolutions.
@@ -59,9 +60,9 @@ class QuantizerSettings:
     Attributes:
         codebook: "ema": each code is the exponential moving average (EMA) of the residuals assigned to it;
             "gradient": the codebook loss trains it, as in VAR.
-        token_weight: how the scales are weighted in the EMA and in a code's usage: by their number of tokens
-            to the power of this, in [0, 1]. 0: all scales equally. 1: all tokens equally, which gives a
-            little more PSNR and less usage by coarse scales.
+        token_weight: exponent of a scale's weight in the EMA and in a code's usage, in [0, 1]: the weight is
+            its number of tokens to this power. 0: all scales are equal. 1: all tokens are equal, which gives
+            a little more PSNR and less usage by coarse scales.
         codebook_ema_decay: decay per step of the EMA, and of the usage counts.
         dead_code_threshold: a code whose EMA usage is below threshold / V is re-initialised from a residual
             of the least-used scales; 0: never.
@@ -87,8 +88,8 @@ class LossSettings:
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. Coarse scales
             have no detail in f_hat, so this pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
-        latent_anchor: mean squared distance of latents from those of the principal components, or of the
-            encoder of the checkpoint that is fine-tuned.
+        latent_anchor: mean squared distance of latents from the principal components of the patches, or in
+            fine-tuning from the latents of the checkpoint's encoder.
         lpips: perceptual distance LPIPS (AlexNet); its weights are not part of vartok.
         adversarial: generator loss against a patch discriminator, relative to the reconstruction's gradient.
         adversarial_start: first step with the adversarial loss.
@@ -117,11 +118,11 @@ class OptimizerSettings:
         weight_decay: decoupled weight decay of all weights.
         warmup_steps: steps of linear warm-up of the learning rate.
         decay_fraction: fraction of the run, at its end, in which the learning rate decays; in [0, 1].
-        encoder_warmup_steps: first steps in which the quantizer gets the latents of the principal components
-            instead of the encoder's. The encoder meanwhile learns to give them (`latent_anchor`), and the
-            decoder learns to decode quantized latents. Fine-tuning has none.
+        encoder_warmup_steps: number of first steps in which the quantizer gets the latents of the principal
+            components instead of the encoder's. Meanwhile the encoder learns to give these latents
+            (`latent_anchor`), and the decoder learns to decode quantized latents. Fine-tuning has none.
         grad_clip: largest norm of the gradient; larger ones are scaled down to it.
-        ema_decay: decay per step of the EMA of the weights, which is what is validated and exported.
+        ema_decay: decay per step of the EMA of the weights. This EMA is validated and exported.
     """
 
     lr: float = 1e-3
@@ -159,7 +160,7 @@ class TrainSettings:
 
     Attributes:
         name: name of the checkpoint; empty: the name of the run's folder.
-        license: licence of its weights; None where it states none.
+        license: licence of its weights; None if none is stated.
         model: configuration of the tokenizer.
         data: pictures and crops.
         start: initialisation.
@@ -183,22 +184,24 @@ class TrainSettings:
         """Check the values.
 
         Raises:
-            ConfigError: a value out of its range, or settings that contradict each other.
+            ConfigError: a value is out of its range, or settings contradict each other.
         """
         loss, run = self.loss, self.run
         if not (loss.mse or loss.log_mse or loss.l1 or loss.gradient):
             raise ConfigError("[loss] has no reconstruction loss: give mse, log_mse, l1 or gradient a weight")
         if self.quantizer.codebook not in ("ema", "gradient"):
             raise ConfigError(
-                f'[quantizer] codebook is "ema" or "gradient", not {quoted(self.quantizer.codebook)}'
+                f'[quantizer] codebook must be "ema" or "gradient", not {quoted(self.quantizer.codebook)}'
             )
         if run.precision not in ("auto", "bf16", "float32"):
-            raise ConfigError(f'[run] precision is "auto", "bf16" or "float32", not {quoted(run.precision)}')
+            raise ConfigError(
+                f'[run] precision must be "auto", "bf16" or "float32", not {quoted(run.precision)}'
+            )
         self._check_ranges()
         is_var = isinstance(self.model.autoencoder, VarConfig)
         if is_var and self.optimizer.encoder_warmup_steps and not loss.latent_anchor:
             raise ConfigError(
-                "[optimizer] encoder_warmup_steps trains no encoder without [loss] latent_anchor"
+                "[optimizer] encoder_warmup_steps needs [loss] latent_anchor, which trains the encoder"
             )
         height, width = self.model.image_size
         if self.model.z_channels > 3 * self.model.downsample**2:
@@ -213,7 +216,7 @@ class TrainSettings:
             for name, (low, high) in ranges.items():
                 value = getattr(part, name)
                 if value is not None and not low <= value <= high:
-                    raise ConfigError(f"[{table}] {name} is from {low:,} to {high:,}, not {value!r}")
+                    raise ConfigError(f"[{table}] {name} must be from {low:,} to {high:,}, not {value!r}")
 
 
 _RANGES: dict[str, dict[str, tuple[float, float]]] = {

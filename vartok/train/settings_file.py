@@ -49,8 +49,8 @@ def read_settings(
     Args:
         preset: one of `PRESETS`, or a path.
         overrides: see `parse_settings`.
-        weights: a checkpoint to fine-tune. [model] is then its configuration, the licence its own unless the
-            preset names one, and there are no `encoder_warmup_steps`, as its encoder is trained already.
+        weights: a checkpoint to fine-tune. Its configuration becomes [model], and its licence the run's
+            unless the preset names one. `encoder_warmup_steps` becomes 0, as its encoder is trained already.
 
     Raises:
         ConfigError: there is no such preset or file, or `parse_settings` refuses it.
@@ -73,7 +73,7 @@ def read_start(weights: str | Path) -> Checkpoint:
     """Read the checkpoint that a run fine-tunes.
 
     Raises:
-        CheckpointError: not a checkpoint that vartok can run; the message begins with its path.
+        CheckpointError: `weights` is not a checkpoint that vartok can run; the message begins with its path.
     """
     return read_checkpoint(find_checkpoint(weights))
 
@@ -86,7 +86,8 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
         overrides: values that replace the text's, by key; a nested mapping for a table.
 
     Raises:
-        ConfigError: not TOML, an unknown table or key, or a value of the wrong type or out of its range.
+        ConfigError: the text is not TOML, a table or key is unknown, or a value has the wrong type or is out
+            of its range.
     """
     try:
         values = tomllib.loads(text)
@@ -139,7 +140,7 @@ def _read_preset(preset: str, overrides: Mapping[str, Any]) -> TrainSettings:
 def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     table = values.get(name, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"[{name}] is a table, not {quoted(table)}")
+        raise ConfigError(f"[{name}] must be a table, not {quoted(table)}")
     return table
 
 

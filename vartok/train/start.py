@@ -1,8 +1,8 @@
 """Initial weights: computed from the pictures, or loaded from a checkpoint.
 
-From the pictures come the principal components of patches, for the anchor and a `light` autoencoder, and a
-codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales; and
-phis that are random convolutions would at first destroy the looked-up codes.
+Pictures give the principal components of patches, for the anchor and a `light` autoencoder, and a codebook by
+k-means. With a random codebook most codes would stay unused, above all by the coarse scales. Random phis
+would at first destroy the looked-up codes, so a codebook by k-means comes with phis that are the identity.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def start_from_pictures(
     """Initialise a model from crops of the training pictures.
 
     Args:
-        model: on `device`; changed in place.
+        model: model on `device`, changed in place.
         pictures: training pictures.
         settings: settings of the run.
         device: device of the computation.
         workers: threads that read pictures.
-        deadline: fewer crops and k-means rounds are used, to end about then; no limit if None.
+        deadline: approximate end, for which fewer crops and k-means rounds are used; no limit if None.
         report: called with the progress.
 
     Returns:
@@ -87,8 +87,8 @@ def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
     """Load the weights of the checkpoint that `settings.start` names.
 
     Raises:
-        CheckpointError: not a checkpoint that vartok can run.
-        TrainError: it has another configuration than the run.
+        CheckpointError: the file is not a checkpoint that vartok can run.
+        TrainError: its configuration is not the run's.
     """
     weights = settings.start.weights
     checkpoint = read_start(weights)
@@ -99,7 +99,7 @@ def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
 
 
 def frozen_encoder(model: VQVAE) -> nn.Module:
-    """Return a copy of the encoder as it is now: [B, 3, H, W] -> [B, z, h, w]."""
+    """Return a copy of the encoder and quant_conv: [B, 3, H, W] -> [B, z, h, w]."""
     return nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.quant_conv))
 
 
@@ -110,7 +110,7 @@ def _read_crops(
     deadline: Deadline,
     report: Callable[[StartProgress], None],
 ) -> NDArray[np.uint8]:
-    """Read crops in batches, until the deadline but one batch at least: [N, H, W, 3] uint8."""
+    """Read crops, [N, H, W, 3] uint8, in batches; the deadline is checked after each batch."""
     stream = pictures.batches(min(CHUNK, count), StreamPosition(), workers=workers)
     batches: list[NDArray[np.uint8]] = []
     for number in range(-(-count // CHUNK)):
@@ -161,7 +161,7 @@ def principal_components(
 
     Args:
         pictures: [N, H, W, 3] uint8.
-        config: has the side of a patch, `downsample`, and the number of components, `z_channels`.
+        config: gives the side of a patch, `downsample`, and the number of components, `z_channels`.
         device: device of the computation and of the result.
         deadline: when it passes, the remaining pictures are skipped; the first 64 are always used.
         report: called with the progress after every part.
@@ -187,13 +187,13 @@ def principal_components(
     _, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     components = vectors[:, -config.z_channels :].flip(1).T
     sums = components.sum(1, keepdim=True)
-    components *= sums.sign() + (sums == 0)  # a component and its negative are alike: take one sign
+    components *= sums.sign() + (sums == 0)  # a component's sign is arbitrary: make its sum positive
     shape = (3, d, d)
     return LinearTransform(components.reshape(-1, *shape).float(), mean.reshape(shape).float()).to(device)
 
 
 def init_light(model: VQVAE, linear: LinearTransform) -> None:
-    """Set a `light` autoencoder to the linear transform and its inverse; its networks start at zero."""
+    """Set a `light` autoencoder to the linear transform and its inverse. Its networks already give zero."""
     assert isinstance(model.encoder, Encoder)
     assert isinstance(model.decoder, Decoder)
     with torch.no_grad():

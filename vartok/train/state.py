@@ -32,7 +32,7 @@ class Origin:
     Attributes:
         name: name of the checkpoint.
         fingerprint: fingerprint of its quantizer, as in token files.
-        validation: its quality before training; None where no picture is held out.
+        validation: its quality before training; None if no picture is held out.
     """
 
     name: str
@@ -50,9 +50,9 @@ class TrainingState:
         codebook: EMA of the codebook.
         optimizer: AdamW.
         adversary: discriminator; None without an adversarial loss.
-        parallel_model: `model` as accelerate wraps it for several processes and mixed precision.
-        parallel_optimizer: `optimizer` as accelerate wraps it.
-        origin: the checkpoint that is fine-tuned; None where training began from scratch.
+        parallel_model: `model` in accelerate's wrapper for several processes and mixed precision.
+        parallel_optimizer: `optimizer` in accelerate's wrapper.
+        origin: the checkpoint that is fine-tuned; None if training began from scratch.
         step: optimizer steps done.
         position: position in the stream of pictures.
         seconds: time of the sessions before this one.
@@ -81,8 +81,8 @@ def create_state(
     """Create the state of a run that begins with a model; all processes get the main one's weights.
 
     Args:
-        model: initialised, on the processes' device.
-        anchor: network whose latents the encoder's stay near, see `TrainingModel`.
+        model: model with initialised weights, on the process's device.
+        anchor: network that the loss `latent_anchor` uses, see `TrainingModel`.
         settings: settings of the run.
         processes: processes of the run.
     """
@@ -152,7 +152,7 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote.
+    """Read the values that `save_state` wrote.
 
     Raises:
         TrainError: there is no such file, or it is not a run's state.
@@ -161,7 +161,7 @@ def read_state(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainError(f"{run} holds no state of a run to resume")
     try:
-        # Tensors and plain containers only: weights_only refuses whatever would run code.
+        # weights_only: torch refuses everything but tensors and plain containers, so no code is run.
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly every type on a damaged file
         raise TrainError(f"{path} is not a run's state ({one_line(error)})") from None
@@ -172,7 +172,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
     """Load saved values into a state. Learning rates and weight decay are kept from the settings.
 
     Raises:
-        TrainError: it was saved by a run with other networks.
+        TrainError: a run with other networks saved the values.
     """
     try:
         state.model.load_state_dict(saved["model"])
@@ -194,7 +194,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
 
 
 def diverged(run: Path, step: int) -> TrainError:
-    """Return the error that a loss or a weight is not finite."""
+    """Return the error for a loss or a weight that is not finite."""
     kept = f"; {run / STATE} holds the last good state" * (run / STATE).exists()
     return TrainError(
         f"training diverged at step {step}: the loss is not a number{kept}",

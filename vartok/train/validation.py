@@ -1,4 +1,4 @@
-"""Validation on pictures that are held out, and export of the averaged weights as a checkpoint."""
+"""Validation on held-out pictures, and export of the averaged weights as a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def validate(
     """Encode and decode the validation pictures.
 
     Args:
-        tokenizer: with the weights to validate.
-        pictures: arrays [H, W, 3] uint8 of one size; one at least.
-        step: steps that the weights were trained for.
+        tokenizer: tokenizer with the weights to validate.
+        pictures: arrays [H, W, 3] uint8 of one size; at least one.
+        step: number of steps that the weights were trained for.
 
     Returns:
         Quality and usage, and a sample: [2H, nW, 3] uint8, the first n pictures above their reconstructions.

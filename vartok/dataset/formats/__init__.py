@@ -1,4 +1,4 @@
-"""The file formats of shards. A new one is a module with a reader and a writer, and an entry in `FORMATS`."""
+"""The file formats of shards. A format is a module with a reader and a writer, and an entry in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardW
 
     Args:
         format: one of `FORMATS`.
-        stream: a stream that is written forward only.
+        stream: a stream for writing, without seeking.
         encoding: encoding of the rows that will be added.
     """
     return find_format(format).open_writer(stream, encoding)
 
 
 def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a shard, whole, in order.
+    """Yield all rows of a shard, in order.
 
     Args:
         format: one of `FORMATS`.
@@ -51,8 +51,8 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
         encoding: encoding of the data set.
 
     Raises:
-        DatasetError: the file is broken, has another format, or holds rows of another encoding, as far as
-            the format tells.
+        DatasetError: the file is broken, has another format, or holds rows of another encoding, if the format
+            records the encoding.
         OSError: the file cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""The interface of a shard format, and how a row's fields are checked."""
+"""The interface of a shard format, and the checks of a row's columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vartok.schedule import token_count
 from vartok.tokens import ImageTokens
 
 MAX_ROW_BYTES = 1 << 26
-"""Bytes that a reader takes for one row: a line of JSON, or one file of tokens in a tar."""
+"""Size limit of a row in bytes, for readers: of a JSON line, or of a file of tokens in a tar."""
 
 COLUMN_TYPES: dict[str, type] = {
     "key": str,
@@ -27,7 +27,7 @@ COLUMN_TYPES: dict[str, type] = {
     "caption": str,
     "metadata": str,
 }
-"""Columns beside the tokens, and the type of each; those of `OPTIONAL_COLUMNS` may be None."""
+"""Columns beside the tokens, and the type of each; a column of `OPTIONAL_COLUMNS` may be None."""
 
 
 class ShardWriter(Protocol):
@@ -50,12 +50,12 @@ class ShardWriter(Protocol):
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of shards. The same rows give the same bytes, whatever the clock.
+    """A file format of shards. The same rows give the same bytes at any time.
 
     Attributes:
         name: the format's name in `build` and, as "files", in dataset.json.
         suffix: suffix of its files, with the dot.
-        open_writer: opens a writer on a stream that can only be written forward.
+        open_writer: opens a writer on a stream without seeking.
         read: yields the rows of a shard in order; any exception means that the shard is broken.
         keeps_pictures: True if writers store the picture files beside the tokens.
     """
@@ -68,7 +68,7 @@ class Format:
 
 
 def row_fields(tokens: ImageTokens) -> dict[str, Any]:
-    """Return the columns of a row beside its tokens, without those that are None."""
+    """Return the columns of a row beside its tokens; columns that are None are left out."""
     image = tokens.image
     fields: dict[str, Any] = {"key": image.source, "width": image.width, "height": image.height}
     optional = {name: getattr(tokens, name) for name in OPTIONAL_COLUMNS}
@@ -92,7 +92,7 @@ def check_fields(fields: Any) -> dict[str, Any]:
     values = {name: fields.get(name) for name in COLUMN_TYPES}
     for name, kind in COLUMN_TYPES.items():
         if type(values[name]) is not kind and (name not in OPTIONAL_COLUMNS or values[name] is not None):
-            raise DatasetError(f"{name} of a row is {quoted(values[name])}")
+            raise DatasetError(f"{name} of a row has the wrong type: {quoted(values[name])}")
     return values
 
 
@@ -105,7 +105,7 @@ def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageToken
         encoding: encoding of the data set.
 
     Raises:
-        DatasetError: columns or tokens that the data set cannot hold.
+        DatasetError: a column has the wrong type or value, or the tokens do not fit the encoding.
     """
     values = check_fields(fields)
     length = token_count(encoding.schedule)

@@ -36,8 +36,8 @@ def read_jsonl(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
     """Yield the rows of a JSON-lines shard.
 
     Raises:
-        DatasetError: a row of another encoding, or a broken one.
-        TokenFileError: a line that is not a token file's JSON.
+        DatasetError: a row has another encoding, or is broken.
+        TokenFileError: a line is not a token file's JSON.
     """
     with open(path, "rb") as file:
         while line := file.readline(MAX_ROW_BYTES):

@@ -16,14 +16,14 @@ from vartok.schedule import token_count
 from vartok.tokens import ImageTokens, token_dtype
 
 ROW_GROUP_SIZE = 1024
-"""Rows of a row group: the writer buffers as many, and a reader takes as many at once."""
+"""Number of rows in a row group: the writer buffers them, and a reader reads as many at once."""
 
 MAX_GROUP_TEXT = 1 << 25
 """Characters of captions and metadata that end a row group early."""
 
 
 class ParquetWriter:
-    """Writes rows in groups; tokens are dictionary-coded, which packs 4096 codes into 12 bits, then zstd."""
+    """Writes rows in groups. Tokens are dictionary-coded (12 bits for 4096 codes), then zstd packs them."""
 
     def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
         import pyarrow as pa
@@ -87,7 +87,7 @@ def read_parquet(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
     """Yield the rows of a Parquet shard.
 
     Raises:
-        DatasetError: a shard of another encoding, or a broken row.
+        DatasetError: the shard has another encoding, or a row is broken.
         Exception: Arrow cannot read the file.
     """
     import pyarrow.parquet as pq
@@ -97,7 +97,7 @@ def read_parquet(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
         if Encoding.from_dict(json.loads(schema.metadata[b"vartok"])) != encoding:
             raise DatasetError("belongs to another data set")
         if schema.field("tokens").type.list_size != token_count(encoding.schedule):
-            raise DatasetError(f"not {token_count(encoding.schedule)} tokens a row")
+            raise DatasetError(f"does not have {token_count(encoding.schedule)} tokens in a row")
         names = list(COLUMN_TYPES)
         for rows in table.iter_batches(ROW_GROUP_SIZE, columns=[*names, "tokens"], use_threads=False):
             lists = rows.column("tokens")

@@ -28,11 +28,11 @@ PICTURE_SUFFIXES = (
     (b"MM", "tif"),
     (b"BM", "bmp"),
 )
-"""First bytes of picture files, and the suffix by which WebDataset's readers know them."""
+"""First bytes of picture files, and the suffix by which WebDataset's readers recognize the format."""
 
 
 class TarWriter:
-    """Writes rows as tar members without clock and owner."""
+    """Writes rows as tar members, without times and owners."""
 
     def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
         self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
@@ -89,7 +89,7 @@ def picture_suffix(picture: bytes) -> str:
 
 
 def read_wds(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a tar. The tar itself does not tell its encoding.
+    """Yield the rows of a tar. A tar does not record its encoding, so only the tokens' number is checked.
 
     Raises:
         DatasetError: a row is broken, or larger than `MAX_ROW_BYTES`.
@@ -115,9 +115,9 @@ def read_wds(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
 
 
 def _read_row(key: str, parts: dict[str, bytes], encoding: Encoding) -> ImageTokens:
-    """Build a row from its members, which are named by the last part of their names."""
+    """Build a row from the bytes of its members, by suffix: "tokens.npy" and "json"."""
     if parts.keys() != {"tokens.npy", "json"}:
-        raise DatasetError(f"{one_line(key)}: not both its tokens and its .json")
+        raise DatasetError(f"{one_line(key)}: lacks its .tokens.npy or its .json")
     stream = io.BytesIO(parts["tokens.npy"])
     if np.lib.format.read_magic(stream) != (1, 0):
         raise DatasetError(f"{one_line(key)}: tokens of another version of npy")

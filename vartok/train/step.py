@@ -1,0 +1,107 @@
+"""One training step: gradient update, EMA of the weights, dead codes, and the check for divergence."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vartok.errors import TrainError
+from vartok.train.distributed import Processes
+from vartok.train.objective import latent_loss, reconstruction_loss
+from vartok.train.settings import OptimizerSettings, TrainSettings
+from vartok.train.state import TrainingState, diverged
+
+REPLACE_UNTIL = 0.95  # share of the run; usage falls again after it, but new codes need time to settle
+COLLAPSED = 0.1  # share of the peak perplexity, below which training has failed
+
+
+def training_step(
+    state: TrainingState,
+    settings: TrainSettings,
+    processes: Processes,
+    images: Tensor,
+    lpips: nn.Module | None,
+    fraction: float,
+) -> dict[str, Tensor]:
+    """Update the weights, the discriminator and the codebook.
+
+    Args:
+        state: state of the run, changed in place; `step` and the averaged weights are left to the caller.
+        settings: settings of the run.
+        processes: processes of the run.
+        images: [B, 3, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
+        lpips: the perceptual distance, see `load_lpips`; None without it.
+        fraction: fraction of the run that is done, in [0, 1], which sets the learning rate.
+
+    Returns:
+        Scalars to report, by name.
+    """
+    weights = settings.loss
+    _set_learning_rates(state, settings.optimizer, fraction)
+    out = state.parallel_model(images, state.step < settings.optimizer.encoder_warmup_steps)
+    loss, squared = reconstruction_loss(out.reconstruction, images, weights, settings.model.downsample, lpips)
+    total = loss + latent_loss(out, weights)
+    adversary = state.adversary if state.step >= weights.adversarial_start else None
+    if adversary is not None:
+        total = total + weights.adversarial * adversary.generator_loss(images, out.reconstruction, loss)
+    processes.accelerator.backward(total)
+    processes.accelerator.clip_grad_norm_(state.model.parameters(), settings.optimizer.grad_clip)
+    state.parallel_optimizer.step()
+    state.parallel_optimizer.zero_grad()
+    if adversary is not None:
+        adversary.discriminator_step(images, out.reconstruction)
+    state.codebook.update(out.scales, processes.mean)
+    return {
+        "loss": total.detach(),
+        "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
+        "commitment": out.commitment.detach(),
+        "latent_anchor": out.latent_anchor.detach(),
+    }
+
+
+def _set_learning_rates(state: TrainingState, settings: OptimizerSettings, fraction: float) -> None:
+    factor = min(1.0, (state.step + 1) / max(1, settings.warmup_steps))
+    if settings.decay_fraction:
+        factor *= min(1.0, max(0.0, (1 - fraction) / settings.decay_fraction))
+    for group in state.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+@torch.no_grad()
+def update_ema(state: TrainingState, decay: float) -> None:
+    """Update the EMA of the weights; the first steps have a smaller decay, to forget the initial weights."""
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    pairs = list(zip(state.ema_model.parameters(), state.model.model.parameters(), strict=True))
+    torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
+
+
+def replace_dead_codes(
+    state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
+) -> None:
+    """Re-initialise dead codes every `replace_every` steps, in the averaged weights too."""
+    if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
+        return
+    if state.step % state.codebook.replace_every == 0:
+        seed = settings.run.seed * 1_000_003 + state.step
+        replaced = state.codebook.replace_dead_codes(seed, processes.gather)
+        codes = state.model.model.quantize.embedding.weight.detach()
+        state.ema_model.quantize.embedding.weight[replaced] = codes[replaced]
+        state.replaced_codes += len(replaced)
+
+
+def check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:
+    """Raise TrainError if the loss is not finite or the codebook has collapsed."""
+    if not math.isfinite(loss):
+        raise diverged(run, state.step)
+    perplexity = state.codebook.total_perplexity()
+    if state.step * (1 - settings.quantizer.codebook_ema_decay) > 3:  # the EMA has forgotten its start
+        state.peak_perplexity = max(state.peak_perplexity, perplexity)
+    if perplexity < COLLAPSED * state.peak_perplexity:
+        raise TrainError(
+            f"the codebook has collapsed at step {state.step}: its perplexity fell from "
+            f"{state.peak_perplexity:.0f} to {perplexity:.0f}",
+            hint="set [optimizer] encoder_lr lower, or [loss] latent_anchor higher",
+        )

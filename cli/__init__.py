@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .command import Command
+from .command import Command, Group
 from .convert import convert
 from .dataset import app as dataset
 from .decode import decode
@@ -14,11 +14,12 @@ from .encode import encode
 from .eval import eval
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
+from .messages import print_result
 from .train import train
 
 app = typer.Typer(
     name="vartok",
-    help="Images to the tokens of VAR's multi-scale tokenizer and back.",
+    cls=Group,
     epilog="vartok COMMAND --help shows a command's options and examples.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,14 +31,14 @@ for command in (encode, decode, inspect, inspect_codebook, eval, train, convert)
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
 for info in dataset.registered_commands:
     info.cls = Command
-app.add_typer(dataset, name="dataset", help="Turn many pictures into a data set of tokens.")
+app.add_typer(dataset, name="dataset", help="Build or verify a data set of tokens.")
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
         import vartok
 
-        print(f"vartok {vartok.__version__}")
+        print_result(f"vartok {vartok.__version__}")
         raise typer.Exit
 
 
@@ -48,4 +49,4 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Turn images into the tokens of VAR's multi-scale tokenizer, and back."""
+    """Turn images into the tokens of VAR's multi-scale tokenizer and back."""

@@ -1,4 +1,4 @@
-"""`vartok convert`: any checkpoint to vartok's format."""
+"""`vartok convert`: checkpoints of VAR-style tokenizers to vartok's format."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ArgumentError, CheckpointError, OutputError, printable
-from vartok.files import os_error_reason
 
 from .command import command
-from .options import DebugOption, ForceOption, JsonOption
+from .messages import print_result
+from .options import DebugOption, ForceOption, JsonOption, output_path
 
 if TYPE_CHECKING:
     from vartok.checkpoints import Checkpoint
@@ -23,30 +23,39 @@ if TYPE_CHECKING:
 def convert(
     source: Annotated[
         str,
-        typer.Argument(metavar="IN", help="A checkpoint: VAR-style .pth, safetensors, a folder."),
+        typer.Argument(
+            metavar="IN", help="Checkpoint: a .pth or safetensors file, or the folder of a training run."
+        ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.safetensors", parser=output_path, help="The file to write.")
+    ],
     sha256: Annotated[
-        str | None, typer.Option("--sha256", metavar="HEX", help="Stop unless the input file has this hash.")
+        str | None, typer.Option("--sha256", metavar="HEX", help="Fail unless IN has this sha256.")
     ] = None,
     config: Annotated[
         str | None,
         typer.Option(
             "--config",
             metavar="JSON",
-            help="Values that the file does not tell, e.g. '{\"patch_nums\": [1, 2, 4]}'.",
+            help="Configuration that IN does not state, as '{\"patch_nums\": [1, 2, 4]}'.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Its name in token files.")] = None,
-    license: Annotated[str | None, typer.Option("--license", help="The licence of its weights.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the checkpoint, which token files repeat; default: IN's."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Licence of the weights; default: IN's.")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Convert a checkpoint to vartok's format.
 
-    That is safetensors with the configuration in it. VAR's published vae_ch160v4096z32.pth is
-    recognised by its hash.
+    The format is safetensors with the configuration in its metadata. VAR's published
+    vae_ch160v4096z32.pth is recognised by its hash.
 
     Examples:
       vartok convert vae_ch160v4096z32.pth vae.safetensors
@@ -54,7 +63,7 @@ def convert(
     """
     overrides = _parse(config)
     if output.suffix != ".safetensors":
-        raise ArgumentError(f"{printable(output)}: the output's name ends in .safetensors")
+        raise ArgumentError(f"{printable(output)}: the output's name must end in .safetensors")
     if output.exists() and not force:
         raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
 
@@ -63,25 +72,31 @@ def convert(
     path = checkpoints.find_checkpoint(source)
     if output.exists() and path.exists() and output.samefile(path):
         raise ArgumentError(f"{printable(output)} is the input, which would be lost")
-    try:
-        found = checkpoints.file_sha256(path)
-        if sha256 and found != sha256.lower():
-            raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {sha256}")
-        checkpoint = checkpoints.read_checkpoint(path, overrides)
-    except OSError as error:
-        raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
-    published = found == checkpoints.PUBLISHED_SHA256
-    if published:
-        checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
+    checkpoint, found = _read(path, sha256, overrides)
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
     checkpoints.write_checkpoint(output, checkpoint, overwrite=force)
+    published = found == checkpoints.PUBLISHED_SHA256
     summary = _summary(checkpoint) | {"published": published, "sha256": found, "output": str(output)}
-    if as_json:
-        print(json.dumps(summary))
-    else:
-        _print(summary)
+    print_result(json.dumps(summary) if as_json else _describe(summary))
+
+
+def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple[Checkpoint, str]:
+    """Read a checkpoint, and return it with its sha256; VAR's published one gets its name and licence.
+
+    Raises:
+        CheckpointError: it has another sha256 than the expected one, or cannot be read.
+    """
+    from vartok import checkpoints
+
+    found = checkpoints.file_sha256(path)
+    if sha256 and found != sha256.lower():
+        raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {printable(sha256)}")
+    checkpoint = checkpoints.read_checkpoint(path, overrides)
+    if found == checkpoints.PUBLISHED_SHA256:
+        checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
+    return checkpoint, found
 
 
 def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -97,17 +112,16 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _print(summary: dict[str, Any]) -> None:
-    if summary["published"]:
-        print("This is the tokenizer that VAR's authors published.")
+def _describe(summary: dict[str, Any]) -> str:
+    lines = ["This is the tokenizer that VAR's authors published."] * summary["published"]
     for key in ("name", "license", "sha256", "tensors", "parameters"):
         value = summary[key]
-        print(f"{key:<12}{f'{value:,}' if isinstance(value, int) else printable(value or 'not known')}")
-    for key, value in summary["config"].items():
-        print(f"  {key:<18}{printable(value)}")
-    for note in summary["notes"]:
-        print(f"note: {printable(note)}")
-    print(f"written to {printable(summary['output'])}")
+        lines.append(
+            f"{key:<12}{f'{value:,}' if isinstance(value, int) else printable(value or 'not known')}"
+        )
+    lines += [f"  {key:<18}{printable(value)}" for key, value in summary["config"].items()]
+    lines += [f"note: {printable(note)}" for note in summary["notes"]]
+    return "\n".join([*lines, f"written to {printable(summary['output'])}"])
 
 
 def _parse(config: str | None) -> dict[str, object]:
@@ -116,5 +130,5 @@ def _parse(config: str | None) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise ArgumentError(f"--config is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ArgumentError("--config is a JSON object, as '{\"patch_nums\": [1, 2, 4]}'")
+        raise ArgumentError("--config must be a JSON object, as '{\"patch_nums\": [1, 2, 4]}'")
     return values

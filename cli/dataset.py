@@ -1,4 +1,4 @@
-"""`vartok dataset`: folders, tars, tables and buckets of pictures to training-ready shards of tokens."""
+"""`vartok dataset`: builds and verifies data sets, shards of tokens for training."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vartok.errors import OutputError, VartokError, printable
+from vartok.errors import OutputError, VartokError, counted, printable
 
-from .command import Terminated, command
+from .command import Group, Terminated, command
 from .display import Display
-from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, say
+from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
     CompileOption,
-    FullNamesOption,
     JsonOption,
     MessageOptions,
     ModelOptions,
     PictureOptions,
     WorkOptions,
+    output_path,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vartok.dataset import Progress, Summary
 
 MAX_NAMED_FAILURES = 20
-"""Failures that are named on stderr; failed.jsonl has all."""
+"""Failures that are printed on stderr, at most; failed.jsonl lists all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class ShardOptions:
 
     format: Annotated[
         Literal["parquet", "wds", "jsonl"],
-        typer.Option("--format", help="Format of the shards; wds: tars in WebDataset's layout."),
+        typer.Option("--format", help="Format of shards: Parquet, WebDataset's tars, or JSON lines."),
     ] = "parquet"
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures of a shard, at most.")] = (
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures per shard, at most.")] = (
         10_000
     )
     keep_pictures: Annotated[
-        bool, typer.Option("--keep-pictures", help="With wds: keep the pictures beside their tokens.")
+        bool, typer.Option("--keep-pictures", help="With wds: store the pictures beside their tokens.")
     ] = False
 
 
@@ -59,22 +59,24 @@ class SourceOptions:
     image_column: Annotated[
         str | None,
         typer.Option(
-            "--image-column", help="Column of pictures in Parquet files, where several may hold some."
+            "--image-column", help="Column of Parquet files that holds the pictures; needed if several might."
         ),
     ] = None
     folder_labels: Annotated[
         bool,
         typer.Option(
             "--folder-labels",
-            help="Label files by the folders in SRC, numbered in sorted order as ImageFolder does.",
+            help="Label files by their top folder in SRC, numbered in sorted order, as ImageFolder does.",
         ),
     ] = False
-    full_names: FullNamesOption = False
+    full_names: Annotated[
+        bool, typer.Option("--full-names", help="Keep suffixes of files in their keys.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Options for the processes and machines that work."""
+    """Options for dividing the work among processes and machines."""
 
     compile: CompileOption = False
     shard: Annotated[
@@ -82,25 +84,29 @@ class EngineOptions:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Do part I of N of the input shards, from 0/N: one for each machine.",
+            help="Do only part I of N of the input shards, 0/N to N-1/N; for N machines.",
         ),
     ] = None
     processes: Annotated[
         int | None,
-        typer.Option("--processes", min=1, max=256, help="Default: one for every GPU here, else one."),
+        typer.Option("--processes", min=1, max=256, help="Processes; default: one per GPU, or one on a CPU."),
     ] = None
     engine: Annotated[
-        Literal["local", "ray"], typer.Option("--engine", help="ray: on a Ray cluster, or one started here.")
+        Literal["local", "ray"], typer.Option("--engine", help="Run processes here, or on a Ray cluster.")
     ] = "local"
     address: Annotated[
-        str | None, typer.Option("--address", help="Address of the Ray cluster: auto, or ray://host:10001.")
+        str | None,
+        typer.Option(
+            "--address",
+            help="Address of a running Ray cluster, auto or ray://host:10001; default: start one.",
+        ),
     ] = None
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Also do shards again in which pictures failed.")
+        bool, typer.Option("--retry-failed", help="Do shards again in which pictures failed.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return the options as `build` takes them."""
+        """Return the options as keyword arguments of `vartok.dataset.build`."""
         return {**vars(self), "shard": _parse_shard(self.shard)}
 
 
@@ -109,18 +115,19 @@ class FailureOptions:
     """Options for pictures that fail."""
 
     on_error: Annotated[
-        Literal["skip", "stop"], typer.Option("--on-error", help="What to do when a picture fails.")
+        Literal["skip", "stop"],
+        typer.Option("--on-error", help="Skip a picture that fails, or stop the run."),
     ] = "skip"
     max_failures: Annotated[
-        int | None, typer.Option("--max-failures", min=0, help="Stop when more than this many fail.")
+        int | None, typer.Option("--max-failures", min=0, help="Stop the run when more pictures fail.")
     ] = None
 
     def limit(self) -> int | None:
-        """Return the number of failures that a run survives; None if any."""
+        """Return the number of failures after which a run goes on; None for any number."""
         if self.on_error == "skip":
             return self.max_failures
         if self.max_failures is not None:
-            raise typer.BadParameter("--on-error stop and --max-failures: which one?")
+            raise typer.BadParameter("--on-error stop allows no failures: leave --max-failures out")
         return 0
 
 
@@ -129,11 +136,12 @@ def make(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt) and pictures; paths or URLs."
+            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt), pictures; paths or URLs."
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="OUT", help="The folder of the data set.")
+        Path,
+        typer.Option("--output", "-o", metavar="OUT", parser=output_path, help="Folder of the data set."),
     ],
     shards: ShardOptions,
     pictures: PictureOptions,
@@ -145,11 +153,11 @@ def make(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn many pictures into a data set of tokens.
+    """Build a data set of tokens from many pictures.
 
-    Shards appear whole; stopped or killed, the same command does what is missing, and gives the same
-    bytes. What fails is in OUT/failed.jsonl. Needs pip install '.[dataset]' in a clone, and for
-    --engine ray '.[ray]'. `vartok dataset verify OUT` checks what is there.
+    If a run is stopped or killed, the same command does the missing shards, and the data set
+    has the same bytes. OUT/failed.jsonl lists pictures that failed. `vartok dataset verify OUT`
+    checks a data set. Needs pip install '.[dataset]' in a clone, and '.[ray]' for --engine ray.
 
     Examples:
       vartok dataset photos -o tokens
@@ -175,38 +183,39 @@ def make(
 
 @command
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of a data set.")],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.")],
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a data set: counts, hashes, index ranges, and that no key occurs twice.
+    """Verify a data set: counts, hashes, index ranges, and that keys are unique.
 
     Examples:
       vartok dataset verify tokens
     """
     from vartok.dataset import verify
 
+    folder.stat()  # a missing folder fails as a missing file does
     report = verify(folder)
     for problem in report.problems:
         say(f"{printable(folder / problem.file)}: {problem.cause}")
     if as_json:
         problems = [{"file": problem.file, "what": problem.cause} for problem in report.problems]
-        print(json.dumps({**vars(report), "problems": problems}))
+        print_result(json.dumps({**vars(report), "problems": problems}))
     elif not messages.quiet:
-        state = _count(len(report.problems), "problem") if report.problems else "all well"
+        state = counted(len(report.problems), "problem") if report.problems else "all well"
         if report.failed and not report.problems:
-            state = f"what is there is well; {printable(folder / 'failed.jsonl')} has the others"
-        counts = f"{_count(report.pictures, 'picture')} in {_count(report.shards, 'shard')}"
+            state = f"the shards are well; {printable(folder / 'failed.jsonl')} lists the failures"
+        counts = f"{counted(report.pictures, 'picture')} in {counted(report.shards, 'shard')}"
         say(f"{counts}, {report.failed:,} failed: {state}")
     if report.problems:
         raise typer.Exit(FAILED)
 
 
-class DefaultCommand(typer.core.TyperGroup):
-    """A group whose first command runs if none is named."""
+class DefaultCommand(Group):
+    """A group whose first command is the default."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the first command's name if the arguments name none."""
+        """Insert the first command's name if the arguments do not begin with a command."""
         if not args or args[0] not in self.commands:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
@@ -218,7 +227,7 @@ app.command(name="verify")(verify)
 
 
 class _View:
-    """Shows a build's progress, and names its failures."""
+    """Shows the progress and the failures of a build."""
 
     def __init__(self, out: Path, *, quiet: bool) -> None:
         self._out = out
@@ -227,7 +236,7 @@ class _View:
         self._shards = 0
 
     def show(self, progress: Progress) -> None:
-        """Name new failures, and show the rest as a status."""
+        """Print new failures, and update the status."""
         self._shards = progress.shards
         for failure in progress.failures[: MAX_NAMED_FAILURES - self._named]:
             cause = explain(VartokError(failure.cause, hint=failure.hint))
@@ -235,12 +244,12 @@ class _View:
             self._named += 1
             if self._named == MAX_NAMED_FAILURES:
                 file = printable(self._out / "failed.jsonl")
-                self._display.say(f"further failures are not named here, but in {file}", error=True)
+                self._display.say(f"further failures are listed in {file} only", error=True)
         self._display.update(_status(progress), _worker_rows(progress))
 
     @contextlib.contextmanager
     def errors(self, debug: bool) -> Iterator[None]:
-        """Turn a build's errors into this command's exit codes."""
+        """Exit with `SOME_FAILED` if a result cannot be written after the work has begun."""
         try:
             yield
         except OutputError as error:
@@ -258,7 +267,7 @@ class _View:
 def _status(progress: Progress) -> str:
     seconds, done = max(progress.seconds, 1e-3), progress.fraction
     parts = [
-        _count(progress.pictures, "picture"),
+        counted(progress.pictures, "picture"),
         f"{progress.pictures / seconds:.1f}/s",
         f"{progress.bytes / 1e6:,.1f} MB",
         f"{progress.failed:,} failed",
@@ -268,13 +277,13 @@ def _status(progress: Progress) -> str:
 
 
 def _worker_rows(progress: Progress) -> list[str]:
-    """Return a line per process, where there are several."""
+    """Return a line per process, or none for a single process."""
     if len(progress.active) < 2:
         return []
     rows = []
     for shard in progress.active:
         read = f", {shard.read_fraction:.0%} of its input" if shard.read_fraction is not None else ""
-        pictures = _count(shard.pictures, "picture")
+        pictures = counted(shard.pictures, "picture")
         rows.append(f"  process {shard.worker}: shard {shard.shard}, {pictures}{read}")
     return rows
 
@@ -286,32 +295,28 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
             "seconds": round(run.seconds, 3),
             "pictures_per_second": round(run.pictures_per_second, 2),
         }
-        print(json.dumps({**vars(summary), "run": {**vars(run), **rounded}}))
+        print_result(json.dumps({**vars(summary), "run": {**vars(run), **rounded}}))
     elif not quiet:
         rate = f"{run.pictures_per_second:.1f}/s"
         did = f"encoded {run.pictures:,} in {run.seconds:.1f} s ({rate})" if run.shards else "nothing to do"
         state = "complete" if summary.complete else "not complete yet"
-        counts = f"{_count(summary.pictures, 'picture')} in {_count(summary.shards, 'shard')}"
+        counts = f"{counted(summary.pictures, 'picture')} in {counted(summary.shards, 'shard')}"
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + "s" * (number != 1)
-
-
 def _parse_shard(text: str | None) -> tuple[int, int]:
-    """Parse "I/N", part I of N; None is all."""
+    """Parse "I/N", part I of N; None is 0/1, the only part."""
     if text is None:
         return 0, 1
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise typer.BadParameter(f"--shard is I/N, I from 0 to N - 1, as 0/4 to 3/4, not {printable(text)}")
+        raise typer.BadParameter(f"--shard must be I/N, as 0/4 to 3/4, not {printable(text)}")
     return int(part), int(parts)
 
 
 def _prepare_process(debug: bool) -> None:
-    """Change settings of the whole process, which this command owns."""
+    """Configure Pillow and Ray for the whole process."""
     from vartok.images import configure_pillow
 
     configure_pillow(quiet=not debug)
@@ -321,10 +326,10 @@ def _prepare_process(debug: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_message() -> Iterator[None]:
-    """Say after Ctrl-C and SIGTERM how to go on. Meanwhile stdout is stderr, as Ray prints warnings there."""
+    """Say after Ctrl-C and SIGTERM how to resume. Redirect stdout to stderr: Ray prints warnings there."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except (KeyboardInterrupt, Terminated) as error:
-        say("stopped; finished shards stay, and the same command goes on")
+        say("stopped; finished shards are kept, and the same command resumes")
         raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -24,6 +25,36 @@ from .options import (
 from .report import Report
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """Options for the decoded pictures."""
+
+    format: Annotated[
+        PictureFormat | None, typer.Option("--format", help="Default: -o's suffix, else png.")
+    ] = None
+    scales: Annotated[
+        int | None,
+        typer.Option("--scales", metavar="N", min=1, help="Decode only the first N scales; default: all."),
+    ] = None
+    strip: Annotated[
+        bool,
+        typer.Option(
+            "--strip", help="Draw one wide picture: decoded from 1, 2, ... scales, from left to right."
+        ),
+    ] = False
+    restore_size: Annotated[
+        bool,
+        typer.Option(
+            "--restore-size",
+            help="Resize to the original's width and height; for --fit pad, stretch and native.",
+        ),
+    ] = False
+    any_weights: Annotated[
+        bool,
+        typer.Option("--any-weights", help="Also decode tokens of a checkpoint with another codebook."),
+    ] = False
+
+
 @command
 def decode(
     inputs: Annotated[
@@ -31,27 +62,8 @@ def decode(
         typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
     ] = None,
     output: OutputOption = None,
-    format: Annotated[
-        PictureFormat | None, typer.Option("--format", help="Default: by -o's suffix, else png.")
-    ] = None,
-    scales: Annotated[
-        int | None,
-        typer.Option("--scales", min=1, help="Decode only the first SCALES scales; default: all."),
-    ] = None,
-    strip: Annotated[
-        bool, typer.Option("--strip", help="One wide picture: after 1, 2, ... scales, side by side.")
-    ] = False,
-    restore_size: Annotated[
-        bool,
-        typer.Option(
-            "--restore-size", help="Undo --fit pad, stretch or native: the original's width and height."
-        ),
-    ] = False,
-    any_weights: Annotated[
-        bool,
-        typer.Option("--any-weights", help="Decode tokens of another checkpoint's codebook all the same."),
-    ] = False,
     *,
+    pictures: DecodeOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -61,8 +73,8 @@ def decode(
 ) -> None:
     """Turn tokens into pictures.
 
-    img.tokens.npz becomes img.decoded.png beside it, or under -o DIR. The pictures of
-    a JSONL file, or of stdin, are named by the sources that their tokens name.
+    img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR. For a JSONL file
+    or stdin, pictures are named after the source that is stored with their tokens.
 
     Examples:
       vartok decode img.tokens.npz
@@ -76,13 +88,9 @@ def decode(
     results = decode_files(
         given,
         parse_output(output, given, binary="use -o"),
-        format=format,
-        scales=scales,
-        strip=strip,
-        restore_size=restore_size,
-        any_weights=any_weights,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
+        **dataclasses.asdict(pictures),
         **write.arguments(),
         **dataclasses.asdict(work),
     )

@@ -1,4 +1,4 @@
-"""The live display that every command shows on stderr while it works."""
+"""The status on stderr while a command works: a live display on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 LIVE_AFTER = 1.0
-"""Seconds of work before anything live appears on a terminal."""
+"""Seconds of work before a status is shown."""
 
 LINE_EVERY = 30.0
-"""Seconds from one status line to the next where stderr is no terminal."""
+"""Seconds between status lines where stderr is no terminal."""
 
 
 class Display:
-    """A status that changes on a terminal, else a line now and then; messages are printed above it.
+    """A status on stderr, and messages above it.
 
     Args:
-        quiet: show no status, and no message but errors.
-        lines: print a status line now and then where stderr is no terminal.
+        quiet: show no status, and only error messages.
+        lines: where stderr is no terminal, print the status every `LINE_EVERY` seconds.
     """
 
     def __init__(self, *, quiet: bool = False, lines: bool = True) -> None:
@@ -36,7 +36,7 @@ class Display:
         self._live: Live | None = None
 
     def say(self, message: str, *, error: bool = False) -> None:
-        """Print one line on stderr; where quiet, only errors."""
+        """Print a message, one line; if `quiet`, only an error."""
         if self._quiet and not error:
             return
         if self._live is None:
@@ -46,7 +46,7 @@ class Display:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: str, rows: Sequence[str] = ()) -> None:
-        """Show a status line, and on a terminal some rows below it."""
+        """Replace the status; `rows` are shown below it on a terminal only."""
         now = time.monotonic()
         if self._quiet or now - self._start < LIVE_AFTER:
             return
@@ -68,7 +68,7 @@ class Display:
         self._live.update(text)
 
     def close(self) -> None:
-        """Remove the status; messages go on."""
+        """Remove the status. Messages can still be printed."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vartok.errors import printable
+from vartok.errors import counted, printable
 
 from .command import command
 from .files import parse_inputs, parse_output
@@ -34,7 +34,7 @@ def encode(
     output: OutputOption = None,
     format: Annotated[
         TokenFormat | None,
-        typer.Option("--format", help="Default: by -o's suffix, else npz. jsonl: all pictures in one file."),
+        typer.Option("--format", help="Default: -o's suffix, else npz. jsonl: all pictures in one file."),
     ] = None,
     *,
     pictures: PictureOptions,
@@ -47,8 +47,8 @@ def encode(
 ) -> None:
     """Turn pictures into tokens.
 
-    img.png becomes img.tokens.npz beside it, or under -o DIR. Pictures of a tar or a Parquet
-    file are named by their keys.
+    img.png becomes img.tokens.npz, in the same folder or under -o DIR. For a tar or a Parquet
+    file, every picture's key names its token file.
 
     Examples:
       vartok encode img.png
@@ -60,7 +60,7 @@ def encode(
     from vartok.operations import encode_files
     from vartok.schedule import token_count
 
-    pictures.resolve()  # its errors come before those of the inputs
+    pictures.check()
     configure_pillow(quiet=not messages.debug)
     given = parse_inputs(inputs, sources)
     text = format in ("json", "jsonl")
@@ -82,5 +82,5 @@ def encode(
     report = Report(results.total, verb="encoded", quiet=messages.quiet, debug=messages.debug)
     for result in results:
         count = token_count(result.tokens.schedule) if result.tokens else 0
-        report.add(result, f"{count} tokens in {printable(result.output or 'stdout')}")
+        report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")
     report.finish()

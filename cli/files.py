@@ -1,4 +1,4 @@
-"""The files that a command line names, and the standard streams."""
+"""Turn the arguments of a command into its inputs and its output: names, or standard streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, BinaryIO
 import typer
 
 from vartok.errors import printable
-from vartok.files import os_error_reason
 
 if TYPE_CHECKING:
     from .options import InputOptions
@@ -19,12 +18,12 @@ STDIO = "-"
 
 
 def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | BinaryIO]:
-    """Return the inputs that arguments and --files-from name; standard input where they name none.
+    """Return the inputs that arguments and --files-from name; standard input by default.
 
     Raises:
-        typer.BadParameter: nothing is named and standard input is a terminal, an empty name, or standard
-            input named twice.
-        OSError: the list cannot be read.
+        typer.BadParameter: a name is empty, standard input is named twice, or it is the default and a
+            terminal.
+        OSError: the file of --files-from cannot be read.
     """
     given = list(names or ())
     if options.null and options.files_from is None:
@@ -43,15 +42,15 @@ def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | B
 
 
 def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: str) -> str | BinaryIO | None:
-    """Return the output that -o names: stdout for "-", and by default where standard input is the one input.
+    """Return the output that -o names, stdout for "-"; stdout is the default if stdin is the only input.
 
     Args:
         output: value of -o.
         inputs: the inputs, as `parse_inputs` returns them.
-        binary: the cure in the message that a terminal takes no binary data; "" where the data is text.
+        binary: for binary data, what to do if stdout is a terminal, for the message; "" for text.
 
     Raises:
-        typer.BadParameter: stdout is a terminal, and the data is binary.
+        typer.BadParameter: binary data would go to a terminal.
     """
     if output is None and len(inputs) == 1 and not isinstance(inputs[0], str):
         output = STDIO
@@ -63,10 +62,9 @@ def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: st
 
 
 def _read_list(source: str, null: bool) -> list[str]:
-    try:
-        data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
-    except OSError as error:
-        raise typer.BadParameter(f"--files-from {printable(source)}: {os_error_reason(error)}") from None
+    if not source:
+        raise typer.BadParameter("the name in --files-from is empty")
+    data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     if b"\0" in data and not null:
         raise typer.BadParameter(f"--files-from {printable(source)}: its names end with NUL, so use -0")
     names = data.split(b"\0") if null else data.splitlines()

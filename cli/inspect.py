@@ -1,18 +1,18 @@
-"""`vartok inspect`: the contents of token files."""
+"""`vartok inspect`: shows the contents of token files."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import VartokError, printable
+from vartok.errors import VartokError, counted, printable
 
 from .command import command
 from .files import parse_inputs
+from .messages import print_result
 from .options import DebugOption, InputOptions, JsonOption
 from .report import Report
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vartok.tokens import ImageTokens
 
 SHOWN_INDICES = 8
+"""Indices of a scale that are shown, at most."""
 
 
 @command
@@ -28,13 +29,15 @@ def inspect(
         list[str] | None,
         typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search folders.")] = False,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Search folders for token files.")
+    ] = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Show the contents of token files.
 
-    The picture, the checkpoint, the schedule, and the first indices of every scale.
+    For each image: its source, its checkpoint, and the grid and first indices of every scale.
 
     Examples:
       vartok inspect img.tokens.npz
@@ -51,11 +54,10 @@ def inspect(
                 report.fail(str(item), tokens)
                 continue
             if as_json:
-                print(json.dumps({"file": str(item), **_summary(tokens)}))
+                print_result(json.dumps({"file": str(item), **_summary(tokens)}))
             else:
-                _show(str(item), tokens)
+                print_result(_describe(str(item), tokens))
             report.done += 1
-            sys.stdout.flush()
     report.finish()
 
 
@@ -69,18 +71,22 @@ def _summary(tokens: ImageTokens) -> dict[str, Any]:
     }
 
 
-def _show(name: str, tokens: ImageTokens) -> None:
+def _describe(name: str, tokens: ImageTokens) -> str:
     image, model = tokens.image, tokens.model
     height, width = image.size
     zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
-    print(name)
-    print(f"  picture     {printable(image.source)}, {image.width} x {image.height} pixels")
     where = f"{printable(image.dtype)} on {printable(image.device)}"
-    print(f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}")
-    identity = f"{model.vocab_size} codes, fingerprint {model.fingerprint[:12]}"
-    print(f"  checkpoint  {printable(model.name)}, {identity}")
-    print(f"  tokens      {sum(scale.size for scale in tokens.scales)} in {len(tokens.scales)} scales")
+    identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
+    total = sum(scale.size for scale in tokens.scales)
+    lines = [
+        name,
+        f"  picture     {printable(image.source)}, {image.width} x {image.height} pixels",
+        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}",
+        f"  checkpoint  {printable(model.name)}, {identity}",
+        f"  tokens      {total:,} in {counted(len(tokens.scales), 'scale')}",
+    ]
     for k, scale in enumerate(tokens.scales):
         first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
         more = " ..." if scale.size > SHOWN_INDICES else ""
-        print(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
+        lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
+    return "\n".join(lines)

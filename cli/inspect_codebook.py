@@ -1,4 +1,4 @@
-"""`vartok inspect-codebook`: what a codebook holds, and how token files use it."""
+"""`vartok inspect-codebook`: statistics of a codebook, and of its usage by token files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import OutputError, VartokError, printable
+from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.files import write_bytes
 
 from .command import command
-from .messages import say
-from .options import DebugOption, DeviceOption, ForceOption, JsonOption, WeightsOption, load_tokenizer
+from .messages import print_result, say
+from .options import (
+    DebugOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    WeightsOption,
+    load_tokenizer,
+    output_path,
+)
 from .report import Report
 from .tables import NARROW, new_table, print_tables, table_width
 
@@ -27,20 +35,21 @@ if TYPE_CHECKING:
     from vartok.usage import TokenUsage
 
 MAX_BARS = 64
-"""Principal components that are drawn, one character each."""
+"""Principal components that are drawn as bars, at most; each takes one character."""
 
 
 @command
 def inspect_codebook(
     tokens: Annotated[
-        list[str] | None, typer.Argument(metavar="TOKENS", help="More of what --usage takes.")
+        list[str] | None,
+        typer.Argument(metavar="TOKENS", help="More token files, folders and data sets for --usage."),
     ] = None,
     usage: Annotated[
         list[str] | None,
         typer.Option(
             "--usage",
             metavar="TOKENS...",
-            help="Count codes in these token files, folders, data sets.",
+            help="Count how often each scale uses each code, in token files, folders and data sets.",
         ),
     ] = None,
     atlas: Annotated[
@@ -48,8 +57,8 @@ def inspect_codebook(
         typer.Option(
             "--atlas",
             metavar="OUT.png",
-            help="Draw all codes, each as it decodes by itself, similar ones as neighbours. "
-            "In a picture codes interact: those of all scales add up, and the decoder blends neighbours.",
+            parser=output_path,
+            help="Draw every code, decoded alone; similar codes are neighbours.",
         ),
     ] = None,
     weights: WeightsOption = None,
@@ -58,38 +67,47 @@ def inspect_codebook(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what the codebook holds.
+    """Show statistics of a codebook and of its usage.
 
-    Norms, distances, duplicates, dimensions; with --usage, how every scale uses it.
+    Norms, distances, duplicates and dimensions of the codes; with --usage, coverage and
+    perplexity of every scale. In a picture, scales add up, so that
+    a code does not look as it does in the atlas.
 
     Examples:
       vartok inspect-codebook
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png
     """
+    named = [*(usage or ()), *(tokens or ())]
+    if "" in named:
+        raise typer.BadParameter("the name of a token file is empty")
     _check_atlas(atlas, force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
-    named = [*(usage or ()), *(tokens or ())]
     used = _count_usage(named, tokenizer, report) if named else None
     if as_json:
-        print(json.dumps(_as_json(tokenizer, codebook, used)))
+        print_result(json.dumps(_as_json(tokenizer, codebook, used)))
     else:
         print_tables(_codebook_table(tokenizer, codebook), *(_usage_tables(used) if used else ()))
     if atlas:
         _draw_atlas(atlas, tokenizer, force)
         if not as_json:
-            say(f"drew {tokenizer.config.vocab_size} codes in {printable(atlas)}")
+            say(f"drew {counted(tokenizer.config.vocab_size, 'code')} in {printable(atlas)}")
     report.finish()
 
 
 def _check_atlas(atlas: Path | None, force: bool) -> None:
-    """Check the path of the atlas before the work starts."""
+    """Check the path of the atlas.
+
+    Raises:
+        typer.BadParameter: it does not end in .png.
+        OutputError: the file exists.
+    """
     if atlas and atlas.suffix.lower() != ".png":
-        raise typer.BadParameter(f"--atlas {printable(atlas)}: it is written as .png")
+        raise typer.BadParameter(f"--atlas {printable(atlas)}: the name must end in .png")
     if atlas and atlas.exists() and not force:
         raise OutputError(f"{printable(atlas)} exists", hint="set `overwrite` to replace it")
 
@@ -102,7 +120,7 @@ def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
 
 
 def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> TokenUsage:
-    """Count codes; what cannot be counted is reported."""
+    """Count codes, and report files that cannot be counted."""
     from vartok.usage import count_usage
 
     def tell(name: str, error: VartokError | None) -> None:
@@ -116,7 +134,7 @@ def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> Toke
             [sys.stdin.buffer if name == "-" else name for name in names], tokenizer, progress=tell
         )
     except VartokError:
-        report.finish()  # exits, if a failure says already why there are no tokens
+        report.finish()  # exits if a failure was printed: it explains why there are no tokens
         raise
 
 
@@ -132,7 +150,7 @@ def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | 
 
 
 def _phis(tokenizer: Tokenizer) -> list[int] | None:
-    """Return the phi of each scale of the checkpoint's own schedule; None for a checkpoint without phis."""
+    """Return the index of each scale's phi, by the checkpoint's own schedule; None if it has no phis."""
     from vartok.schedule import phi_index
 
     scales, phis = len(tokenizer.config.patch_nums), tokenizer.config.phi_count
@@ -145,7 +163,8 @@ def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
     table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
     norm, nearest, phis = codebook.norm, codebook.nearest, _phis(tokenizer)
     table.add_row(
-        "codes", f"{codebook.vocab_size:,} of {codebook.channels} channels, {codebook.size_bytes:,} bytes"
+        "codes",
+        f"{codebook.vocab_size:,} of {counted(codebook.channels, 'channel')}, {codebook.size_bytes:,} bytes",
     )
     table.add_row("fingerprint", tokenizer.fingerprint)
     table.add_row("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}")
@@ -180,9 +199,9 @@ def _usage_table(used: TokenUsage) -> Table:
     table.add_section()
     table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
     table.caption = (
-        "coverage: used / the most codes that so many tokens could use. perplexity: 2 ** entropy. "
-        "divergence: Jensen-Shannon, from the other scales, 0 same, 1 disjoint; in brackets what scales "
-        "of as many tokens, all sampled alike, show."
+        "coverage: codes used / the most that so many tokens could use. perplexity: 2 ** entropy, in bits. "
+        "divergence: Jensen-Shannon divergence from the other scales, 0 equal to 1 disjoint; in brackets its "
+        "expected value if all scales used the codes alike."
     )
     table.caption_justify = "left"
     return table
@@ -214,12 +233,12 @@ def _top_table(usage: UsageReport) -> Table:
 
 
 def _bar(share: float, width: int = 10) -> str:
-    """Draw a bar of eighths of a character."""
+    """Draw a horizontal bar for a share of 0 to 1, `width` characters long if full."""
     eighths = round(share * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
 def _bars(values: tuple[float, ...]) -> str:
-    """Draw a column for each value, the highest full."""
+    """Draw a vertical bar per value, one character each, relative to the largest."""
     top = max(values, default=0.0) or 1.0
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(value / top * 8))] for value in values)

@@ -8,14 +8,35 @@ import gc
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from vartok.images import Fit
-    from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
+
+
+def output_name(name: str) -> str:
+    """Check the name of an output; the parser of options and arguments that name one.
+
+    Raises:
+        typer.BadParameter: an empty name, or a URL.
+    """
+    from vartok.errors import printable
+    from vartok.sources import is_url
+
+    if not name:
+        raise typer.BadParameter("the name is empty")
+    if is_url(name):
+        raise typer.BadParameter(f"{printable(name)} is a URL: outputs are files and folders, not URLs")
+    return name
+
+
+def output_path(name: str) -> Path:
+    """Check the name of an output as `output_name` does, and return it as a path."""
+    return Path(output_name(name))
+
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TokenFormat = Literal["npz", "json", "jsonl"]
@@ -25,34 +46,37 @@ FitMode = Literal["crop", "pad", "stretch", "native"]
 SizeOption = Annotated[
     str | None,
     typer.Option(
-        "--size", metavar="N|HxW", help="Side, or height x width, of the encoded pixels; default: 256."
+        "--size", metavar="N|HxW", help="Side, or height x width, of the encoded picture; default: 256."
     ),
 ]
 FitOption = Annotated[
     FitMode,
-    typer.Option("--fit", help="crop: the centre; pad: all of it, framed; stretch; native: its own size."),
+    typer.Option(
+        "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
+    ),
 ]
 ZoomOption = Annotated[
     float,
-    typer.Option("--zoom", help="With crop: scale up by this much first. VAR's own transform has 1.125."),
+    typer.Option("--zoom", help="With crop: enlarge by this factor before cropping; VAR trains with 1.125."),
 ]
 BackgroundOption = Annotated[
-    str, typer.Option("--background", help="Colour under transparency and around a padded picture.")
+    str, typer.Option("--background", help="Colour behind transparent pixels and around padded pictures.")
 ]
 ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help="Grids of the scales, as 1,2,4,8x12 (height x width); default: the checkpoint's.",
+        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w); default: the checkpoint's.",
     ),
 ]
 MaxPixelsOption = Annotated[
     int,
-    typer.Option("--max-pixels", min=1, help="Refuse larger pictures before they are decoded."),
+    typer.Option("--max-pixels", min=1, help="Refuse pictures of more pixels, before decoding them."),
 ]
 MaxBytesOption = Annotated[
     int,
-    typer.Option("--max-bytes", min=1, help="Larger pictures in tars, tables, URLs and pipes are not read."),
+    typer.Option("--max-bytes", min=1, help="Refuse pictures of more bytes in tars, tables, URLs and pipes."),
 ]
 WeightsOption = Annotated[
     str | None,
@@ -61,7 +85,7 @@ WeightsOption = Annotated[
         "-w",
         envvar="VARTOK_WEIGHTS",
         metavar="WEIGHTS",
-        help="Checkpoint: a file or the folder of a training run; default: `shipped`, vartok's own.",
+        help="Checkpoint: a file, or the folder of a training run; default: `shipped`, vartok's own.",
     ),
 ]
 DeviceOption = Annotated[
@@ -71,14 +95,14 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
-        help="float32 gives VAR's own tokens; bfloat16 and float16 change many.",
+        help="Precision of the networks. Tokens equal VAR's in float32 only.",
     ),
 ]
 CompileOption = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the networks, which takes a minute or more: for long runs on a GPU.",
+        help="Compile the networks first, for a minute or more; pays in long runs on a GPU.",
     ),
 ]
 OutputOption = Annotated[
@@ -86,7 +110,9 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="A file (by its suffix), a folder, or - for stdout; default: beside each input.",
+        metavar="OUT",
+        parser=output_name,
+        help="A file (if it has a suffix), a folder, or - for stdout; default: beside each input.",
     ),
 ]
 RecursiveOption = Annotated[
@@ -94,20 +120,22 @@ RecursiveOption = Annotated[
     typer.Option(
         "--recursive",
         "-r",
-        help="Search folders; their tree is mirrored under -o. Pictures that decode wrote are left out.",
+        help="Search folders, except for pictures that decode wrote; -o gets the same subfolders.",
     ),
 ]
 FilesFromOption = Annotated[
     str | None,
-    typer.Option("--files-from", metavar="FILE", help="Read input names from FILE (-: stdin), one a line."),
+    typer.Option(
+        "--files-from", metavar="FILE", help="Also read names of inputs from FILE (-: stdin), one a line."
+    ),
 ]
 NullOption = Annotated[
     bool,
-    typer.Option("--null", "-0", help="Names in --files-from end with NUL (find -print0)."),
+    typer.Option("--null", "-0", help="Names in --files-from end in NUL, as those of find -print0."),
 ]
 FullNamesOption = Annotated[
     bool,
-    typer.Option("--full-names", help="Keep the input's suffix in the output's name: img.png.tokens.npz."),
+    typer.Option("--full-names", help="Keep suffixes of inputs in names of outputs: img.png.tokens.npz."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
 SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Skip inputs whose output exists.")]
@@ -117,7 +145,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 to encode small ones, else 1.",
+        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 for encoding small pictures, else 1.",
     ),
 ]
 WorkersOption = Annotated[
@@ -136,7 +164,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JS
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """Options for the files that a command reads, besides its arguments."""
+    """Options that select inputs, besides the arguments."""
 
     recursive: RecursiveOption = False
     files_from: FilesFromOption = None
@@ -145,7 +173,7 @@ class InputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureOptions:
-    """Options for the pixels that are encoded, and the grids of their tokens."""
+    """Options for reading pictures and for the grids of their tokens."""
 
     size: SizeOption = None
     fit: FitOption = "crop"
@@ -155,17 +183,15 @@ class PictureOptions:
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
 
-    def resolve(self, *tokenizers: Tokenizer) -> tuple[Fit, Schedule | None]:
-        """Return the fit, in a size that all tokenizers take, and the schedule; None is the checkpoint's own.
-
-        Without tokenizers the values are checked, and the fit's size is left open.
+    def check(self) -> None:
+        """Check the options against each other, before inputs are opened and a checkpoint is loaded.
 
         Raises:
-            ArgumentError: options that contradict each other, or do not suit a checkpoint.
+            ArgumentError: an invalid value, or options that contradict each other.
         """
-        from vartok.operations import make_fit, make_schedule, resolve_fit
+        from vartok.operations import make_fit, make_schedule
 
-        fit = make_fit(
+        make_fit(
             self.fit,
             size=self.size,
             zoom=self.zoom,
@@ -173,10 +199,7 @@ class PictureOptions:
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,
         )
-        schedule = make_schedule(self.schedule)
-        if tokenizers:
-            fit = resolve_fit(tokenizers, fit, size=self.size, schedule=schedule)
-        return fit, schedule
+        make_schedule(self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +224,7 @@ class WriteOptions:
     skip_existing: SkipExistingOption = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return the options as the library's functions take them."""
+        """Return the options as keyword arguments of the library's functions."""
         return {
             "full_names": self.full_names,
             "overwrite": self.force,
@@ -226,13 +249,13 @@ class MessageOptions:
 
 
 def expand_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Replace parameters that are annotated with dataclasses by the fields of these, which Typer can read.
+    """Replace every parameter whose type is a dataclass by that class's fields, which Typer can read.
 
     Args:
-        run: a command; some of its parameters are annotated with dataclasses of this module.
+        run: a command.
 
     Returns:
-        The same command, with one parameter for every option.
+        A function with one keyword parameter per option, which makes the dataclasses and calls `run`.
     """
     signature = inspect.signature(run, eval_str=True)
     groups: dict[str, Any] = {}
@@ -266,13 +289,13 @@ def expand_options(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
-    """Import torch and load the checkpoint: the slow part of a command's start, so done last.
+    """Import torch and load a checkpoint. This takes seconds, so commands check their arguments first.
 
-    It changes the process for the better of one short program: Python collects no garbage among torch's own
-    objects, and the C library keeps freed memory.
+    It tunes the process for one short program: Python's garbage collector ignores the objects of torch's
+    import, and the C library keeps freed memory.
     """
     collects = gc.isenabled()
-    gc.disable()  # to search the objects of torch's import again and again takes a fifth of its time
+    gc.disable()  # collections take a fifth of the time of torch's import
     try:
         from vartok import loading, runtime
 

@@ -1,4 +1,4 @@
-"""Counts of a command over many files, its progress, and its exit code."""
+"""Count the results of a command over many files, show its progress, and set its exit code."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Counts successes and failures, reports them on stderr, and sets the exit code.
+    """Counts of successes, failures and skipped inputs; they are reported on stderr and set the exit code.
 
     Args:
-        total: number of inputs; None where it is not known.
-        verb: past participle of the work, as "encoded".
-        quiet: say nothing but errors.
+        total: number of inputs; None if unknown.
+        verb: what was done to an input, as "encoded".
+        quiet: print errors only.
         debug: print the traceback of every error.
     """
 
@@ -32,7 +32,7 @@ class Report:
         self._display = Display(quiet=quiet, lines=False)
 
     def add(self, result: FileResult, text: str) -> None:
-        """Count a result; `text`, its outcome, is printed if there is only one."""
+        """Count a result; print `text` if the command has one input, and it succeeded."""
         if result.error is not None:
             self.fail(result.input, result.error)
         elif result.skipped:
@@ -41,7 +41,7 @@ class Report:
             self.succeed(result.input, text, result.notes)
 
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
-        """Count a success; `result`, its outcome, is printed if there is only one."""
+        """Count a success; print its notes, and `result` if the command has one input."""
         self.done += 1
         for note in notes:
             self.note(f"{name}: {note}")
@@ -50,7 +50,7 @@ class Report:
         self._advance()
 
     def fail(self, name: str, reason: Exception | str) -> None:
-        """Count a failure, and say why."""
+        """Count a failure, and print its reason."""
         self.failed += 1
         if self._debug and isinstance(reason, BaseException):
             self.close()
@@ -71,13 +71,14 @@ class Report:
         """Print a summary, and exit.
 
         Raises:
-            typer.Exit: something failed.
+            typer.Exit: an input failed.
         """
         self.close()
-        if not self._quiet and self._total != 1:
-            parts = [f"{self._verb} {self.done}"]
-            parts += [f"{self.skipped} skipped"] * bool(self.skipped)
-            parts += [f"{self.failed} failed"] * bool(self.failed)
+        only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1)  # its line says everything
+        if not self._quiet and self._total != 1 and not only_failure:
+            parts = [f"{self._verb} {self.done:,}"]
+            parts += [f"{self.skipped:,} skipped"] * bool(self.skipped)
+            parts += [f"{self.failed:,} failed"] * bool(self.failed)
             say(f"{', '.join(parts)} in {time.monotonic() - self._start:.1f} s")
         if self.failed:
             raise typer.Exit(SOME_FAILED if self.done or self.skipped else FAILED)

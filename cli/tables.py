@@ -1,27 +1,29 @@
-"""Tables, as all commands print them."""
+"""Tables that commands print on stdout."""
 
 from __future__ import annotations
 
 import shutil
 from typing import TYPE_CHECKING
 
+from .messages import print_result
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 PIPED_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe, unless COLUMNS says otherwise."""
+"""Width in characters of tables in a file or a pipe, unless the variable COLUMNS is set."""
 
 NARROW = 100
-"""Columns below which a table leaves out what repeats other figures, and shortens headings."""
+"""Width in characters below which tables leave out bars and shorten headings."""
 
 
 def table_width() -> int:
-    """Return the columns that tables may take: the terminal's."""
+    """Return the width of tables in characters: the terminal's, or `PIPED_WIDTH` without one."""
     return shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Make a table without rows; numbers are right-aligned, names and columns without heading are not."""
+    """Make a table without rows: numbers right-aligned; text, and columns without a heading, left-aligned."""
     from rich import box
     from rich.table import Table
 
@@ -42,14 +44,14 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def print_tables(*tables: Table) -> None:
-    """Print tables on stdout, separated by empty lines; cells are plain text without markup."""
+    """Print tables on stdout, separated by empty lines."""
     from rich.console import Console
 
-    # No markup: a name may have brackets.
+    # Rich would take brackets in a file's name for markup.
     console = Console(highlight=False, markup=False, emoji=False, width=table_width())
     texts = []
     for table in tables:
         with console.capture() as text:
             console.print(table)
         texts.append("\n".join(line.rstrip() for line in text.get().rstrip("\n").split("\n")))
-    print("\n\n".join(texts))  # not by Rich, which takes a closed pipe for a failure
+    print_result("\n\n".join(texts))  # Rich itself would exit with 1 where a pipe is closed

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ConfigError, VartokError, printable
+from vartok.errors import ConfigError, VartokError, counted, printable
 
 from .command import command
 from .display import Display
 from .messages import duration
-from .options import DeviceOption, MessageOptions
+from .options import DeviceOption, MessageOptions, output_path
 
 if TYPE_CHECKING:
     from vartok.train import Event, Progress, TrainSettings, Validation
@@ -26,36 +26,47 @@ DataArgument = Annotated[
     list[str],
     typer.Argument(metavar="DATA", help="Folders, tar shards, lists of files (.txt), pictures."),
 ]
-RunOption = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")]
+RunOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="RUN", parser=output_path, help="Folder of the run.")
+]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="light (the default), var-small, var, or a TOML file of your own."),
+    typer.Option("--preset", "-p", help="Settings: light (the default), var-small, var, or a TOML file."),
 ]
 FromOption = Annotated[
     str | None,
     typer.Option(
         "--from",
         metavar="WEIGHTS",
-        help="Fine-tune a checkpoint, or `shipped`, the one that comes with vartok.",
+        help="Fine-tune a checkpoint: a file, a run's folder, or `shipped`, vartok's own.",
     ),
 ]
 ResumeOption = Annotated[
     bool,
-    typer.Option("--resume", help="Continue the run in RUN, with its settings; other options change them."),
+    typer.Option(
+        "--resume", help="Continue the run in RUN, with its settings, except those of other options."
+    ),
 ]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", min=1, help="Length of the run; default: 100,000.")
+    int | None, typer.Option("--steps", min=1, help="Number of optimizer steps; default: the preset's.")
 ]
 MinutesOption = Annotated[
     float | None,
-    typer.Option("--minutes", min=0.01, help="Time limit of the run, initialisation included."),
+    typer.Option("--minutes", min=0.01, help="Time limit of the run, including its initialisation."),
 ]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Crops per step, over all processes; default: the preset's."),
 ]
-LrOption = Annotated[float | None, typer.Option("--lr", min=0, help="Learning rate of the decoder.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights, order and crops.")]
+LrOption = Annotated[
+    float | None, typer.Option("--lr", min=0, help="Learning rate of the decoder; default: the preset's.")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="Seed of initial weights, data order and crops; default: the preset's."
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the checkpoint; default: the name of RUN.")
 ]
@@ -85,9 +96,9 @@ def train(
 ) -> None:
     """Train a tokenizer whose scales all use the codebook.
 
-    encode and decode take RUN with -w. It holds the checkpoint (weights.safetensors), its card, the settings,
-    the state to resume from, validation pictures above their reconstructions (samples/), and logs for
-    TensorBoard (log/). Needs pip install '.[train]' from a clone.
+    RUN will hold the checkpoint (weights.safetensors) and its card, the settings, the state to resume
+    from, reconstructions of validation pictures (samples/), and TensorBoard logs (log/). Other commands
+    take RUN with -w. Needs pip install '.[train]' in a clone.
 
     Examples:
       vartok train photos -o run --minutes 30
@@ -103,14 +114,14 @@ def train(
         **_given(name=name),
     }
     if resume and preset:
-        raise typer.BadParameter("a resumed run has its settings: leave --preset out")
+        raise typer.BadParameter("a resumed run keeps its settings: leave --preset out")
     if resume and start is not None:
-        raise typer.BadParameter("a resumed run has its weights: leave --from out")
+        raise typer.BadParameter("a resumed run keeps its weights: leave --from out")
     settings = _read_settings(output, preset, start, overrides, resume=resume)
     if not messages.debug:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's, which TensorBoard may import
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard may import TensorFlow, which logs
 
-    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    is_main = os.environ.get("RANK", "0") == "0"  # set by torchrun and accelerate
     display = Display(quiet=messages.quiet or not is_main)
     from vartok.operations import default_workers
 
@@ -130,6 +141,10 @@ def _read_settings(
     from vartok.train.loop import check_packages
 
     check_packages()
+    if resume:
+        run.stat()  # a missing folder fails as a missing file does
+    if preset and preset.endswith(".toml"):
+        os.stat(preset)  # likewise; any other unknown preset is a usage error
     if resume and not (run / SETTINGS).is_file():
         raise VartokError(f"{printable(run)} holds no run to resume")
     try:
@@ -148,10 +163,11 @@ def _run(
     workers: int,
     display: Display,
 ) -> None:
-    """Train, show how it goes, and end with the exit code.
+    """Train, and show the progress.
 
     Raises:
-        typer.Exit: the run was stopped, by Ctrl-C (130) or SIGTERM (143).
+        typer.Exit: SIGTERM (143) or the first Ctrl-C (130) stopped the run.
+        KeyboardInterrupt: a second Ctrl-C, or one before the first step.
     """
     from vartok.images import configure_pillow
     from vartok.train import train
@@ -171,7 +187,7 @@ def _run(
             should_stop=stopper,
         )
     except (KeyboardInterrupt, _Terminated) as error:
-        kept = "continues from what was saved last" if (run / STATE).exists() else "had saved nothing yet"
+        kept = "can be resumed from its last save" if (run / STATE).exists() else "had saved nothing yet"
         display.say(f"stopped at once; the run {kept}")
         if isinstance(error, _Terminated):
             raise typer.Exit(128 + signal.SIGTERM) from None
@@ -181,23 +197,24 @@ def _run(
     if not done:
         options = [] if device == "auto" else ["--device", device]
         again = shlex.join(["vartok", "train", *data, "-o", str(run), *options, "--resume"])
-        alike = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
-        display.say(f"stopped; everything is saved. Continue{alike}: {again}")
+        launcher = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
+        display.say(f"stopped; everything is saved. Continue{launcher}: {again}")
         raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
     display.say(f"trained: vartok encode -w {shlex.quote(str(run))} img.png")
 
 
 class _Terminated(BaseException):
-    """A second SIGTERM: the program ends at once."""
+    """A second SIGTERM arrived, which stops the program without saving."""
 
 
 class _Stopper:
-    """Ends a run after the step in which Ctrl-C or SIGTERM comes; a second one ends the program at once.
+    """Asks `train` to stop after the current step if Ctrl-C or SIGTERM arrives; a second one stops at once.
 
-    It listens from the first step on: before that there is nothing to save, and one signal is enough.
+    Signal handlers are set at the first step. Before it there is nothing to save, and the first signal stops
+    the program.
 
     Attributes:
-        signal: number of the signal that came; None before.
+        signal: number of the signal that arrived; None before.
     """
 
     def __init__(self, display: Display) -> None:
@@ -217,7 +234,7 @@ class _Stopper:
         if self.signal is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
         self.signal = number
-        self._display.say("stopping after this step; once more to stop at once")
+        self._display.say("stopping after this step; a second signal stops at once")
 
 
 def _show(display: Display, event: Event) -> None:
@@ -236,13 +253,14 @@ def _show(display: Display, event: Event) -> None:
 def _validation_line(validation: Validation) -> str:
     used = " ".join(map(str, validation.used))
     return (
-        f"step {validation.step:,}: {validation.psnr:.2f} dB on {validation.pictures} validation pictures; "
+        f"step {validation.step:,}: {validation.psnr:.2f} dB on "
+        f"{counted(validation.pictures, 'validation picture')}; "
         f"codes used by scale {used}, {validation.total_used:,} in all"
     )
 
 
 def _status_line(progress: Progress) -> str:
-    """Return a line of at most 79 characters."""
+    """Return the status of a run, in at most 79 characters for common values."""
     left = progress.seconds / progress.fraction * (1 - progress.fraction) if progress.fraction else 0
     return (
         f"step {progress.step:,} ({progress.fraction:.0%}), {duration(left)} left, "
@@ -251,7 +269,7 @@ def _status_line(progress: Progress) -> str:
 
 
 def _usage_line(progress: Progress) -> str:
-    """Return the perplexity of every scale as bars, its range, and the number of unreadable pictures."""
+    """Return a bar per scale for its perplexity, the range, and the number of unreadable pictures."""
     low, high = min(progress.perplexity), max(progress.perplexity)
     bars = "".join(BARS[round(8 * value / high)] for value in progress.perplexity)
     unreadable = f", {progress.unreadable:,} unreadable" if progress.unreadable else ""

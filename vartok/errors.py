@@ -1,4 +1,4 @@
-"""The exceptions and the warning of vartok, each with a one-line message for the user."""
+"""The exceptions and the warning of vartok, and the functions that format text for their messages."""
 
 
 class VartokError(Exception):
@@ -34,7 +34,7 @@ class CheckpointError(VartokError):
 
 
 class SourceError(VartokError):
-    """Files, folders, tars or tables that cannot be found or searched, or that hold no pictures."""
+    """A file, folder, tar or table that is missing, cannot be searched, or holds no pictures."""
 
 
 class OutputError(VartokError):
@@ -42,7 +42,7 @@ class OutputError(VartokError):
 
 
 class ImageError(VartokError):
-    """A picture that cannot be read, or pixels that a model cannot take."""
+    """A picture that cannot be read, or pixels whose shape or range the encoder cannot take."""
 
 
 class TokensError(VartokError):
@@ -54,19 +54,19 @@ class TokenFileError(TokensError):
 
 
 class DeviceError(VartokError):
-    """A device or dtype that this machine or this torch does not have."""
+    """A device or dtype that this machine or the installed torch does not support."""
 
 
 class TrainError(VartokError):
-    """Data that cannot be trained on, a run that cannot go on, or training that went wrong."""
+    """Training that cannot start, cannot be resumed, or diverged."""
 
 
 class DatasetError(VartokError):
-    """A data set that cannot be built, or that is incomplete, broken or not the expected one."""
+    """A data set that cannot be built or read: incomplete, broken, or made with other settings."""
 
 
 class VartokWarning(UserWarning):
-    """Something that is no error but that the user should know, such as a value that had to be assumed."""
+    """A warning for the user, such as a value that a file does not state and that was assumed."""
 
 
 def one_line(text: object, limit: int = 120) -> str:
@@ -76,10 +76,15 @@ def one_line(text: object, limit: int = 120) -> str:
 
 
 def quoted(value: object) -> str:
-    """Return an invalid value as a message quotes it."""
+    """Return the repr of an invalid value for a message, of at most 60 characters."""
     return one_line(repr(value), 60)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and a regular noun: "1 picture", "2,000 pictures"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def printable(text: object) -> str:
-    """Return a path, or text from a file, on one line, unprintable characters replaced by question marks."""
+    """Return a path, or text from a file, with every unprintable character replaced by a question mark."""
     return "".join(char if char.isprintable() else "?" for char in str(text))

@@ -1,4 +1,4 @@
-"""Atomic writing: files appear whole or not at all. Also the message text of an OSError."""
+"""Atomic writing, so that files appear whole or not at all, and the wording of an OSError."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEMPORARY = ".vartok-"
 """Prefix of the names of temporary files."""
 
 ABANDONED = 3600.0
-"""Age in seconds from which a temporary file counts as abandoned where the file system has no locks."""
+"""Age in seconds from which a temporary file counts as abandoned; used where the file system has no locks."""
 
 REASONS = {
     errno.ENOENT: "no such file or folder",
@@ -41,14 +41,14 @@ REASONS = {
     errno.ELOOP: "its links lead in a circle",
     errno.EIO: "the disk reports an input/output error",
 }
-"""Wording of the common errors of the system, by their number."""
+"""Wording of common system errors, by errno."""
 
 
 def os_error_reason(error: Exception) -> str:
     """Return why a file operation failed, in words that can follow a colon: "no such file or folder".
 
     Args:
-        error: an OSError; of anything else, such as an error of a remote file system, its own text.
+        error: an OSError; any other exception, such as that of a remote file system, is quoted.
     """
     if isinstance(error, OSError) and error.errno in REASONS:
         return REASONS[error.errno]
@@ -66,8 +66,8 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     Args:
         path: the file to write.
         overwrite: whether an existing file is replaced.
-        durable: flush the file and its folder to the disk before the block's end returns, so that the file
-            is whole even after a power cut.
+        durable: flush the file and its folder to the disk at the end of the block, so that the file
+            survives a power cut.
 
     Yields:
         The temporary file, open for writing.
@@ -79,7 +79,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     path = Path(path)
     _refuse_existing(path, overwrite)
     temporary, file = _open_temporary(path)
-    # A copy of the descriptor holds the lock on after the file is closed, until it has its final name.
+    # A duplicate descriptor keeps the lock after the file is closed, until the file has its final name.
     lock = os.dup(file.fileno())
     try:
         with file:
@@ -107,7 +107,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
 
 @contextlib.contextmanager
 def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Open a file for a result as `atomic_write` does, and make its parent folders.
+    """Make the parent folders of a result, and open it as `atomic_write` does.
 
     Raises:
         OutputError: the file cannot be written; the message names `path`, not the temporary file.
@@ -142,14 +142,14 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> No
 
 
 def remove_stale_temp_files(path: str | Path, *, age: float = 0.0) -> None:
-    """Remove the temporary files that killed processes have left of `path`.
+    """Remove temporary files of `path` that killed processes have left.
 
-    A file that a process is writing now is locked, and stays. Where the file system has no locks, files
-    younger than `ABANDONED` stay too.
+    A file that is being written is locked, and is kept. Where the file system has no locks, files younger
+    than `ABANDONED` are kept too.
 
     Args:
-        path: the final path of the file, as `atomic_write` had it.
-        age: age in seconds below which files stay in any case.
+        path: path that was given to `atomic_write`.
+        age: files younger than this, in seconds, are kept.
     """
     path = Path(path)
     for temporary in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
@@ -194,7 +194,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _temporary_prefix(path: Path) -> str:
-    """Return the prefix of the names of a file's temporary files; its length is limited."""
+    """Return the prefix of a path's temporary files: a hash, since the name itself might be too long."""
     return f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
@@ -212,7 +212,7 @@ def _place_new(temporary: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, where the system can."""
+    """Flush a folder's entries to the disk, where the system supports it."""
     with contextlib.suppress(OSError):  # Windows opens no folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:

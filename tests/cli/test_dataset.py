@@ -134,7 +134,7 @@ def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, varto
     assert [row["key"] for row in rows] == ["photos/z.tar", "1"]
     assert verify(Path("out")).problems == []
     checked = vartok("dataset", "verify", "out")
-    assert "4 pictures in 2 shards, 2 failed: what is there is well; out/failed.jsonl has" in checked.stderr
+    assert "4 pictures in 2 shards, 2 failed: the shards are well; out/failed.jsonl lists" in checked.stderr
 
     save(Path("photos/1.png"), 1, 12, 9)
     vartok("dataset", "photos", "-o", "out", code=3)  # nothing to do, and still two are missing
@@ -181,23 +181,23 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         Path(f"photos/{n:02}.png").write_bytes(b"junk")
     result = vartok("dataset", "photos", "-o", "out", code=3)
     assert result.stderr.count("not a picture") == 20
-    assert "further failures are not named here, but in out/failed.jsonl" in result.stderr
+    assert "further failures are listed in out/failed.jsonl only" in result.stderr
     assert len(Path("out/failed.jsonl").read_text().splitlines()) == 30
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shard", "2/2"], "--shard is I/N, I from 0 to N - 1"),
-        (["--shard", "one"], "--shard is I/N"),
+        (["--shard", "2/2"], "--shard must be I/N"),
+        (["--shard", "one"], "--shard must be I/N"),
         (["--keep-pictures"], "parquet shards cannot keep pictures"),
         (["--address", "auto"], "only Ray has an address"),
         (["--engine", "ray", "--shard", "0/2"], "Ray divides the work itself"),
-        (["--on-error", "stop", "--max-failures", "3"], "which one?"),
+        (["--on-error", "stop", "--max-failures", "3"], "leave --max-failures out"),
         (["--fit", "native"], "native"),
         (["--schedule", "1,2"], "--schedule must end in the latent's grid, here 4"),
         (["--size", "9"], "--size must be a multiple of 2"),
-        (["-o", "s3://bucket/out"], "a data set is made in a local or a shared folder"),
+        (["-o", "s3://bucket/out"], "s3://bucket/out is a URL: outputs are files and folders"),
     ],
 )
 def test_wrong_usage(small: Path, vartok: Vartok, options: list[str], message: str) -> None:
@@ -302,7 +302,7 @@ def test_an_interrupted_run_can_be_completed(
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
     assert run.returncode == code, said.decode()
-    assert said.decode() == "vartok: stopped; finished shards stay, and the same command goes on\n"
+    assert said.decode() == "vartok: stopped; finished shards are kept, and the same command resumes\n"
     assert not [name for name in names(tmp_path / "out") if ".tmp" in name]
     left = names(tmp_path / "out/stats")
     assert 0 < len(left) < 32

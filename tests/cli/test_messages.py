@@ -48,6 +48,41 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
 @pytest.mark.parametrize(
     "args",
     [
+        "encode {}",
+        "encode {}.txt",
+        "encode -r {}/",
+        "encode --files-from {}.txt",
+        "encode img.png -w {}",
+        "encode img.png -w {}.pth",
+        "decode {}.npz",
+        "decode {}.jsonl",
+        "decode img.png -w {}",
+        "inspect {}",
+        "inspect-codebook -w {}",
+        "inspect-codebook --usage {}",
+        "eval {}",
+        "eval img.png --compare {}",
+        "train {} -o run",
+        "train img.png -o run -p {}.toml",
+        "train img.png -o run --from {}",
+        "train img.png -o {} --resume",
+        "convert {}.pth out.safetensors",
+        "dataset {} -o out",
+        "dataset img.png -o out -w {}",
+        "dataset verify {}",
+    ],
+)
+def test_a_missing_file_fails_alike_in_all_commands(vartok: Vartok, here: Path, args: str) -> None:
+    save(here / "img.png")
+    words = shlex.split(args.format("gone"))
+    [name] = [word for word in words if "gone" in word]
+    assert vartok(*words, code=1).stderr == f"vartok: {name}: no such file or folder\n"
+    assert names(here) == ["img.png"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
         "encode img.png --zoom 0.5",
         "encode img.png --zoom nan",
         "encode img.png --background octarine",
@@ -67,7 +102,17 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
         "encode img.png --nonsense",
         "encode ''",
         "encode - - -o x/",
-        "encode --files-from gone.txt",
+        "encode img.png -o ''",
+        "encode img.png -o https://example.org/tokens",
+        "encode img.png -o s3://bucket/all.jsonl",
+        "decode img.npz -o hf://pictures/",
+        "convert img.png s3://bucket/x.safetensors",
+        "inspect-codebook --atlas s3://bucket/x.png",
+        "inspect-codebook --usage ''",
+        "train img.png -o s3://bucket/run",
+        "dataset img.png -o s3://bucket/tokens",
+        "dataset '' -o tokens",
+        "train img.png -o run -p lihgt",
         "decode img.npz -o img.txt",
         "encode img.png -o img.txt",
         "encode img.png --fit pad --zoom 2",

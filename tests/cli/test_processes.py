@@ -67,6 +67,29 @@ def test_full_stdout(many: Path) -> None:
     assert (process.returncode, messages) == (1, b"vartok: stdout: no space left on the disk\n")
 
 
+@pytest.mark.parametrize(
+    "args", ["--version", "--help", "encode --help", "inspect img.json", "inspect-codebook --json"]
+)
+def test_full_stdout_of_text(here: Path, args: str) -> None:
+    save(here / "img.png")
+    arguments = ["encode", "img.png", "-o", "img.json", *QUICK]
+    assert start(*arguments, cwd=here).wait(60) == 0
+    with open("/dev/full", "wb") as full:
+        process = start(*shlex.split(args), stdout=full, cwd=here)
+        _, messages = process.communicate(timeout=120)
+    assert (process.returncode, messages) == (1, b"vartok: stdout: no space left on the disk\n")
+
+
+@pytest.mark.parametrize("args", [["--version"], ["encode", "--help"]])
+def test_closed_pipe_of_text(here: Path, args: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = start(*args, stdout=write, cwd=here)
+    os.close(write)
+    _, messages = process.communicate(timeout=60)
+    assert (process.returncode, messages) == (141, b"")
+
+
 def encode_without_end(many: Path, output: Path, program: list[str] = PROGRAM, **streams: Any) -> Any:
     """A run that has all but its last few pictures to encode, and then waits for one on standard input."""
     arguments = ("encode", "-r", many, "-", "-o", output, "--batch-size", 4)

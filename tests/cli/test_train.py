@@ -46,7 +46,7 @@ def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Pat
     ("arguments", "code", "reason"),
     [
         (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no file that can be read (no such file or folder)"),
-        (["{tiles}", "-o", "run", "--resume"], 1, "holds no run"),
+        (["{tiles}", "-o", "empty", "--resume"], 1, "holds no run"),
         (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
         (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
         (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: no such file or folder"),

@@ -1,4 +1,4 @@
-"""Find the files of sources: the one search of folders, lists and URLs, for all commands."""
+"""Find the files of sources: the search of folders, lists and URLs that all commands share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias
 
-from vartok.errors import ImageError, SourceError
+from vartok.errors import ArgumentError, ImageError, SourceError
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 
@@ -22,18 +22,18 @@ TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
-"""Names of pictures that vartok has decoded; a search passes over them, beside the photos they came from."""
+"""Names that `vartok decode` gives to pictures; a search skips them, since they lie beside the originals."""
 
 
 class FoundFile(NamedTuple):
     """A file of a source.
 
     Attributes:
-        name: path below the folder that was searched; of a file that was named, its own name; of a file in
-            a list, the path as written there.
+        name: path below the searched folder; for a file that was named, its base name; for a file in a
+            list, the path as written there.
         place: path or URL.
         kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix.
-        size: size in bytes, or None where it was not asked for.
+        size: size in bytes; None for pictures in folders, and for URLs, whose size costs a request.
     """
 
     name: str
@@ -50,31 +50,33 @@ def find_files(
 ) -> list[FoundFile]:
     """List the files of a source.
 
-    A folder is searched in sorted order, the files of each folder before its subfolders. Hidden files and
-    folders (".name") are passed over, and so are pictures that vartok has decoded. Links to folders are
-    followed, each folder once. A file that is named, by the caller or in a list, is taken whatever its
-    suffix: as a picture where the suffix tells nothing else.
+    A folder is searched in sorted order, its files before its subfolders. Hidden files and folders (".name")
+    are skipped, and so are pictures that vartok decoded. Links to folders are followed, each folder once. A
+    file that the caller or a list names is taken with any suffix; one of an unknown suffix is a picture.
 
     Args:
         source: path or URL of a folder, a file, or a list of paths and URLs (.txt, one a line). URLs
             may be of any file system of fsspec, and "*" in them is a pattern; pass them as str, since a
             Path loses one of their slashes.
         kinds: kinds of files to return.
-        exclude: a folder that is passed over where it lies in a searched one.
+        exclude: a folder that is skipped if it lies in a searched one.
 
     Raises:
+        ArgumentError: an empty path.
         SourceError: a source that does not exist, or a folder or list that cannot be read.
     """
     place = str(source)
+    if not place:
+        raise ArgumentError("a path is empty")
     found = _find_remote(place, kinds) if is_url(place) else _find_local(place, kinds, exclude)
     return [file for file in found if file.kind in kinds]
 
 
 def open_place(place: str) -> BinaryIO:
-    """Open a path or URL for reading, forward.
+    """Open a path or URL for reading.
 
     Raises:
-        ImageError: a path that is no regular file, which might never end.
+        ImageError: a path that is no regular file, such as a pipe, which might never end.
         OSError: it cannot be opened. A URL also raises the errors of its file system's library.
     """
     if not is_url(place):
@@ -117,7 +119,7 @@ def _search(folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None) ->
         seen.add(os.path.realpath(exclude))
     for root, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         places = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
-        folders[:] = []  # os.walk goes on with the folders that are put here
+        folders[:] = []  # os.walk enters the folders that are put here
         for name, place in places.items():
             if place not in seen and not name.startswith("."):
                 seen.add(place)
@@ -170,7 +172,7 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
-    """Return the kind of a file by its suffix; the first of `kinds` that fits if the suffix is unknown."""
+    """Return the kind of a file by its suffix; "tokens" for an unknown one if `kinds` has no pictures."""
     lower = place.lower()
     if lower.endswith(TARS):
         return "tar"

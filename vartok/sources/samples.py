@@ -1,4 +1,4 @@
-"""A sample: a picture that has not been read yet, with its label, caption and metadata."""
+"""A sample: a picture, possibly still unread, with its label, caption and metadata."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MAX_LABEL = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture that has not been read yet, and what belongs to it.
+    """A picture, unread or as bytes, with its label, caption and metadata.
 
     Attributes:
-        key: name of the sample: its path below its source without suffix, or the key in its tar or table.
-        picture: path, bytes or URL of the picture; or an error in its place.
+        key: path below the source, without suffix; or the sample's key in its tar or table.
+        picture: path, bytes or URL (str) of the picture; or the error that reading it gave.
         label: class index, 0 or more; None where unknown.
         caption: text; None where there is none.
         metadata: JSON text as it was found, not parsed; None where there is none.
-        progress: share of the input shard that has been read with this sample, 0 to 1; None where unknown.
-        final: True for the error of an input shard that cannot be read any further.
+        progress: share of the input shard read up to and including this sample, 0 to 1; None if unknown.
+        final: True for an error that ends its input shard.
     """
 
     key: str
@@ -40,7 +40,7 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of a picture that is held in memory; 0 for one that is still to be read."""
+        """Size in bytes of the picture in memory; 0 for an unread one."""
         return len(self.picture) if isinstance(self.picture, bytes) else 0
 
     def read(self, fit: Fit) -> Picture:
@@ -55,7 +55,7 @@ class Sample:
         """Return the picture's path, or its bytes; download a URL.
 
         Args:
-            max_bytes: size limit of a download. One byte more is read, so that the reader sees the excess.
+            max_bytes: size limit of a download. One more byte is read, so that the caller sees the excess.
 
         Raises:
             VartokError: it cannot be downloaded, or `picture` is an error.
@@ -71,7 +71,7 @@ class Sample:
             raise ImageError(f"cannot be read: {os_error_reason(error)}") from None
 
     def with_bytes(self, max_bytes: int = MAX_BYTES) -> Sample:
-        """Return the sample with its picture's bytes, or the error that reading them gave, as `picture`."""
+        """Return the sample with `picture` read: its bytes, or the error that reading gave."""
         try:
             file = self.file(max_bytes)
             return replace(self, picture=read_file(file, max_bytes) if isinstance(file, Path) else file)
@@ -79,15 +79,15 @@ class Sample:
             return replace(self, picture=error)
 
     def without_bytes(self) -> Sample:
-        """Return the sample without its picture, which takes far more memory than the rest."""
+        """Return the sample without its picture, to free memory."""
         return replace(self, picture=b"")
 
 
 def check_label(label: int | None) -> int | None:
-    """Return a label; None for a negative one, which is how data sets write that there is none.
+    """Return a label; None for a negative one, by which data sets mark unlabelled samples.
 
     Raises:
-        ImageError: a label of more than 63 bits.
+        ImageError: a label that needs more than 63 bits.
     """
     if label is not None and label > MAX_LABEL:
         raise ImageError(f"its label is larger than {MAX_LABEL}")
@@ -95,5 +95,5 @@ def check_label(label: int | None) -> int | None:
 
 
 def as_unicode(name: str) -> str:
-    """Return a file's name as valid Unicode, which it may not be."""
+    """Return a file's name as valid Unicode; bytes that are no UTF-8 become question marks."""
     return name.encode(errors="replace").decode()

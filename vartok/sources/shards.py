@@ -1,7 +1,6 @@
-"""Input shards: tars, tables and runs of picture files, each worked on by one process at a time.
+"""Input shards, the units of work of one process: tars, tables and runs of picture files.
 
-The shards and their order depend on the sources alone, so that machines that do not talk to each other
-agree on them.
+The shards and their order depend only on the sources, so that machines agree on them without communication.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from vartok.sources.tars import read_tar_samples
 
 
 class PictureFile(NamedTuple):
-    """A picture that is a file of its own.
+    """A picture in its own file, not in a tar or table.
 
     Attributes:
         key: key of its sample.
         place: path or URL.
-        label: class index, where folders are classes; else None.
+        label: class index, if folders are classes; else None.
     """
 
     key: str
@@ -39,14 +38,14 @@ class PictureFile(NamedTuple):
 
 @dataclass(frozen=True)
 class InputShard:
-    """Pictures that one process works on: a tar, a Parquet table, or a run of picture files.
+    """A tar, a Parquet table, or a run of picture files, which one process works on.
 
     Attributes:
         kind: "tar", "parquet" or "files".
         name: path or URL of the tar or table, or of the first file of a run.
-        size: size of the tar or table in bytes; None for a run of files, or where it was not asked for.
+        size: size of the tar or table in bytes; None for a run of files, or if unknown.
         files: the files of a run.
-        image_column: name of the table's column that holds pictures, if the caller named it.
+        image_column: name of the table's column of pictures; None to find it by its type.
     """
 
     kind: Literal["tar", "parquet", "files"]
@@ -57,16 +56,16 @@ class InputShard:
 
     @property
     def identity(self) -> str:
-        """Text that distinguishes this shard from another one at the same index."""
+        """Text that differs between shards: by it a resumed run detects that its sources changed."""
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
-        # With its folder: shards of several sets often have the same names.
+        # The folder is part of it, since shards of several data sets often have equal names.
         name = "/".join(absolute(self.name).replace(os.sep, "/").split("/")[-2:])
         return as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
 
     def find(self, key: str) -> str:
-        """Return where a user finds the sample of a key: a path, or "shard.tar: key"."""
+        """Return the place of a sample for messages: a path, or "shard.tar: key"."""
         for file in self.files:
             if file.key == key:
                 return file.place
@@ -74,11 +73,11 @@ class InputShard:
         return name if key == name else f"{name}: {key}"
 
     def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
-        """Yield its samples in order; if reading fails, the last one is an error.
+        """Yield the samples in order; if the shard cannot be read on, a last sample with the error.
 
         Args:
-            max_bytes: size limit of a picture in a tar or table, in bytes; a larger one is not read, and an
-                error takes its place.
+            max_bytes: size limit of a picture in a tar or table, in bytes; an error takes the place of a
+                larger one.
         """
         try:
             if self.kind == "tar":
@@ -116,11 +115,12 @@ def find_input_shards(
         full_names: keep the suffixes of files in their keys.
         folder_labels: label files by `folder_classes`.
         image_column: name of the tables' column that holds pictures; found by its type if None.
-        exclude: a folder that is passed over where it lies in a searched one.
+        exclude: a folder that is skipped if it lies in a searched one.
 
     Raises:
-        SourceError: a source that does not exist or cannot be searched, one that is named twice, no picture
-            at all, or two files of one key.
+        ArgumentError: an empty path.
+        SourceError: a source does not exist, cannot be searched or is named twice; there are no pictures; or
+            two files have the same key.
     """
     shards = []
     files = []
@@ -146,7 +146,7 @@ def find_input_shards(
 
 
 def folder_classes(shards: Iterable[InputShard]) -> list[str]:
-    """Return the names of classes: the first folders in the keys of files, sorted; a label is an index here.
+    """Return the sorted names of classes, the top folders in the keys of files; labels are indices of it.
 
     Source: torchvision's ImageFolder, which numbers classes in the same way.
     """
@@ -173,7 +173,7 @@ def _class(file: PictureFile) -> str:
 
 
 def _as_key(name: str, *, full: bool) -> str:
-    """Return the key of a file: its name in Unicode, with slashes and without "..", "." and a leading "/"."""
+    """Return the key of a file: a relative Unicode path with slashes, without "." and ".."."""
     parts = name.replace(os.sep, "/").split("/")
     key = "/".join(part for part in parts if part not in ("", ".", ".."))
     if not full:
@@ -191,7 +191,7 @@ def _refuse_repeated(names: list[str]) -> None:
 
 
 def _refuse_equal_keys(files: list[PictureFile]) -> None:
-    """Refuse two files of one key, since a row could belong to either."""
+    """Refuse two files with the same key, since a row of tokens could belong to either."""
     seen: dict[str, PictureFile] = {}
     for file in files:
         other = seen.setdefault(file.key, file)

@@ -15,15 +15,15 @@ from vartok.sources.find import open_place
 from vartok.sources.samples import MAX_TEXT, Sample, as_unicode, check_label
 
 ROWS = 16
-"""Rows that are read at once, at most; each has a picture."""
+"""Rows that are read at once, at most; rows are large, since each holds a picture."""
 
 BATCH_BYTES = 1 << 24
-"""Size in bytes that the pictures of rows that are read at once should have together."""
+"""Total size in bytes of the pictures that are read at once, roughly."""
 
 BUFFER = 1 << 20
-"""Bytes of a column that are read at once; by default Arrow would read those of a whole row group."""
+"""Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
 
-# Names of columns by their role, in the order of preference; the last of each are WebDataset's.
+# Names of the columns of each role, preferred ones first; the last ones are WebDataset's.
 KEYS = ("key", "__key__")
 LABELS = ("label", "cls")
 CAPTIONS = ("caption", "text", "txt")
@@ -37,7 +37,7 @@ def read_table_samples(
 
     Args:
         place: path or URL.
-        image_column: name of the column that holds pictures; the only one of a fitting type if None.
+        image_column: name of the column of pictures; None for the only binary one.
         max_bytes: size limit of a picture in bytes; an error takes the place of a larger one.
 
     Raises:
@@ -68,7 +68,7 @@ def read_table_samples(
 
 
 def _rows_at_once(group: Any) -> int:
-    """Return how many rows of a row group to read at once, by their mean size."""
+    """Return how many rows of a row group to read at once, from their mean size."""
     mean: int = group.total_byte_size // max(1, group.num_rows)
     return max(1, min(ROWS, BATCH_BYTES // max(1, mean)))
 
@@ -77,9 +77,9 @@ def _row_sample(row: dict[str, Any], key: str, progress: float, max_bytes: int) 
     """Return a row's sample.
 
     Args:
-        row: Arrow scalars of the columns that the table has, by their role.
+        row: Arrow scalars by the role of their column, for the roles that the table has.
         key: key of a row that has none of its own.
-        progress: as `Sample` has it.
+        progress: see `Sample`.
         max_bytes: size limit of the picture in bytes.
     """
     try:
@@ -108,7 +108,7 @@ def _text(row: dict[str, Any], role: str) -> str | None:
 
 
 def _columns(schema: Any, image_column: str | None) -> dict[str, str]:
-    """Return the names of the columns that are read, by their role: "image", "key", "label", ..."""
+    """Map roles ("image", "key", "label", ...) to the names of the columns to read."""
     from pyarrow import types
 
     def holds_pictures(kind: Any) -> bool:

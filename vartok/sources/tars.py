@@ -15,20 +15,20 @@ from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
 
 SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
-"""Extensions of the files that are read beside pictures, and their size limits in bytes."""
+"""Extensions of files that are read with a picture, and their size limits in bytes."""
 
 MAX_HEADER = 1 << 20
 """Size limit in bytes of the headers before a member, which hold long names."""
 
 META = re.compile(r"__[^/]*__(/|$)")
-"""Names that WebDataset passes over: these files describe the shard."""
+"""Names of files that describe the shard, which WebDataset skips."""
 
 
 class TarSample(NamedTuple):
     """The files of a tar that share a key.
 
     Attributes:
-        key: their name up to the first dot after the last slash.
+        key: name of the files up to the first dot after the last slash.
         pictures: bytes of the pictures, in the tar's order, or errors in their place.
         sidecars: bytes of the other files, or errors in their place, by extension: "cls", "txt",
             "json".
@@ -40,19 +40,19 @@ class TarSample(NamedTuple):
 
 
 def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
-    """Yield the samples of a tar, plain or compressed, in its order, reading forward only.
+    """Yield the samples of a tar, plain or compressed, in its order. The stream need not be seekable.
 
-    A file that is too large by its header is not read; an error takes its place.
+    An error takes the place of a file whose header gives too large a size.
 
     Args:
-        stream: the tar's bytes.
+        stream: stream of the tar's bytes.
         max_bytes: size limit of a picture in bytes.
 
     Raises:
-        ImageError: it is no tar, is broken or ends too early; all samples before that were yielded.
+        ImageError: the stream is no tar, is broken or ends too early; the samples before were yielded.
         OSError: the stream cannot be read.
 
-    Source: webdataset.tariterators, for the rule that gives files their keys.
+    Source: webdataset.tariterators, for keys and extensions.
     """
     from webdataset.tariterators import base_plus_ext
 
@@ -69,7 +69,7 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
                 if sample is not None and key != sample.key:
                     yield sample
                     sample = None
-                whole, sample = sample or TarSample(key, [], {}), None  # a sample that breaks off is dropped
+                whole, sample = sample or TarSample(key, [], {}), None  # drops a sample that breaks off
                 extension = extension.lower()
                 if f".{extension}".endswith(suffixes):
                     too_large = bytes_error(max_bytes)
@@ -95,7 +95,7 @@ def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_B
 
     Args:
         place: path or URL.
-        size: size of the tar in bytes, for `Sample.progress`; of URLs it is asked for where None.
+        size: size of the tar in bytes, for `Sample.progress`; if None, fsspec's for a URL.
         max_bytes: size limit of a picture in bytes.
 
     Raises:
@@ -136,10 +136,10 @@ def _as_label(text: str) -> int | None:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that raises ReadError if it is broken or too large, anywhere in the archive.
+    """A tar header; a broken or too large one raises ReadError.
 
-    TarFile treats a broken header, unless it is the first, as the end of the archive: the rest would be lost
-    silently.
+    TarFile itself takes a broken header after the first for the end of the archive, and silently loses the
+    rest.
     """
 
     @classmethod

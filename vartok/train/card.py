@@ -8,6 +8,7 @@ from importlib.metadata import version
 import torch
 
 from vartok import schedule as schedules
+from vartok.errors import counted
 from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
 from vartok.train.settings_file import dump_settings
@@ -48,15 +49,15 @@ def describe(
         f"| Autoencoder | `{config.autoencoder.name}` |",
         f"| Codebook | {config.vocab_size} vectors of {config.z_channels} channels, one for all scales |",
         f"| Schedule | {schedules.describe(config.patch_nums)}: "
-        f"{schedules.token_count(config.patch_nums)} tokens for {crop} pixels |",
+        f"{counted(schedules.token_count(config.patch_nums), 'token')} for {crop} pixels |",
         f"| Licence | {settings.license or 'not stated'} |",
         "",
         "## Training",
         "",
-        f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {step:,} steps of "
-        f"{settings.data.batch_size} crops of {crop} pixels in {seconds / 60:.1f} minutes, on {processes} "
-        f"process{'es' * (processes > 1)} ({device.type}, {machine}), networks in {precision}. "
-        f"{_begun(origin)}",
+        f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {counted(step, 'step')} "
+        f"of {counted(settings.data.batch_size, 'crop')} of {crop} pixels in {seconds / 60:.1f} minutes, "
+        f"on {processes} process{'es' * (processes > 1)} ({device.type}, {machine}), "
+        f"networks in {precision}. {_begun(origin)}",
         "",
         "```toml",
         dump_settings(settings).rstrip(),
@@ -80,9 +81,9 @@ def _figures(settings: TrainSettings, validation: Validation, origin: Origin | N
     crop = "x".join(map(str, reversed(config.image_size)))
     before = origin.validation if origin is not None else None
     lines = [
-        f"On {validation.pictures} pictures held out of the training data, scaled to cover and cut to "
-        f"their centre, {crop} pixels; PSNR of rounded pixels, mean over pictures: "
-        f"{validation.psnr:.2f} dB. {validation.total_used} of {config.vocab_size} codes are used there:",
+        f"On {counted(validation.pictures, 'picture')} held out of the training data, scaled to cover and "
+        f"cut to their centre, {crop} pixels; PSNR of rounded pixels, mean over pictures: "
+        f"{validation.psnr:.2f} dB. Codes used there: {validation.total_used} of {config.vocab_size}.",
         "",
         "| scale | grid | codes used | perplexity |",
         "| --- | --- | --- | --- |",
@@ -95,6 +96,6 @@ def _figures(settings: TrainSettings, validation: Validation, origin: Origin | N
         lines += [
             "",
             f"Before fine-tuning, {origin.name} on the same pictures: {before.psnr:.2f} dB, "
-            f"{before.total_used} codes used.",
+            f"{counted(before.total_used, 'code')} used.",
         ]
     return lines

@@ -1,6 +1,7 @@
 """Fixtures and helpers of several test files: pictures, a tokenizer, the command line in this process."""
 
 import contextlib
+import functools
 import importlib
 import itertools
 import logging
@@ -9,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import vartok as library
+from vartok import loading
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.images import to_tensor
@@ -116,8 +118,21 @@ def app() -> typer.Typer:
 
 
 @pytest.fixture
-def vartok(app: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vartok]:
-    """Return a function that runs `vartok ARGS` in this process, without a terminal."""
+def vartok(
+    app: typer.Typer, tokenizer: library.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Vartok]:
+    """Return a function that runs `vartok ARGS` in this process, without a terminal.
+
+    Commands share what costs the most time: the parsed options and the shipped checkpoint, loaded once.
+    """
+    load = loading.load
+
+    def load_once(weights: str | Path | None = None, **options: Any) -> library.Tokenizer:
+        shared = weights is None and options == {"device": "cpu", "dtype": "float32", "compile": False}
+        return tokenizer if shared else load(weights, **options)
+
+    monkeypatch.setattr(loading, "load", load_once)
+    monkeypatch.setattr(typer.testing, "_get_command", functools.cache(typer.main.get_command))
     monkeypatch.delenv("VARTOK_WEIGHTS", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest sets it in its worker processes
     monkeypatch.setenv("VARTOK_DEVICE", "cpu")  # the expected bytes are those of a CPU

@@ -337,7 +337,7 @@ def test_a_device_may_be_torchs_own() -> None:
     assert vartok.load(device=torch.device("cpu")).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["light", "var"])
 def test_smaller_dtypes_keep_most_tokens(
     light: vartok.Tokenizer, var: vartok.Tokenizer, photos: Tensor, tmp_path: Path, kind: str, dtype: str

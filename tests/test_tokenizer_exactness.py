@@ -21,9 +21,7 @@ from vartok.errors import (
 from vartok.models.quantizer import MultiScaleQuantizer
 
 
-@pytest.mark.parametrize(
-    ("size", "cells"), [(1, 4096), (2, 48), (5, 48)]
-)  # 48: three pictures are quantized at once
+@pytest.mark.parametrize(("size", "cells"), [(2, 4096), (5, 48)])  # 48: three pictures are quantized at once
 def test_no_picture_depends_on_its_batch(
     either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +68,7 @@ SETTINGS = (
 
 
 @new_precisions
+@pytest.mark.slow
 def test_precision_settings_change_no_tokens_and_are_put_back(tmp_path: Path) -> None:
     """In a process of its own, as some settings cannot be undone."""
     path = save(tmp_path / "var.safetensors", VAR_32)

@@ -112,7 +112,7 @@ def test_tokens_do_not_depend_on_batches_or_workers(vartok: Vartok, here: Path, 
     for i in range(16):
         save(here / "in" / f"{i:02}.png", i, *sizes[i % len(sizes)])
     found = {}
-    for batch, workers in ((1, 1), (5, 4), (16, 1)):
+    for batch, workers in ((1, 1), (5, 1), (16, 4)):
         out = here / f"{batch}-{workers}"
         size = [] if fit == "native" else ["--size", "48"]
         vartok(
@@ -122,7 +122,7 @@ def test_tokens_do_not_depend_on_batches_or_workers(vartok: Vartok, here: Path, 
     assert len(found[1, 1]) == 16
     assert all(files == found[1, 1] for files in found.values())
     shown = []
-    for batch, workers in ((1, 1), (5, 4)):
+    for batch, workers in ((1, 1), (16, 4)):
         vartok("decode", "-r", "1-1", "-o", f"d{batch}", "--batch-size", batch, "--workers", workers)
         shown.append({name: (here / f"d{batch}" / name).read_bytes() for name in names(here / f"d{batch}")})
     assert len(shown[0]) == 16

@@ -130,6 +130,7 @@ def test_native_sizes(vartok: Vartok, here: Path) -> None:
     assert next(line.split() for line in lines if line.startswith("MS-SSIM")) == ["MS-SSIM", "-"]
 
 
+@pytest.mark.slow
 def test_compared_side_by_side(vartok: Vartok, folder: Path, other: Path) -> None:
     together = report_of(vartok, "-r", "in", *QUICK, "--compare", other)
     mine, theirs = together["models"]

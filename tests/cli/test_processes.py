@@ -68,12 +68,18 @@ def test_full_stdout(many: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", ["--version", "--help", "encode --help", "inspect img.json", "inspect-codebook --json"]
+    "args",
+    [
+        *("--version", "inspect img.json"),
+        *(
+            pytest.param(args, marks=pytest.mark.slow)
+            for args in ("--help", "encode --help", "inspect-codebook --json")
+        ),
+    ],
 )
-def test_full_stdout_of_text(here: Path, args: str) -> None:
+def test_full_stdout_of_text(vartok: Vartok, here: Path, args: str) -> None:
     save(here / "img.png")
-    arguments = ["encode", "img.png", "-o", "img.json", *QUICK]
-    assert start(*arguments, cwd=here).wait(60) == 0
+    vartok("encode", "img.png", "-o", "img.json", *QUICK)
     with open("/dev/full", "wb") as full:
         process = start(*shlex.split(args), stdout=full, cwd=here)
         _, messages = process.communicate(timeout=120)
@@ -125,7 +131,9 @@ def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1  # the cursor is visible again
 
 
-@pytest.mark.parametrize(("place", "done"), [("out", 1), ("all.jsonl", 1)])
+@pytest.mark.parametrize(
+    ("place", "done"), [("out", 1), pytest.param("all.jsonl", 1, marks=pytest.mark.slow)]
+)
 def test_killed(many: Path, tmp_path: Path, place: str, done: int) -> None:
     before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in many.iterdir()}
     process = encode_without_end(many, tmp_path / place)
@@ -156,6 +164,7 @@ def test_binary_is_never_written_to_a_terminal(vartok: Vartok, here: Path) -> No
     os.close(terminal)
 
 
+@pytest.mark.slow
 def test_closed_streams(here: Path) -> None:
     save(here / "img.png")
     for closed, args, code, cause in (

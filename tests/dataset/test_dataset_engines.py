@@ -42,6 +42,7 @@ def test_two_processes_give_the_same_bytes_as_one(
     assert {step.worker for step in steps} <= {0, 1}  # the second may come too late
 
 
+@pytest.mark.slow
 def test_another_process_takes_over_from_one_that_is_killed(
     tmp_path: Path,
     source: Path,

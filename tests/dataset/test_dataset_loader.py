@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from dataset_cases import KEYS, L, make_job, picture, run, tar
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from noise import SMALL
 from noise import tokenizer as noise_tokenizer
@@ -20,6 +20,7 @@ pytest_plugins = ["dataset_cases"]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
+@settings(max_examples=40)
 @given(world=st.integers(1, 20), epoch=st.integers(0, 3))
 def test_ranks_share_the_rows_evenly_without_duplicates(
     dataset: Path, shuffle: bool, world: int, epoch: int

@@ -45,6 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
     )
 
 
+@pytest.mark.slow
 def test_three_threads_give_the_latents_of_one(weights: tuple[str | Path, ...]) -> None:
     assert run(3, weights[1]) == run(1, weights[1])
 

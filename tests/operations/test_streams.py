@@ -225,6 +225,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_workers_encode_small_pictures_with_their_share_of_threads(
     tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch

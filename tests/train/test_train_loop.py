@@ -173,6 +173,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiles: Path, tmp_path: Pat
         go(tiny(), tiles, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_settings_it_is_given(tiles: Path, tmp_path: Path) -> None:
     adversarial = {"adversarial": 0.1}
     events = go(tiny(loss=adversarial, run={"steps": 4, "val_every": 2}), tiles, tmp_path / "run")

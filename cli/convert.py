@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ArgumentError, CheckpointError, OutputError, printable
+from vartok.files import named_errors
 
 from .command import command
 from .messages import print_result
@@ -86,11 +87,13 @@ def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple
     """Read a checkpoint, and return it with its sha256; VAR's published one gets its name and licence.
 
     Raises:
-        CheckpointError: it has another sha256 than the expected one, or cannot be read.
+        CheckpointError: it has another sha256 than the expected one, or is not a checkpoint.
+        OSError: it cannot be read.
     """
     from vartok import checkpoints
 
-    found = checkpoints.file_sha256(path)
+    with named_errors(path):
+        found = checkpoints.file_sha256(path)
     if sha256 and found != sha256.lower():
         raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {printable(sha256)}")
     checkpoint = checkpoints.read_checkpoint(path, overrides)

@@ -138,11 +138,11 @@ def _explain_missing(report: evaluation.EvaluationReport, measure: MeasureOption
 def _print(
     report: evaluation.EvaluationReport, worst: int, checkpoints: list[str | None], *, as_json: bool
 ) -> None:
-    from .eval_tables import print_report
-
     if as_json:
         print_result(json.dumps(_as_json(report, worst, checkpoints)))
     else:
+        from .eval_tables import print_report
+
         print_report(report, worst, checkpoints)
 
 

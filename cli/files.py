@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import typer
 
 from vartok.errors import printable
+from vartok.files import named_errors
 
 if TYPE_CHECKING:
     from .options import InputOptions
@@ -64,7 +65,8 @@ def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: st
 def _read_list(source: str, null: bool) -> list[str]:
     if not source:
         raise typer.BadParameter("the name in --files-from is empty")
-    data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
+    with named_errors("<stdin>" if source == STDIO else source):
+        data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     if b"\0" in data and not null:
         raise typer.BadParameter(f"--files-from {printable(source)}: its names end with NUL, so use -0")
     names = data.split(b"\0") if null else data.splitlines()

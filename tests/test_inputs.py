@@ -33,6 +33,8 @@ RGB = "the model takes RGB: repeat a gray channel three times, leave out an alph
         (torch.zeros(1, 3, 0, 64), "multiples of 16"),
         (torch.zeros(0, 3, 64, 64), "images are [B, 3, H, W]"),
         ([], "a list of images holds PIL images"),
+        (torch.zeros(1, 1, 3, 64, 64), "images are [B, 3, H, W]"),
+        ([np.zeros((3, 64, 64), np.float32)] * 2, "a list of images holds PIL images"),
         ([Image.new("RGB", (64, 64)), Image.new("RGB", (32, 32))], "the images of a batch have one size"),
         (None, "images are tensors, arrays or PIL images, not 'NoneType'"),
     ],
@@ -80,7 +82,7 @@ def test_the_hint_for_images_in_another_form(light: vartok.Tokenizer, images: An
     ("tokens", "reason", "hint"),
     [
         (torch.zeros(680).long(), "not a 2-d tensor of integers, but [680] torch.int64", "`flat[None]`"),
-        (np.zeros(680, np.uint16), "not a 2-d tensor of integers, but [680] torch.int64", "`flat[None]`"),
+        (np.zeros(680, np.uint16), "not a 2-d tensor of integers, but [680] uint16", "`flat[None]`"),
         (torch.zeros(1, 680), "but [1, 680] torch.float32", None),
         (torch.zeros(1, 679).long(), "679 tokens, but the schedule has 680 cells", None),
         (
@@ -122,7 +124,8 @@ def test_image_tokens_of_another_checkpoint_are_refused_by_name(
         TokenFileError, match=r"a\.png: was encoded with vartok-light-v1 .*, not with var"
     ) as error:
         var.decode(item)
-    assert "`tokens.flatten()[None]`" in str(error.value.hint)
+    assert "`tokens.flatten()[None]` with `schedule=tokens.schedule`" in str(error.value.hint)
+    assert var.decode(item.flatten()[None], schedule=item.schedule).shape == photos[:1].shape
 
 
 def test_tokens_on_the_own_schedule_and_on_another(light: vartok.Tokenizer) -> None:

@@ -109,6 +109,9 @@ def test_var_inputs_can_be_trained_on(light: vartok.Tokenizer, photos: Tensor) -
     scale = torch.ones(1, requires_grad=True)
     (light.decode(tokens) * scale).mean().backward()
     assert scale.grad is not None
+    embedding = nn.Embedding(4096, 4)
+    embedding(tokens.maps[-1]).sum().backward()
+    assert embedding.weight.grad is not None
 
 
 def test_an_empty_batch_of_tokens_decodes_to_an_empty_batch(light: vartok.Tokenizer, photos: Tensor) -> None:

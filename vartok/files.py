@@ -57,6 +57,16 @@ def os_error_reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Give an OSError of the block the file's name, which an error while reading does not carry."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place when the block ends without an error.
 

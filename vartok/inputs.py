@@ -69,10 +69,13 @@ def _as_tensor(images: Images) -> Tensor:
     """Convert images to a tensor; uint8 and PIL images to [B, 3, H, W] float32, others as they are."""
     if isinstance(images, (list, tuple)):
         batches = [_as_tensor(image) for image in images]
+        stackable = batches and all(
+            isinstance(image, Tensor) and image.shape[:-2] == (3,) for image in images
+        )
         if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
             raise ImageError(
                 "a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one",
-                hint="make a batch of [3, H, W] tensors by `torch.stack(images)`" if batches else None,
+                hint="make a batch of [3, H, W] tensors by `torch.stack(images)`" if stackable else None,
             )
         if len({batch.shape for batch in batches}) > 1:
             sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
@@ -122,6 +125,8 @@ def _layout_hint(shape: Sequence[int], *, channel_axis: int, numpy: bool) -> str
             permute = f"images.{'transpose' if numpy else 'permute'}({order[channel_axis, ndim]})"
             batch = "[None]" if channel_axis == -3 and ndim == 3 else ""
             return f"move the channels: `{permute}{batch}`"
+    if ndim not in (2, 3, 4):
+        return None
     return "the model takes RGB: repeat a gray channel three times, leave out an alpha channel"
 
 
@@ -180,7 +185,8 @@ def token_maps(tokens: Tokens, schedule: ScheduleLike, check_model: Callable[[Mo
         try:
             check_model(item.model)
         except TokenFileError as error:
-            hint = "load that checkpoint, or decode `tokens.flatten()[None]`, which is not checked"
+            flat = "`tokens.flatten()[None]` with `schedule=tokens.schedule`"
+            hint = f"load that checkpoint, or decode {flat}, which is not checked"
             raise TokenFileError(f"{item.image.source}: {error}", hint=hint) from None
     return TokenMaps.stack(items)
 

@@ -69,7 +69,8 @@ class ModelRunner:
             parts = [
                 self._quantizer.encode(part, schedule) for part in self._quantizer_parts(latent, schedule[-1])
             ]
-            return [torch.cat(maps) for maps in zip(*parts, strict=True)]
+        # Outside inference mode: inference tensors could not index an embedding that is being trained.
+        return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def f_hat(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
         """Add up the first maps of a schedule: [B, C, h, w] float32."""

@@ -251,6 +251,7 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
     """Return tokens as int64, after checking that they are integers with `ndim` dimensions."""
     import torch
 
+    shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
     if isinstance(tokens, np.ndarray) and tokens.dtype.kind in "iu":
         tokens = torch.from_numpy(tokens.astype(np.int64))
     if (
@@ -260,7 +261,6 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
         or tokens.is_complex()
         or tokens.dtype == torch.bool
     ):
-        shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
         found = quoted(type(tokens).__name__) if shape is None else f"{list(shape)} {dtype}"
         hint = "add a batch dimension: `flat[None]`" if shape is not None and len(shape) == ndim - 1 else None
         raise TokensError(f"{name}: not a {ndim}-d tensor of integers, but {found}", hint=hint)

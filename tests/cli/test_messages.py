@@ -45,6 +45,13 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
     assert "standard input: " in vartok("decode", stdin=NOT_A_PICTURE, code=1).stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that opens but cannot be read")
+@pytest.mark.parametrize("args", ["convert {} out.safetensors", "encode --files-from {}"])
+def test_a_file_that_cannot_be_read_is_named(vartok: Vartok, here: Path, args: str) -> None:
+    message = vartok(*shlex.split(args.format("/proc/self/mem")), code=1).stderr
+    assert message == "vartok: /proc/self/mem: the disk reports an input/output error\n"
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -70,6 +77,9 @@ def test_exit_codes(vartok: Vartok, here: Path) -> None:
         "dataset {} -o out",
         "dataset img.png -o out -w {}",
         "dataset verify {}",
+        "encode {}.tar",
+        "encode {}.parquet",
+        "eval {}.tar",
     ],
 )
 def test_a_missing_file_fails_alike_in_all_commands(vartok: Vartok, here: Path, args: str) -> None:

@@ -24,6 +24,7 @@ from vartok.errors import (
     OutputError,
     VartokError,
     VartokWarning,
+    counted,
     quoted,
 )
 from vartok.files import os_error_reason
@@ -308,21 +309,16 @@ def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: i
     """Warn of calls without work and of pictures without a label."""
     if parts > len(shards):
         warnings.warn(
-            f"{plural(len(shards), 'input shard')} for {parts} parts, so that some have none; with a smaller "
-            "shard size, single files make more input shards",
+            f"{counted(len(shards), 'input shard')} for {parts} parts, so that some have none; with a "
+            "smaller shard size, single files make more input shards",
             VartokWarning,
             stacklevel=3,
         )
     bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
     if bare:
         warnings.warn(
-            f"{plural(bare, 'picture')} in no class folder: without a label", VartokWarning, stacklevel=3
+            f"{counted(bare, 'picture')} in no class folder: without a label", VartokWarning, stacklevel=3
         )
-
-
-def plural(number: int, noun: str) -> str:
-    """Return a count with its noun, as "1 picture" or "2,000 pictures"."""
-    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def check_packages(*more: str) -> None:

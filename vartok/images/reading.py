@@ -120,7 +120,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     fit = Fit() if fit is None else fit
     if not isinstance(fit, Fit):
         raise ImageError(f"fit is a Fit, not {quoted(fit)}", hint="give `Fit(size=256)`, for example")
-    if not isinstance(file, (str, Path, bytes)):
+    if not isinstance(file, (str, os.PathLike, bytes)):
         raise ImageError(
             f"a picture's file is a path or bytes, not {quoted(type(file).__name__)}",
             hint="`Tokenizer.encode` takes PIL images and arrays",

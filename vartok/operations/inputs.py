@@ -70,7 +70,7 @@ class Input:
             try:
                 shards = find_input_shards([str(self.place)], 1)
             except SourceError as error:
-                yield None, Sample(label, error)
+                yield None, Sample(label, _without_name(error, str(self.place)))
                 return
             for shard in shards:
                 for sample in shard.samples(max_bytes):
@@ -96,7 +96,11 @@ def find_inputs(
     Raises:
         ArgumentError: a folder where `recursive` is false, an empty path, or a source of another type.
     """
-    single = isinstance(sources, (str, Path)) or not isinstance(sources, Iterable) or hasattr(sources, "read")
+    single = (
+        isinstance(sources, (str, os.PathLike))
+        or not isinstance(sources, Iterable)
+        or hasattr(sources, "read")
+    )
     given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
     inputs: list[Input] = []
     for source in given:
@@ -112,9 +116,9 @@ def check_path(path: object, *, hint: str) -> None:
         hint: hint of the error, for a caller whose picture or tokens are in memory.
 
     Raises:
-        ArgumentError: not a str or a Path.
+        ArgumentError: not a str or an os.PathLike.
     """
-    if not isinstance(path, (str, Path)):
+    if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError(f"a path is a str or a Path, not {quoted(type(path).__name__)}", hint=hint)
 
 
@@ -125,12 +129,12 @@ def name_file(path: str | Path, error: VartokError) -> VartokError:
 
 def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Input]:
     file_kind = kinds[0]
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "read"):
             raise ArgumentError(f"an input is a path or a binary stream, not {quoted(type(source).__name__)}")
         yield Input(PurePath("stdin"), file_kind, stream=source)
         return
-    place = str(source)
+    place = os.fsdecode(source)
     if not place:
         raise ArgumentError("a path is empty")
     path = PurePath(place)
@@ -145,13 +149,16 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         if not found:
             raise SourceError(f"holds no {TITLES[kinds]}, by their names")
     except SourceError as error:
-        # The report adds the source's name.
-        told = str(error).removeprefix(f"{place}: ")
-        yield Input(path, file_kind, place, error=SourceError(told, hint=error.hint))
+        yield Input(path, file_kind, place, error=_without_name(error, place))
         return
     for file in found:
         name = PurePath(file.name)
         yield Input(name if searched else PurePath(name.name), file.kind, file.place)
+
+
+def _without_name(error: SourceError, place: str) -> SourceError:
+    """Return an error without the source's name at its beginning, which a report adds."""
+    return SourceError(str(error).removeprefix(f"{printable(place)}: "), hint=error.hint)
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:

@@ -1,6 +1,9 @@
-"""How fast `vartok dataset` is, beside the model alone, its own parts, several processes, and Ray.
+"""Speed of `vartok dataset`, compared with the model alone and with its own steps.
 
-python benchmarks/dataset.py TARS... [--ray]; every figure is pictures a second, of one run each, interleaved.
+    python benchmarks/dataset.py TARS... [--ray]
+
+Figures are medians of `ROUNDS` runs on the first tar, in alternating order. With --ray, also the time of one
+run on all tars by each of: one process, two processes, and Ray.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def cut_tar(source: Path, target: Path, count: int) -> None:
-    """Copy a tar's first files, so many."""
+    """Copy the first `count` files of a tar into a new tar."""
     with tarfile.open(source) as old, tarfile.open(target, "w") as new:
         files = (member for member in old if member.isfile())
         for member in itertools.islice(files, count):
@@ -58,7 +61,7 @@ def main() -> None:
         tokenizer.info, tokenizer.config.patch_nums, fit.size, fit.mode, 1.0, fit.background, "cpu", "float32"
     )
     scratch = tempfile.TemporaryDirectory()
-    first = Path(scratch.name, "first.tar")  # what is worked on ahead beyond the last would count, too
+    first = Path(scratch.name, "first.tar")  # a cut tar: reading ahead of more pictures would count
     cut_tar(Path(tars[0]), first, PICTURES)
     (shard,) = find_input_shards([str(first)], PICTURES)
     samples = list(shard.samples())
@@ -72,7 +75,7 @@ def main() -> None:
     ]
 
     def model() -> None:
-        """The model alone, on pixels in memory, with the threads that the program gives it."""
+        """Encode pixels in memory, with as many threads as `vartok dataset`."""
 
         def at_hand(picture: Picture) -> Callable[[Fit], Picture]:
             return lambda _: picture
@@ -83,7 +86,7 @@ def main() -> None:
         )
 
     def whole() -> None:
-        """All of it but the start, from tar to shard."""
+        """Make a shard from the tar, with a tokenizer that is loaded already."""
         with tempfile.TemporaryDirectory() as folder:
             job = Job(out=Path(folder), format="parquet", shard_size=PICTURES, encoding=encoding, fit=fit)
             tasks = plan_tasks(job, [shard])
@@ -91,11 +94,11 @@ def main() -> None:
                 pass
 
     def list_samples() -> None:
-        """Reading the tar, without what is in its pictures."""
+        """Read the tar without decoding its pictures."""
         list(shard.samples())
 
     def read() -> None:
-        """Pictures to pixels, in as many threads."""
+        """Decode and fit the pictures, in `WORKERS` threads."""
 
         def one(sample: Sample) -> Picture:
             return sample.read(fit)
@@ -103,7 +106,7 @@ def main() -> None:
         list(map_ordered(one, samples, workers=WORKERS, limit=BATCH + WORKERS))
 
     def write() -> None:
-        """Rows to a Parquet shard."""
+        """Write the rows to a Parquet shard in memory."""
         stream = HashedFile(io.BytesIO())
         writer = open_writer("parquet", stream, encoding)
         for row in rows:
@@ -114,7 +117,7 @@ def main() -> None:
     for work in parts.values():
         work()
     found: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(ROUNDS):  # to and fro, as machines drift
+    for number in range(ROUNDS):  # in alternating order, since the speed of machines drifts
         for name in list(parts)[:: 1 if number % 2 else -1]:
             found[name].append(seconds(parts[name]))
     source, threads = Path(tars[0]).name, torch.get_num_threads()

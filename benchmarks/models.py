@@ -1,11 +1,11 @@
-"""Encode and decode beside a plain forward of the same weights, as VAR's code does it.
+"""Speed of encode and decode, compared with a plain forward pass of the same weights, as in VAR's code.
 
     python benchmarks/models.py [--rounds 3] [--ch 32 160] [--batch 1 8]
 
-Plain is float32, batch and channels first, module by module, in a process of its own, where nothing has told
-the system's library to keep memory (vartok.runtime.keep_freed_memory). The rate of a product of two large
-matrices, measured in the same rounds, tells what the machine can do: "of product" is the share of it that
-the forward's additions and multiplications reach. Figures are medians.
+The plain pass runs module by module in float32, with channels first and the whole batch at once, in another
+process without `vartok.runtime.keep_freed_memory`. "of product" is the rate of a pass's additions and
+multiplications, as a share of the rate in a product of two large matrices, measured in the same rounds.
+Figures are medians.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 class Plain:
-    """Runs functions of a plain model in a process of its own."""
+    """Runs functions of a plain model in a separate process."""
 
     def __init__(self, model: VQVAE) -> None:
         context = torch.multiprocessing.get_context("spawn")
@@ -64,7 +64,7 @@ class Plain:
         self._count = 0
 
     def call(self, function: Callable[..., object], *args: object) -> Callable[[], object]:
-        """Calls function(model, *args), whose result stays there."""
+        """Return a function that runs `function(model, *args)` in the process; the result stays there."""
         number, self._count = self._count, self._count + 1
         self._connection.send((function, args))
         self._connection.recv()
@@ -112,7 +112,7 @@ def plain_decode(model: VQVAE, maps: Sequence[Tensor], schedule: Schedule) -> Te
 
 
 def var(ch: int, batches: Sequence[int], rounds: int) -> None:
-    """VAR's architecture, of random weights: vartok in float32 and bfloat16 beside the plain forward."""
+    """Compare vartok in float32 and bfloat16 with the plain pass, on a random model of VAR's architecture."""
     config = TokenizerConfig(autoencoder=VarConfig(ch=ch))
     plain = VQVAE(config).requires_grad_(False)
     plain.quantize.embedding.weight.normal_(0, 0.5)
@@ -171,7 +171,7 @@ def _compare(calls: Calls, work: int, batch: int, rounds: int) -> list[str]:
 
 
 def light(rounds: int) -> None:
-    """The shipped checkpoint, beside its own convolutions on tensors of the same shapes."""
+    """Compare the shipped checkpoint with the plain pass, and with its convolutions alone."""
     checkpoint = read_checkpoint(shipped_checkpoint())
     plain, schedule = build_model(checkpoint).requires_grad_(False), checkpoint.config.patch_nums
     fast = {dtype: vartok.load(device="cpu", dtype=dtype) for dtype in DTYPES}
@@ -213,7 +213,7 @@ def light(rounds: int) -> None:
 
 
 def growth(rounds: int) -> None:
-    """How the shipped checkpoint's cost grows with the picture and the batch."""
+    """Measure how the shipped checkpoint's time grows with the picture's size and the batch size."""
     tokenizer = vartok.load(device="cpu")
     rows = []
     for side, batch in ((64, 1), (128, 1), (256, 1), (512, 1), (1024, 1), (256, 4), (256, 16), (256, 64)):
@@ -240,7 +240,15 @@ def _call(function: Callable[..., object], *args: object) -> Callable[[], object
 def _convolutions(
     model: VQVAE, run: Callable[[Tensor], Tensor], value: Tensor, name: str, repeats: int = 1
 ) -> Callable[[], None]:
-    """Only the convolutions that `run` does of one picture, on inputs that are there already."""
+    """Return a function that runs only the convolutions of `run(value)`, on random inputs made beforehand.
+
+    Args:
+        model: the model that has the convolutions.
+        run: function of the model whose convolutions are recorded.
+        value: input of `run`.
+        name: dtype of the convolutions, such as "float32".
+        repeats: number of times that all convolutions run in one call.
+    """
     seen: list[tuple[nn.Conv2d, Tensor]] = []
     hooks = [
         module.register_forward_pre_hook(lambda module, args: seen.append((module, args[0])))

@@ -1,4 +1,4 @@
-"""Timing for the benchmarks: what is compared takes turns, so that a noisy machine is noisy for all of it."""
+"""Timing for the benchmarks: calls to compare take turns, so that noise of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from pathlib import Path
 
 import torch
 
-SIDE = 2048  # of the matrices whose product tells what the machine can do
+SIDE = 2048  # rows of the matrices whose product measures the machine's speed
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, seconds: float = 0.2
 ) -> dict[str, float]:
-    """Median seconds of each call, over rounds in which each runs for `seconds`, once at least."""
+    """Measure the time of calls that take turns, after one call of each to warm up.
+
+    Args:
+        calls: functions to measure, by name.
+        rounds: number of rounds; in a round every function is repeated for `seconds`.
+        seconds: shortest time of a function in a round, in seconds; it runs at least once.
+
+    Returns:
+        The median over rounds of the mean time of one call, in seconds, by name.
+    """
     for call in calls.values():
         call()
     found: dict[str, list[float]] = {name: [] for name in calls}
@@ -33,13 +42,13 @@ def take_turns(
 
 
 def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    """Multiplies two square matrices: 2 SIDE^3 operations."""
+    """Return a function that multiplies two random SIDE x SIDE matrices: 2 SIDE^3 operations."""
     a, b = (torch.rand(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b
 
 
 def machine() -> str:
-    """This machine in a line."""
+    """Return one line on this machine: CPU, threads, GPU and torch's version."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -50,7 +59,7 @@ def machine() -> str:
 
 
 def table(heading: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in (heading, *rows)]
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in heading) + " |", *lines[1:]])
 

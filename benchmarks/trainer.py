@@ -2,9 +2,9 @@
 
     python benchmarks/trainer.py DATA... [--preset light] [--batch-size N] [--steps 20] [--rounds 3]
 
-The bare loop does forward, backward and optimizer step, in the trainer's precision, on one batch in
-memory. The trainer also reads pictures, updates codebook and averages, clips gradients and reports. They
-take turns; the last line has the medians.
+The bare loop does the forward and backward pass and the optimizer step, in the trainer's precision, on one
+batch in memory. The trainer also reads pictures, updates the codebook and the averaged weights, clips
+gradients and reports. Both take turns; the last line has the medians.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
     )
 
 
-WARMUP = 10  # steps of the trainer's first report, which is left out
+WARMUP = 10  # steps of the trainer before its speed counts
 
 
 def bare_speed(settings: TrainSettings, steps: int) -> float:

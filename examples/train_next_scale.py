@@ -3,7 +3,7 @@
     vartok dataset PHOTOS -o OUT
     python examples/train_next_scale.py OUT
 
-Like VAR's, it predicts all tokens of a scale at once, from the coarser scales.
+Like VAR's transformer, it predicts all tokens of a scale at once, from the coarser scales.
 
 Source: Tian et al. 2024, arXiv:2404.02905.
 """
@@ -29,19 +29,19 @@ from vartok.schedule import Schedule
 
 
 class NextScale(nn.Module):
-    """A transformer that predicts every scale's tokens from the coarser scales; L tokens of V codes.
+    """A transformer that predicts the tokens of every scale from the coarser scales, and from a label.
 
     Args:
-        schedule: the (h, w) grid of every scale.
-        channels: C of the codebook.
-        vocab_size: V.
-        width: of the transformer; a multiple of its 4 heads.
-        depth: blocks.
-        classes: labels to condition on, 0 to `classes` - 1.
+        schedule: the (h, w) grid of every scale; L cells in all.
+        channels: C, the number of channels of the codebook.
+        vocab_size: V, the number of codes.
+        width: number of channels of the transformer, a multiple of its 4 heads.
+        depth: number of transformer blocks.
+        classes: number of labels, 0 to `classes` - 1; 0 for a model without labels.
     """
 
-    scale: Tensor  # [L], the scale of every position
-    mask: Tensor  # [L, L], True where a query must not look: at finer scales
+    scale: Tensor  # [L], the scale of every token, from 0
+    mask: Tensor  # [L, L], True where a query must not attend to a key, as its scale is finer
 
     def __init__(
         self, schedule: Schedule, channels: int, vocab_size: int, *, width: int, depth: int, classes: int = 0
@@ -65,7 +65,15 @@ class NextScale(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocab_size))
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Compute logits [B, L, V] from inputs [B, L - h_0 w_0, C] and labels [B], -1 where unknown."""
+        """Compute the logits of all tokens.
+
+        Args:
+            inputs: [B, L - h_0 w_0, C], from `TokenDataset.var_inputs`.
+            labels: [B] integers; -1 where unknown.
+
+        Returns:
+            [B, L, V].
+        """
         start = self.start(labels + 1)[:, None].expand(-1, self.first, -1)
         x = torch.cat([start, self.lift(inputs)], dim=1) + self.position.weight + self.level(self.scale)
         for block in self.blocks:
@@ -75,7 +83,11 @@ class NextScale(nn.Module):
 
 
 def endless(dataset: TokenDataset, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Yield batches of one epoch after another, each in an order of its own."""
+    """Yield the batches of one epoch after another; every epoch has its own order.
+
+    Raises:
+        ValueError: the data set has no rows.
+    """
     if not len(dataset):
         raise ValueError("the data set has no pictures")
     for epoch in itertools.count():
@@ -96,7 +108,23 @@ def train(
     seed: int = 0,
     device: str = "auto",
 ) -> list[float]:
-    """Train on a data set of tokens, and return the loss of every step, in nats per token."""
+    """Train a `NextScale` transformer on a data set of tokens, and print the loss.
+
+    Args:
+        folder: folder of the data set.
+        weights: the checkpoint that the data set was made with; the shipped one if None.
+        steps: number of optimizer steps.
+        batch_size: pictures per step.
+        width: see `NextScale`.
+        depth: see `NextScale`.
+        classes: number of labels to condition on; 0 ignores labels.
+        lr: learning rate of AdamW.
+        seed: seed of the model's weights and of the order of pictures.
+        device: torch device; "auto" takes CUDA, then MPS, then the CPU.
+
+    Returns:
+        The loss of every step, in nats per token.
+    """
     torch.manual_seed(seed)
     tokenizer = vartok.load(weights, device=device)
     config = tokenizer.config
@@ -127,7 +155,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="OUT", help="a data set that `vartok dataset` made")
-    parser.add_argument("--weights", help="the checkpoint it was made with; the shipped one if left out")
+    parser.add_argument("--weights", help="the checkpoint that made OUT; default: the shipped one")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--width", type=int, default=128)

@@ -99,7 +99,7 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     save(Path("more/a/5.png"), width=12, height=9)
     save(Path("more/6.png"), width=12, height=9)
     made = vartok("dataset", "classes", "more", "-o", "out", "--folder-labels")
-    assert "note: 1 picture in no class folder: without a label" in made.stderr
+    assert "note: no label for 1 picture outside of class folders" in made.stderr
     dataset = TokenDataset("out")
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}
@@ -119,7 +119,7 @@ def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
     rest = vartok("dataset", "photos", "-o", "out", "--shard-size", 2, "--shard", "0/2")
     assert "note" not in rest.stderr
     few = vartok("dataset", "photos", "-o", "few", "--shard", "1/4")
-    assert "note: 1 input shard for 4 parts, so that some have none" in few.stderr
+    assert "note: only 1 input shard for 4 parts: no work for parts 1 to 3 (counted from 0)" in few.stderr
     vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
     assert contents(Path("out")) == contents(Path("whole"))
 
@@ -156,7 +156,7 @@ def test_it_stops_after_max_failures(small: Path, vartok: Vartok) -> None:
         Path(f"photos/{n}.png").write_bytes(b"junk")
     options = ("dataset", "photos", "--shard-size", 2)
     stopped = vartok(*options, "-o", "a", "--on-error", "stop", code=1)
-    assert "stopped: 1 failed; finished shards stay" in stopped.stderr
+    assert "stopped: 1 sample failed, more than the 0 allowed; finished shards are kept" in stopped.stderr
     vartok(*options, "-o", "b", "--max-failures", 1, code=1)
     assert len(names(Path("b/stats"))) == 1  # it stops in the shard of the second failure
     vartok(*options, "-o", "c", "--max-failures", 2, code=3)
@@ -191,7 +191,7 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         (["--shard", "2/2"], "--shard must be I/N"),
         (["--shard", "one"], "--shard must be I/N"),
         (["--keep-pictures"], "parquet shards cannot keep pictures"),
-        (["--address", "auto"], "only Ray has an address"),
+        (["--address", "auto"], "--address is only for the engine ray: set --engine to ray"),
         (["--engine", "ray", "--shard", "0/2"], "Ray divides the work itself"),
         (["--on-error", "stop", "--max-failures", "3"], "leave --max-failures out"),
         (["--fit", "native"], "native"),
@@ -232,7 +232,9 @@ def test_verify_names_defects(small: Path, vartok: Vartok) -> None:
     assert "out/data/00000-0000.parquet: is missing" in result.stderr
     assert ": 1 problem" in result.stderr
     told = json.loads(vartok("dataset", "verify", "out", "--json", code=1).stdout)
-    assert told["problems"] == [{"file": "data/00000-0000.parquet", "what": "is missing"}]
+    assert told["problems"] == [
+        {"file": "data/00000-0000.parquet", "what": "is missing: build the data set again"}
+    ]
 
 
 def test_inspect_codebook_counts_tokens_of_shards(small: Path, vartok: Vartok) -> None:

@@ -74,7 +74,9 @@ def test_parts_of_several_machines_make_the_whole(
 
 
 def test_max_failures_stops_a_build(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="stopped: 1 failed; finished shards stay"):
+    with pytest.raises(
+        DatasetError, match="stopped: 1 sample failed, more than the 0 allowed; finished shards are kept"
+    ):
         build(source, tmp_path / "out", **options, max_failures=0)
     assert build(source, tmp_path / "out", **options, max_failures=2).complete
 
@@ -113,10 +115,10 @@ def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> N
         ({"fit": "pad", "zoom": 2.0}, "zoom"),
         ({"size": 9}, "size. must be a multiple of 2"),
         ({"schedule": "1,2"}, "schedule. must end in the latent's grid, here 4"),
-        ({"shard": (2, 2)}, "i of n"),
+        ({"shard": (2, 2)}, r"i from 0 to n - 1, not \(2, 2\)"),
         ({"engine": "spark"}, "the engine is one of local, ray"),
         ({"engine": "ray", "processes": 2}, "Ray divides the work itself"),
-        ({"address": "auto"}, "only Ray has an address"),
+        ({"address": "auto"}, "`address` is only for the engine ray"),
     ],
 )
 def test_wrong_arguments_are_refused(
@@ -133,11 +135,11 @@ def test_other_errors_have_their_own_classes(
     with pytest.raises(SourceError, match="nope"):
         build("nope", tmp_path / "out", **options)
     for url in ("s3://bucket/out", "https://host/out"):
-        with pytest.raises(ArgumentError, match=f"^{url}: a data set is made in a local or a shared folder"):
+        with pytest.raises(ArgumentError, match=f"^{url}: a data set cannot be written to a URL"):
             build("nope", Path(url), **options)
     path = tar(tmp_path / "a.tar", [("a.png", picture())])
     (tmp_path / "file").write_text("no folder")
     with pytest.raises((OutputError, DatasetError)):
         build(path, tmp_path / "file" / "out", **options)
-    with pytest.warns(VartokWarning, match="1 input shard for 4 parts"):
+    with pytest.warns(VartokWarning, match="only 1 input shard for 4 parts: no work for parts 1 to 3"):
         build(path, tmp_path / "out", **options, shard=(0, 4))

@@ -134,7 +134,7 @@ def test_tars_of_the_same_name_in_two_folders_differ(
     plan_tasks(job, find_input_shards([str(path) for path in paths], 3))
     shards = find_input_shards([str(path) for path in paths], 3)
     list(run_here(job, plan_tasks(job, shards)[:1], small_tokenizer, batch_size=1, workers=1))
-    with pytest.raises(DatasetError, match=r"is from a/x\.tar, but the sources have b/x\.tar"):
+    with pytest.raises(DatasetError, match=r"is from a/x\.tar, but the sources now have b/x\.tar"):
         plan_tasks(job, find_input_shards([str(path) for path in reversed(paths)], 3))
     tables = [table(tmp_path / "t.parquet", one=[b"1"], two=[b"2"])]
     first, second = (find_input_shards([str(tables[0])], 3, image_column=name)[0] for name in ("one", "two"))
@@ -151,7 +151,7 @@ def test_new_tars_are_added_and_renamed_ones_refused(
         tar(mine / f"{n}.tar", [(f"{n}.png", picture(n))])
         assert [step.shard for step in run(job, mine, small_tokenizer)] == [f"0000{n}-0000"]
     (mine / "0.tar").rename(mine / "a.tar")
-    with pytest.raises(DatasetError, match=r"other pictures: its shard 00000-0000 is from source/0.tar, but"):
+    with pytest.raises(DatasetError, match=r"other sources: its shard 00000-0000 is from source/0.tar, but"):
         run(job, mine, small_tokenizer)
 
 

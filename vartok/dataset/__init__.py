@@ -1,4 +1,4 @@
-"""Data sets of tokens: encode many pictures into shards, verify these, and load them for training.
+"""Data sets of tokens: encode pictures into shards, verify the shards, and load them for training.
 
     vartok.dataset.build("photos", "tokens")
     vartok.dataset.verify("tokens").problems               # [] if all is well

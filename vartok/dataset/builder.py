@@ -1,6 +1,6 @@
 """Build a data set: training-ready shards of tokens from sources of pictures.
 
-`build` checks its arguments, plans the tasks, and runs the engine that they name.
+`build` checks its arguments, plans the tasks, and runs the engine that its argument `engine` names.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 PACKAGES = ("pyarrow", "webdataset", "fsspec")
 ENGINES = ("local", "ray")
 REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
-"""The start of a URL, of whose slashes `Path` keeps one; a Windows path with its drive does not match."""
+"""Matches the start of a URL, also with one slash, as `Path` leaves it; does not match a Windows drive."""
 
 
 def build(
@@ -81,61 +81,73 @@ def build(
     max_failures: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Tokenize pictures into a data set, or complete one that an earlier run has begun.
+    """Tokenize pictures into a data set, or complete a data set that an interrupted run has begun.
 
-    Each shard file appears when it is complete. The same call completes an interrupted run, with the same
-    bytes as without an interruption. Samples that fail are left out; failed.jsonl lists them with the reason.
+    A shard file appears when it is complete. After an interruption the same call makes the missing shards;
+    unless `compile` is set, they have the bytes that the interrupted run would have given them. Samples that
+    fail are left out; failed.jsonl lists them with the reason.
 
     Args:
         sources: paths or URLs of folders, tars, Parquet files, lists of paths (.txt) and picture files.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: largest number of samples in a shard, at least 1.
-        keep_pictures: store the picture files beside their tokens; with "wds" only.
+        shard_size: largest number of samples in a shard, failed ones included; at least 1.
+        keep_pictures: store the picture files with their tokens; needs the format "wds".
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
-        fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
-            "stretch": scale each side.
-        zoom: with "crop": scale up by this factor first, 1 to 100. VAR's own transform has 1.125.
-        background: colour under transparency and around a padded picture.
+        fit: "crop": scale to cover the size, then cut out the centre; "pad": scale to fit inside, with
+            `background` around; "stretch": scale each side.
+        zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
+            transform has 1.125.
+        background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
-        max_pixels: larger pictures fail before they are decoded.
-        max_bytes: larger pictures in tars, tables and URLs fail before they are read.
-        image_column: column of Parquet files that holds the pictures; needed if several might.
-        folder_labels: label files by their first folder below the source, numbered in sorted order.
-        full_names: keep the suffixes of files in their keys.
+        max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
+        max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
+            of every picture; a larger one fails.
+        image_column: column of the Parquet files that holds the pictures; needed if several columns might.
+        folder_labels: label picture files by their first folder below the source: its index in sorted order.
+        full_names: keep the suffixes of picture files in their keys.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
-        compile: compile the networks, which takes a minute: for long runs on a GPU.
-        batch_size: pictures per batch; if None, 32 on a GPU, and on a CPU 16 small ones or 1 large one.
-        workers: threads per process that read pictures; if None, one more than cores, up to 8, divided among
-            the processes.
-        processes: number of processes; if None, one for every GPU here, or this process alone.
-        shard: (i, n): take only input shards i, i + n, i + 2n, ..., as one of n calls, e.g. on n machines.
+        compile: compile the networks with torch.compile, which takes a minute; for long runs on a GPU.
+        batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
+            131,072 pixels after the fit.
+        workers: threads per process that read pictures; on a CPU they also encode. If None, one more than
+            the cores, at most 8, divided among the processes.
+        processes: number of local processes; if None, one for every GPU, or without GPUs only this process.
+        shard: (i, n), 0 <= i < n: take only input shards i, i + n, i + 2n, ...; for n calls, such as on n
+            machines.
         engine: "local": processes on this machine; "ray": a Ray cluster.
-        address: address of the Ray cluster, such as "auto" or "ray://host:10001"; one is started if None.
-        retry_failed: make shards with failed samples again.
-        max_failures: stop when more samples than this fail; never if None.
-        progress: called with the state of the run, several times a second.
+        address: address of the Ray cluster, such as "auto" or "ray://host:10001"; if None, a cluster that
+            Ray finds here (RAY_ADDRESS or a running one), or a new one.
+        retry_failed: make the shards in which samples failed again.
+        max_failures: stop when more samples than this have failed in this run; None for no limit.
+        progress: function that is called with a `Progress` several times a second.
 
     Returns:
-        The state of the data set, and the work of this run.
+        The state of the data set and, as `run`, the work of this run.
 
     Raises:
-        ArgumentError: arguments contradict each other, or do not suit the checkpoint.
-        SourceError: a source cannot be found or searched.
-        DatasetError: `out` holds something else, more than `max_failures` failed, or workers died.
+        ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
+        SourceError: a source cannot be found or searched, or there are no pictures.
+        DatasetError: `out` holds something else or a data set of other settings; more than `max_failures`
+            samples failed; or the engine failed.
         OutputError: a file cannot be written.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
+        VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: there are fewer input shards than the n of `shard`, or pictures have no label.
+        VartokWarning: there are fewer input shards than the n of `shard`; pictures have no label, with
+            `folder_labels`; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
     if fit == "native":
-        raise ArgumentError("pictures of a data set have one size, not their native ones: crop or pad them")
+        raise ArgumentError(
+            "a data set cannot have the fit native, since its pictures have one size",
+            hint="set `fit` to crop, pad or stretch",
+        )
     pixels = make_fit(
         fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
     )
@@ -150,7 +162,7 @@ def build(
         exclude=out,
     )
     _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
-    # Imported here, as it imports torch.
+    # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
     with contextlib.ExitStack() as stack:
@@ -162,7 +174,7 @@ def build(
             processes = None
         else:
             device, processes = choose_processes(device, processes)
-        alone = processes == 1  # else this process only reads the checkpoint's description, on the CPU
+        alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
@@ -196,11 +208,11 @@ def build(
             reports = run_processes(job, tasks, share_machine(config, count))
         else:
             if tasks and not alone:
-                with warnings.catch_warnings(action="ignore"):  # the first load has given them
+                with warnings.catch_warnings(action="ignore"):  # the load above gave the same ones
                     tokenizer = _load(weights, device, dtype, compile=compile)
             sizes = {"batch_size": config.batch_size, "workers": config.workers}
             reports = run_here(job, tasks, tokenizer, **sizes)
-        del tokenizer  # processes and actors have their own
+        del tokenizer  # worker processes and Ray actors load their own
         return _run(job, reports, ProgressTotals(tasks), len(shards), max_failures, progress)
 
 
@@ -212,7 +224,12 @@ def _run(
     max_failures: int | None,
     progress: Callable[[Progress], None] | None,
 ) -> Summary:
-    """Run an engine until it ends or too many samples fail, and write the summary even after an error."""
+    """Run an engine to its end; write dataset.json and failed.jsonl, even after an error.
+
+    Raises:
+        DatasetError: more than `max_failures` samples failed, or the engine failed.
+        OutputError: a file cannot be written.
+    """
     with _output_errors(job.out):
         try:
             with contextlib.closing(reports):
@@ -221,7 +238,10 @@ def _run(
                     if progress is not None:
                         progress(state)
                     if max_failures is not None and state.failed > max_failures:
-                        raise DatasetError(f"stopped: {state.failed:,} failed; finished shards stay")
+                        raise DatasetError(
+                            f"stopped: {counted(state.failed, 'sample')} failed, more than the "
+                            f"{max_failures:,} allowed; finished shards are kept"
+                        )
             summary = write_summary(job, input_shards)
         except BaseException:
             with contextlib.suppress(OSError, VartokError):
@@ -247,12 +267,12 @@ def _run(
 
 @contextlib.contextmanager
 def _output_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError into an OutputError whose hint says how to go on."""
+    """Turn an OSError in the block into an OutputError whose hint says how to resume."""
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"cannot write in {out}: {os_error_reason(error)}; finished shards stay",
+            f"cannot write in {out}: {os_error_reason(error)}; finished shards are kept",
             hint="run the same call again to make the missing shards",
         ) from error
 
@@ -266,22 +286,26 @@ def _check_arguments(
     address: str | None,
     processes: int | None,
 ) -> None:
-    """Refuse arguments that contradict each other."""
+    """Raise ArgumentError for an unknown value, or for arguments that contradict each other."""
     if format not in FORMATS:
         raise ArgumentError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(format)}")
     if keep_pictures and not FORMATS[format].keeps_pictures:
         raise ArgumentError(f"{format} shards cannot keep pictures", hint="set `format` to wds")
     if url := REMOTE.match(str(out)):
         place = f"{url[1]}://{str(out)[url.end() :]}"
-        raise ArgumentError(f"{place}: a data set is made in a local or a shared folder")
+        raise ArgumentError(
+            f"{place}: a data set cannot be written to a URL", hint="name a local or a shared folder"
+        )
     if not 0 <= shard[0] < shard[1]:
-        raise ArgumentError(f"the shard is i of n, i from 0 to n - 1, not {shard[0]} of {shard[1]}")
+        raise ArgumentError(f"`shard` must be (i, n) with i from 0 to n - 1, not {shard}")
     if engine not in ENGINES:
         raise ArgumentError(f"the engine is one of {', '.join(ENGINES)}, not {quoted(engine)}")
     if engine == "ray" and (processes or shard != (0, 1)):
-        raise ArgumentError("Ray divides the work itself", hint="leave `processes` and `shard` out")
+        raise ArgumentError(
+            "Ray divides the work itself, without `processes` and `shard`", hint="leave them out"
+        )
     if address and engine != "ray":
-        raise ArgumentError("only Ray has an address", hint="set `engine` to ray")
+        raise ArgumentError("`address` is only for the engine ray", hint="set `engine` to ray")
 
 
 def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str) -> Encoding:
@@ -306,23 +330,28 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
 
 
 def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
-    """Warn of calls without work and of pictures without a label."""
+    """Warn of parts, see `shard` of `build`, that have no input shard, and of pictures without a label."""
     if parts > len(shards):
+        first, last = len(shards), parts - 1
+        idle = f"part {last}" if first == last else f"parts {first} to {last}"
         warnings.warn(
-            f"{counted(len(shards), 'input shard')} for {parts} parts, so that some have none; with a "
-            "smaller shard size, single files make more input shards",
+            f"only {counted(len(shards), 'input shard')} for {parts} parts: no work for {idle} (counted "
+            "from 0); a smaller shard size splits picture files into more input shards",
             VartokWarning,
             stacklevel=3,
         )
     bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
     if bare:
         warnings.warn(
-            f"{counted(bare, 'picture')} in no class folder: without a label", VartokWarning, stacklevel=3
+            f"no label for {counted(bare, 'picture')} outside of class folders", VartokWarning, stacklevel=3
         )
 
 
 def check_packages(*more: str) -> None:
     """Check that the optional packages for data sets are installed.
+
+    Args:
+        more: names of further packages that are needed: "ray".
 
     Raises:
         VartokError: a package is missing.

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """The tokenizer of a worker process, and its batch size and threads.
+    """Settings of a worker process, or of an actor of Ray: its tokenizer, batch size and threads.
 
     Attributes:
         weights: the checkpoint; the shipped one if None.
         device: torch device that the encoder runs on.
         dtype: dtype of the encoder.
         batch_size: pictures per batch.
-        workers: threads that read pictures.
-        threads: torch's threads on a CPU; torch's default if None.
-        compile: compile the networks.
+        workers: threads that read pictures; on a CPU they also encode.
+        threads: torch's number of threads; torch's default if None.
+        compile: compile the networks with torch.compile.
     """
 
     weights: str | Path | None
@@ -49,7 +49,7 @@ class WorkerConfig:
     compile: bool = False
 
     def load_tokenizer(self) -> Tokenizer:
-        """Load the tokenizer, and set Pillow and torch's threads for the whole process."""
+        """Load the tokenizer. Configure Pillow and torch's number of threads for the whole process."""
         import torch
 
         from vartok.loading import load
@@ -61,7 +61,18 @@ class WorkerConfig:
 
 
 def choose_processes(device: str, processes: int | None) -> tuple[str, int]:
-    """Return the device to use, and the number of processes: by default one for every GPU, or one."""
+    """Choose the device and the number of processes.
+
+    Args:
+        device: torch device, or "auto": CUDA, then MPS, then the CPU.
+        processes: number of processes; if None, one for every GPU on "cuda", else 1.
+
+    Returns:
+        (device, number of processes).
+
+    Raises:
+        DeviceError: this machine does not have the device.
+    """
     from vartok.runtime import choose_device
 
     chosen = str(choose_device(device))
@@ -75,7 +86,12 @@ def _count_gpus() -> int:
 
 
 def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
-    """Return a configuration for each of `count` processes: a GPU in turn, or a share of torch's threads."""
+    """Divide the machine among `count` processes.
+
+    Returns:
+        One configuration per process. On "cuda" the processes get the GPUs in turn; on "cpu" each gets an
+        equal share of torch's threads; on another device all are `config`.
+    """
     import torch
 
     if config.device == "cpu":
@@ -96,7 +112,10 @@ def run_here(
         tasks: input shards with work left, in order.
         tokenizer: a tokenizer of the checkpoint that `job.encoding` names.
         batch_size: pictures per batch.
-        workers: threads that read pictures.
+        workers: threads that read pictures; on a CPU they also encode.
+
+    Yields:
+        Reports on the shards.
 
     Raises:
         OSError: a file cannot be written.
@@ -118,21 +137,25 @@ def run_here(
 def run_processes(
     job: Job, tasks: Sequence[InputTask], workers: Sequence[WorkerConfig]
 ) -> Generator[ShardProgress, None, None]:
-    """Run tasks in several processes, which take them one at a time.
+    """Run tasks in several processes, which take the next task when they are free.
 
-    If a process dies, the others make its unfinished shards again. A task is not tried a third time.
+    If a process dies, the others make its unfinished shards again. If a second process dies during the same
+    task, the run ends.
 
     Args:
         job: the data set.
         tasks: input shards with work left, in order.
         workers: one configuration per process.
 
+    Yields:
+        Reports on the shards, as the processes send them.
+
     Raises:
-        DatasetError: all processes have died, or two died during the same task.
-        VartokError, OSError: the error that ended a process.
+        DatasetError: all processes died, or two died during the same task.
+        VartokError, OSError: raised in a process.
 
     Warns:
-        VartokWarning: a process has died, or has given a warning.
+        VartokWarning: a process died, or itself warned with a VartokWarning.
     """
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, _Process] = {}
@@ -155,8 +178,8 @@ def run_processes(
 
 @contextlib.contextmanager
 def _ignore_sigint() -> Iterator[None]:
-    """Make processes that are started in the block ignore Ctrl-C; this process terminates them itself."""
-    if threading.current_thread() is not threading.main_thread():  # only the main one may set signals
+    """Make processes that start in the block ignore Ctrl-C: `run_processes` ends them itself."""
+    if threading.current_thread() is not threading.main_thread():  # no handlers can be set there
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -172,9 +195,9 @@ class _Process:
 
     Attributes:
         number: number of the process, from 0.
-        process: a multiprocessing process.
-        tasks: unfinished tasks that were sent to it, by index.
-        idle: True if it waits for a task.
+        process: the `multiprocessing` process.
+        tasks: unfinished tasks that were sent to the process, by index.
+        idle: True if the process waits for a task.
     """
 
     number: int
@@ -184,7 +207,12 @@ class _Process:
 
 
 def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) -> Iterator[ShardProgress]:
-    """Send tasks to processes that ask for one, until all tasks are finished; yield their progress."""
+    """Send tasks to the processes that ask for work, until all tasks are finished; yield their reports.
+
+    Raises:
+        DatasetError: all processes died, or two died during the same task.
+        VartokError, OSError: raised in a process.
+    """
     tried: set[int] = set()  # tasks during which a process died
     alive = dict(processes)
     while alive:
@@ -200,7 +228,11 @@ def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) ->
                 kind, content = ready.recv()
             except (EOFError, OSError):
                 del alive[ready]
-                warnings.warn(f"process {worker.number} has died", VartokWarning, stacklevel=2)
+                warnings.warn(
+                    f"process {worker.number} has died; processes that are left do its work",
+                    VartokWarning,
+                    stacklevel=2,
+                )
                 tasks.extendleft(reversed(_take_back(worker, tried)))
                 continue
             if kind == "progress":
@@ -210,13 +242,15 @@ def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) ->
             elif kind == "next":
                 _send_task(ready, worker, tasks.popleft() if tasks else None)
             elif kind == "idle":
-                worker.tasks.clear()  # no report ends a task whose last shard was done before the run
+                worker.tasks.clear()  # needed if the last shard was done before: no report then ends the task
                 worker.idle = True
             elif kind == "warning":
                 warnings.warn(content, VartokWarning, stacklevel=2)
             else:
                 raise content
-    raise DatasetError("all processes have died", hint="check that memory suffices, and run it again")
+    raise DatasetError(
+        "all processes have died", hint="check that memory suffices, then run the same build again"
+    )
 
 
 def _send_task(connection: Connection, worker: _Process, task: InputTask | None) -> None:
@@ -228,14 +262,20 @@ def _send_task(connection: Connection, worker: _Process, task: InputTask | None)
 
 
 def _take_back(worker: _Process, tried: set[int]) -> list[InputTask]:
-    """Return the tasks of a process that died; `tried` gets the first one, which it was working on."""
+    """Return the unfinished tasks of a process that died.
+
+    The process was working on the first one: its index is added to `tried`.
+
+    Raises:
+        DatasetError: the first task was in `tried` before.
+    """
     tasks = list(worker.tasks.values())
     worker.tasks.clear()
     for task in tasks[:1]:
         if task.index in tried:
             raise DatasetError(
                 f"two processes have died while they encoded {task.shard.name}",
-                hint="check that memory suffices",
+                hint="check that memory suffices, then run the same build again",
             ) from None
         tried.add(task.index)
     return tasks

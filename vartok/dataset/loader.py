@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 class TokenDataset(IterableDataset[dict[str, Any]]):
     """The rows of a data set, as dicts that a DataLoader can batch.
 
-    A row has "key"; "tokens", [L] int64, scales coarse to fine, each row by row; "width" and "height" of the
-    original picture, in pixels. Where any row of the data set has them, it also has "label", -1 if unknown,
-    and "caption" and "metadata", "" if unknown.
+    A row has "key"; "tokens", [L] int64, scales coarse to fine, each scale row by row; and "width" and
+    "height" of the original picture, in pixels. If any row of the data set has a label, a caption or
+    metadata, every row has "label" (-1 if unknown), "caption" or "metadata" ("" if unknown).
 
-    Every rank, and every worker of a DataLoader, reads a part of its own. Ranks get equally many rows: if the
-    number of ranks does not divide the rows, a few are left out, different ones in each shuffled epoch.
+    Every rank reads different rows, and so does every worker of a DataLoader. Ranks get equally many rows: if
+    the number of ranks does not divide the rows, the last few rows of the epoch's order are left out.
 
     Args:
         folder: folder of the data set.
-        shuffle: use another order in every epoch, both of shards and of the rows in each.
-        seed: seed of that order, the same on every rank.
-        maps: return "maps" instead of "tokens": K tensors [h_k, w_k] int64.
-        rank: rank of this process, from 0; torch.distributed's if None.
-        world: number of ranks; torch.distributed's if None.
+        shuffle: shuffle the shards, and the rows within each shard; `set_epoch` gives another order.
+        seed: seed of the shuffle; it must be the same on every rank.
+        maps: give a row "maps", K tensors [h_k, w_k] int64, instead of "tokens".
+        rank: rank of this process, from 0; if None, that of torch.distributed, or 0 without it.
+        world: number of ranks; if None, that of torch.distributed, or 1 without it.
 
     Attributes:
         schedule: (h, w) of every scale, coarse to fine.
@@ -45,7 +45,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         classes: names of the labels, if folders gave them; else empty.
 
     Raises:
-        DatasetError: the folder holds no data set, or one that is not complete.
+        DatasetError: the folder holds no data set, or an incomplete one; or `rank` and `world` are invalid.
     """
 
     def __init__(
@@ -62,15 +62,18 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         self._description, self._encoding = open_dataset(self._folder)
         find_format(self._description["files"])
         if not self._description.get("complete"):
-            raise DatasetError(f"{folder} is not complete", hint="build it again, or the parts that are left")
+            raise DatasetError(
+                f"{folder} is not complete",
+                hint="run the same build again, for each part if it was made in parts",
+            )
         if (rank is None) != (world is None) or (
             rank is not None and world is not None and not 0 <= rank < world
         ):
-            raise DatasetError(f"rank {rank} and world {world}: give both, rank from 0 to world - 1")
+            raise DatasetError(f"rank {rank} and world {world}: give both or none, rank from 0 to world - 1")
         self._shuffle = shuffle
         self._seed = seed
         self._maps = maps
-        # Shared memory, so that persistent workers see a change.
+        # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
@@ -89,11 +92,16 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         return sum(rows for _, rows in self._shards) // self._world
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, and with it the order, before a DataLoader iterates."""
+        """Set the epoch, which with `seed` determines the order of a shuffle; call it before each epoch."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of this rank, or in a worker of a DataLoader, the worker's part of them."""
+        """Yield the rows of this rank; in a worker of a DataLoader, only that worker's share of them.
+
+        Raises:
+            DatasetError: a shard is broken.
+            OSError: a shard cannot be read.
+        """
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # All rows, in the epoch's order, form one sequence; each rank and worker takes a slice of it.
@@ -114,8 +122,8 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         """Compute the inputs that teacher-force a next-scale transformer on a batch of this data set.
 
         Args:
-            tokenizer: the checkpoint that the data set was made with.
-            tokens: [B, L] integers, as a DataLoader gives them.
+            tokenizer: a tokenizer with the codebook that the data set was made with.
+            tokens: [B, L] integers: "tokens" of a batch.
 
         Returns:
             [B, L - h_0 w_0, C] float32, on the tokenizer's device; see `Tokenizer.var_inputs`.
@@ -128,12 +136,16 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule))
 
     def _rows(self, name: str, rows: int, low: int, high: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield rows `low` to `high` of a shard in the epoch's order."""
+        """Yield rows `low` to `high` - 1 of a shard in the epoch's order; the shard has `rows` rows."""
         path = self._folder / name
-        shard = list(read_shard(self._description["files"], path, self._encoding))
+        try:
+            shard = list(read_shard(self._description["files"], path, self._encoding))
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}", hint=error.hint) from None
         if len(shard) != rows:
             raise DatasetError(
-                f"{path} has {len(shard):,} rows, but dataset.json says {rows:,}", hint="verify the data set"
+                f"{path} has {len(shard):,} rows, but dataset.json says {rows:,}",
+                hint="run `vartok dataset verify` to find what is damaged",
             )
         order = list(range(rows))
         if self._shuffle:

@@ -1,7 +1,7 @@
 """Plan the remaining work: the shards that are still to be made from each input shard.
 
-A shard depends only on its input shard and the job. So machines need not communicate, and a shard that is
-made again has the same bytes.
+A shard depends only on its input shard and the job, on a GPU also on the batch size. So machines need not
+communicate, and a shard that is made again has the same bytes.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Job:
     Attributes:
         out: folder of the data set.
         format: format of its shards, one of `FORMATS`.
-        shard_size: samples of a shard at most, failed ones included.
-        encoding: settings that its tokens share.
-        fit: the fit of pictures, with the same values as `encoding`.
-        keep_pictures: store the picture files beside their tokens.
+        shard_size: largest number of samples in a shard, failed ones included.
+        encoding: settings that all tokens of the data set share.
+        fit: how pictures become pixels; it agrees with `encoding`.
+        keep_pictures: store the picture files with their tokens.
         classes: names of the labels, if folders give them; else empty.
 
     Raises:
-        DatasetError: values contradict each other.
+        DatasetError: the format is unknown or cannot keep pictures, or the fit is "native".
     """
 
     out: Path
@@ -71,25 +71,28 @@ class Job:
         """Check the values."""
         keeps_pictures = find_format(self.format).keeps_pictures
         if self.fit.mode == "native":
-            raise DatasetError("pictures of a data set have one size", hint="crop, pad or stretch them")
+            raise DatasetError(
+                "a data set cannot have the fit native, since its pictures have one size",
+                hint="set `fit` to crop, pad or stretch",
+            )
         if self.keep_pictures and not keeps_pictures:
             raise DatasetError(
-                f"{self.format} shards cannot keep pictures beside the tokens", hint='`format` "wds" can'
+                f"{self.format} shards cannot keep pictures with the tokens", hint="set `format` to wds"
             )
 
     def shard_path(self, shard: ShardId) -> Path:
-        """Return the path of a shard."""
+        """Return the path of a shard's file."""
         return self.out / DATA / f"{shard_name(*shard)}{find_format(self.format).suffix}"
 
     def has_shard(self, shard: ShardId, stats: ShardStats) -> bool:
-        """Return True if the shard exists with the size in its stats."""
+        """Return True if the shard's file exists and has the size that its stats say."""
         try:
             return self.shard_path(shard).stat().st_size == stats.bytes
         except FileNotFoundError:
             return False
 
     def describe(self) -> dict[str, Any]:
-        """Return the part of dataset.json in which all runs that add to the data set must agree."""
+        """Return the settings in dataset.json: every run that adds to the data set must have the same."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -106,10 +109,10 @@ class InputTask:
     """An input shard with work left.
 
     Attributes:
-        index: position of the input shard in the order of all.
+        index: position of the input shard among all input shards, from 0.
         shard: the input shard.
-        done: parts of it, i.e. shards made from it, that are done already.
-        end: the last part, if it is in `done` and its stats mark it as the last; else None.
+        done: numbers of the parts (shards made from the input shard) that are finished.
+        end: number of the last part, if it is in `done` and its stats mark it as the last; else None.
     """
 
     index: int
@@ -123,8 +126,9 @@ class SampleSlot:
     """The place of a sample in the data set.
 
     Attributes:
-        index: position of its input shard in the order of all.
-        part: part of the input shard that it goes into; None for a failure that no shard records.
+        index: position of its input shard among all input shards, from 0.
+        part: number of its shard among those made from the input shard, from 0. None for an error that ends
+            the input shard within a finished part: no shard records it.
         input: identity of the input shard.
         sample: the sample; None marks the end of the input shard, whose last part is `part`.
     """
@@ -136,22 +140,22 @@ class SampleSlot:
 
     @property
     def shard(self) -> tuple[int, int | None]:
-        """The index and the part, which identify the sample's shard."""
+        """(index, part), which identify the shard to which the sample belongs."""
         return self.index, self.part
 
 
 def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) -> list[InputTask]:
-    """List the input shards with work left, in order.
+    """Return the input shards with work left, in order.
 
-    Creates the folder of a new data set, or checks that the existing one is the same data set.
+    Create the folder of a new data set, or check that an existing one has the same settings and sources.
 
     Args:
         job: the data set.
-        shards: all its input shards.
-        retry_failed: make shards with failed samples again.
+        shards: all input shards of the data set.
+        retry_failed: treat shards in which samples failed as not done.
 
     Raises:
-        DatasetError: the folder holds something else, or a data set of other sources.
+        DatasetError: the folder holds something else, or a data set with other settings or sources.
         OSError: the folder cannot be written.
     """
     if (job.out / DATASET).exists():
@@ -164,7 +168,7 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
         identity = shards[index].identity if index < len(shards) else None
         if stats.input != identity:
             if identity is not None and not stats.pictures:
-                continue  # it has no rows, for instance as a table's column was not named
+                continue  # no rows are lost; e.g. the image column was not named before
             _refuse_other_source(job.out, (index, part), stats.input, identity)
         if job.has_shard((index, part), stats) and not (retry_failed and stats.failed):
             done.setdefault(index, set()).add(part)
@@ -178,10 +182,11 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
 
 
 def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[SampleSlot, str, Any]]:
-    """Yield the samples that are to be encoded, and the end of each input shard.
+    """Yield the samples to encode, and the end of each input shard whose last part is to be made.
 
     Yields:
-        The input of `encode_pictures`: the slot, the key, and the function that reads the picture.
+        (slot, key, function that reads the picture), as `encode_pictures` takes them. At an end,
+        `slot.sample` is None, the key is empty, and the function raises an error.
     """
     for task in tasks:
         index, identity = task.index, task.shard.identity
@@ -191,7 +196,7 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             if part in task.done:
                 if not sample.final:
                     continue
-                part = None  # the missing parts are beyond this error, and cannot be read now
+                part = None  # the input shard cannot be read further, to its missing parts
             if job.keep_pictures:
                 sample = sample.with_bytes(job.fit.max_bytes)
             kept = sample if job.keep_pictures else sample.without_bytes()
@@ -202,17 +207,17 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             last = max(0, count - 1) // job.shard_size
             if last not in task.done:
                 yield SampleSlot(index, last, identity, None), "", _read_nothing
-            elif last != task.end:  # the input shard was longer before: its stats do not mark this end
+            elif last != task.end:  # done, but not marked as the last: make it again
                 yield from pending_samples(job, [replace(task, done=task.done - {last})])
 
 
 def is_complete(parts: Iterable[int], end: int | None) -> bool:
-    """Return True if `parts` are all parts of an input shard, up to its last one, `end`."""
+    """Return True if `parts` has all parts of an input shard, 0 to `end`; False if `end` is None."""
     return end is not None and set(range(end + 1)) <= set(parts)
 
 
 def _check_description(job: Job) -> None:
-    """Raise DatasetError if the folder holds a data set with other settings."""
+    """Raise DatasetError if the settings in dataset.json differ from those of the job."""
     wanted = job.describe()
     found = read_description(job.out)
     old, new = _flatten(found, wanted), _flatten(wanted, wanted)
@@ -226,12 +231,17 @@ def _check_description(job: Job) -> None:
 
 
 def _create_folder(job: Job) -> None:
-    """Create the files of an empty data set; several processes may do so at once."""
+    """Create the files of an empty data set; several processes may call this at once.
+
+    Raises:
+        DatasetError: the folder holds files that are not those of a data set, or is a file.
+        OSError: the folder cannot be written.
+    """
     if job.out.exists() and (not job.out.is_dir() or not all(map(_is_ours, job.out.iterdir()))):
         raise DatasetError(f"{job.out} exists and holds no data set", hint="name a new folder")
     for folder in (DATA, STATS):
         (job.out / folder).mkdir(parents=True, exist_ok=True)
-    if not (job.out / README).exists():  # users may add to it
+    if not (job.out / README).exists():  # an existing one may have the user's additions
         suffix = find_format(job.format).suffix
         card = CARD.format(data=DATA, suffix=suffix, model=job.encoding.model.name)
         write_text(job.out / README, card)
@@ -244,16 +254,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def _refuse_other_source(out: Path, shard: ShardId, old: str, new: str | None) -> None:
-    now = "nothing more" if new is None else one_line(new)
+    now = "the sources end before it" if new is None else f"the sources now have {one_line(new)} there"
     raise DatasetError(
-        f"{out} was made from other pictures: its shard {shard_name(*shard)} is from {one_line(old)}, but "
-        f"the sources have {now}",
-        hint="name another folder, or restore the sources (pictures that failed may be repaired or left)",
+        f"{out} was made from other sources: its shard {shard_name(*shard)} is from {one_line(old)}, "
+        f"but {now}",
+        hint="name another folder, or restore the sources",
     )
 
 
 def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the entries of these names, with the entries of an object in place of the object."""
+    """Return the entries `names` of dataset.json, None if missing; {"a": {"b": 1}} becomes {"a b": 1}."""
     flat: dict[str, Any] = {}
     for name in names:
         value = description.get(name)
@@ -271,5 +281,5 @@ def _shorten(value: Any) -> str:
 
 
 def _read_nothing(fit: Fit) -> Picture:
-    """The reader of the mark at the end of an input shard, which has no picture: raises an error."""
+    """Raise DatasetError: the read function of an input shard's end, which has no picture."""
     raise DatasetError("the end of an input shard")

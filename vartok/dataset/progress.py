@@ -1,4 +1,4 @@
-"""Progress and result of a build: the sums of all workers' reports."""
+"""Progress and result of a build: the sums over the reports of all processes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Failure(NamedTuple):
     """A sample that failed.
 
     Attributes:
-        place: where to find the sample: a path or URL, and the key in it.
+        place: path or URL of the picture file; for a sample in a tar or table, "shard.tar: key".
         cause: the reason, on one line.
-        hint: how to avoid it, or None.
+        hint: how to avoid the failure, or None.
     """
 
     place: str
@@ -33,11 +33,11 @@ class Progress:
         pictures: pictures encoded, including those in unfinished shards.
         failed: samples that failed.
         shards: shards finished.
-        bytes: bytes of shards written.
-        seconds: time since the start of the first shard.
-        fraction: fraction of the input shards of this run that is done, 0 to 1.
+        bytes: bytes of shards written, including unfinished shards.
+        seconds: seconds since the start of the engine.
+        fraction: mean over this run's input shards of the fraction that is done, 0 to 1.
         failures: samples that failed since the last report.
-        active: shards that are being written, in the order of the workers.
+        active: shards that are being written, in the order of the processes that write them.
     """
 
     pictures: int
@@ -58,8 +58,9 @@ class RunSummary:
         pictures: pictures encoded.
         failed: samples that failed.
         shards: shards finished.
-        seconds: time that it took, without loading the checkpoint.
-        pictures_per_second: rate of the run.
+        seconds: seconds from the start of the engine; with several processes or Ray they include the loading
+            of the checkpoint in each.
+        pictures_per_second: `pictures` / `seconds`; 0 if no picture was encoded.
     """
 
     pictures: int
@@ -76,10 +77,10 @@ class Summary:
     Attributes:
         run: the work of this run.
         complete: True if all input shards are done.
-        pictures: rows of the data set.
-        failed: samples that are not among the rows.
-        bytes: bytes of its shards.
-        shards: number of its shards.
+        pictures: number of rows in the finished shards.
+        failed: number of samples of the finished shards that failed, and so have no row.
+        bytes: total size of the finished shards in bytes.
+        shards: number of finished shards.
     """
 
     run: RunSummary
@@ -91,10 +92,10 @@ class Summary:
 
 
 class ProgressTotals:
-    """Adds up the reports of all workers.
+    """Sums up the progress of all processes.
 
     Args:
-        tasks: the tasks of the run.
+        tasks: the tasks of the run; every report is on a shard of one of them.
     """
 
     def __init__(self, tasks: Sequence[InputTask]) -> None:
@@ -106,14 +107,14 @@ class ProgressTotals:
         self._start = time.monotonic()
 
     def add(self, report: ShardProgress) -> Progress:
-        """Add a report, and return the new state."""
+        """Add a report, and return the new state with the failures that the report adds."""
         new = {
             (report.shard, failure.key): failure
             for failure in report.failures
             if (report.shard, failure.key) not in self._failed
         }
         self._failed |= new.keys()
-        # An input shard has one worker at a time; a worker that had it before has died.
+        # An input shard has one process at a time: another one that worked on it has died.
         self._active = {
             worker: active
             for worker, active in self._active.items()
@@ -133,7 +134,7 @@ class ProgressTotals:
         )
 
     def state(self, failures: tuple[Failure, ...] = ()) -> Progress:
-        """Return the current state."""
+        """Return the current state, with `failures` as the new failures."""
         reports = (*self._finished.values(), *self._active.values())
         return Progress(
             pictures=sum(report.pictures for report in reports),

@@ -1,7 +1,7 @@
-"""The Ray engine: Ray Data's tasks read pictures, its actors hold the model, and this process writes.
+"""The Ray engine: tasks of Ray Data read pictures, its actors encode them, and this process writes shards.
 
-Tokens are so small that one process can write the output of many machines. Ray restarts tasks and actors
-that die.
+Tokens are so small that one process can write those of many machines. Ray restarts tasks and actors that
+die.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from vartok.images import Fit, Picture, configure_pillow
 from vartok.operations import encode_pictures
 
 BATCHES_PER_CHUNK = 4
-"""Batches that are sent together between Ray's processes: more take memory, fewer leave cores idle."""
+"""Batches per chunk, the unit sent between Ray's processes: more take memory, fewer leave cores idle."""
 
 BLOCK_BYTES = 1 << 24
-"""Bytes of pixels, or of tokens, in a block of Ray Data, whose default is 128 MiB."""
+"""Size in bytes that Ray Data aims at for a block of chunks; its default is 128 MiB."""
 
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-"""The environment variable for the messages of Ray's processes. If the user has set it, stderr is kept."""
+"""Environment variable of Ray's log level. Unless it is set, `ray_cluster` suppresses Ray's messages."""
 
 
 @contextlib.contextmanager
@@ -41,13 +41,14 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
     """Connect this process to a Ray cluster, for `run_ray`.
 
     Args:
-        address: address of the cluster; one is started on this machine if None.
+        address: address of the cluster, such as "auto" or "ray://host:10001". If None, a cluster that Ray
+            finds here (RAY_ADDRESS or a running one), or a new one on this machine.
 
     Yields:
         The number of GPUs in the cluster.
 
     Raises:
-        DatasetError: there is no such cluster.
+        DatasetError: the cluster cannot be reached or started.
     """
     import ray.data
 
@@ -62,10 +63,11 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
             )
         yield int(ray.cluster_resources().get("GPU", 0))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if ray.is_initialized():  # the error is the caller's
+        if ray.is_initialized():  # the error comes from the caller's block
             raise
         where = f"at {address}" if address else "could be started here"
-        raise DatasetError(f"no Ray cluster {where}: {one_line(error)}") from None
+        hint = "check `address`" if address else None
+        raise DatasetError(f"no Ray cluster {where}: {one_line(error)}", hint=hint) from None
     finally:
         ray.shutdown()
         if quiet:
@@ -74,8 +76,8 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _keep_sigterm() -> Iterator[None]:
-    """Restore the handler of SIGTERM after the block, as Ray's start replaces it."""
-    if threading.current_thread() is not threading.main_thread():  # Ray sets none there either
+    """Restore the handler of SIGTERM after the block, since `ray.init` replaces it."""
+    if threading.current_thread() is not threading.main_thread():  # in other threads Ray sets no handler
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -87,7 +89,7 @@ def _keep_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Discard what is written to the file descriptor of stderr, as Ray's start writes to it from C++ too."""
+    """Discard stderr during the block, also that of C++, since `ray.init` writes messages from there."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -107,10 +109,14 @@ def run_ray(
     Args:
         job: the data set.
         tasks: input shards with work left, in order.
-        worker: configuration of every actor. An actor has a GPU; without GPUs, most cores of a machine.
+        worker: configuration of every actor. An actor gets one GPU, or without GPUs three quarters of
+            the cores of the largest machine.
+
+    Yields:
+        Reports on the shards.
 
     Raises:
-        DatasetError: Ray gave up.
+        DatasetError: Ray ended the run, for instance because an actor failed too often.
         OSError: a file cannot be written.
     """
     import ray.data
@@ -141,7 +147,7 @@ def run_ray(
             batch_format="numpy",
             compute=ray.data.ActorPoolStrategy(size=gpus or len(nodes)),
             num_gpus=1 if gpus else None,
-            num_cpus=1 if gpus else 0.75 * cores,  # the rest reads pictures
+            num_cpus=1 if gpus else 0.75 * cores,  # the other cores read pictures
             fn_constructor_kwargs={"job": job, "config": config},
         )
     )
@@ -153,11 +159,23 @@ def run_ray(
     try:
         yield from write_shards(job, results())
     except ray.exceptions.RayError as error:
-        raise DatasetError(f"Ray gave up: {str(error).strip().splitlines()[-1]}") from error
+        raise DatasetError(
+            f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
+            hint="run the same build again; finished shards are kept",
+        ) from error
 
 
 def _read_chunks(batch: dict[str, Any], *, job: Job, size: int) -> Iterator[dict[str, list[bytes]]]:
-    """Read the pictures of a batch of tasks, in a Ray task; a chunk holds up to `size` samples of a shard."""
+    """Read the pictures of tasks; runs in a Ray task.
+
+    Args:
+        batch: "task": pickled `InputTask`s.
+        job: the data set.
+        size: largest number of samples in a chunk; a chunk holds samples of one shard.
+
+    Yields:
+        "chunk": one pickled list of (slot, key, picture or error).
+    """
     configure_pillow()
     for item in batch["task"]:
         samples = pending_samples(job, [pickle.loads(item)])
@@ -176,7 +194,7 @@ def _read_picture(
 
 
 class _Encoder:
-    """Encodes chunks of pictures, in a Ray actor."""
+    """Encodes the chunks of `_read_chunks` in a Ray actor, into chunks of pickled `SampleResult`s."""
 
     def __init__(self, job: Job, config: WorkerConfig) -> None:
         self._job = job
@@ -202,7 +220,7 @@ class _Encoder:
 
 @dataclass(frozen=True)
 class _LoadedPicture:
-    """A reader that returns the picture that a Ray task has read, or raises the error of that task."""
+    """A read function of a sample: returns the picture that a Ray task has read, or raises its error."""
 
     result: Picture | VartokError
 

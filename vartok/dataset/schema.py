@@ -1,9 +1,9 @@
 """The schema of a data set: names of its files, the encoding that all its tokens share, and dataset.json.
 
 OUT/
-  dataset.json             model, schedule and picture settings; all shards with their sha256; completeness
-  data/00003-0000.parquet  part 0 of input shard 3: a row for each sample that did not fail
-  stats/00003-0000.json    written after the shard, marks it as done: counts, sha256, failed samples
+  dataset.json             model, schedule and picture settings; sha256 of all shards; whether it is complete
+  data/00003-0000.parquet  a shard, part 0 of input shard 3: one row for each sample that did not fail
+  stats/00003-0000.json    counts, sha256 and failed samples of the shard; written last, it marks it as done
   failed.jsonl             all failed samples: key, cause and shard of each
   README.md                a card for Hugging Face's loader and for people
 """
@@ -43,8 +43,8 @@ class Encoding:
         model: the checkpoint whose codebook the tokens index.
         schedule: (h, w) of every scale, coarse to fine.
         size: (height, width) of the encoded pixels.
-        fit: how pictures were brought to that size: "crop", "pad" or "stretch".
-        zoom: zoom factor of `Fit`, 1 to 100.
+        fit: how pictures were brought to `size`: "crop", "pad" or "stretch".
+        zoom: with "crop": factor by which pictures were scaled up before the cut, 1 to 100; else 1.
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".
@@ -64,7 +64,7 @@ class Encoding:
         image = {
             name: getattr(self, name) for name in ("size", "fit", "zoom", "background", "device", "dtype")
         }
-        # Through JSON, so that tuples become lists, as in a parsed file.
+        # JSON turns tuples into lists, so the result equals the parsed file.
         document: dict[str, Any] = json.loads(
             json.dumps({"model": dataclasses.asdict(self.model), "image": image, "schedule": self.schedule})
         )
@@ -75,7 +75,7 @@ class Encoding:
         """Parse the result of `to_dict`.
 
         Raises:
-            VartokError, TypeError, KeyError, ValueError: `document` has another structure.
+            VartokError, TypeError, KeyError, ValueError: `document` lacks a key or has an invalid value.
         """
         image = document["image"]
         return cls(
@@ -90,10 +90,10 @@ class Encoding:
         )
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:
-        """Return the description of one picture of the data set.
+        """Return the metadata of one picture, with the settings that all pictures of the data set share.
 
         Args:
-            key: key of the picture, which becomes its source.
+            key: key of the picture; it becomes `ImageInfo.source`.
             width: width of the picture file in pixels.
             height: height of the picture file in pixels.
 
@@ -113,15 +113,15 @@ class Encoding:
 
 
 def shard_name(index: int, part: int) -> str:
-    """Return the name, without suffix, of part `part` of the input shard at `index`."""
+    """Return a shard's file name without suffix; for part 0 of input shard 3, "00003-0000"."""
     return f"{index:05d}-{part:04d}"
 
 
 def read_description(out: Path) -> dict[str, Any]:
-    """Read dataset.json.
+    """Return the parsed dataset.json; only its format and version are checked.
 
     Raises:
-        DatasetError: the file is missing, cannot be read, or is not a data set of this version.
+        DatasetError: the file is missing, cannot be read, is not vartok's, or has another version.
     """
     path = out / DATASET
     try:
@@ -146,33 +146,36 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
     """Read and check dataset.json.
 
     Returns:
-        The whole description, and the encoding that it holds.
+        The parsed dataset.json, and the `Encoding` in it.
 
     Raises:
-        DatasetError: dataset.json is missing or broken.
+        DatasetError: dataset.json is missing, cannot be read, has another version, or is broken.
     """
     description = read_description(out)
+    hint = "remove it and build the data set again; finished shards are kept"
     try:
         encoding = Encoding.from_dict(description)
         if not isinstance(description["files"], str):
-            raise DatasetError(f"files must be a format's name, not {quoted(description['files'])}")
+            raise DatasetError(f"'files' must be the name of a format, not {quoted(description['files'])}")
         columns = description.get("carried", {})
         if type(columns) is not dict or any(type(count) is not int for count in columns.values()):
-            raise DatasetError("carried is not a count for every column")
+            raise DatasetError("'carried' must give a count for every column")
         if not all(isinstance(name, str) for name in description.get("classes", ())):
-            raise DatasetError("classes are not all texts")
+            raise DatasetError("'classes' must be a list of texts")
         for shard in description["shards"] if description.get("complete") else description.get("shards", ()):
             if not re.fullmatch(rf"{DATA}/[0-9]+-[0-9]+\.[a-z]+", shard["name"]):
                 raise DatasetError(f"{quoted(shard['name'])} is not a shard's name")
             if type(shard["pictures"]) is not int or shard["pictures"] < 0:
-                raise DatasetError(f"the pictures of a shard are a count, not {quoted(shard['pictures'])}")
-    except (VartokError, KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}") from None
+                raise DatasetError(f"'pictures' of a shard must be a count, not {quoted(shard['pictures'])}")
+    except KeyError as error:
+        raise DatasetError(f"{out / DATASET} is broken: it has no {error}", hint=hint) from None
+    except (VartokError, TypeError, ValueError) as error:
+        raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}", hint=hint) from None
     return description, encoding
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, replacing an older one; it is never torn, even by a power cut.
+    """Write a text file, or replace it, atomically: not even a power cut leaves a part of the text.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Stats files: each marks one shard as done, and holds its counts, its sha256 and its failed samples."""
+"""Stats files: each marks one shard as done, and holds the shard's counts, sha256 and failed samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vartok.dataset.schema import STATS, shard_name
 from vartok.errors import DatasetError
 
 ShardId = tuple[int, int]
-"""The index of an input shard, and the part of it that a shard holds."""
+"""A shard: (index of its input shard, number of its part), both from 0."""
 
 
 class FailedSample(NamedTuple):
@@ -22,7 +22,7 @@ class FailedSample(NamedTuple):
     Attributes:
         key: key of the sample.
         cause: the reason, on one line.
-        hint: how to avoid it, or None; not written to files.
+        hint: how to avoid the failure, or None; not written to files.
     """
 
     key: str
@@ -36,12 +36,12 @@ class ShardStats:
 
     Attributes:
         input: identity of its input shard.
-        pictures: number of its rows.
-        failed: samples that are not among the rows.
+        pictures: number of rows.
+        failed: samples that failed, and so have no row.
         carried: for each optional column, the number of rows that have a value.
-        bytes: size of its file.
-        sha256: hash of its file, in hex.
-        last: True if it holds the end of its input shard.
+        bytes: size of the shard's file in bytes.
+        sha256: sha256 of the shard's file, in hex.
+        last: True if the shard is the last one of its input shard.
     """
 
     input: str
@@ -62,7 +62,7 @@ class ShardStats:
         """Parse the result of `to_json`.
 
         Raises:
-            DatasetError: `text` is something else, or incomplete.
+            DatasetError: `text` is not JSON, lacks a value, or has a value of the wrong type.
         """
         try:
             values: dict[str, Any] = json.loads(text)
@@ -71,11 +71,13 @@ class ShardStats:
             )
             stats = cls(failed=failed, **values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise DatasetError("is empty, torn, or not a stats file of vartok") from None
+            raise DatasetError(
+                "is empty, torn, or not a stats file of vartok: build the data set again"
+            ) from None
         types = {"input": str, "pictures": int, "carried": dict, "bytes": int, "sha256": str, "last": bool}
         for name, kind in types.items():
             if type(getattr(stats, name)) is not kind:
-                raise DatasetError(f"{name} is not of type {kind.__name__}")
+                raise DatasetError(f"{name} is not of type {kind.__name__}: build the data set again")
         return stats
 
 
@@ -85,10 +87,10 @@ def stats_path(out: Path, shard: ShardId) -> Path:
 
 
 def read_stats(out: Path) -> dict[ShardId, ShardStats]:
-    """Read all stats files of a data set, in order.
+    """Return the stats of all shards that have a stats file, by shard, in order.
 
-    A file that is empty or torn, as a power cut leaves it, is left out: its shard counts as not done and
-    is made again.
+    A stats file that is broken, for instance by a power cut, is left out: its shard counts as not done, and
+    the next run makes it again.
 
     Raises:
         OSError: a file cannot be read.
@@ -97,7 +99,7 @@ def read_stats(out: Path) -> dict[ShardId, ShardStats]:
 
 
 def broken_stats(out: Path) -> dict[ShardId, DatasetError]:
-    """Return the reason for every stats file that `read_stats` leaves out, in order."""
+    """Return the error of every stats file that `read_stats` leaves out, by shard, in order."""
     return {shard: error for shard, error in _scan(out).items() if isinstance(error, DatasetError)}
 
 
@@ -107,7 +109,7 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
         if match := re.fullmatch(r"([0-9]{5,9})-([0-9]{4,9})\.json", path.name):
             shard = int(match[1]), int(match[2])
             try:
-                with contextlib.suppress(FileNotFoundError):  # another process has begun to make it again
+                with contextlib.suppress(FileNotFoundError):  # another process is making the shard again
                     found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
             except DatasetError as error:
                 found[shard] = error

@@ -17,7 +17,7 @@ from vartok.dataset.stats import ShardStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
 
 MAX_NAMED_KEYS = 5
-"""Largest number of duplicate keys that are named; more are only counted."""
+"""Largest number of duplicate keys that `verify` names; it only counts the others."""
 
 
 class Problem(NamedTuple):
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
 
     Attributes:
         file: path of the file, relative to the data set's folder.
-        cause: the defect, on one line.
+        cause: what is wrong with the file, on one line.
     """
 
     file: str
@@ -37,10 +37,11 @@ class Report:
     """The result of `verify`.
 
     Attributes:
-        shards: number of shards that have stats.
-        pictures: rows of these shards.
-        failed: samples that have no row, according to the stats.
-        problems: all defects; empty if the data set is intact and complete.
+        shards: number of shards that have a stats file.
+        pictures: number of rows in the intact shards.
+        failed: number of samples that failed, according to the stats files.
+        problems: the defects; empty if the data set is intact and complete. Some are found only when others
+            are repaired.
     """
 
     shards: int = 0
@@ -50,14 +51,17 @@ class Report:
 
 
 def verify(out: str | Path) -> Report:
-    """Check a data set: counts, hashes, ranges of indices, and that no key occurs twice.
+    """Check the counts, hashes and index ranges of a data set, and that no key occurs twice.
 
     Args:
         out: folder of the data set.
 
+    Returns:
+        The counts and the defects that were found.
+
     Raises:
-        DatasetError: the folder holds no data set.
-        OSError: a file cannot be read.
+        DatasetError: the folder holds no data set, or dataset.json is broken.
+        OSError: a file cannot be read; a missing shard is a defect instead.
     """
     out = Path(out)
     description, encoding = open_dataset(out)
@@ -71,7 +75,7 @@ def verify(out: str | Path) -> Report:
         try:
             found = _check_shard(out / file, description["files"], encoding, expected)
         except FileNotFoundError:
-            report.problems.append(Problem(file, "is missing"))
+            report.problems.append(Problem(file, "is missing: build the data set again"))
         except DatasetError as error:
             report.problems.append(Problem(file, str(error)))
         hashes.append(found)
@@ -86,12 +90,18 @@ def verify(out: str | Path) -> Report:
 
 
 def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats) -> NDArray[np.uint64]:
-    """Check a shard, and return the hashes of its keys."""
+    """Return the 64-bit hashes of a shard's keys.
+
+    Raises:
+        DatasetError: the shard is broken, or its stats do not match it.
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != stats.sha256:
         raise DatasetError(
-            f"its sha256 is not that of its stats, {stats.sha256[:12]}...: remove it, and build it again"
+            f"its sha256 is not that of its stats, {stats.sha256[:12]}...: remove it and build the data set "
+            "again"
         )
     keys = [_hash_key(row.image.source) for row in read_shard(format, path, encoding)]
     if len(keys) != stats.pictures:
@@ -102,10 +112,21 @@ def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats)
 def _check_summary(
     out: Path, description: dict[str, Any], stats: dict[str, ShardStats], report: Report
 ) -> Iterator[Problem]:
-    """Compare dataset.json, data/ and failed.jsonl with `stats`, the stats of all shards by name."""
+    """Yield the differences of dataset.json, data/ and failed.jsonl from the stats.
+
+    If dataset.json says that the data set is incomplete, that is the only problem.
+
+    Args:
+        out: folder of the data set.
+        description: the parsed dataset.json.
+        stats: stats of all shards, by name.
+        report: the report so far; its `failed` is the number of lines that failed.jsonl should have.
+    """
     suffix = find_format(description["files"]).suffix
     if not description.get("complete"):
-        yield Problem(DATASET, "is not complete: build it again, or the parts that are left")
+        yield Problem(
+            DATASET, "is not complete: run the same build again, for each part if it was made in parts"
+        )
         return
     listed = {
         str(item.get("name")): (item.get("pictures"), item.get("sha256"))
@@ -113,21 +134,34 @@ def _check_summary(
         if isinstance(item, dict)
     }
     if listed != {f"{DATA}/{name}{suffix}": (item.pictures, item.sha256) for name, item in stats.items()}:
-        yield Problem(DATASET, "lists other shards than the stats files")
+        yield Problem(DATASET, "lists other shards than the stats files: build the data set again")
     known = {f"{name}{suffix}" for name in stats}
     for path in sorted((out / DATA).iterdir()):
         if path.name not in known:
-            yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set")
+            yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set: remove it")
     failed = out / FAILED
     lines = failed.read_bytes().count(b"\n") if failed.exists() else 0
     if lines != report.failed:
-        yield Problem(FAILED, f"has {lines:,} lines, but the stats have {report.failed:,} failures")
+        yield Problem(
+            FAILED,
+            f"has {lines:,} lines, but the stats have {report.failed:,} failures: build the data set again",
+        )
 
 
 def _check_keys(
     out: Path, format: str, encoding: Encoding, names: list[str], hashes: list[NDArray[np.uint64]]
 ) -> Iterator[Problem]:
-    """Report duplicate keys, found by 64-bit hashes, as the keys themselves might fill the memory."""
+    """Yield a problem for each key that occurs more than once, up to `MAX_NAMED_KEYS`.
+
+    Keys are compared by 64-bit hashes, since all keys together might not fit into memory.
+
+    Args:
+        out: folder of the data set.
+        format: format of the shards, one of `FORMATS`.
+        encoding: encoding of the data set.
+        names: names of the shards.
+        hashes: for each shard, the hashes of its keys.
+    """
     values, counts = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_counts=True)
     duplicates = values[counts > 1]
     if not len(duplicates):
@@ -141,7 +175,10 @@ def _check_keys(
                 if _hash_key(row.image.source) in wanted:
                     shards.setdefault(row.image.source, []).append(name)
     for key, where in shards.items():
-        yield Problem(DATA, f"{one_line(key)} occurs {len(where)} times, in {', '.join(sorted(set(where)))}")
+        if len(where) > 1:  # keys of one hash may differ
+            yield Problem(
+                DATA, f"{one_line(key)} occurs {len(where)} times, in {', '.join(sorted(set(where)))}"
+            )
     if len(duplicates) > MAX_NAMED_KEYS:
         yield Problem(DATA, f"{len(duplicates) - MAX_NAMED_KEYS:,} more keys occur more than once")
 

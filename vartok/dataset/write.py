@@ -22,10 +22,10 @@ from vartok.sources import Sample
 from vartok.tokens import ImageTokens
 
 REPORT_INTERVAL = 0.2
-"""Seconds between two progress reports of a shard; a failure is reported at once."""
+"""Seconds between two progress reports of a shard, at least; a failure is reported at once."""
 
 SampleResult = tuple[SampleSlot, ImageTokens | VartokError]
-"""A sample's slot, and its tokens or the error in their place."""
+"""A sample's slot, and its tokens; if the sample failed, the error instead of tokens."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class ShardProgress:
     """The state of a shard that is being written.
 
     Attributes:
-        shard: name of the shard.
-        index: position of its input shard in the order of all.
-        pictures: rows so far.
-        bytes: bytes so far.
-        failures: samples that failed since the last report.
+        shard: name of the shard, such as "00003-0000"; "00003" for an error that no shard records.
+        index: position of its input shard among all input shards, from 0.
+        pictures: rows that the shard has so far.
+        bytes: bytes that the shard has so far.
+        failures: samples that failed since the last report of this shard.
         read_fraction: fraction of the input shard that has been read, 0 to 1; None if unknown.
         finished: True once the shard and its stats file are written.
         last: True if the finished shard is the last of its input shard.
-        worker: number of the process that works on it.
+        worker: number of the process that writes the shard, from 0.
     """
 
     shard: str
@@ -56,7 +56,7 @@ class ShardProgress:
 
 
 class HashedFile(io.RawIOBase):
-    """A stream for writing without seeking, which counts and hashes its bytes.
+    """A write-only stream without seeking that counts and hashes the bytes written to it.
 
     Attributes:
         size: bytes written.
@@ -72,13 +72,16 @@ class HashedFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Return the bytes written."""
+        """Return the number of bytes written."""
         return self.size
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, a bytes-like object, and return its size in bytes."""
+        """Write all of `data`, a bytes-like object, and return its size in bytes.
+
+        If the underlying file is closed, discard `data`.
+        """
         count = memoryview(data).nbytes
-        if self._file.closed:  # the shard was given up, and Arrow's writer still writes its footer
+        if self._file.closed:  # the run was stopped, and Arrow's writer then writes its footer
             return count
         self._file.write(data)
         self._hash.update(data)
@@ -87,20 +90,21 @@ class HashedFile(io.RawIOBase):
 
     @property
     def sha256(self) -> str:
-        """Hash of all bytes written, in hex."""
+        """The sha256 of all bytes written, in hex."""
         return self._hash.hexdigest()
 
 
 def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardProgress]:
-    """Write encoded samples into shards. A shard file appears when it is complete, its stats file after it.
+    """Write encoded samples into shards.
+
+    A shard's file appears when it is complete, and its stats file after it.
 
     Args:
         job: the data set.
-        results: results for the samples of some tasks and for the ends of the tasks, in the order of
-            `pending_samples`.
+        results: results of `encode_pictures` for the slots of `pending_samples`, in their order.
 
     Yields:
-        The progress of one shard after the other.
+        Reports on the shard that is being written, one shard after the other.
 
     Raises:
         OSError: a file cannot be written.
@@ -120,7 +124,7 @@ def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardPro
 def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> Iterator[ShardProgress]:
     index, part = shard
     stats_file = stats_path(job.out, shard)
-    stats_file.unlink(missing_ok=True)  # first: from here on the shard is not done
+    stats_file.unlink(missing_ok=True)  # first: a shard without stats is not done
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
     reported_at, reported_failures = time.monotonic(), 0
@@ -138,7 +142,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                     raise result
                 row = _add_columns(result, sample)
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
-                writer.add(row, picture or None)  # empty if pictures are not kept
+                writer.add(row, picture or None)  # `Sample.without_bytes` leaves b""
             except VartokError as error:
                 failed.append(FailedSample(sample.key, str(error), error.hint))
             else:
@@ -168,14 +172,14 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
 
 
 def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:
-    """Return the tokens with the sample's label, caption and metadata."""
+    """Return the tokens with the label, caption and metadata that the sample has."""
     values = {name: getattr(sample, name) for name in OPTIONAL_COLUMNS}
     given = {name: value for name, value in values.items() if value is not None}
     return replace(tokens, **given) if given else tokens
 
 
 def _remove_parts_after(job: Job, index: int, end: int) -> None:
-    """Remove parts beyond `end`, left from when the input shard had more parts."""
+    """Remove the parts after `end` and their stats; they are left from when the input shard was longer."""
     for part in itertools.count(end + 1):
         paths = (stats_path(job.out, (index, part)), job.shard_path((index, part)))
         if not any(path.exists() for path in paths):
@@ -187,14 +191,14 @@ def _remove_parts_after(job: Job, index: int, end: int) -> None:
 def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
     """Write dataset.json and failed.jsonl from the stats of all finished shards.
 
-    Any number of machines may call this at any time: each writes again if the stats have changed.
+    Several machines may call this at once: each writes again until the stats no longer change.
 
     Args:
         job: the data set.
-        input_shards: number of its input shards.
+        input_shards: number of input shards of the data set.
 
     Returns:
-        The content of dataset.json.
+        The object that dataset.json holds.
 
     Raises:
         OSError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""The file formats of shards. A format is a module with a reader and a writer, and an entry in `FORMATS`."""
+"""The file formats of shards. Each has a module with a writer and a reader, and an entry in `FORMATS`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMATS = {format.name: format for format in (PARQUET, WDS, JSONL)}
 
 
 def find_format(name: str) -> Format:
-    """Return the format of a name.
+    """Return the format that is called `name`.
 
     Raises:
         DatasetError: there is no such format.
@@ -32,12 +32,15 @@ def find_format(name: str) -> Format:
 
 
 def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardWriter:
-    """Open a writer of a shard.
+    """Return a writer for the rows of one shard.
 
     Args:
-        format: one of `FORMATS`.
-        stream: a stream for writing, without seeking.
+        format: name of a format, one of `FORMATS`.
+        stream: stream that the shard is written to; the writer does not seek in it.
         encoding: encoding of the rows that will be added.
+
+    Raises:
+        DatasetError: there is no such format.
     """
     return find_format(format).open_writer(stream, encoding)
 
@@ -46,13 +49,13 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
     """Yield all rows of a shard, in order.
 
     Args:
-        format: one of `FORMATS`.
-        path: the shard.
+        format: name of a format, one of `FORMATS`.
+        path: path of the shard.
         encoding: encoding of the data set.
 
     Raises:
-        DatasetError: the file is broken, has another format, or holds rows of another encoding, if the format
-            records the encoding.
+        DatasetError: the file is broken or has another format, or its rows do not have this encoding, as far
+            as the format records it.
         OSError: the file cannot be read.
     """
     try:

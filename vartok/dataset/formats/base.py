@@ -17,7 +17,7 @@ from vartok.schedule import token_count
 from vartok.tokens import ImageTokens
 
 MAX_ROW_BYTES = 1 << 26
-"""Size limit of a row in bytes, for readers: of a JSON line, or of a file of tokens in a tar."""
+"""Size limit in bytes that readers set to a line of JSON, and to each file of a row in a tar."""
 
 COLUMN_TYPES: dict[str, type] = {
     "key": str,
@@ -27,37 +27,38 @@ COLUMN_TYPES: dict[str, type] = {
     "caption": str,
     "metadata": str,
 }
-"""Columns beside the tokens, and the type of each; a column of `OPTIONAL_COLUMNS` may be None."""
+"""Types of a row's columns other than its tokens; columns of `OPTIONAL_COLUMNS` may also be None."""
 
 
 class ShardWriter(Protocol):
-    """Writes the rows of one shard into a stream."""
+    """Writer of the rows of one shard."""
 
     def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
         """Write a row, or buffer it.
 
         Args:
             tokens: tokens of one picture in the data set's schedule; `image.source` is the row's key.
-            picture: the picture file, which only a format with `keeps_pictures` stores.
+            picture: content of the picture file, or None; ignored by formats without `keeps_pictures`.
 
         Raises:
-            VartokError: the format cannot hold this row; nothing of it is written.
+            VartokError: the format cannot hold this row; nothing is written.
         """
 
     def close(self) -> None:
-        """Write buffered rows and the end of the shard; the stream stays open."""
+        """Write the buffered rows and the end of the shard; leave the stream open."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format of shards. The same rows give the same bytes at any time.
+    """A file format of shards. The same rows always give the same bytes.
 
     Attributes:
-        name: the format's name in `build` and, as "files", in dataset.json.
+        name: the format's name: the argument `format` of `build`, and "files" in dataset.json.
         suffix: suffix of its files, with the dot.
-        open_writer: opens a writer on a stream without seeking.
-        read: yields the rows of a shard in order; any exception means that the shard is broken.
-        keeps_pictures: True if writers store the picture files beside the tokens.
+        open_writer: function of (stream, encoding) that returns a writer; the stream need not be seekable.
+        read: function of (path, encoding) that yields the rows of a shard in order. Any exception of it,
+            except OSError, means that the shard is broken.
+        keeps_pictures: True if its writers store the picture files with the tokens.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Format:
 
 
 def row_fields(tokens: ImageTokens) -> dict[str, Any]:
-    """Return the columns of a row beside its tokens; columns that are None are left out."""
+    """Return the columns of a row other than its tokens, by name; columns that are None are left out."""
     image = tokens.image
     fields: dict[str, Any] = {"key": image.source, "width": image.width, "height": image.height}
     optional = {name: getattr(tokens, name) for name in OPTIONAL_COLUMNS}
@@ -76,31 +77,31 @@ def row_fields(tokens: ImageTokens) -> dict[str, Any]:
 
 
 def check_fields(fields: Any) -> dict[str, Any]:
-    """Check the columns that a shard holds beside a row's tokens.
+    """Check the types of a row's columns other than its tokens.
 
     Args:
-        fields: the parsed columns, an object of JSON or a row of a table.
+        fields: values by column, from a JSON object or a row of a table.
 
     Returns:
-        The values of all `COLUMN_TYPES`, in their order.
+        The value of every column in `COLUMN_TYPES`, by name; None for a missing optional column.
 
     Raises:
-        DatasetError: a column is missing, or has another type.
+        DatasetError: `fields` is not a dict, a required column is missing, or a value has another type.
     """
     if not isinstance(fields, dict):
         raise DatasetError("a row is not a JSON object")
     values = {name: fields.get(name) for name in COLUMN_TYPES}
     for name, kind in COLUMN_TYPES.items():
         if type(values[name]) is not kind and (name not in OPTIONAL_COLUMNS or values[name] is not None):
-            raise DatasetError(f"{name} of a row has the wrong type: {quoted(values[name])}")
+            raise DatasetError(f"{name} of a row must be of type {kind.__name__}, not {quoted(values[name])}")
     return values
 
 
 def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageTokens:
-    """Build a row from a shard's columns.
+    """Build a row from the columns that a shard holds.
 
     Args:
-        fields: the columns beside the tokens, as `check_fields` takes them.
+        fields: the columns other than the tokens, as `check_fields` takes them.
         flat: [L] integers, scales coarse to fine, each row by row.
         encoding: encoding of the data set.
 
@@ -110,7 +111,7 @@ def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageToken
     values = check_fields(fields)
     length = token_count(encoding.schedule)
     if flat.shape != (length,) or flat.dtype.kind not in "iu":
-        raise DatasetError(f"{one_line(values['key'])}: does not have {length} tokens")
+        raise DatasetError(f"{one_line(values['key'])}: its tokens are not {length} integers")
     scales = np.split(flat, np.cumsum([h * w for h, w in encoding.schedule[:-1]]))
     try:
         return ImageTokens(

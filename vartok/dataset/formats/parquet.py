@@ -16,14 +16,14 @@ from vartok.schedule import token_count
 from vartok.tokens import ImageTokens, token_dtype
 
 ROW_GROUP_SIZE = 1024
-"""Number of rows in a row group: the writer buffers them, and a reader reads as many at once."""
+"""Largest number of rows in a row group, which the writer buffers; readers read as many at once."""
 
 MAX_GROUP_TEXT = 1 << 25
-"""Characters of captions and metadata that end a row group early."""
+"""Characters of captions and metadata in a row group; with more, it ends before `ROW_GROUP_SIZE` rows."""
 
 
 class ParquetWriter:
-    """Writes rows in groups. Tokens are dictionary-coded (12 bits for 4096 codes), then zstd packs them."""
+    """Writes rows in row groups. Tokens are dictionary-coded (12 bits for 4096 codes), then compressed."""
 
     def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
         import pyarrow as pa
@@ -49,7 +49,7 @@ class ParquetWriter:
         self._text = 0
 
     def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
-        """Buffer a row, and write a row group when it is full."""
+        """Buffer a row, and write the row group when it is full; `picture` is ignored."""
         self._rows.append(tokens)
         self._text += len(tokens.caption or "") + len(tokens.metadata or "")
         if len(self._rows) == ROW_GROUP_SIZE or self._text > MAX_GROUP_TEXT:
@@ -95,9 +95,9 @@ def read_parquet(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
     with pq.ParquetFile(path) as table:
         schema = table.schema_arrow
         if Encoding.from_dict(json.loads(schema.metadata[b"vartok"])) != encoding:
-            raise DatasetError("belongs to another data set")
+            raise DatasetError("has another encoding than the data set, such as another checkpoint")
         if schema.field("tokens").type.list_size != token_count(encoding.schedule):
-            raise DatasetError(f"does not have {token_count(encoding.schedule)} tokens in a row")
+            raise DatasetError(f"its rows do not have {token_count(encoding.schedule)} tokens")
         names = list(COLUMN_TYPES)
         for rows in table.iter_batches(ROW_GROUP_SIZE, columns=[*names, "tokens"], use_threads=False):
             lists = rows.column("tokens")

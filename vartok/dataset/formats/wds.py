@@ -1,6 +1,6 @@
-"""WebDataset shards: a tar with KEY.tokens.npy, KEY.json and, if wanted, the picture of every row.
+"""WebDataset shards: a tar with KEY.tokens.npy, KEY.json and optionally the picture of every row.
 
-Source: github.com/webdataset/webdataset, whose readers end a sample's key at the first dot after the last
+Source: github.com/webdataset/webdataset. Its readers end a sample's key at the first dot after the last
 slash.
 """
 
@@ -28,25 +28,27 @@ PICTURE_SUFFIXES = (
     (b"MM", "tif"),
     (b"BM", "bmp"),
 )
-"""First bytes of picture files, and the suffix by which WebDataset's readers recognize the format."""
+"""First bytes of picture files, and the suffix by which WebDataset's readers recognize each format."""
 
 
 class TarWriter:
-    """Writes rows as tar members, without times and owners."""
+    """Writes rows as files of a tar, without times and owners, so that the same rows give the same bytes."""
 
     def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
         self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self._key: str | None = None
 
     def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
-        """Write a row, and the picture file if there is one.
+        """Write a row: its tokens, its other columns, and the picture file unless `picture` is None.
 
         Raises:
-            DatasetError: the row before has the same key, and readers would join the two.
+            DatasetError: the previous row has the same key, so that readers would join the two rows.
         """
         key = tokens.image.source
         if key == self._key:
-            raise DatasetError("has the key of the picture before it, and a tar cannot tell them apart")
+            raise DatasetError(
+                "has the key of the picture before it, and readers of a tar would join the two: rename one"
+            )
         self._key = key
         array = io.BytesIO()
         np.lib.format.write_array(array, tokens.flatten(), version=(1, 0), allow_pickle=False)
@@ -68,9 +70,10 @@ class TarWriter:
 
 
 def escape_key(key: str) -> str:
-    """Return a key as a path of a tar: unique, below the archive's root, without dots in its name.
+    """Return the path of a row in a tar, without suffix.
 
-    Dots, "%" and control characters become %XX, as in URLs; an empty part becomes "%".
+    Two keys give different paths. "%", control characters, dots in the last part, and the dots of "." and
+    ".." become "%" and their code in hex. An empty part becomes "%", so that no path is absolute.
     """
     *folders, name = map(_escape_part, key.split("/"))
     folders = [folder.replace(".", "%2E") if folder in (".", "..") else folder for folder in folders]
@@ -82,17 +85,20 @@ def _escape_part(part: str) -> str:
 
 
 def picture_suffix(picture: bytes) -> str:
-    """Return the suffix, without a dot, of a picture file by its first bytes; "img" if unknown."""
+    """Return the suffix of a picture file by its first bytes, as "png"; "img" for an unknown format."""
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return "webp"
     return next((suffix for start, suffix in PICTURE_SUFFIXES if picture.startswith(start)), "img")
 
 
 def read_wds(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a tar. A tar does not record its encoding, so only the tokens' number is checked.
+    """Yield the rows of a tar.
+
+    A tar does not record its encoding: rows of another one are noticed only by the number of tokens, or by a
+    token outside the vocabulary.
 
     Raises:
-        DatasetError: a row is broken, or larger than `MAX_ROW_BYTES`.
+        DatasetError: a row is broken, or a file of it is larger than `MAX_ROW_BYTES`.
         Exception: tarfile, numpy or json cannot read the file.
     """
     key, parts = "", dict[str, bytes]()
@@ -115,19 +121,24 @@ def read_wds(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
 
 
 def _read_row(key: str, parts: dict[str, bytes], encoding: Encoding) -> ImageTokens:
-    """Build a row from the bytes of its members, by suffix: "tokens.npy" and "json"."""
+    """Build a row from `parts`, the content of its files by suffix: "tokens.npy" and "json".
+
+    Raises:
+        DatasetError: a file is missing or broken, or the row does not fit the encoding.
+        Exception: numpy or json cannot read a file.
+    """
     if parts.keys() != {"tokens.npy", "json"}:
-        raise DatasetError(f"{one_line(key)}: lacks its .tokens.npy or its .json")
+        raise DatasetError(f"{one_line(key)}: its .tokens.npy or its .json is missing")
     stream = io.BytesIO(parts["tokens.npy"])
     if np.lib.format.read_magic(stream) != (1, 0):
-        raise DatasetError(f"{one_line(key)}: tokens of another version of npy")
+        raise DatasetError(f"{one_line(key)}: its .tokens.npy is not of npy version 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     if (
         len(shape) != 1
         or dtype.kind not in "iu"
         or len(parts["tokens.npy"]) - stream.tell() != shape[0] * dtype.itemsize
     ):
-        raise DatasetError(f"{one_line(key)}: not an array of tokens")
+        raise DatasetError(f"{one_line(key)}: its .tokens.npy is not a complete 1-d array of integers")
     tokens = np.frombuffer(parts["tokens.npy"], dtype, offset=stream.tell())
     return build_row(json.loads(parts["json"]), tokens, encoding)
 

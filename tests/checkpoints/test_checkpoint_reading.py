@@ -92,7 +92,7 @@ def test_the_shipped_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"version": "2"}, "has version 2, but this vartok reads version 1"),
+        ({"version": "2"}, "has version 2 of the checkpoint format, but this vartok reads only version 1"),
         ({"version": "9" * 999}, "has version"),
         ({"version": None}, "has version ?"),
         ({"config": None}, "is not JSON"),
@@ -153,7 +153,7 @@ def test_no_phis_tell_that_there_are_none(tmp_path: Path, kind: TokenizerConfig)
 def test_other_than_ten_scales_must_be_told(tmp_path: Path, share: int) -> None:
     config = dataclasses.replace(SMALL, share_quant_resi=share)
     path = bare(tmp_path / "a.safetensors", draw(config))
-    assert refusal(path) == "has 3 scales but not their sizes (patch_nums)"
+    assert refusal(path) == "has 3 scales, but does not say their grids (patch_nums)"
     found = read_checkpoint(path, {"patch_nums": [1, 2, 4], "using_znorm": True})
     assert found.config == dataclasses.replace(config, using_znorm=True)
     assert found.notes == (ASSUMED["quant_resi"],)
@@ -245,7 +245,7 @@ def test_a_name_tells_nothing(tmp_path: Path) -> None:
 def test_two_tokenizers_in_one_file_are_one_too_many(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"vae": draw(TEN), "vae_ema": draw(TEN)}, path)
-    assert refusal(path) == "holds 2 tokenizers, under ['vae.', 'vae_ema.']: keep one"
+    assert refusal(path) == "holds 2 tokenizers, under ['vae.', 'vae_ema.']: save only one of them"
 
 
 class Harmful:

@@ -45,7 +45,7 @@ def test_convert(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
     [line] = vartok("convert", "mine.pth", "no.safetensors", "--sha256", "0" * 64, code=1).stderr.splitlines()
     assert line == f"vartok: mine.pth: has sha256 {found}, not {'0' * 64}"
     assert "no-file.pth" in vartok("convert", "no-file.pth", "no.safetensors", code=1).stderr
-    assert "img.png: neither" in vartok("convert", "img.png", "no.safetensors", code=1).stderr
+    assert "img.png: is neither" in vartok("convert", "img.png", "no.safetensors", code=1).stderr
     assert (here / "told.safetensors").read_bytes() == before
     vartok(*args, "--force")
     assert not (here / "no.safetensors").exists()

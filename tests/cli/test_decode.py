@@ -138,7 +138,7 @@ def test_a_token_file_cannot_ask_for_any_amount_of_memory(vartok: Vartok, here: 
         image = dataclasses.replace(item.image, width=side, height=side)
         (here / "big.npz").write_bytes(dump_npz(dataclasses.replace(item, image=image)))
         result = vartok("decode", "big.npz", "--restore-size", *strip, code=1)
-        assert "more than 10" in result.stderr
+        assert "more than the limit of 10" in result.stderr
     assert names(here) == ["big.npz", "img.npz", "img.png"]
 
 

@@ -98,12 +98,12 @@ def test_fits(
 def test_max_pixels(vartok: Vartok, here: Path) -> None:
     save(here / "img.png", width=300, height=300)
     assert (
-        "has 300 x 300 pixels, more than 89,999"
+        "300 x 300 pixels are more than the limit of 89,999"
         in vartok("encode", "img.png", "--max-pixels", 89_999, code=1).stderr
     )
     vartok("encode", "img.png", "--max-pixels", 90_000, *QUICK)
     Image.new("1", (12_000, 9_000)).save(here / "large.png")
-    assert "more than 100,000,000" in vartok("encode", "large.png", code=1).stderr
+    assert "more than the limit of 100,000,000" in vartok("encode", "large.png", code=1).stderr
 
 
 @pytest.mark.parametrize("fit", ["crop", "native"])

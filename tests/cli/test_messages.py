@@ -154,7 +154,7 @@ def test_other_failures_exit_with_1(vartok: Vartok, here: Path, monkeypatch: pyt
     monkeypatch.delenv("VARTOK_DEVICE")
     for weights, cause in (
         ("gone.pth", "no such file or folder"),
-        ("img.png", "neither a safetensors nor a PyTorch file"),
+        ("img.png", "is neither a safetensors nor a PyTorch file"),
     ):
         [line] = vartok("encode", "img.png", "-f", "-w", weights, code=1).stderr.splitlines()
         assert line.startswith(f"vartok: {weights}: {cause}")

@@ -48,7 +48,7 @@ def test_grey_without_a_white_of_its_own_is_stretched_with_a_note(kind: type) ->
     values: NDArray[Any] = np.array([[-1000, 0, 1000, 3000]], kind)
     picture = read_picture(saved(Image.fromarray(values), "TIFF"), AS_IS)
     assert picture.pixels[0, :, 0].tolist() == [0, 64, 128, 255]
-    assert picture.notes == ("no white of its own: took -1000 for black and 3000 for white",)
+    assert picture.notes == ("its values do not define white: rescaled its range, -1000 to 3000",)
 
 
 def test_floats_that_are_not_finite() -> None:
@@ -190,10 +190,13 @@ def test_profile_of_srgb_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (b"no profile at all", "ignored its colour profile, which is broken"),
-        (profile(b"RGB ", 2.2)[:200], "ignored its colour profile, which is broken"),
-        (profile(b"CMYK", 2.2), "ignored its colour profile, which is broken"),
-        (profile(b"Lab ", 2.2), "ignored its colour profile, which is broken"),
+        (b"no profile at all", "ignored its colour profile, which is broken or of an unsupported kind"),
+        (
+            profile(b"RGB ", 2.2)[:200],
+            "ignored its colour profile, which is broken or of an unsupported kind",
+        ),
+        (profile(b"CMYK", 2.2), "ignored its colour profile, which is broken or of an unsupported kind"),
+        (profile(b"Lab ", 2.2), "ignored its colour profile, which is broken or of an unsupported kind"),
         (profile(b"GRAY", 1.0), "ignored its colour profile, which is not for RGB pixels"),
     ],
 )

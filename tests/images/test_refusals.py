@@ -79,7 +79,9 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
     assert "12,000 x 10,000 pixels" in refused(png(12_000, 8, 2, [b""], height=10_000))
     assert "side" in refused(png(300_000, 8, 2, [b""], height=1))
     small = saved(Image.new("RGB", (20, 20)), "PNG")
-    assert refused(small, Fit(size=(8, 8), max_pixels=399)).startswith("has 20 x 20 pixels, more than 399")
+    assert refused(small, Fit(size=(8, 8), max_pixels=399)).startswith(
+        "20 x 20 pixels are more than the limit of 399"
+    )
     assert read_picture(small, Fit(size=(8, 8), max_pixels=400)).width == 20
     assert limit == Image.MAX_IMAGE_PIXELS
 
@@ -194,7 +196,7 @@ def test_too_many_pixels_have_a_hint_where_a_higher_limit_helps() -> None:
         lambda: Fit(size=20_000),
         lambda: restore_size(pixels, width=20_000, height=20_000, mode="stretch"),
     ):
-        with pytest.raises(ImageError, match="more than 100,000,000") as caught:
+        with pytest.raises(ImageError, match="more than the limit of 100,000,000") as caught:
             impossible()
         assert caught.value.hint is None
 
@@ -215,13 +217,13 @@ def test_a_picture_in_memory_has_a_limit_of_bytes_and_a_file_has_none(tmp_path: 
 
 @pytest.mark.parametrize("fit", [256, "crop", {"size": 256}])
 def test_a_fit_is_a_fit(fit: Any, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"fit is a Fit, not ") as error:
+    with pytest.raises(ImageError, match=r"fit must be a Fit, not ") as error:
         read_picture(tmp_path / "a.png", fit)
     assert error.value.hint == "give `Fit(size=256)`, for example"
 
 
 def test_a_file_is_a_path_or_bytes() -> None:
-    with pytest.raises(ImageError, match="a picture's file is a path or bytes, not 'Image'") as error:
+    with pytest.raises(ImageError, match="a picture's file must be a path or bytes, not 'Image'") as error:
         read_picture(Image.new("RGB", (8, 8)))  # type: ignore[arg-type]
     assert "`Tokenizer.encode`" in str(error.value.hint)
 

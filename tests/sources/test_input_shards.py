@@ -153,7 +153,7 @@ def test_a_shard_that_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> 
     assert isinstance(failed.picture, ImageError)
     path.unlink()
     (failed,) = shard.samples()
-    assert str(failed.picture) == "cannot be read on: no such file or folder"
+    assert str(failed.picture) == "cannot be read to its end: no such file or folder"
 
 
 def test_a_source_may_be_a_path_and_has_a_hint(here: Path) -> None:

@@ -22,7 +22,7 @@ def test_a_tables_columns_are_carried(tmp_path: Path) -> None:
     )
     a, b, c = samples_of(path)
     assert (a.key, a.picture, a.label, a.caption, a.metadata) == ("t/00000000", b"a", 3, "a", None)
-    assert str(b.picture) == str(c.picture) == "no picture in its row"
+    assert str(b.picture) == str(c.picture) == "its row has no picture"
     assert [a.progress, b.progress, c.progress] == [1 / 3, 2 / 3, 1]
 
     path = table(
@@ -49,9 +49,11 @@ def test_an_ambiguous_column_of_pictures_is_refused(tmp_path: Path) -> None:
     assert samples_of(path, image_column="two")[0].picture == b"2"
     for wrong in ("name", "three"):
         (failed,) = samples_of(path, image_column=wrong)
-        assert str(failed.picture) == f"no column '{wrong}' that holds pictures"
+        assert str(failed.picture) == f"the table has no column '{wrong}' that holds pictures"
     (failed,) = samples_of(table(tmp_path / "u.parquet", name=["x"]))
-    assert str(failed.picture) == "no column holds pictures"
+    assert (
+        str(failed.picture) == 'the table has no column of pictures: binary, or a struct with binary "bytes"'
+    )
 
 
 def test_large_pictures_in_a_table_are_not_read_and_the_rest_is(tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_large_pictures_in_a_table_are_not_read_and_the_rest_is(tmp_path: Path) 
         assert str(b.picture) == "has more than 10 bytes"
         assert isinstance(b.picture, ImageError)
         assert "`max_bytes`" in str(b.picture.hint)
-        assert str(c.picture) == "no picture in its row"
+        assert str(c.picture) == "its row has no picture"
 
 
 def test_rows_of_large_pictures_are_read_one_at_a_time(

@@ -139,11 +139,11 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
     a, b, c, d, e, f, g, h = samples_of(path)
     assert (a.key, a.picture, a.label, a.caption, a.metadata) == ("a", b"a", 12, "né", '{"k":1}')
     assert (b.picture, b.label, b.caption, b.metadata) == (b"b", None, None, None)
-    assert str(c.picture) == "no picture under this name"
-    assert str(d.picture) == "its .cls is a class, a whole number, not 'dog'"
+    assert str(c.picture) == "the tar has no picture of this name"
+    assert str(d.picture) == "its .cls must be a class index, a whole number, not 'dog'"
     assert str(e.picture) == "its .txt is not text in UTF-8"
     assert f.key == "f?"
     assert (g.picture, g.label) == (b"g", None)  # as tables say that there is none
-    assert str(h.picture) == f"its label is larger than {(1 << 63) - 1}"
+    assert str(h.picture) == f"its label is larger than {(1 << 63) - 1:,}"
     reached = [sample.progress for sample in (a, b, c, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)

@@ -1,7 +1,7 @@
-"""Checkpoints: find, read, recognize, check and write them.
+"""Find, read, check and write checkpoint files, and build the model of a checkpoint.
 
-A file is never trusted: no code in it is run, and every tensor's shape is checked against the configuration
-before a model is built.
+A file is never trusted: no code in it is run, and the tensors' shapes are checked against the configuration
+before a model gets them.
 """
 
 from vartok.checkpoints.checkpoint import (

@@ -28,11 +28,12 @@ class Checkpoint:
     """The contents of a checkpoint file.
 
     Attributes:
-        name: name of the model, which token files carry.
-        license: licence of the weights; None if the file has none.
+        name: name of the model, which token files record; the stem of the file if the file states no name.
+        license: licence of the weights; None if the file states none.
         config: the model's configuration.
-        tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if possible.
-        notes: one line for each value of the configuration that had to be assumed.
+        tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if the file's
+            format allows it.
+        notes: one line for each value of `config` that the file does not state and that was assumed.
     """
 
     name: str
@@ -47,11 +48,12 @@ def read_checkpoint(path: str | Path, overrides: Mapping[str, Any] = MappingProx
 
     Args:
         path: the file; its format is recognized by its content, not by its name.
-        overrides: values of the configuration that replace those of the file, by their keys in the JSON.
+        overrides: values of the configuration that replace the file's, by their keys in
+            `TokenizerConfig.to_json`.
 
     Raises:
         CheckpointError: there is no such file, or it is not a checkpoint that vartok can run. The message
-            begins with the path, and names the tensor that is wrong and what was expected.
+            begins with the path; for a wrong tensor it states the name, and the shape or dtype expected.
     """
     path = Path(path)
     try:
@@ -102,7 +104,10 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
         config, notes = recognize_config(tensors, overrides)
     elif metadata.get("version") != VERSION:
         version = metadata.get("version", "?")[:20]
-        raise CheckpointError(f"has version {version}, but this vartok reads version {VERSION}")
+        raise CheckpointError(
+            f"has version {version} of the checkpoint format, but this vartok reads only version {VERSION}",
+            hint="a newer vartok may read it",
+        )
     else:
         config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
     name = metadata.get("name") or path.stem
@@ -112,7 +117,8 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
 def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
     """Return the tensors of the model's state dict, after checking names, shapes and dtypes.
 
-    Usage counts of the codes may be missing or have another shape: nothing uses them, and they become zeros.
+    The usage counts, `HITS`, may be missing, have another shape, or not be floating point: nothing uses
+    them, and zeros replace them.
     """
     with torch.device("meta"):
         expected = VQVAE(config).state_dict()

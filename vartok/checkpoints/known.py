@@ -1,4 +1,4 @@
-"""Find checkpoint files: the shipped one, a training run's, or a path. Also the hash of VAR's own file."""
+"""Find checkpoint files; and the sha256 by which the checkpoint of VAR's authors is recognized."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def find_checkpoint(weights: str | Path | None) -> Path:
     """Return the path of a checkpoint file.
 
     Args:
-        weights: path of a file, or of a training run's folder, which holds `RUN_WEIGHTS`; None or "shipped"
-            for the checkpoint that is installed with vartok.
+        weights: path of a checkpoint file, or of a training run's folder, whose `RUN_WEIGHTS` is taken. None
+            or "shipped": the checkpoint that is installed with vartok.
 
     Raises:
-        CheckpointError: there is no such file, or the folder has no checkpoint; the message begins with the
-            path.
+        CheckpointError: the path does not exist or cannot be accessed, or the folder has no `RUN_WEIGHTS`;
+            the message begins with the path.
     """
     if weights is None or str(weights) == "shipped":
         return shipped_checkpoint()
@@ -43,7 +43,10 @@ def find_checkpoint(weights: str | Path | None) -> Path:
     try:
         if path.is_dir():
             if not (path / RUN_WEIGHTS).exists():
-                raise CheckpointError(f"{printable(path)}: the folder has no {RUN_WEIGHTS}")
+                raise CheckpointError(
+                    f"{printable(path)}: the folder has no {RUN_WEIGHTS}",
+                    hint="name a checkpoint file, or the folder of a training run",
+                )
             return path / RUN_WEIGHTS
         if not path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -56,7 +59,7 @@ def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file, 64 hex digits.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

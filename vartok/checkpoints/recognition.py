@@ -14,7 +14,7 @@ from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError
 
 HITS = "quantize.ema_vocab_hit_SV"
-"""Name of the usage counts of each code at each scale, [K, V], in VAR's state dicts."""
+"""Name of the tensor of usage counts in VAR's state dicts: [K, V], a count for each scale and code."""
 
 
 def recognize_config(
@@ -24,13 +24,14 @@ def recognize_config(
 
     Args:
         tensors: a state dict under VAR's names.
-        overrides: values that replace those recognized or assumed, by their keys in the JSON.
+        overrides: values that replace recognized or assumed ones, by their keys in `TokenizerConfig.to_json`.
 
     Returns:
         The configuration, and one line for each value that was assumed.
 
     Raises:
-        CheckpointError: the tensors are not a tokenizer's, or `overrides` must give the schedule.
+        CheckpointError: the tensors are not a tokenizer's; or they have another number of scales than VAR's
+            schedule, and `overrides` has no "patch_nums".
         ConfigError: the values are not a valid configuration.
     """
     values: dict[str, Any] = {"vocab_size": _size(tensors, CODEBOOK, 0)}
@@ -43,8 +44,8 @@ def recognize_config(
         notes.append("the ratio r of phi (quant_resi): assumed 0.5")
     if scales not in (None, len(schedules.VAR_256)) and "patch_nums" not in overrides:
         raise CheckpointError(
-            f"has {scales} scales but not their sizes (patch_nums)",
-            hint='vartok convert takes them in its config: {"patch_nums": [1, 2, 4]}',
+            f"has {scales} scales, but does not say their grids (patch_nums)",
+            hint='vartok convert adds the grids if its config gives them, such as {"patch_nums": [1, 2, 4]}',
         )
     notes.append(f"its schedule (patch_nums): assumed {schedules.describe(schedules.VAR_256)}")
     assumed = tuple(note for note in notes if not any(f"({key})" in note for key in overrides))
@@ -53,7 +54,7 @@ def recognize_config(
 
 
 def _var(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of VAR's autoencoder."""
+    """Return the configuration of VAR's autoencoder: "ch", "ch_mult" and "num_res_blocks"."""
     ch = _size(tensors, "encoder.conv_in.weight", 0)
     levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
     channels = [_size(tensors, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(levels)]
@@ -65,7 +66,10 @@ def _var(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _light(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the arguments of the `light` autoencoder."""
+    """Return the configuration of the `light` autoencoder.
+
+    Its keys are "autoencoder", and, if the file has the residual network, "widths" and "depths".
+    """
     values: dict[str, Any] = {"autoencoder": "light"}
     if "encoder.net.stem.weight" in tensors:
         layers, levels = ("stem", "down1", "down2"), ("quarter", "eighth", "sixteenth")
@@ -75,7 +79,10 @@ def _light(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _phis(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], int | None]:
-    """Return the arguments of phi, and the number of scales, None if unknown."""
+    """Return the configuration of phi, and the number of scales K, None if unknown.
+
+    The configuration has "share_quant_resi"; or "quant_resi", 0.0, if the file has no phi.
+    """
     scales = _size(tensors, HITS, 0) if HITS in tensors else None
     if own := _count(tensors, "quantize.quant_resi.{}.weight"):  # a phi for each scale
         return {"share_quant_resi": 0}, own
@@ -96,7 +103,7 @@ def _size(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Return the n for which names from `pattern` with 0, 1, ..., n - 1 exist, and the next does not."""
+    """Return the number of tensors named `pattern` with 0, 1, 2, ... in its braces, up to the first gap."""
     n = 0
     while pattern.format(n) in tensors:
         n += 1

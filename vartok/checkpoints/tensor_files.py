@@ -20,17 +20,20 @@ MAX_TENSORS = 100_000
 """Largest number of tensors in a file."""
 
 MAX_ENTRIES = 300_000
-"""Largest number of entries in the dicts of a PyTorch file; a shared dict counts every time."""
+"""Largest number of entries in the dicts of a PyTorch file.
+
+The entries of a dict that occurs several times count each time.
+"""
 
 MAX_DEPTH = 8
-"""Largest depth of nested dicts at which tensors are searched."""
+"""Largest depth of nested dicts; deeper tensors are ignored."""
 
 MAX_NAME = 1000
 """Largest length of a tensor's name, in characters."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read a file's metadata and tensors; the format is recognized by content.
+    """Read the metadata and tensors of a file, whose format is recognized by its content.
 
     Tensors are memory-mapped if the format allows it.
 
@@ -39,7 +42,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         names.
 
     Raises:
-        CheckpointError: the file cannot be read or holds no tokenizer; the message does not name the file.
+        CheckpointError: the file cannot be read, or holds no tokenizer or several; the message does not name
+            the file.
     """
     try:
         with open(path, "rb") as file:
@@ -51,7 +55,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     elif start.startswith((b"PK", b"\x80")):
         metadata, tensors = {}, _read_pickle(path, zipped=start.startswith(b"PK"))
     else:
-        raise CheckpointError("neither a safetensors nor a PyTorch file")
+        raise CheckpointError("is neither a safetensors nor a PyTorch file")
     return metadata, _remove_prefix(tensors)
 
 
@@ -67,10 +71,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    mapped = zipped and not path.name.endswith(".safetensors")  # given a path, torch.load trusts this suffix
+    mapped = zipped and not path.name.endswith(".safetensors")  # torch.load trusts the suffix of a path
     try:
         with open(path, "rb") as file:
-            # weights_only: torch refuses everything but tensors and plain containers.
+            # With weights_only, torch refuses everything but tensors and plain containers.
             source = path if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
@@ -84,10 +88,10 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
 
 
 def flatten(content: object) -> dict[str, Tensor]:
-    """Return the tensors of nested dicts, named by the path of keys: {"model": {"a.b": t}} -> "model.a.b".
+    """Return the tensors in nested dicts by their joined keys: {"model": {"a.b": t}} gives {"model.a.b": t}.
 
-    A pickle stores a shared dict once, so that a file of 3 kB can expand to more entries than fit into
-    memory. So entries are counted while they are visited.
+    Values of other types are left out. Entries are counted while they are visited: a pickle stores a shared
+    dict once, so that a file of 3 kB can expand to more entries than fit into memory.
 
     Raises:
         CheckpointError: there are more than `MAX_TENSORS` tensors or `MAX_ENTRIES` entries, or a name is
@@ -105,11 +109,11 @@ def flatten(content: object) -> dict[str, Tensor]:
 
 
 def _entries(content: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Yield the name and value of every entry of nested dicts, a dict before its own entries."""
+    """Yield (name, value) of `content` and of every entry of its nested dicts, a dict before its entries."""
     yield prefix, content
     if isinstance(content, Mapping) and depth < MAX_DEPTH:
         for key, value in content.items():
-            # A state dict has no other keys, and a tuple's text may be endless.
+            # State dicts have no other keys, and the text of a nested tuple could fill the memory.
             if isinstance(key, str) or (isinstance(key, int) and key.bit_length() <= 64):
                 yield from _entries(value, f"{prefix}.{key}" if prefix else str(key), depth + 1)
 
@@ -119,10 +123,12 @@ def _too_many() -> CheckpointError:
 
 
 def _remove_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tokenizer's tensors under VAR's names, without a trainer's prefix such as "module.vae."."""
+    """Return the tensors of the only tokenizer under VAR's names, without a prefix such as "module.vae."."""
     prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
     if len(prefixes) > 1:
-        raise CheckpointError(f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: keep one")
+        raise CheckpointError(
+            f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: save only one of them"
+        )
     if not prefixes:
         raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
     prefix = prefixes[0]

@@ -1,7 +1,7 @@
-"""Picture files to RGB pixels, pixels to tensors, and back. Independent of models; imports no torch.
+"""Convert picture files to RGB pixels, pixels to tensors, and back.
 
-`reading` decodes files, `color` converts to sRGB, `fit` scales pictures, `tensors` converts pixels, `writing`
-encodes files.
+`reading` decodes files, `color` converts to sRGB, `fit` scales and crops, `tensors` converts pixels to
+tensors and PIL images, and `writing` encodes files. Importing this package does not import torch.
 """
 
 from vartok.images.color import parse_color

@@ -1,4 +1,4 @@
-"""Colour: grey of many bits, transparency and ICC profiles to 8-bit sRGB."""
+"""Convert pictures to 8-bit sRGB: grey levels of more than 8 bits, transparency, and ICC profiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA"}
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """Parse a colour: a name ("white"), "#rgb" or "#rrggbb", or any other opaque colour of CSS.
+    """Return the levels of red, green and blue, 0 to 255, of a colour.
+
+    Args:
+        text: a CSS name ("white"), "#rgb", "#rrggbb", or another opaque colour that PIL.ImageColor reads,
+            such as "rgb(255, 0, 0)".
 
     Raises:
         ImageError: the text is not such a colour.
@@ -39,7 +43,8 @@ def parse_color(text: str) -> tuple[int, int, int]:
 def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
     """Return the values of black and white in a grey picture of more than 8 bits.
 
-    A note is added to `notes` if they are the picture's own minimum and maximum.
+    If the picture does not define them, they are its minimum and maximum, and a note is added to `notes`.
+    `to_rgb` ignores the result for any other picture.
     """
     tags: Any = getattr(source, "tag_v2", {})
     black, white = 0.0, 255.0
@@ -52,7 +57,7 @@ def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
         if source.mode == "F" and black >= 0 and white <= 1:
             black, white = 0.0, 1.0
         else:
-            notes.append(f"no white of its own: took {black:g} for black and {white:g} for white")
+            notes.append(f"its values do not define white: rescaled its range, {black:g} to {white:g}")
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # WhiteIsZero
         black, white = white, black
     return black, white
@@ -84,14 +89,14 @@ def to_rgb(
 
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield a picture in horizontal strips, so that no second copy of the whole is in memory."""
+    """Yield a picture in horizontal strips, so that no second copy of the whole picture is in memory."""
     rows = max(1, fit.STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.Image, Image.Image | None]:
-    """Return the picture with 8-bit levels, and its alpha channel; None if it is opaque."""
+    """Return the picture with 8-bit levels, and its alpha channel, which is None for an opaque picture."""
     if image.mode[0] in "IF":
         values = np.asarray(image)
         black, white = grey
@@ -103,7 +108,7 @@ def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.I
         return color, Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
     if not image.has_transparency_data:
         return image, None
-    if image.mode == "La":  # Pillow does not convert it to RGBA
+    if image.mode == "La":  # Pillow cannot convert La to RGBA
         image = image.convert("LA")
     image = image.convert("RGBA")
     return image, image.getchannel("A")
@@ -117,7 +122,11 @@ def _finite(image: Image.Image) -> NDArray[Any]:
 
 
 def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from the embedded ICC profile to sRGB; None if there is none to apply."""
+    """Return the transform from the embedded ICC profile to sRGB, or None.
+
+    None means that the picture has no profile, that the profile changes no colour, or that it cannot be
+    applied. In the last case a note is added to `notes`.
+    """
     data = image.info.get("icc_profile")
     if not data:
         return None
@@ -126,7 +135,7 @@ def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTra
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):
-        notes.append("ignored its colour profile, which is broken")
+        notes.append("ignored its colour profile, which is broken or of an unsupported kind")
         return None
     modes = {"RGB": _RGB_MODES | _GREY_MODES, "L": _GREY_MODES, "CMYK": {"CMYK"}}[mode]
     if image.mode not in modes:
@@ -136,9 +145,9 @@ def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTra
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Return True if no colour changes by more than rounding.
+    """Return True if the transform changes no level of 4,913 RGB colours by more than 1.
 
-    sRGB profiles have many names, so 4,913 colours are compared instead.
+    This finds sRGB profiles, which have too many names to be recognized by name.
     """
     steps = np.linspace(0, 255, 17).astype(np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)

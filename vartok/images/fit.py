@@ -22,14 +22,17 @@ FITS = ("crop", "pad", "stretch", "native")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
-"""Longest side in pixels; resampling takes up to 72 bytes for each pixel of a side."""
+"""Longest side in pixels; Lanczos takes up to 72 bytes of coefficients for each pixel of a side."""
 MAX_ZOOM = 100.0
 
 LARGE = 1 << 24
-"""Number of pixels above which a picture is large: it is decoded alone, and scaled in strips."""
+"""Number of pixels above which a picture is large.
+
+Only one large picture is decoded at a time. A large result of scaling is computed in strips.
+"""
 
 STRIP = 1 << 20
-"""Number of pixels in a strip, the part of a large picture that is scaled or converted at once."""
+"""Number of pixels in a strip: the rows of a picture that are scaled or converted to sRGB at once."""
 
 _large_image_lock = threading.Lock()
 
@@ -46,14 +49,14 @@ class Fit:
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
-        max_pixels: pixel limit of a file, checked before it is decoded; two thirds of it for WebP, half for
-            JPEG 2000. Pillow has its own limit, PIL.Image.MAX_IMAGE_PIXELS: raise it too for more than 178
-            million, or call `configure_pillow`.
-        max_bytes: size limit in bytes of a picture that is held in memory before it is decoded: from a tar,
-            a table, a URL or a pipe. A file that is named by its path has no such limit.
+        max_pixels: pixel limit of a file, checked before it is decoded, and of a "native" result. WebP files
+            may have two thirds of it, JPEG 2000 files half. Pillow has its own limit, by default 178 million
+            pixels: for more, raise PIL.Image.MAX_IMAGE_PIXELS too, or call `configure_pillow`.
+        max_bytes: size limit in bytes of a picture whose file is held in memory: from a tar, a table, a URL
+            or a pipe, or from a file that a data set keeps. `read_picture` does not apply it to a path.
 
     Raises:
-        ImageError: a value is unknown or out of its range.
+        ImageError: a value has the wrong type, is unknown, or is out of its range.
     """
 
     mode: str = "crop"
@@ -91,7 +94,8 @@ class Fit:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError(
-                f"max_pixels, max_bytes and multiple must be at least 1, multiple up to {MAX_SIDE}"
+                f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
+                f"{self.max_pixels:,}, {self.max_bytes:,} and {self.multiple:,}"
             )
         if not 1 <= self.zoom <= MAX_ZOOM:
             raise ImageError(f"zoom must be from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
@@ -107,10 +111,10 @@ class Fit:
 
 
 def large_image_lock(pixels: int) -> AbstractContextManager[object]:
-    """Return a lock that lets one thread at a time process a large picture, which bounds memory.
+    """Return a context manager in which only one thread at a time processes a large picture, to save memory.
 
     Args:
-        pixels: number of pixels; up to `LARGE`, the result locks nothing.
+        pixels: number of pixels of the picture; if at most `LARGE`, the context manager does nothing.
     """
     return _large_image_lock if pixels > LARGE else nullcontext()
 
@@ -122,17 +126,17 @@ def restore_size(
 
     Args:
         pixels: [H, W, 3] uint8, decoded.
-        width: width of the original in pixels, as `Picture` has it. It is checked: it may come from a file.
-        height: height of the original in pixels.
-        mode: mode of the fit. The border of "pad" is cut off; "stretch" and "native" are scaled.
-        max_pixels: pixel limit of the result, checked before memory is taken.
+        width: width of the original in pixels, see `Picture`. An untrusted value is safe: it is checked.
+        height: height of the original in pixels, also checked.
+        mode: mode of the fit: "pad", whose border is cut off before scaling, "stretch" or "native".
+        max_pixels: pixel limit of the result, checked before memory is allocated.
 
     Returns:
         [height, width, 3] uint8, C-contiguous.
 
     Raises:
-        ImageError: the size is invalid or too large, the mode is unknown, or it is "crop", which cannot be
-            undone.
+        ImageError: `pixels` has another shape or dtype, the size is invalid or too large, or the mode is
+            unknown or "crop", which cannot be undone.
     """
     check_pixels(pixels, "HW3")
     check_size(width, height, max_pixels)
@@ -150,7 +154,7 @@ def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
     """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
     height, width = fit.size
     if fit.mode == "crop":
-        # torchvision's arithmetic: the long side is cut to whole pixels, the offset rounded half to even.
+        # As in torchvision: the long side is truncated to whole pixels, the offset is rounded half to even.
         rows, columns = round(height * fit.zoom), round(width * fit.zoom)
         if rows * image.width >= columns * image.height:
             columns = int(rows * image.width / image.height)
@@ -171,23 +175,28 @@ def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
 
 
 def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
-    """Check the size of a picture.
+    """Check the size of a picture; its sides may come from an untrusted file, and have any type.
 
     Args:
-        width: width in pixels, from a file.
-        height: height in pixels, from a file.
+        width: width in pixels.
+        height: height in pixels.
         max_pixels: pixel limit.
         hint: hint of the error for too many pixels.
 
     Raises:
-        ImageError: a side is not a positive integer or exceeds `MAX_SIDE`, or there are too many pixels.
+        ImageError: a side is not a positive integer or exceeds `MAX_SIDE`, or there are more than
+            `max_pixels` pixels.
     """
     if type(width) is not int or type(height) is not int or min(width, height) < 1:
-        raise ImageError(f"{quoted(width)} x {quoted(height)} pixels are not a picture's size")
+        raise ImageError(
+            f"{quoted(width)} x {quoted(height)} is not a size in pixels: sides are whole numbers from 1"
+        )
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"has a side of more than {MAX_SIDE:,} pixels")
+        raise ImageError(f"{width:,} x {height:,} pixels have a side above the limit of {MAX_SIDE:,}")
     if width * height > max_pixels:
-        raise ImageError(f"has {width:,} x {height:,} pixels, more than {max_pixels:,}", hint=hint)
+        raise ImageError(
+            f"{width:,} x {height:,} pixels are more than the limit of {max_pixels:,}", hint=hint
+        )
 
 
 def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -201,10 +210,10 @@ def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, i
 def _scale(
     image: Image.Image, width: int, height: int, window: tuple[int, int, int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and cut out the window (left, top, right, bottom).
+    """Scale to width x height by Lanczos, and return the pixels of the window (left, top, right, bottom).
 
-    A small result is computed whole and then cut, as resampling a part alone rounds a few levels differently.
-    Large results are computed for the window only, in strips.
+    Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
+    differently. Of more pixels only the window is computed, in strips.
     """
     left, top, right, bottom = window or (0, 0, width, height)
     if width * image.height > max(LARGE, width * height, image.width * image.height):

@@ -1,4 +1,4 @@
-"""Picture files to pixels, as a viewer shows them: upright, in sRGB, the first frame of several."""
+"""Read picture files as a viewer shows them: upright, in sRGB, the first frame of several."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
 COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
-"""Formats whose decoders take more memory than others, and by how much `max_pixels` is divided for them."""
+"""Divisor of `max_pixels` by format, where a decoder takes more memory than usual."""
 
-# This leaves out formats that run a program (EPS), are stubs (BUFR, GRIB, HDF5, MPEG, WMF), or hide a second
-# picture or an archive of any size behind a small header (BLP, FITS, ICNS, IPTC). TGA has no signature, so
-# it is tried last.
+# Formats that Pillow may decode. Left out are formats that run a program (EPS), are stubs (BUFR, GRIB, HDF5,
+# MPEG, WMF), or hide a second picture or an archive of any size behind a small header (BLP, FITS, ICNS,
+# IPTC). TGA has no signature, so it is tried last.
 READABLE = (
     *("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "ICO", "CUR", "DDS"),
     *("PSD", "QOI", "PCX", "DCX", "SGI", "SUN", "FLI", "MSP", "XBM", "XPM", "TGA"),
@@ -62,8 +62,8 @@ class Picture:
 
     Attributes:
         pixels: [H, W, 3] uint8 sRGB, C-contiguous.
-        width: width of the original as a viewer shows it, in pixels.
-        height: height of the original as a viewer shows it, in pixels.
+        width: width of the original in pixels, after its EXIF orientation was applied.
+        height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
     """
 
@@ -85,7 +85,7 @@ def configure_pillow(*, quiet: bool = True) -> None:
     Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies.
 
     Args:
-        quiet: keep libtiff from writing to stderr, up to hundreds of lines about one broken file.
+        quiet: keep libtiff from writing to stderr; for one broken file it may write hundreds of lines.
     """
     Image.MAX_IMAGE_PIXELS = None
     if quiet:
@@ -99,30 +99,31 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
     EXIF orientation is applied, an embedded ICC profile is converted to sRGB, and transparency is composited
-    on the background. The first of several frames or pages is taken. Grey levels of 16 bits are rescaled
-    (65535 is white), and so are TIFF's 12-bit levels and floats from 0 to 1 (1 is white). Other floats, and
-    TIFF's signed and 32-bit integers, do not define white: they are rescaled from the picture's minimum,
-    black, to its maximum, white, with a note. NaN is black. Colours of 16 bits keep their high bytes, as
-    Pillow reads them.
+    on the background. The first of several frames or pages is taken.
+
+    Grey levels are rescaled to 8 bits. White is 65535 in 16 bits, 4095 in TIFF's 12 bits, and 1 in floats if
+    all are from 0 to 1. Other floats, and TIFF's signed and 32-bit integers, do not define white: the
+    picture's minimum becomes black and its maximum white, with a note. TIFF's WhiteIsZero swaps black and
+    white. NaN is black. 16-bit RGB, and 16-bit grey with alpha, keep their high bytes, as Pillow reads them.
 
     Args:
         file: path of a regular file, or the bytes of one.
-        fit: the fit of the picture, with its limits; `Fit()`, the centre at 256x256, if None.
+        fit: the fit of the picture, with its limits; if None, `Fit()`: the centre, cropped to 256x256.
 
     Returns:
         The fitted pixels, the original's size, and notes for the user.
 
     Raises:
-        ImageError: the file cannot be opened, is no picture that vartok reads, is broken, or exceeds
-            `fit.max_pixels` or `fit.max_bytes`; the message does not name the file. Or an argument is
-            of another type.
+        ImageError: the file cannot be opened, has no format that vartok reads, is broken, or exceeds
+            `fit.max_pixels` or, if given as bytes, `fit.max_bytes`; the message does not name the file. Or
+            an argument has the wrong type.
     """
     fit = Fit() if fit is None else fit
     if not isinstance(fit, Fit):
-        raise ImageError(f"fit is a Fit, not {quoted(fit)}", hint="give `Fit(size=256)`, for example")
+        raise ImageError(f"fit must be a Fit, not {quoted(fit)}", hint="give `Fit(size=256)`, for example")
     if not isinstance(file, (str, os.PathLike, bytes)):
         raise ImageError(
-            f"a picture's file is a path or bytes, not {quoted(type(file).__name__)}",
+            f"a picture's file must be a path or bytes, not {quoted(type(file).__name__)}",
             hint="`Tokenizer.encode` takes PIL images and arrays",
         )
     try:
@@ -144,7 +145,8 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
         max_bytes: size limit in bytes.
 
     Raises:
-        ImageError: the file cannot be opened, or is larger than `max_bytes`.
+        ImageError: the file cannot be opened, is not a regular file, is empty, or is larger than `max_bytes`.
+        OSError: reading fails after the file was opened.
     """
     with _open(path) as stream:
         data = stream.read(max_bytes + 1)
@@ -154,7 +156,7 @@ def read_file(path: str | Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def bytes_error(max_bytes: int) -> ImageError:
-    """Return the error of a picture that has more than `max_bytes` bytes."""
+    """Return the error for a picture whose file has more than `max_bytes` bytes."""
     hint = "set `max_bytes` higher, if you trust the file"
     return ImageError(f"has more than {max_bytes:,} bytes", hint=hint)
 
@@ -169,7 +171,7 @@ def _open(file: str | Path | bytes) -> BinaryIO:
             if stat.S_ISDIR(status.st_mode):
                 raise ImageError("is a folder, not a picture")
             if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
-                raise ImageError("is not a regular file; vartok reads a pipe as standard input")
+                raise ImageError("is not a regular file: a pipe can be read only as standard input")
             # Pillow would memory-map a path, and a mapped file that is truncated meanwhile kills the process.
             stream = open(file, "rb")  # noqa: SIM115
             size = status.st_size
@@ -215,7 +217,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
-    """Check the size of the picture inside an icon, which Pillow decodes when it opens the icon."""
+    """Check the size of the picture in an .ico file, since Pillow decodes it as soon as it opens the file."""
     if stream.read(4) == b"\0\0\1\0":
         stream.seek(0)
         offset = IcoImagePlugin.IcoFile(stream).entry[0].offset
@@ -230,7 +232,7 @@ def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
 
 
 def _scale_transparency(source: ImageFile) -> None:
-    """Scale a PNG's transparent colour of 1, 2, 4 or 16 bits to 8 bits, as Pillow does with the pixels."""
+    """Scale a PNG's transparent colour (2-bit or 4-bit grey, 16-bit RGB) to 8 bits, as Pillow does pixels."""
     color = source.info.get("transparency")
     if source.format == "PNG" and isinstance(color, (int, tuple)):
         raw = source.tile[0].args

@@ -27,7 +27,7 @@ _SAVE: dict[str, tuple[str, dict[str, Any]]] = {
 def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
     """Encode pixels as a picture file. png and webp are lossless; jpg has quality 95 and 4:4:4 chroma.
 
-    The same pixels give the same bytes.
+    With the same Pillow, the same pixels give the same bytes.
 
     Args:
         pixels: [H, W, 3] uint8 sRGB.
@@ -37,7 +37,8 @@ def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
         The file's bytes.
 
     Raises:
-        ImageError: `pixels` has another shape or dtype, the format is unknown, or it cannot hold the size.
+        ImageError: `pixels` has another shape or dtype, the format is unknown, or the format cannot hold
+            so many pixels.
     """
     check_pixels(pixels, "HW3")
     if format not in FORMATS:

@@ -1,7 +1,7 @@
 """Sources of pictures: folders, tars, Parquet tables, lists, files and URLs.
 
-`find_files` lists the files of a source, `find_input_shards` groups those of several sources into input
-shards, and `InputShard.samples` reads the pictures of one.
+`find_files` lists the files of a source. `find_input_shards` groups the files of several sources into input
+shards, and `InputShard.samples` yields the samples of an input shard.
 """
 
 from vartok.sources.find import LISTS, TABLES, TARS, FoundFile, find_files, is_url, open_place

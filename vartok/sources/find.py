@@ -1,4 +1,4 @@
-"""Find the files of sources: the search of folders, lists and URLs that all commands share."""
+"""Find the files of sources by searching folders, lists and URLs. All commands share this search."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
-"""Names that `vartok decode` gives to pictures; a search skips them, since they lie beside the originals."""
+"""Ends of the names that `vartok decode` gives to pictures.
+
+A search skips these pictures, since they often lie in the folders of the originals.
+"""
 
 
 class FoundFile(NamedTuple):
     """A file of a source.
 
     Attributes:
-        name: path below the searched folder; for a file that was named, its base name; for a file in a
-            list, the path as written there.
+        name: path below the searched folder or URL; for a file that the caller names, its base name; for a
+            file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
         kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix.
-        size: size in bytes; None for pictures in folders, and for URLs, whose size costs a request.
+        size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
+            caller names.
     """
 
     name: str
@@ -51,19 +55,23 @@ def find_files(
     """List the files of a source.
 
     A folder is searched in sorted order, its files before its subfolders. Hidden files and folders (".name")
-    are skipped, and so are pictures that vartok decoded. Links to folders are followed, each folder once. A
-    file that the caller or a list names is taken with any suffix; one of an unknown suffix is a picture.
+    are skipped, and so are pictures that vartok decoded. Links to folders are followed, each folder once.
+
+    A file may have any suffix if the caller gives its path, or if a list names it. With an unknown suffix it
+    counts as a picture, or as tokens if `kinds` has "tokens" but not "picture". A URL with an unknown suffix
+    counts as a folder if the caller gives it.
 
     Args:
-        source: path or URL of a folder, a file, or a list of paths and URLs (.txt, one a line). URLs
-            may be of any file system of fsspec, and "*" in them is a pattern; pass them as str, since a
-            Path loses one of their slashes.
-        kinds: kinds of files to return.
-        exclude: a folder that is skipped if it lies in a searched one.
+        source: path or URL of a folder, a file, or a list (.txt) with a path or URL on each line. A URL may
+            belong to any file system of fsspec, and "*" in it is a pattern; pass it as str, since a Path
+            loses one of its slashes.
+        kinds: kinds of files to return; files of other kinds are left out.
+        exclude: a folder that is skipped if it lies in a searched folder.
 
     Raises:
-        ArgumentError: an empty path.
-        SourceError: a source that does not exist, or a folder or list that cannot be read.
+        ArgumentError: `source` is empty.
+        SourceError: `source` is a path that does not exist, a list that cannot be read, a folder that cannot
+            be searched, or a URL that cannot be searched or has no files.
     """
     place = str(source)
     if not place:
@@ -73,11 +81,11 @@ def find_files(
 
 
 def open_place(place: str) -> BinaryIO:
-    """Open a path or URL for reading.
+    """Open a path or URL for reading, in binary.
 
     Raises:
-        ImageError: a path that is no regular file, such as a pipe, which might never end.
-        OSError: it cannot be opened. A URL also raises the errors of its file system's library.
+        ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
+        OSError: the file cannot be opened. For a URL, its file system's library may raise other errors too.
     """
     if not is_url(place):
         if not stat.S_ISREG(os.stat(place).st_mode):
@@ -90,12 +98,12 @@ def open_place(place: str) -> BinaryIO:
 
 
 def is_url(place: str) -> bool:
-    """Return True for a URL, False for a path."""
+    """Return True for a URL, which has "://" in it, and False for a path."""
     return "://" in place
 
 
 def absolute(place: str) -> str:
-    """Return a path as an absolute one, and a URL as it is."""
+    """Return the absolute path of a path, and a URL unchanged."""
     return place if is_url(place) else os.path.abspath(place)
 
 
@@ -119,7 +127,7 @@ def _search(folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None) ->
         seen.add(os.path.realpath(exclude))
     for root, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         places = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
-        folders[:] = []  # os.walk enters the folders that are put here
+        folders[:] = []  # os.walk enters only the folders that this list gets below
         for name, place in places.items():
             if place not in seen and not name.startswith("."):
                 seen.add(place)
@@ -148,7 +156,7 @@ def _find_remote(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
     except Exception as error:  # any error of the file system's library
         raise SourceError(f"{source}: cannot be searched: {os_error_reason(error)}") from None
     if not found:
-        raise SourceError(f"{source}: nothing there")
+        raise SourceError(f"{source}: no files found there")
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
@@ -172,7 +180,10 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
-    """Return the kind of a file by its suffix; "tokens" for an unknown one if `kinds` has no pictures."""
+    """Return the kind of a file by its suffix.
+
+    An unknown suffix gives "tokens" if `kinds` has "tokens" but not "picture", else "picture".
+    """
     lower = place.lower()
     if lower.endswith(TARS):
         return "tar"

@@ -11,9 +11,10 @@ from vartok.images import MAX_BYTES, Fit, Picture, read_file, read_picture
 from vartok.sources.find import open_place
 
 MAX_TEXT = 1 << 20
-"""Length limit of a caption, and of metadata, in characters."""
+"""Largest length of a caption, and of the text of metadata, in characters."""
 
 MAX_LABEL = (1 << 63) - 1
+"""Largest class index, that of int64."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,14 @@ class Sample:
     """A picture, unread or as bytes, with its label, caption and metadata.
 
     Attributes:
-        key: path below the source, without suffix; or the sample's key in its tar or table.
-        picture: path, bytes or URL (str) of the picture; or the error that reading it gave.
-        label: class index, 0 or more; None where unknown.
-        caption: text; None where there is none.
-        metadata: JSON text as it was found, not parsed; None where there is none.
-        progress: share of the input shard read up to and including this sample, 0 to 1; None if unknown.
-        final: True for an error that ends its input shard.
+        key: path of the picture below its source, by default without suffix; or the sample's key in its tar
+            or table.
+        picture: path (Path), URL (str) or bytes of the picture's file; or the error that reading it raised.
+        label: class index, 0 or more; None if unknown.
+        caption: text that describes the picture; None if there is none.
+        metadata: JSON text, unparsed; None if there is none.
+        progress: share of the input shard read so far, this sample included, 0 to 1; None if unknown.
+        final: True if `picture` is an error after which the input shard cannot be read any further.
     """
 
     key: str
@@ -40,25 +42,26 @@ class Sample:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of the picture in memory; 0 for an unread one."""
+        """Size of `picture` in bytes; 0 if it is not bytes."""
         return len(self.picture) if isinstance(self.picture, bytes) else 0
 
     def read(self, fit: Fit) -> Picture:
-        """Read the picture.
+        """Read the picture, and fit it.
 
         Raises:
-            VartokError: it cannot be read, or `picture` is an error.
+            VartokError: the picture cannot be read, or `picture` is an error, which is raised.
         """
         return read_picture(self.file(fit.max_bytes), fit)
 
     def file(self, max_bytes: int = MAX_BYTES) -> Path | bytes:
-        """Return the picture's path, or its bytes; download a URL.
+        """Return the path of the picture's file, or its bytes, which are downloaded if `picture` is a URL.
 
         Args:
-            max_bytes: size limit of a download. One more byte is read, so that the caller sees the excess.
+            max_bytes: size limit of a download in bytes. A larger file gives its first `max_bytes` + 1 bytes,
+                by which the caller detects the excess.
 
         Raises:
-            VartokError: it cannot be downloaded, or `picture` is an error.
+            VartokError: the download fails, or `picture` is an error, which is raised.
         """
         if isinstance(self.picture, VartokError):
             raise self.picture
@@ -71,7 +74,15 @@ class Sample:
             raise ImageError(f"cannot be read: {os_error_reason(error)}") from None
 
     def with_bytes(self, max_bytes: int = MAX_BYTES) -> Sample:
-        """Return the sample with `picture` read: its bytes, or the error that reading gave."""
+        """Return the sample with the bytes of its picture, or with the error that reading them raised.
+
+        Args:
+            max_bytes: size limit of the file in bytes. A larger file gives an error, but a larger download
+                its first `max_bytes` + 1 bytes, see `file`.
+
+        Raises:
+            OSError: reading fails after the file was opened.
+        """
         try:
             file = self.file(max_bytes)
             return replace(self, picture=read_file(file, max_bytes) if isinstance(file, Path) else file)
@@ -79,21 +90,21 @@ class Sample:
             return replace(self, picture=error)
 
     def without_bytes(self) -> Sample:
-        """Return the sample without its picture, to free memory."""
+        """Return the sample with b"" as its picture, to free memory."""
         return replace(self, picture=b"")
 
 
 def check_label(label: int | None) -> int | None:
-    """Return a label; None for a negative one, by which data sets mark unlabelled samples.
+    """Return a valid label, or None if it is None or negative, as data sets mark unlabelled samples.
 
     Raises:
-        ImageError: a label that needs more than 63 bits.
+        ImageError: the label exceeds `MAX_LABEL`.
     """
     if label is not None and label > MAX_LABEL:
-        raise ImageError(f"its label is larger than {MAX_LABEL}")
+        raise ImageError(f"its label is larger than {MAX_LABEL:,}")
     return label if label is not None and label >= 0 else None
 
 
 def as_unicode(name: str) -> str:
-    """Return a file's name as valid Unicode; bytes that are no UTF-8 become question marks."""
+    """Return a file's name as valid Unicode; every byte that is not UTF-8 becomes a question mark."""
     return name.encode(errors="replace").decode()

@@ -1,6 +1,7 @@
-"""Input shards, the units of work of one process: tars, tables and runs of picture files.
+"""Input shards: tars, tables and runs of picture files, each read by one process.
 
-The shards and their order depend only on the sources, so that machines agree on them without communication.
+The shards and their order depend only on the sources and the arguments, so that machines agree on them
+without communication.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class PictureFile(NamedTuple):
     """A picture in its own file, not in a tar or table.
 
     Attributes:
-        key: key of its sample.
+        key: key of the picture's sample.
         place: path or URL.
-        label: class index, if folders are classes; else None.
+        label: class index, if folders are classes and the picture lies in one; else None.
     """
 
     key: str
@@ -38,14 +39,14 @@ class PictureFile(NamedTuple):
 
 @dataclass(frozen=True)
 class InputShard:
-    """A tar, a Parquet table, or a run of picture files, which one process works on.
+    """A tar, a Parquet table, or a run of successive picture files, which one process reads.
 
     Attributes:
         kind: "tar", "parquet" or "files".
         name: path or URL of the tar or table, or of the first file of a run.
         size: size of the tar or table in bytes; None for a run of files, or if unknown.
-        files: the files of a run.
-        image_column: name of the table's column of pictures; None to find it by its type.
+        files: the files of a run; empty for a tar or table.
+        image_column: name of the column of pictures in the table; None to find the column by its type.
     """
 
     kind: Literal["tar", "parquet", "files"]
@@ -56,16 +57,20 @@ class InputShard:
 
     @property
     def identity(self) -> str:
-        """Text that differs between shards: by it a resumed run detects that its sources changed."""
+        """Text by which a resumed run detects that its sources changed.
+
+        For a tar or table it has the folder, the name and the column; for a run of files, their number, and
+        a hash of their keys and labels.
+        """
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
-        # The folder is part of it, since shards of several data sets often have equal names.
+        # With the folder, since shards of several data sets often have equal names.
         name = "/".join(absolute(self.name).replace(os.sep, "/").split("/")[-2:])
         return as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
 
     def find(self, key: str) -> str:
-        """Return the place of a sample for messages: a path, or "shard.tar: key"."""
+        """Return the place of a sample for messages: its path or URL, or "shard.tar: key"."""
         for file in self.files:
             if file.key == key:
                 return file.place
@@ -73,11 +78,11 @@ class InputShard:
         return name if key == name else f"{name}: {key}"
 
     def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
-        """Yield the samples in order; if the shard cannot be read on, a last sample with the error.
+        """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
         Args:
-            max_bytes: size limit of a picture in a tar or table, in bytes; an error takes the place of a
-                larger one.
+            max_bytes: size limit of a picture in a tar or table, in bytes. A larger picture is replaced by an
+                error.
         """
         try:
             if self.kind == "tar":
@@ -89,7 +94,7 @@ class InputShard:
         except VartokError as error:
             yield Sample(as_unicode(self.name), error, final=True)
         except Exception as error:  # any error of a remote file system's library, or of Arrow
-            reason = ImageError(f"cannot be read on: {os_error_reason(error)}")
+            reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}")
             yield Sample(as_unicode(self.name), reason, final=True)
 
     def _file_samples(self) -> Iterator[Sample]:
@@ -111,16 +116,17 @@ def find_input_shards(
 
     Args:
         sources: paths and URLs, as `find_files` takes them.
-        shard_size: number of files in a run.
+        shard_size: number of files in a run; the last run may have fewer.
         full_names: keep the suffixes of files in their keys.
-        folder_labels: label files by `folder_classes`.
-        image_column: name of the tables' column that holds pictures; found by its type if None.
-        exclude: a folder that is skipped if it lies in a searched one.
+        folder_labels: label picture files with the index of its class in `folder_classes`.
+        image_column: name of the column of pictures in the tables; None to find the column by its type.
+        exclude: a folder that is skipped if it lies in a searched folder.
 
     Raises:
-        ArgumentError: an empty path.
-        SourceError: a source does not exist, cannot be searched or is named twice; there are no pictures; or
-            two files have the same key.
+        ArgumentError: a source is empty.
+        SourceError: a source does not exist or cannot be searched; a file is named twice; there are no
+            pictures; two files have the same key; or `folder_labels` is set, and a source is a list, or no
+            file lies in a class's folder.
     """
     shards = []
     files = []
@@ -132,12 +138,16 @@ def find_input_shards(
         else:
             files.append(PictureFile(_as_key(file.name, full=full_names), file.place))
     if not shards and not files:
-        raise SourceError("no pictures: name folders that hold some, tars, Parquet files, lists, or files")
+        raise SourceError(
+            "found no pictures: name folders of pictures, tars, Parquet files, lists (.txt) or picture files"
+        )
     _refuse_repeated([shard.name for shard in shards])
     _refuse_equal_keys(files)
     if folder_labels:
         if any(str(source).lower().endswith(LISTS) for source in sources):
-            raise SourceError("labels come from folders that are searched, not from lists")
+            raise SourceError(
+                "files of a list cannot get labels by folder: name the folder that contains the class folders"
+            )
         files = _label(files)
     for start in range(0, len(files), shard_size):
         run = tuple(files[start : start + shard_size])
@@ -146,7 +156,9 @@ def find_input_shards(
 
 
 def folder_classes(shards: Iterable[InputShard]) -> list[str]:
-    """Return the sorted names of classes, the top folders in the keys of files; labels are indices of it.
+    """Return the sorted names of the classes, which are the first folders in the keys of picture files.
+
+    A label is an index into this list.
 
     Source: torchvision's ImageFolder, which numbers classes in the same way.
     """
@@ -173,7 +185,10 @@ def _class(file: PictureFile) -> str:
 
 
 def _as_key(name: str, *, full: bool) -> str:
-    """Return the key of a file: a relative Unicode path with slashes, without "." and ".."."""
+    """Return the key of a file: a relative Unicode path with slashes, without "." and ".." parts.
+
+    The suffix is removed unless `full` is true.
+    """
     parts = name.replace(os.sep, "/").split("/")
     key = "/".join(part for part in parts if part not in ("", ".", ".."))
     if not full:
@@ -191,7 +206,7 @@ def _refuse_repeated(names: list[str]) -> None:
 
 
 def _refuse_equal_keys(files: list[PictureFile]) -> None:
-    """Refuse two files with the same key, since a row of tokens could belong to either."""
+    """Raise SourceError if two files have the same key, since a row of tokens could belong to either."""
     seen: dict[str, PictureFile] = {}
     for file in files:
         other = seen.setdefault(file.key, file)

@@ -1,4 +1,4 @@
-"""Parquet tables: a column of pictures, and columns of keys, labels, captions and metadata."""
+"""Read Parquet tables: a column of pictures, and optional ones of keys, labels, captions and metadata."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vartok.sources.find import open_place
 from vartok.sources.samples import MAX_TEXT, Sample, as_unicode, check_label
 
 ROWS = 16
-"""Rows that are read at once, at most; rows are large, since each holds a picture."""
+"""Largest number of rows that are read at once; each row holds a picture."""
 
 BATCH_BYTES = 1 << 24
-"""Total size in bytes of the pictures that are read at once, roughly."""
+"""Approximate size in bytes of the rows that are read at once."""
 
 BUFFER = 1 << 20
 """Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
 
-# Names of the columns of each role, preferred ones first; the last ones are WebDataset's.
+# Possible names of the column of each role, preferred names first; the last name is WebDataset's.
 KEYS = ("key", "__key__")
 LABELS = ("label", "cls")
 CAPTIONS = ("caption", "text", "txt")
@@ -35,15 +35,18 @@ def read_table_samples(
 ) -> Iterator[Sample]:
     """Yield the rows of a Parquet table as samples.
 
+    A row without a key gets the table's stem and the row's number, such as "table/00000007".
+
     Args:
         place: path or URL.
-        image_column: name of the column of pictures; None for the only binary one.
-        max_bytes: size limit of a picture in bytes; an error takes the place of a larger one.
+        image_column: name of the column of pictures; None if only one column can hold pictures: binary, or a
+            struct with binary "bytes".
+        max_bytes: size limit of a picture in bytes. A larger picture is replaced by an error.
 
     Raises:
-        ImageError: a table whose column of pictures is missing or ambiguous.
+        ImageError: the column of pictures is missing or ambiguous, or `place` is not a regular file.
         VartokError: pyarrow is not installed.
-        OSError: it cannot be opened. Arrow raises errors of its own for a broken table.
+        OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
     """
     require("pyarrow", extra="dataset", purpose="Parquet tables")
     import pyarrow.parquet
@@ -74,11 +77,11 @@ def _rows_at_once(group: Any) -> int:
 
 
 def _row_sample(row: dict[str, Any], key: str, progress: float, max_bytes: int) -> Sample:
-    """Return a row's sample.
+    """Return the sample of a row, with an error as its picture if it has none or a value is too large.
 
     Args:
-        row: Arrow scalars by the role of their column, for the roles that the table has.
-        key: key of a row that has none of its own.
+        row: Arrow scalars by the role of their column. Only "image" is always there.
+        key: the key to use if the row has none.
         progress: see `Sample`.
         max_bytes: size limit of the picture in bytes.
     """
@@ -88,7 +91,7 @@ def _row_sample(row: dict[str, Any], key: str, progress: float, max_bytes: int) 
         if image.is_valid and hasattr(image.type, "get_field_index"):  # a struct
             image = image["bytes"]
         if not image.is_valid:
-            raise ImageError("no picture in its row")
+            raise ImageError("its row has no picture")
         if image.as_buffer().size > max_bytes:
             raise bytes_error(max_bytes)
         label = check_label(row["label"].as_py() if "label" in row else None)
@@ -101,14 +104,15 @@ def _row_sample(row: dict[str, Any], key: str, progress: float, max_bytes: int) 
 def _text(row: dict[str, Any], role: str) -> str | None:
     if role not in row or not row[role].is_valid:
         return None
-    text: str = row[role].as_py() if row[role].as_buffer().size <= 4 * MAX_TEXT else ""  # UTF-8
+    # A character of UTF-8 has up to 4 bytes.
+    text: str = row[role].as_py() if row[role].as_buffer().size <= 4 * MAX_TEXT else ""
     if len(text) > MAX_TEXT or row[role].as_buffer().size > 4 * MAX_TEXT:
         raise ImageError(f"its {role} has more than {MAX_TEXT:,} characters")
     return text
 
 
 def _columns(schema: Any, image_column: str | None) -> dict[str, str]:
-    """Map roles ("image", "key", "label", ...) to the names of the columns to read."""
+    """Return the names of the columns to read, by role: "image", "key", "label", "caption", "metadata"."""
     from pyarrow import types
 
     def holds_pictures(kind: Any) -> bool:
@@ -120,14 +124,14 @@ def _columns(schema: Any, image_column: str | None) -> dict[str, str]:
     images = [name for name, kind in fields.items() if holds_pictures(kind)]
     if image_column is not None:
         if image_column not in images:
-            raise ImageError(f"no column {quoted(image_column)} that holds pictures")
+            raise ImageError(f"the table has no column {quoted(image_column)} that holds pictures")
         images = [image_column]
     if not images:
-        raise ImageError("no column holds pictures")
+        raise ImageError('the table has no column of pictures: binary, or a struct with binary "bytes"')
     if len(images) > 1:
         raise ImageError(
             f"several columns may hold pictures ({', '.join(map(one_line, images))})",
-            hint="set `image_column` to the one that does",
+            hint="set `image_column` to the name of the column of pictures",
         )
     roles: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
         "key": (KEYS, _is_text),

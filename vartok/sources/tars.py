@@ -15,13 +15,13 @@ from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
 
 SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
-"""Extensions of files that are read with a picture, and their size limits in bytes."""
+"""Size limit in bytes of the files that are read with a picture, by their extension."""
 
 MAX_HEADER = 1 << 20
-"""Size limit in bytes of the headers before a member, which hold long names."""
+"""Size limit in bytes of an extended header, which holds the long name of a file."""
 
 META = re.compile(r"__[^/]*__(/|$)")
-"""Names of files that describe the shard, which WebDataset skips."""
+"""Names of files that describe the tar itself, such as "__meta__"; WebDataset skips them."""
 
 
 class TarSample(NamedTuple):
@@ -29,9 +29,9 @@ class TarSample(NamedTuple):
 
     Attributes:
         key: name of the files up to the first dot after the last slash.
-        pictures: bytes of the pictures, in the tar's order, or errors in their place.
-        sidecars: bytes of the other files, or errors in their place, by extension: "cls", "txt",
-            "json".
+        pictures: bytes of each picture, or the error of a picture that is too large, in the tar's order.
+        sidecars: bytes of each other file, or the error of a file that is too large or occurs twice, by its
+            extension: "cls", "txt" or "json".
     """
 
     key: str
@@ -42,14 +42,15 @@ class TarSample(NamedTuple):
 def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
     """Yield the samples of a tar, plain or compressed, in its order. The stream need not be seekable.
 
-    An error takes the place of a file whose header gives too large a size.
+    A file that is larger than its limit is not read, but replaced by an error.
 
     Args:
         stream: stream of the tar's bytes.
         max_bytes: size limit of a picture in bytes.
 
     Raises:
-        ImageError: the stream is no tar, is broken or ends too early; the samples before were yielded.
+        ImageError: the stream is not a tar, is broken, or ends too early; the samples before the fault
+            are yielded first.
         OSError: the stream cannot be read.
 
     Source: webdataset.tariterators, for keys and extensions.
@@ -69,7 +70,7 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
                 if sample is not None and key != sample.key:
                     yield sample
                     sample = None
-                whole, sample = sample or TarSample(key, [], {}), None  # drops a sample that breaks off
+                whole, sample = sample or TarSample(key, [], {}), None  # an error below drops the sample
                 extension = extension.lower()
                 if f".{extension}".endswith(suffixes):
                     too_large = bytes_error(max_bytes)
@@ -93,14 +94,18 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
 def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
     """Yield the samples of a tar with their labels (.cls), captions (.txt) and metadata (.json).
 
+    Further pictures of a sample are ignored.
+
     Args:
         place: path or URL.
-        size: size of the tar in bytes, for `Sample.progress`; if None, fsspec's for a URL.
+        size: size of the tar in bytes, for `Sample.progress`. If None, fsspec gives the size of a URL, and a
+            path has no progress.
         max_bytes: size limit of a picture in bytes.
 
     Raises:
-        ImageError: as `read_tar`, or a path that is no regular file.
-        OSError: it cannot be opened or read. A URL also raises the errors of its file system's library.
+        ImageError: the tar is broken, see `read_tar`, or `place` is not a regular file.
+        OSError: the tar cannot be opened or read. For a URL, its file system's library may raise other errors
+            too.
     """
     with open_place(place) as stream:
         size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
@@ -116,7 +121,7 @@ def _as_sample(found: TarSample, progress: float | None) -> Sample:
     except ImageError as error:
         return Sample(key, error, progress=progress)
     if not found.pictures:
-        return Sample(key, ImageError("no picture under this name"), progress=progress)
+        return Sample(key, ImageError("the tar has no picture of this name"), progress=progress)
     return Sample(key, found.pictures[0], label, texts.get("txt"), texts.get("json"), progress)
 
 
@@ -131,22 +136,23 @@ def _as_text(name: str, content: bytes | ImageError) -> str:
 
 def _as_label(text: str) -> int | None:
     if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
-        raise ImageError(f"its .cls is a class, a whole number, not {quoted(text)}")
+        raise ImageError(f"its .cls must be a class index, a whole number, not {quoted(text)}")
     return check_label(int(text))
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header; a broken or too large one raises ReadError.
+    """A tar header; reading it raises ReadError if it is broken or too large.
 
-    TarFile itself takes a broken header after the first for the end of the archive, and silently loses the
-    rest.
+    By default TarFile treats a broken header, unless it is the first, as the end of the archive, and silently
+    skips all files after it.
     """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)
-        if header.size > MAX_HEADER and not (header.isreg() or header.isdir()):  # tarfile reads those whole
-            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        # tarfile reads an extended header whole into memory.
+        if header.size > MAX_HEADER and not (header.isreg() or header.isdir()):
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes, more than {MAX_HEADER:,}")
         return header
 
     @classmethod

@@ -1,7 +1,7 @@
 """Image quality metrics: PSNR, SSIM, MS-SSIM, blockiness, LPIPS, and the Fréchet Inception distance.
 
-Functions compare two uint8 pictures. The networks of LPIPS and Inception are loaded from files that the
-user has downloaded; nothing is downloaded here.
+The functions compare two uint8 pictures. The networks of LPIPS and of Inception are loaded from files that
+the user has downloaded; vartok downloads nothing.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from vartok.optional import is_installed, require
 Pixels = NDArray[np.uint8]
 
 EXACT_PSNR = 100.0
-"""PSNR of an exact copy, in dB, and the largest that is reported. The true value is infinite, and so would
-be every mean that includes it."""
+"""The PSNR that is given for an exact copy, in dB; also the largest one given. The true PSNR is infinite, and
+so would be every mean that includes it."""
 
 SSIM_WINDOW = 11
-"""Side of SSIM's Gaussian window, in pixels; smaller pictures have no SSIM."""
+"""Side of SSIM's Gaussian window, in pixels. A picture with a shorter side has no SSIM."""
 
 MS_SSIM_MIN_SIDE = 176
-"""Side of the smallest picture that has five scales of SSIM, in pixels."""
+"""Shortest side, in pixels, of a picture that has MS-SSIM, which halves the picture four times."""
 
 LPIPS_MIN_SIDE = 32
-"""Side of the smallest picture that AlexNet takes, in pixels."""
+"""Shortest side, in pixels, of a picture whose LPIPS is measured. AlexNet itself needs 31."""
 
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 INCEPTION_URL = (
@@ -48,7 +48,7 @@ INCEPTION_URL = (
 
 
 def psnr(reference: Pixels, copy: Pixels) -> float:
-    """Return the peak signal-to-noise ratio of two pictures, for a peak of 255.
+    """Return the peak signal-to-noise ratio (PSNR) of two pictures, for a peak of 255.
 
     Args:
         reference: [H, W, 3] uint8.
@@ -62,9 +62,9 @@ def psnr(reference: Pixels, copy: Pixels) -> float:
 
 
 def ssim(reference: Pixels, copy: Pixels) -> float:
-    """Return the structural similarity of two pictures: torchmetrics', with its defaults.
+    """Return the structural similarity (SSIM) of two pictures, by torchmetrics with its defaults.
 
-    Computed in float32 on the CPU, with a Gaussian window of 11 pixels, for each RGB channel.
+    It is computed in float32 on the CPU, with a Gaussian window of 11 pixels; mean over the RGB channels.
 
     Args:
         reference: [H, W, 3] uint8.
@@ -78,14 +78,16 @@ def ssim(reference: Pixels, copy: Pixels) -> float:
         VartokError: torchmetrics is not installed.
     """
     if min(reference.shape[:2]) < SSIM_WINDOW:
-        raise ImageError(f"has a side of fewer than {SSIM_WINDOW} pixels, the window of SSIM")
+        raise ImageError(f"a side has fewer than {SSIM_WINDOW} pixels, the window of SSIM")
     compute = require_torchmetrics().structural_similarity_index_measure
     with torch.no_grad():
         return float(compute(_to_levels(copy), _to_levels(reference), data_range=255.0))
 
 
 def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
-    """Return the multi-scale structural similarity of two pictures: torchmetrics', with its defaults.
+    """Return the multi-scale structural similarity (MS-SSIM) of two pictures.
+
+    It is computed by torchmetrics with its defaults, in float32 on the CPU.
 
     Args:
         reference: [H, W, 3] uint8.
@@ -105,22 +107,22 @@ def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
 
 
 def _to_levels(pixels: Pixels) -> Tensor:
-    """Turn [H, W, 3] uint8 pixels into [1, 3, H, W] float32 in [0, 255]."""
+    """Convert [H, W, 3] uint8 pixels to [1, 3, H, W] float32 in [0, 255]."""
     return torch.tensor(pixels).permute(2, 0, 1)[None].float()
 
 
 def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
     """Sum the steps between neighbouring pixels, across patch borders and inside patches.
 
-    A step is an absolute difference of two levels. Vertical and horizontal steps count, in every channel.
+    A step is the absolute difference of two levels. Vertical and horizontal steps of all channels are summed.
 
     Args:
         pixels: [H, W, 3] uint8.
-        patch: side of the patches, in pixels; the first one starts in the picture's corner.
+        patch: side of the patches, in pixels; the first patch lies in the picture's top left corner.
 
     Returns:
-        [4] int64: sum of the steps across borders, their number, sum of the steps inside patches, their
-        number. Results of several pictures may be summed.
+        [4] int64: sum and number of the steps across borders, then sum and number of the steps inside
+        patches. Results of several pictures may be summed.
     """
     counts = np.zeros(4, np.int64)
     for axis in (0, 1):
@@ -139,7 +141,7 @@ def blockiness(steps: NDArray[np.int64]) -> float | None:
         steps: [4] int64, a result of `count_steps` or the sum of several.
 
     Returns:
-        A ratio, 1 if borders are not visible; None if there are no borders or no steps inside.
+        A ratio, 1 if borders are not visible; None if there are no borders, or all steps inside are 0.
     """
     across, borders, inside, others = (int(value) for value in steps)
     return (across / borders) / (inside / others) if borders and inside else None
@@ -161,7 +163,7 @@ def require_torchmetrics() -> Any:
 
 
 class FrechetDistance:
-    """Fréchet distance between the features of reference pictures and those of their copies.
+    """Fréchet distance between the features of reference pictures and the features of their copies.
 
     Args:
         device: device of the features. It must support float64, which MPS does not.
@@ -171,11 +173,11 @@ class FrechetDistance:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._metric: Any = None  # created with the first features, whose number it needs
+        self._metric: Any = None  # created by `add`, as it needs the number of features
         self._count = 0
 
     def add(self, reference: Tensor, copy: Tensor) -> None:
-        """Add one picture's features, [D] each."""
+        """Add the features of a picture and of its copy, [D] each."""
         if self._metric is None:
             from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -185,12 +187,12 @@ class FrechetDistance:
         self._count += 1
 
     def compute(self) -> float | None:
-        """Return the distance, 0 or more; None for fewer than two pictures, which have no covariance."""
+        """Return the distance, 0 or more; None for fewer than two pictures, whose covariance is undefined."""
         return float(self._metric.compute()) if self._count > 1 else None
 
 
 class _PassFeatures(nn.Module):
-    """An identity network for torchmetrics, whose input is features that are already computed."""
+    """The identity, as the feature network for torchmetrics: the features are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -201,14 +203,14 @@ class _PassFeatures(nn.Module):
 
 
 def load_lpips() -> nn.Module:
-    """Load LPIPS on AlexNet, torchmetrics' implementation. Nothing is downloaded.
+    """Load torchmetrics' implementation of LPIPS on AlexNet. Nothing is downloaded.
 
     Returns:
         A module that maps two [B, 3, H, W] batches in [-1, 1] to their distances, [B, 1, 1, 1].
 
     Raises:
-        VartokError: torchvision, torchmetrics or the weights are missing, or the weights do not have
-            the hash in their file's name.
+        VartokError: torchvision, torchmetrics or the weights are missing; or the weights' hash is not the one
+            in their file's name.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -225,14 +227,14 @@ def load_lpips() -> nn.Module:
 def load_inception() -> nn.Module:
     """Load the Inception network whose features rFID compares. Nothing is downloaded.
 
-    This is torch-fidelity's port, which resizes pictures as TensorFlow did when the weights were trained.
-    torchmetrics' own network resizes with antialiasing, which gives other distances.
+    It is torch-fidelity's port, which resizes pictures as TensorFlow did when the weights were trained.
+    torchmetrics would resize with antialiasing, which gives other distances.
 
     Returns:
         A module that maps [B, 3, H, W] uint8 to [B, 2048] features.
 
     Raises:
-        VartokError: torch-fidelity or the weights are missing, or the weights do not have the hash in their
+        VartokError: torch-fidelity or the weights are missing; or the weights' hash is not the one in their
             file's name.
     """
     path = _find_weights("rFID", "torch-fidelity", INCEPTION_URL)
@@ -244,7 +246,7 @@ def load_inception() -> nn.Module:
 
 
 class _FirstOutput(nn.Module):
-    """A network that returns the first of another network's outputs."""
+    """Wraps a network that returns several outputs, and returns the first."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -256,18 +258,18 @@ class _FirstOutput(nn.Module):
 
 
 def _find_weights(metric: str, package: str, url: str) -> Path:
-    """Return the path of weights in torch.hub's cache, after checking the hash at the end of their name.
+    """Return the path of a weights file in torch.hub's cache, after checking its sha256.
 
-    The check is needed as the weights are pickles, which can run code when they are loaded.
+    The check is needed because the file is a pickle, which can run code when it is loaded.
 
     Args:
         metric: name of the metric, for messages.
-        package: name of the package that loads them, on PyPI.
-        url: address of the weights; its last part, NAME-HASH.pth, is the name of the file, where HASH is
-            the first digits of the file's sha256 (torch.hub's convention).
+        package: name on PyPI of the package that loads the weights.
+        url: address of the weights. It ends in the file's name, NAME-HASH.pth, where HASH is the beginning
+            of the file's sha256 (torch.hub's convention).
 
     Raises:
-        VartokError: the package or the file is missing, or the file has another hash.
+        VartokError: the package or the file is missing, or the file cannot be read or has another hash.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     cures = []

@@ -118,7 +118,7 @@ def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path:
     broken = tiny(
         run={"steps": 40}, optimizer={"lr": 1e9, "encoder_lr": 1e9, "grad_clip": 1e9, "warmup_steps": 0}
     )
-    with pytest.raises(TrainError, match=rf"diverged at step .*not a number; .*{STATE} holds the last"):
+    with pytest.raises(TrainError, match=rf"diverged at step .*not finite; .*{STATE} holds the last"):
         go(broken, tiles, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / STATE).read_bytes() == state
     asked = itertools.count(1)
@@ -166,7 +166,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiles: Path, tmp_path: Pat
     with pytest.raises(TrainError, match="is not a run's state"):
         go(tiny(), tiles, tmp_path / "run", resume=True)
     torch.save({"step": 3}, tmp_path / "run" / STATE)
-    with pytest.raises(TrainError, match="is not this run's state"):
+    with pytest.raises(TrainError, match="does not fit this run's settings"):
         go(tiny(), tiles, tmp_path / "run", resume=True)
     (tmp_path / "run" / STATE).rename(tmp_path / "run" / WEIGHTS)  # weights are not overwritten either
     with pytest.raises(TrainError, match="holds a run already"):

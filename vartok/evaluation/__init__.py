@@ -1,7 +1,7 @@
-"""Measure how well tokenizers reconstruct pictures, with JPEG and WebP of the same file size as baselines.
+"""Measure how well tokenizers reconstruct pictures, with JPEG and WebP of the tokens' size as baselines.
 
-`evaluate_files` is the function behind `vartok eval`. `Evaluation` is its loop, for pictures that come
-from elsewhere. `FIGURES` lists the figures, and how each is computed.
+`evaluate_files` is the function behind `vartok eval`. `Evaluation` is the loop in that function, for samples
+from any source. `FIGURES` lists the figures, and how each is computed.
 """
 
 from vartok.evaluation.files import evaluate_files

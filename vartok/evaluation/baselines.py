@@ -1,4 +1,4 @@
-"""JPEG and WebP files of a given size, as baselines for tokens."""
+"""JPEG and WebP files of at most a given size, as baselines for tokens."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vartok.errors import ImageError
 
 
 def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
-    """Write the JPEG or WebP file of highest quality that has at most `budget` bytes, found by bisection.
+    """Return the JPEG or WebP file of highest quality that has at most `budget` bytes, found by bisection.
 
     Args:
         pixels: [H, W, 3] uint8.
         format: "jpeg" or "webp".
-        budget: size limit in bytes; if even the lowest quality exceeds it, the lowest quality is returned.
+        budget: size limit in bytes. If the file of lowest quality exceeds it, that file is returned.
 
     Raises:
         ImageError: the format cannot hold that many pixels.
     """
-    best, low, high = _smallest(pixels, format, 0), 0, 101  # invariant: `high` is too large, or 101
+    best, low, high = _smallest(pixels, format, 0), 0, 101  # invariant: `high` is over budget, or 101
     while high - low > 1 and len(best) <= budget:
         middle = (low + high) // 2
         data = _smallest(pixels, format, middle)
@@ -35,13 +35,13 @@ def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
 
 
 def decompress(data: bytes) -> NDArray[np.uint8]:
-    """Decode a file of `compress`: [H, W, 3] uint8."""
+    """Return the pixels of a file that `compress` returned: [H, W, 3] uint8."""
     with Image.open(io.BytesIO(data)) as file:
         return np.asarray(file.convert("RGB"))
 
 
 def _smallest(pixels: NDArray[np.uint8], format: str, quality: int) -> bytes:
-    """Write the smallest file of a quality; for JPEG, baseline or progressive, whichever is smaller."""
+    """Return the smallest file of a quality, 0 to 100; a JPEG is baseline or progressive."""
     if format == "webp":
         return _save(pixels, format, quality=quality, method=6)
     kinds = (
@@ -58,6 +58,6 @@ def _save(pixels: NDArray[np.uint8], format: str, **options: Any) -> bytes:
     except (OSError, ValueError) as error:
         height, width = pixels.shape[:2]
         raise ImageError(
-            f"{format} cannot hold {width:,} x {height:,} pixels", hint="leave `baselines` out"
+            f"a {format} file cannot hold {width:,} x {height:,} pixels", hint="leave `baselines` out"
         ) from error
     return stream.getvalue()

@@ -57,29 +57,30 @@ def evaluate_files(
         pictures: paths or URLs of pictures, folders, tars, Parquet files, lists of paths (.txt); binary
             streams; or inputs that `find_inputs` found.
         weights: the checkpoint, as for `vartok.load`; None is the shipped one.
-        tokenizer: a loaded tokenizer instead of `weights`.
-        compare: a second checkpoint, or a loaded tokenizer, to measure on the same pixels.
-        device: device that checkpoints are loaded on.
-        dtype: dtype of their encoders and decoders.
+        tokenizer: a loaded tokenizer; `weights` is then not used.
+        compare: a second checkpoint or loaded tokenizer to measure on the same pixels; None: only one.
+        device: device on which checkpoints are loaded.
+        dtype: dtype of the encoder and decoder of a checkpoint that is loaded.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: how a picture becomes pixels of that size: "crop", "pad", "stretch"; or "native", which keeps
             the picture's own size, rounded to whole latent cells.
-        zoom: factor that a picture is scaled up by before it is cropped.
-        background: colour under transparency and around a padded picture.
+        zoom: with the fit "crop": factor by which a picture is scaled up before it is cropped.
+        background: colour under transparency and around a padded picture; a CSS colour.
         schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
-        max_bytes: size limit of a picture in a tar, a table or a URL, in bytes.
-        baselines: measure JPEG and WebP files of the tokens' size too.
-        lpips: measure LPIPS too; needs torchvision and AlexNet's weights.
-        rfid: measure rFID too; needs torch-fidelity and Inception's weights.
-        scales: measure the PSNR after each scale too, which decodes a picture once for each.
-        recursive: search folders.
-        batch_size: pictures that go through the networks together; 32 on a GPU and 1 on a CPU if None.
-        workers: threads that read pictures and compute metrics; one more than cores, up to 8, if None.
-        progress: called after every picture, in order, with its scores or its failure.
+        max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.
+        baselines: also measure JPEG and WebP files of the tokens' size.
+        lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
+        rfid: also measure rFID, which needs torch-fidelity and Inception's weights.
+        scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        recursive: search folders; if False, a folder is an error.
+        batch_size: number of pictures that the networks compute together; if None, 32 on a GPU, 1 on a CPU.
+        workers: number of threads that read pictures, and of as many that compute metrics; one more than
+            cores, up to 8, if None.
+        progress: called after every picture, in order, with the picture's scores or failure.
 
     Returns:
-        The figures over all pictures, the scores of each, and the failures.
+        The figures over all pictures, the scores of every picture, and the failures.
 
     Raises:
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
@@ -128,7 +129,7 @@ def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -
 
 
 def _find_samples(inputs: Iterable[Input], max_bytes: int) -> Iterator[Sample]:
-    """Yield every picture, with its input's name as key, plus its own key if the input holds several."""
+    """Yield every picture as a sample. Its key is the input's path, plus the key in a tar or table."""
     for item in inputs:
         for key, sample in item.samples(max_bytes):
             yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

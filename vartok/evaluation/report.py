@@ -1,4 +1,4 @@
-"""Sums over pictures, and the report that is made from them."""
+"""Sums of figures over pictures, and the scores that are computed from them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Reconstruction(NamedTuple):
     Attributes:
         pixels: [H, W, 3] uint8.
         tokens: token maps of a batch of one, on the CPU.
-        unquantized_psnr: dB.
-        scale_psnr: dB after 1, 2, ... K scales; None if scales were not measured.
-        lpips: LPIPS distance; None if it was not measured.
+        unquantized_psnr: PSNR without quantization, in dB.
+        scale_psnr: PSNR after 1, 2, ... K scales, in dB; None if it was not measured.
+        lpips: LPIPS distance; None if it was not measured, or the picture is too small.
         features: [D] Inception features; None without rFID.
     """
 
@@ -40,11 +40,11 @@ class Reconstruction(NamedTuple):
 
 
 class Totals:
-    """Sums of one tokenizer's figures over pictures; holds no picture.
+    """Sums of a tokenizer's figures over pictures; no picture is kept in memory.
 
     Args:
-        tokenizer: the tokenizer.
-        scales: K, number of scales of every picture.
+        tokenizer: the tokenizer that is measured.
+        scales: K, number of scales of its tokens.
         device: device of the Inception features.
     """
 
@@ -62,7 +62,7 @@ class Totals:
         """Add a picture.
 
         Args:
-            reference: [H, W, 3] uint8.
+            reference: [H, W, 3] uint8, the pixels that were encoded.
             features: [D] Inception features of the reference; None without rFID.
             copy: the tokenizer's reconstruction.
         """
@@ -77,7 +77,11 @@ class Totals:
             self._distance.add(features, copy.features)
 
     def scores(self, scores: Sequence[Scores]) -> ModelScores:
-        """Return the figures over the added pictures, at least one, given the scores of each."""
+        """Return the figures over all added pictures.
+
+        Args:
+            scores: this tokenizer's scores of every added picture; at least one.
+        """
         usage = describe_usage(self._counts)
         return ModelScores(
             psnr=_mean([one.psnr for one in scores]),
@@ -99,12 +103,12 @@ class Totals:
 
 
 def count_bits(tokens: TokenMaps, tokenizer: Tokenizer) -> float:
-    """Return the bits of one picture's tokens, each log2(V), without entropy coding."""
+    """Return the size in bits of one picture's tokens: log2(V) each, without entropy coding."""
     return sum(part.numel() for part in tokens.maps) * math.log2(tokenizer.config.vocab_size)
 
 
 def baseline_scores(format: str, pictures: Sequence[PictureScores], index: int) -> BaselineScores:
-    """Return the figures of a format over pictures.
+    """Return the figures of a baseline format over pictures.
 
     Args:
         format: a key of `BASELINES`.

@@ -37,16 +37,19 @@ class _Reconstructed(NamedTuple):
 
 
 class Evaluation:
-    """Measures pictures one after the other, and sums up their figures.
+    """Measures pictures as they come, and sums their figures for a report.
 
     Args:
-        tokenizers: measured on the same pixels; the first one's tokens set the size of the baselines' files.
+        tokenizers: tokenizers to measure on the same pixels. The tokens of the first set the size of the
+            baselines' files.
         fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
-        schedule: (h, w) of every scale; each checkpoint's own, adapted to each latent, if None.
-        baselines: measure JPEG and WebP too.
-        scales: measure the PSNR after each scale too, which decodes a picture once for each.
-        lpips: maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1]; see `load_lpips`.
-        inception: maps [B, 3, H, W] uint8 to features [B, D]; see `load_inception`.
+        schedule: (h, w) of every scale; if None, each checkpoint's own, stretched to a picture's latent.
+        baselines: also measure JPEG and WebP.
+        scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
+            `load_lpips`; None: no LPIPS.
+        inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
+            rFID.
 
     Raises:
         VartokError: torchmetrics is not installed.
@@ -82,15 +85,15 @@ class Evaluation:
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1
     ) -> Generator[PictureScores | Failure, None, None]:
-        """Measure pictures. `report` covers those that have been yielded.
+        """Measure pictures. A later `report` covers the pictures that have been yielded.
 
         Args:
-            samples: pictures to read; their keys are the names in the report.
-            batch_size: pictures of one size that go through the networks together.
-            workers: threads that read pictures, and as many that compute metrics.
+            samples: pictures to read; a sample's key is the picture's name in the report.
+            batch_size: number of pictures of one size that the networks compute together.
+            workers: number of threads that read pictures, and of as many that compute metrics.
 
         Yields:
-            The scores of each picture, or its failure; in order.
+            For each picture, in order, its scores or its failure.
         """
         limit = workers + batch_size
 
@@ -111,7 +114,7 @@ class Evaluation:
             except VartokError as error:
                 return None, Failure(name, error)
             except MemoryError:
-                return None, Failure(name, VartokError("not enough memory to measure it"))
+                return None, Failure(name, VartokError("not enough memory to measure this picture"))
 
         pictures = map_ordered(read, samples, workers=workers, limit=limit)
         copies = map_batches(
@@ -128,7 +131,7 @@ class Evaluation:
                 yield result
 
     def report(self) -> EvaluationReport:
-        """Return the figures of all pictures so far."""
+        """Return the figures of all pictures that `measure` has yielded so far."""
         found = self._scores
         return EvaluationReport(
             pictures=len(found),
@@ -149,7 +152,7 @@ class Evaluation:
         )
 
     def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
-        """Reconstruct pictures of one size, and compute what needs a network."""
+        """Reconstruct pictures of one size with every tokenizer; compute the figures that need a network."""
         pixels = np.stack([picture.pixels for picture in batch])
         features = self._features(pixels)
         copies = zip(*(self._reconstruct_with(one, pixels) for one in self._tokenizers), strict=True)
@@ -159,14 +162,14 @@ class Evaluation:
         ]
 
     def _reconstruct_with(self, tokenizer: Tokenizer, pixels: Pixels) -> list[Reconstruction]:
-        """Encode and decode [B, H, W, 3] pixels."""
+        """Reconstruct [B, H, W, 3] pixels with one tokenizer, and compute the figures that need a network."""
         latent = tokenizer.latent(to_tensor(pixels))
         tokens = tokenizer.quantize(latent, self._schedule)
         unquantized = to_pixels(tokenizer.decode_latent(latent))
         by_scale: list[list[float]] = []
         if self._scales:
             for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix)  # after the loop, those of all scales
+                copies = to_pixels(prefix)  # after the loop, the images of all scales
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
         else:
             copies = to_pixels(tokenizer.decode(tokens))
@@ -186,7 +189,7 @@ class Evaluation:
         ]
 
     def _distances(self, references: Pixels, copies: Pixels) -> list[float] | None:
-        """Compute LPIPS distances of [B, H, W, 3] pixels; None without LPIPS or if they are too small."""
+        """Return B LPIPS distances of [B, H, W, 3] pixels; None without LPIPS, or for too small pictures."""
         if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
             return None
         with torch.no_grad():
@@ -195,7 +198,7 @@ class Evaluation:
         return distances
 
     def _features(self, pixels: Pixels) -> Tensor | None:
-        """Compute Inception features [B, D] of [B, H, W, 3] pixels; None without rFID."""
+        """Return Inception features [B, D] of [B, H, W, 3] pixels; None without rFID."""
         if self._inception is None:
             return None
         with torch.no_grad():
@@ -204,7 +207,7 @@ class Evaluation:
         return features
 
     def _compare(self, name: str, found: _Reconstructed) -> PictureScores:
-        """Compute the pixel metrics of a picture's copies and baselines, and collect all its scores."""
+        """Return all scores of a picture, after computing the pixel metrics of its copies and baselines."""
         reference = found.picture.pixels
         height, width = reference.shape[:2]
 

@@ -14,14 +14,14 @@ from vartok.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of a report.
+    """The description of one figure of a report.
 
     Attributes:
-        name: attribute of `Scores` or of a class derived from it, and the key in JSON.
+        name: key in JSON; attribute of `Scores`, of a class derived from it, or of `codebook.Usage`.
         title: label in tables, with the unit.
-        digits: decimals in tables.
-        method: description of its computation, for comparison with other programs.
-        optional: if True, tables omit it if nothing was measured.
+        digits: number of decimals in tables.
+        method: how the figure is computed, for comparison with other programs.
+        optional: True if tables omit the figure where it was not measured.
     """
 
     name: str
@@ -36,13 +36,13 @@ FIGURES = (
         name="psnr",
         title="PSNR, dB",
         digits=2,
-        method="over a picture's RGB levels, peak 255, an exact copy counting as 100; mean over pictures",
+        method="over a picture's RGB levels, peak 255, at most 100 (an exact copy); mean over pictures",
     ),
     Figure(
         name="unquantized_psnr",
         title="unquantized PSNR, dB",
         digits=2,
-        method="PSNR of the latent decoded without quantization: the loss of the autoencoder alone",
+        method="PSNR of the latent decoded without quantization: the autoencoder's own loss",
     ),
     Figure(
         name="ssim",
@@ -70,7 +70,7 @@ FIGURES = (
         name="rfid",
         title="rFID",
         digits=2,
-        method="Fréchet distance between these pictures and their reconstructions alone: 2048 features of "
+        method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
         "torch-fidelity's Inception",
         optional=True,
     ),
@@ -78,7 +78,7 @@ FIGURES = (
         name="bits_per_pixel",
         title="bits per pixel",
         digits=4,
-        method="tokens x log2(codes), without entropy coding, or bits of the files, / pixels; all pictures",
+        method="bits / pixels of all pictures; a token has log2(codes) bits, without entropy coding",
     ),
     Figure(
         name="size_bytes",
@@ -97,21 +97,21 @@ FIGURES = (
         name="within_budget_psnr",
         title="PSNR within budget, dB",
         digits=2,
-        method="PSNR of the files that are not over budget",
+        method="mean PSNR of the files that are not over budget",
         optional=True,
     ),
     Figure(
         name="tokens_within_budget_psnr",
         title="tokens' PSNR there, dB",
         digits=2,
-        method="PSNR of the first checkpoint on the pictures of these files",
+        method="mean PSNR of the first checkpoint on the pictures that are not over budget",
         optional=True,
     ),
     Figure(
         name="blockiness",
         title="blockiness",
         digits=3,
-        method="mean step across patch borders / mean step inside patches, down and across, all pictures",
+        method="mean difference of neighbouring pixels across patch borders / inside patches, all pictures",
     ),
     Figure(
         name="reference_blockiness",
@@ -141,7 +141,7 @@ SCALE_FIGURES = (
         name="coverage",
         title="coverage",
         digits=3,
-        method="codes used / the most codes that so many tokens can use",
+        method="codes used / min(codes, tokens), the most codes that so many tokens can use",
     ),
     Figure(
         name="perplexity",
@@ -153,13 +153,14 @@ SCALE_FIGURES = (
 """The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
 
 REFERENCE = "the uint8 pixels that entered the encoder; decoded pictures are clamped and rounded to uint8"
-"""The reference of all comparisons. Another one, such as the file before it was resized, gives other figures
-for the same checkpoint."""
+"""The reference of all comparisons. Another reference, such as the picture before it was resized, gives other
+figures for the same checkpoint."""
 
 BASELINES = {
-    "jpeg": "4:2:0, optimized; the highest quality within budget, the bytes of the first checkpoint's "
-    "tokens, or the lowest",
-    "webp": "lossy, method 6; the highest quality within the same budget, or the lowest",
+    "jpeg": "4:2:0, optimized; the highest quality whose file is no larger than the first checkpoint's "
+    "tokens, or quality 0 if there is none",
+    "webp": "lossy, method 6; the highest quality whose file is no larger than the first checkpoint's "
+    "tokens, or quality 0 if there is none",
 }
 """Formats that are measured as baselines, and the settings of their files."""
 
@@ -168,15 +169,19 @@ BASELINES = {
 class Scores:
     """The figures of one reconstruction of a picture, or their means over pictures; see `FIGURES`.
 
+    The reconstruction is a checkpoint's, or the file of a baseline format (JPEG, WebP).
+
     Attributes:
-        psnr: dB, 0 to 100.
+        psnr: PSNR in dB, 0 to 100.
         ssim: structural similarity, -1 to 1.
         ms_ssim: multi-scale structural similarity, 0 to 1; None if no picture is large enough.
-        bits_per_pixel: bits per pixel, of the tokens or the file.
-        size_bytes: bytes per picture, of the tokens or the file.
-        lpips: LPIPS distance, 0 or more; None if it was not measured or no picture is large enough.
-        unquantized_psnr: dB, 0 to 100; None for a file.
-        scale_psnr: dB after 1, 2, ... K scales, K values; None for a file, or if scales were not measured.
+        bits_per_pixel: bits of the tokens or of the baseline's file, divided by the number of pixels. Over
+            pictures, both are summed first.
+        size_bytes: bytes per picture, of the tokens or the baseline's file.
+        lpips: LPIPS distance, 0 or more; None for a baseline, if it was not measured, or if no picture is
+            large enough.
+        unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
+        scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, or if it was not measured.
     """
 
     psnr: float
@@ -191,16 +196,17 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores(Scores):
-    """A checkpoint's mean scores over pictures, and figures that need many pictures, such as rFID.
+    """A checkpoint's mean scores over pictures, and figures of all pictures together, such as rFID.
 
     Attributes:
-        model: the checkpoint.
+        model: name, fingerprint and vocabulary size of the checkpoint.
         schedule: (h, w) of every scale; None if pictures of several sizes have several schedules.
         rfid: Fréchet distance, 0 or more; None if it was not measured, or for a single picture.
-        blockiness: ratio, 1 if patch borders are not visible; None if there are no borders or no inner steps.
-        reference_blockiness: blockiness of the references.
+        blockiness: ratio, 1 if patch borders are not visible; None if pictures have no borders, or no
+            differences inside patches.
+        reference_blockiness: blockiness of the references at the same borders, or None likewise.
         codes_used: number of different codes in all tokens.
-        usage: usage of the codebook, by all scales and by each.
+        usage: usage of the codebook, by all scales together and by each scale.
     """
 
     model: ModelInfo
@@ -214,14 +220,16 @@ class ModelScores(Scores):
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineScores(Scores):
-    """A picture format's mean scores over pictures, at the size in bytes of the first checkpoint's tokens.
+    """A baseline format's mean scores over pictures.
+
+    The budget of a file is the size in bytes of the same picture's tokens by the first checkpoint.
 
     Attributes:
         format: a key of `BASELINES`.
-        over_budget: number of pictures whose smallest file is larger than their tokens.
-        within_budget_psnr: PSNR of the other pictures' files, in dB; None if there are none.
-        tokens_within_budget_psnr: PSNR of the first checkpoint on these other pictures, in dB; None if there
-            are none.
+        over_budget: number of pictures whose file is over budget, even at the lowest quality.
+        within_budget_psnr: mean PSNR of the files within budget, in dB; None if there are none.
+        tokens_within_budget_psnr: mean PSNR of the first checkpoint on the pictures of the files within
+            budget, in dB; None if there are none.
     """
 
     format: str
@@ -236,10 +244,10 @@ class PictureScores:
 
     Attributes:
         name: path or name of the picture.
-        height: height of the encoded pixels.
-        width: width of the encoded pixels.
+        height: height of the encoded picture, in pixels.
+        width: width of the encoded picture, in pixels.
         notes: remarks on how the picture was read, one sentence each.
-        models: scores of every checkpoint, in the order in which they were given.
+        models: scores of every checkpoint, in the order given.
         baselines: scores of every format of `BASELINES`; empty if they were not measured.
     """
 
@@ -257,7 +265,7 @@ class Failure:
 
     Attributes:
         name: path or name of the picture.
-        error: reason, one line.
+        error: the reason; its message is one line.
     """
 
     name: str
@@ -266,18 +274,18 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """The figures of all pictures.
+    """The figures of an evaluation.
 
     Attributes:
         pictures: number of pictures that were measured.
-        ms_ssim_pictures: number of these that are large enough for MS-SSIM.
-        models: means of every checkpoint, in the order in which they were given; empty without pictures.
-        baselines: means of every format of `BASELINES`; empty if they were not measured.
-        by_picture: scores of every picture, in order.
+        ms_ssim_pictures: number of measured pictures that are large enough for MS-SSIM.
+        models: figures of every checkpoint over pictures, in the order given; empty without pictures.
+        baselines: figures of every format of `BASELINES` over pictures; empty if they were not measured.
+        by_picture: scores of every measured picture, in order.
         failures: pictures that were not measured, in order.
-        fit: how pictures became the pixels that were encoded.
+        fit: the fit by which pictures were brought to the encoded size.
         device: type of the device that the first checkpoint ran on, such as "cpu".
-        dtype: dtype of its networks.
+        dtype: dtype of the first checkpoint's encoder and decoder.
     """
 
     pictures: int
@@ -291,11 +299,15 @@ class EvaluationReport:
     dtype: str
 
     def worst(self, count: int) -> list[PictureScores]:
-        """Return the pictures of lowest PSNR by the first checkpoint, at most `count`, lowest first."""
+        """Return at most `count` pictures, those of lowest PSNR by the first checkpoint, lowest first."""
         return sorted(self.by_picture, key=lambda scores: scores.models[0].psnr)[:count]
 
     def methods(self) -> dict[str, str]:
-        """Return the methods of this report, by name: the reference, its figures, its formats."""
+        """Return how this report was measured, as texts by name.
+
+        The names are "reference", those of the figures, and those of the baseline formats, whose texts are
+        the settings of the files. Optional figures that were not measured are left out.
+        """
         columns = [*self.models, *self.baselines]
         usage = [model.usage.overall for model in self.models]
         figures = [

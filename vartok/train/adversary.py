@@ -36,7 +36,8 @@ class Adversary:
     """A patch discriminator and its optimizer.
 
     Args:
-        accelerator: accelerate.Accelerator, which spreads the discriminator over processes.
+        accelerator: accelerate.Accelerator; it gives the device, and synchronizes the discriminator's
+            gradients between processes.
         lr: learning rate of the discriminator.
     """
 
@@ -47,12 +48,15 @@ class Adversary:
         self._parallel, self._optimizer = accelerator.prepare(self._plain, self._adam)
 
     def generator_loss(self, images: Tensor, reconstruction: Tensor, loss: Tensor) -> Tensor:
-        """Return the generator loss with VQGAN's adaptive weight, ‖∇rec‖ / ‖∇gan‖: a scalar.
+        """Return the generator loss with VQGAN's adaptive weight: a scalar.
+
+        The weight is ‖∇rec‖ / ‖∇gan‖, at most `MAX_ADAPTIVE_WEIGHT`.
 
         Args:
-            images: [B, 3, H, W] in [-1, 1], the originals. The discriminator gets them together with the
-                reconstructions, as in its own step, so that its batch normalization sees the same mix.
-            reconstruction: [B, 3, H, W], as decoded, with gradient.
+            images: [B, 3, H, W] in [-1, 1], the originals. The discriminator gets originals and
+                reconstructions in one batch, as in `discriminator_step`, so that its batch normalization has
+                the same statistics.
+            reconstruction: [B, 3, H, W], as decoded; gradients must flow through it to the decoder.
             loss: reconstruction loss, a scalar.
 
         Source: Esser et al. 2021, arXiv:2012.09841, section 3.1; gradients are taken at the reconstruction,
@@ -79,11 +83,11 @@ class Adversary:
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of network and optimizer."""
+        """Return the state dicts of the discriminator, "network", and of its optimizer, "optimizer"."""
         return {"network": self._plain.state_dict(), "optimizer": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` returned; the learning rate stays this object's own."""
+        """Load a result of `state_dict`; the learning rate stays the one that `Adversary` was given."""
         rates = [group["lr"] for group in self._adam.param_groups]
         self._plain.load_state_dict(state["network"])
         self._adam.load_state_dict(state["optimizer"])

@@ -26,15 +26,15 @@ def describe(
     validation: Validation | None,
     origin: Origin | None = None,
 ) -> str:
-    """Return a card in Markdown.
+    """Return the card of the exported checkpoint, in Markdown.
 
     Args:
         settings: settings of the run.
-        step: steps done.
-        seconds: time of the run, over all sessions.
+        step: number of steps done.
+        seconds: time of the run in seconds, over all sessions.
         processes: number of processes.
         device: device of the main process.
-        precision: precision of the networks in training.
+        precision: precision of the networks in training, "bf16" or "float32".
         validation: quality of the exported weights; None if no picture is held out.
         origin: the checkpoint that was fine-tuned; None if training began from scratch.
     """
@@ -69,14 +69,14 @@ def describe(
 
 
 def _begun(origin: Origin | None) -> str:
-    """Return a sentence about the initial weights."""
+    """Return a sentence that says where the initial weights came from."""
     if origin is None:
         return "Trained from scratch."
     return f"Fine-tuned from {origin.name}, fingerprint {origin.fingerprint}."
 
 
 def _figures(settings: TrainSettings, validation: Validation, origin: Origin | None) -> list[str]:
-    """Return the lines on quality and usage, with the values before fine-tuning."""
+    """Return the lines on quality and usage; of a fine-tuned checkpoint, also on its quality before."""
     config = settings.model
     crop = "x".join(map(str, reversed(config.image_size)))
     before = origin.validation if origin is not None else None

@@ -2,7 +2,7 @@
 
 The 1x1 scale has one token a picture, the 16x16 scale 256. If all tokens counted equally, the fine scales
 would take over the codebook, and codes of the coarse scales would seem dead: the collapse that trainers of
-multi-scale tokenizers report. So each scale has a weight, by default 1/K.
+multi-scale tokenizers report. So each of the K scales has a weight, by default 1/K.
 
 Sources: van den Oord et al. 2017, arXiv:1711.00937, appendix A.1 (EMA); Dhariwal et al. 2020,
 arXiv:2005.00341, section 3 (random restarts).
@@ -19,18 +19,20 @@ from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
 from vartok.train.settings import QuantizerSettings
 
 MAX_RESIDUAL_SHARE = 0.25
-"""Largest share of a step's residuals that become new codes. Beyond it, most would be the finest scale's."""
+"""Largest share of a step's residuals that become new codes. With a larger share, most new codes would come
+from the finest scale, which has most of the residuals."""
 
 
 class EMACodebook:
-    """The EMA of a quantizer's codebook, and its usage.
+    """The EMA of the codebook of a quantizer, and of the usage of its codes.
 
     Attributes:
-        usage: [K, V] float32, EMA of each code's share of a scale's tokens; a row sums to 1.
-        sums: [K, V, C] float32, EMA of the sum of the residuals assigned to a code, divided by the number
-            of the scale's tokens.
-        replace_every: steps from one re-initialisation of dead codes to the next: an eighth of the EMA's
-            memory, 1 / (1 - decay).
+        usage: [K, V] float32, EMA of the share of a scale's tokens that each code has. A row sums to 1 until
+            dead codes are replaced: their shares are set to 1 / V.
+        sums: [K, V, C] float32, EMA of the sum of the residuals assigned to a code, divided by the scale's
+            number of tokens. So sums / usage is the mean residual of a code.
+        replace_every: number of steps from one re-initialisation of dead codes to the next: an eighth of
+            1 / (1 - decay), the number of steps that the EMA remembers; at least 1.
     """
 
     def __init__(
@@ -43,9 +45,9 @@ class EMACodebook:
         """Start from uniform usage.
 
         Args:
-            quantizer: the quantizer, whose codebook is updated in place.
-            tokens: tokens of every scale, per picture.
-            settings: decay, threshold and weights.
+            quantizer: the quantizer; its codebook is changed in place.
+            tokens: number of tokens of a picture at every scale.
+            settings: decay of the EMA, threshold of dead codes, and weights of scales.
             batch_size: pictures per step.
         """
         codes = quantizer.embedding.weight.detach()
@@ -61,11 +63,14 @@ class EMACodebook:
         self._residuals: list[Tensor] = []
 
     def update(self, scales: Sequence[ScaleStep], mean: Callable[[Tensor], Tensor]) -> None:
-        """Update the averages, and, if the setting `codebook` is "ema", set the codes to the mean residuals.
+        """Update `usage` and `sums`; if the setting `codebook` is "ema", also the codes.
+
+        With "ema" a code becomes the mean of its residuals, weighted by scale. A code whose usage is below
+        0.001 / V keeps its value.
 
         Args:
             scales: K steps of the quantizer, for this process's part of the batch.
-            mean: returns the mean of a tensor over all processes.
+            mean: maps a tensor to its mean over all processes.
         """
         usage, sums = torch.zeros_like(self.usage), torch.zeros_like(self.sums)
         self._residuals = []
@@ -87,18 +92,19 @@ class EMACodebook:
             codes.data.copy_(torch.where(reliable, means, codes))
 
     def replace_dead_codes(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
-        """Re-initialise dead codes from residuals of the last step.
+        """Re-initialise dead codes from the residuals of the last `update`.
 
-        A code is dead if its usage is below `dead_code_threshold` / V. Residuals are drawn without
-        replacement, more often from scales that use few codes. At most `MAX_RESIDUAL_SHARE` of them are used;
-        the other dead codes wait for the next call.
+        A code is dead if the weighted mean of its usage over scales is below `dead_code_threshold` / V. Each
+        becomes a residual, drawn without replacement and more often from scales that use few codes. A call
+        turns at most `MAX_RESIDUAL_SHARE` of the residuals into codes; the other dead codes wait for the
+        next call.
 
         Args:
             seed: seed of the random draw.
-            gather: joins the rows of all processes, [n, C] -> [processes * n, C].
+            gather: joins the rows of all processes in order of rank, [n, C] -> [processes * n, C].
 
         Returns:
-            [n] int64, the codes that were replaced.
+            [n] int64, indices of the codes that were replaced.
         """
         share = self._weighted_mean(self.usage)
         dead = (share < self._settings.dead_code_threshold / len(share)).nonzero().flatten()
@@ -120,11 +126,11 @@ class EMACodebook:
         return dead
 
     def perplexity(self) -> Tensor:
-        """Return the perplexity of every scale's usage, [K]: exp(entropy), V if all codes are used evenly."""
+        """Return the perplexity of each scale's usage, [K]: exp(entropy), V if all codes are used evenly."""
         return _perplexity(self.usage)
 
     def total_perplexity(self) -> float:
-        """Return the perplexity of the usage by all scales, weighted."""
+        """Return the perplexity of the weighted mean of the usage over scales."""
         return float(_perplexity(self._weighted_mean(self.usage)))
 
     def _weighted_mean(self, values: Tensor) -> Tensor:
@@ -134,7 +140,7 @@ class EMACodebook:
 
 
 def _perplexity(usage: Tensor) -> Tensor:
-    """Return the perplexity over the last axis: [..., V] -> [...]."""
-    usage = usage.cpu()  # a small table, and not every device has entr
+    """Return the perplexity of the distributions along the last axis: [..., V] -> [...], on the CPU."""
+    usage = usage.cpu()  # the table is small, and not every device supports entr
     perplexity: Tensor = torch.special.entr(usage / usage.sum(-1, keepdim=True)).sum(-1).exp()
     return perplexity

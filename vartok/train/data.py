@@ -1,7 +1,8 @@
 """Training data: pictures of folders, tar shards and lists as batches of random crops, in a fixed order.
 
-All processes iterate over one stream of pictures; of N processes, process r takes pictures r, r + N, ...
-So the batches do not depend on the number of processes, and a resumed run continues where it stopped.
+All processes iterate over the same stream of pictures. Process r of N takes pictures r, r + N, ... of it, so
+that a step's pictures do not depend on N. The stream can begin at any position, so that a resumed run
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
 
 SHUFFLE_BUFFER = 1000
-"""Size in pictures of the buffer that shuffles the stream, as a tar is read in order."""
+"""Number of pictures in the buffer that shuffles the stream. A tar is read in order, so that shuffling files
+is not enough."""
 
 MAX_UNREADABLE_RUN = 64
-"""Unreadable pictures in a row after which training gives up."""
+"""Training gives up if no picture of a batch can be read, nor any of this many pictures after it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class StreamPosition:
 
     Attributes:
         epoch: number of the epoch, from 0.
-        offset: number of the epoch's pictures before this position; it may run into later epochs.
+        offset: number of pictures between the start of the epoch and this position. It may exceed the length
+            of the epoch; the position then lies in a later one.
     """
 
     epoch: int = 0
@@ -54,8 +57,9 @@ class Batch:
 
     Attributes:
         pixels: [B, H, W, 3] uint8.
-        unreadable: one line for each unreadable picture, in whose place a readable one is repeated.
-        after: position of the next batch.
+        unreadable: one line for each picture that could not be read. A readable picture is repeated in its
+            place.
+        after: position in the stream at which the next batch begins.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,17 +71,19 @@ class Pictures:
     """The pictures of folders, tar shards (WebDataset's layout), lists and files.
 
     Attributes:
-        fingerprint: crc32 of the names of all files, by which a resumed run notices other pictures.
+        fingerprint: crc32 of the sorted names of all files, without suffixes. A resumed run compares it, to
+            notice that files were added, removed or renamed.
 
     Args:
         sources: folders, tars, pictures, and lists (.txt) of them, as for `find_files`.
         settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
         seed: seed of the order and the crops.
-        exclude: folder that is not searched, if it lies in one of the sources.
+        exclude: folder to skip if it lies in one of the sources.
 
     Raises:
-        SourceError: a source does not exist or cannot be searched, or there are no pictures.
+        ArgumentError: the path of a source is empty.
+        SourceError: a source does not exist or cannot be searched, or there is no picture file and no tar.
     """
 
     def __init__(
@@ -98,7 +104,7 @@ class Pictures:
         )
         self._files = sorted(found, key=lambda file: (_name(file), PurePath(file.place).parts))
         if not self._files:
-            raise SourceError("no pictures: name folders that hold some, tar shards, or files")
+            raise SourceError("no pictures found: name picture files, tar shards, or folders that hold some")
         names = "\n".join(map(_name, self._files))
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
 
@@ -106,11 +112,11 @@ class Pictures:
         """Read the validation pictures.
 
         Args:
-            workers: threads that read.
+            workers: number of threads that read.
 
         Returns:
-            At most `val_pictures` arrays [H, W, 3] uint8, scaled to cover the crop's size and cropped to the
-            centre. Unreadable pictures are left out.
+            At most `val_pictures` arrays [H, W, 3] uint8: each picture is scaled to cover the size of a crop,
+            and its centre is cut out. Unreadable pictures are left out. Empty if `val_fraction` is 0.
         """
         fit = Fit(size=self.size)
 
@@ -122,7 +128,7 @@ class Pictures:
 
         if not self.settings.val_fraction:
             return []
-        # Shuffled, as the first files may all be of one folder or one shard.
+        # Shuffled, as the first files may all come from one folder or one shard.
         files = random.Random(0).sample(self._files, len(self._files))
         chosen = (sample for sample in _samples(files) if self._is_held_out(sample))
         pixels = (
@@ -138,14 +144,15 @@ class Pictures:
         """Yield batches without end; threads read ahead.
 
         Args:
-            size: crops per batch, for this process.
-            position: position of the first picture in the stream.
+            size: number of crops in a batch of this process.
+            position: position in the stream at which the first batch begins.
             rank: number of this process, from 0.
             world_size: number of processes.
-            workers: threads that read.
+            workers: number of threads that read.
 
         Raises:
-            TrainError: many pictures in a row cannot be read, or there are none to train on.
+            TrainError: no picture of a batch can be read, nor the `MAX_UNREADABLE_RUN` pictures after it;
+                or there is no picture to train on, as all are held out or the tars hold none.
         """
 
         def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
@@ -162,7 +169,7 @@ class Pictures:
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
             bad = tuple(text for _, text in part if isinstance(text, str))
             stand_ins = good
-            if not good:  # repeat the next readable one, which also comes in its own turn
+            if not good:  # repeat the next readable picture, which also comes in its own turn
                 further = []
                 for entry in itertools.islice(found, MAX_UNREADABLE_RUN):
                     further.append(entry)
@@ -170,7 +177,9 @@ class Pictures:
                         stand_ins = [entry[1]]
                         break
                 else:
-                    raise TrainError(f"no picture can be read; one of them: {bad[0]}")
+                    raise TrainError(
+                        f"{len(bad) + len(further)} pictures in a row cannot be read; the first is {bad[0]}"
+                    )
                 found = itertools.chain(further, found)
             filled = itertools.islice(itertools.cycle(stand_ins), size - len(good))
             last = part[-1][0]
@@ -179,7 +188,7 @@ class Pictures:
             yield Batch(np.stack([*good, *filled]), bad, after)
 
     def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Sample]]:
-        """Yield training pictures without end: position after it, number in the epoch, sample."""
+        """Yield training pictures without end: position after it, its number in the epoch, the picture."""
         skipped = position.offset
         for epoch in itertools.count(position.epoch):
             number = 0
@@ -188,11 +197,14 @@ class Pictures:
                 if number > skipped:
                     yield StreamPosition(epoch, number), number, sample
             if not number:
-                raise TrainError("no pictures to train on")
+                raise TrainError(
+                    "no pictures to train on: validation holds out all of them, or the tars hold none",
+                    hint="add pictures, or set [data] val_fraction to 0",
+                )
             skipped = max(0, skipped - number)
 
     def _epoch(self, epoch: int) -> Iterator[Sample]:
-        """Yield every training picture once, in the epoch's order."""
+        """Yield every training picture once, in the random order of the epoch."""
         import webdataset
 
         order = random.Random(f"{self.seed}/{epoch}")
@@ -202,16 +214,16 @@ class Pictures:
 
     def _is_held_out(self, sample: Sample) -> bool:
         fraction = self.settings.val_fraction
-        if not fraction or isinstance(sample.picture, VartokError):  # training reports a shard's error
+        if not fraction or isinstance(sample.picture, VartokError):  # training reports the error
             return False
         return zlib.crc32(sample.key.encode(errors="replace")) % round(1 / fraction) == 0
 
     def _crop(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return a random crop with random mirroring, grey and color jitter: [H, W, 3] uint8."""
+        """Return a random crop, [H, W, 3] uint8, with random mirroring, grayscale, brightness, contrast."""
         height, width = self.size
         picture = Image.fromarray(sample.read(Fit(mode="native", multiple=1)).pixels)
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
-        # Resize from a box of the original: the whole picture is never scaled.
+        # Resize from a box of the original, which saves scaling the whole picture.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
         left, top = rng.uniform(0, picture.width - part_w), rng.uniform(0, picture.height - part_h)
         box = (left, top, left + part_w, top + part_h)
@@ -228,12 +240,12 @@ class Pictures:
 
 
 def _name(file: FoundFile) -> str:
-    """Return a file's name without suffix, which decides its order and whether it is held out."""
+    """Return a file's name without suffix: the key of a picture file, by which files are sorted."""
     return posixpath.splitext(PurePath(file.name).as_posix())[0]
 
 
 def _samples(files: Iterable[FoundFile]) -> Iterator[Sample]:
-    """Yield picture files, and the pictures of tar shards."""
+    """Yield a sample for every picture file, and for every picture in a tar shard."""
     for file in files:
         if file.kind == "tar":
             yield from _read_shard(file.place)

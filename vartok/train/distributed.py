@@ -1,4 +1,7 @@
-"""The processes of a run, through accelerate: collective operations that are trivial for one process."""
+"""The processes of a run, by accelerate, and their collective operations.
+
+If there is only one process, an operation returns its input.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from vartok.runtime import choose_device
 
 
 class Processes:
-    """This process and the others of the run.
+    """The processes of a run, as one of them sees them.
 
     Attributes:
         accelerator: accelerate.Accelerator.
@@ -24,13 +27,13 @@ class Processes:
         is_main: True for the one process that writes and reports.
 
     Args:
-        device: as for `vartok.load`, but without a GPU's number if there are several processes.
-        precision: "bf16", "float32", or "auto".
+        device: as for `vartok.load`. With several processes "cuda" must have no number.
+        precision: "bf16", "float32", or "auto", see `takes_bf16`.
 
     Raises:
-        DeviceError: the device is not there.
-        TrainError: the device does not support the precision, several processes were given one GPU, or the
-            processes do not find each other.
+        DeviceError: this machine has no such device.
+        TrainError: the device does not support the precision, `device` is one GPU for several processes, or
+            the processes do not find each other.
     """
 
     def __init__(self, device: str, precision: str) -> None:
@@ -41,7 +44,10 @@ class Processes:
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if chosen.index is not None and chosen.type == "cuda":
             if started > 1:
-                raise TrainError(f"{started} processes cannot share {device}: each takes a GPU of its own")
+                raise TrainError(
+                    f"{started} processes cannot share {device}: each takes a GPU of its own",
+                    hint="set `device` to cuda, without a number",
+                )
             torch.cuda.set_device(chosen)
         self.precision = "bf16" if takes_bf16(precision, chosen) else "float32"
         # With a schedule of few scales, some phis are unused.
@@ -52,14 +58,20 @@ class Processes:
                 mixed_precision=self.precision.replace("float32", "no"),
                 kwargs_handlers=[parallel],
             )
-        except ValueError as error:  # bf16 on a GPU that has none
-            raise TrainError(f"cannot train in {self.precision} here: {one_line(error)}") from None
+        except ValueError as error:  # bf16 on a GPU without it
+            raise TrainError(
+                f"cannot train in {self.precision} on {chosen}: {one_line(error)}",
+                hint="set [run] precision to float32",
+            ) from None
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.is_main: bool = self.accelerator.is_main_process
-        if started != self.world_size:  # accelerate would let each train alone
-            raise TrainError(f"{started} processes were started, but they do not find each other")
+        if started != self.world_size:  # accelerate would let each process train alone
+            raise TrainError(
+                f"WORLD_SIZE is {started}, but accelerate sees {self.world_size} of these processes",
+                hint="start the processes with accelerate launch",
+            )
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
@@ -69,11 +81,11 @@ class Processes:
         return mean
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Join the rows of all processes, [n, ...] -> [processes * n, ...], the same in each."""
+        """Join the rows of all processes, [n, ...] -> [processes * n, ...]; every process gets the result."""
         return rows if self.world_size == 1 else self.accelerator.gather(rows)
 
     def from_main(self, value: float) -> float:
-        """Return the main process's value."""
+        """Return the value of the main process, in every process."""
         if self.world_size == 1:
             return value
         from accelerate.utils import broadcast
@@ -81,13 +93,13 @@ class Processes:
         return float(broadcast(torch.tensor([value], device=self.device)))
 
     def any(self, value: bool) -> bool:
-        """Return True if the value is true in any process."""
+        """Return True if the value is True in at least one process."""
         if self.world_size == 1:
             return value
         return float(self.mean(torch.tensor([float(value)], device=self.device))) > 0
 
     def sum(self, value: int) -> int:
-        """Return the sum of a number over all processes."""
+        """Return the sum of an integer over all processes."""
         return round(float(self.mean(torch.tensor(float(value), device=self.device))) * self.world_size)
 
     def wait(self) -> None:
@@ -96,7 +108,7 @@ class Processes:
 
 
 def takes_bf16(precision: str, device: torch.device) -> bool:
-    """Return True if networks compute in bfloat16: for "bf16", and for "auto" if the hardware has it."""
+    """Return True for "bf16", and for "auto" on a CUDA GPU or a CPU that computes bfloat16 in hardware."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

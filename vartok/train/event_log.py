@@ -1,4 +1,4 @@
-"""The log of a run for TensorBoard."""
+"""The log of a run, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vartok.train.state import TrainingState
 
 
 class EventLog:
-    """TensorBoard's log in the run's folder; opened with the first value.
+    """TensorBoard's log in the run's folder; the first `add` creates it.
 
     Args:
         run: folder of the run.
@@ -22,7 +22,7 @@ class EventLog:
         self._writer: Any = None
 
     def add(self, step: int, **values: float) -> None:
-        """Add scalars of a step."""
+        """Add scalars, by their names, at a step."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -31,7 +31,13 @@ class EventLog:
             self._writer.add_scalar(name, value, step)
 
     def add_progress(self, progress: Progress, means: dict[str, float], state: TrainingState) -> None:
-        """Add the scalars of a report."""
+        """Add the scalars of a report: means, perplexities, replaced codes, speed and learning rate.
+
+        Args:
+            progress: the report.
+            means: means of the values of `training_step` over the steps of the report, by name.
+            state: state of the run.
+        """
         self.add(progress.step, **{f"train/{name}": value for name, value in means.items()})
         scales = {f"perplexity/scale_{k:02}": value for k, value in enumerate(progress.perplexity)}
         total = {"perplexity/all": state.codebook.total_perplexity()}

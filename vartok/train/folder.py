@@ -3,7 +3,7 @@
 from vartok.checkpoints import RUN_WEIGHTS
 
 STATE = "state.pt"
-"""The state from which a run is resumed."""
+"""The state of the run, from which it is resumed."""
 SETTINGS = "settings.toml"
 """All settings of the run."""
 WEIGHTS = RUN_WEIGHTS
@@ -11,6 +11,6 @@ WEIGHTS = RUN_WEIGHTS
 CARD = "weights.md"
 """The card of the exported checkpoint."""
 SAMPLES = "samples"
-"""Folder of validation pictures, the originals above their reconstructions."""
+"""Folder of samples: validation pictures above their reconstructions."""
 LOGS = "log"
 """Folder of TensorBoard's logs."""

@@ -1,4 +1,4 @@
-"""Initialisation of the quantizer: identity phis, and a codebook by k-means over all scales' residuals."""
+"""Initialisation of the quantizer: identity phis, and a codebook by k-means over residuals of all scales."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
 from vartok.schedule import Schedule
 from vartok.train.progress import StartProgress
 
-POINTS_PER_CODE = 20  # in k-means; with fewer, a code fits a single picture
-LLOYD_STEPS = 5  # per round; the next round has other residuals anyway
-CHUNK = 64  # pictures per batch
+POINTS_PER_CODE = 20  # in k-means; with fewer points, a code would fit a single picture
+LLOYD_STEPS = 5  # per round; few, as the next round has other residuals
+CHUNK = 64  # number of pictures in a batch
 
 
 class Deadline:
-    """A point in time at which a computation should stop and return its result so far.
+    """The time at which a computation should stop and return its result so far.
 
     Args:
-        end: time.monotonic() at that point; infinite: never.
+        end: the time, on the clock of time.monotonic(), in seconds; if infinite, the deadline never passes.
     """
 
     def __init__(self, end: float = math.inf) -> None:
@@ -34,7 +34,7 @@ class Deadline:
         return time.monotonic() >= self.end
 
     def within(self, fraction: float) -> Deadline:
-        """Return the deadline for the first `fraction` of the time that is left."""
+        """Return an earlier deadline, at which `fraction` of the time left until this one is over."""
         now = time.monotonic()
         return Deadline(now + max(0.0, self.end - now) * fraction)
 
@@ -51,20 +51,21 @@ def init_quantizer(
 ) -> int:
     """Set phis to the identity, and the codebook by k-means over the residuals of all scales.
 
-    Every scale contributes equally many residuals, as a coarse token covers many cells. The first round
-    computes residuals as if quantization were exact, each further round with the codebook so far.
+    Every scale contributes the same number of residuals, as a coarse token covers many cells. The first
+    round computes residuals as if quantization were exact; every later round quantizes with the codebook of
+    the round before.
 
     Args:
         quantizer: quantizer on the latents' device, changed in place.
         latents: [N, C, h, w] float32.
         schedule: (h, w) of every scale, the last one the latents'.
-        rounds: rounds of k-means.
+        rounds: number of rounds of k-means.
         seed: seed of the random draws.
-        deadline: when it passes, the computation stops and keeps the codebook so far.
-        report: called with the progress at every step.
+        deadline: when it passes, the computation stops and keeps the codebook so far. None: no deadline.
+        report: called with the progress at every step of Lloyd's algorithm, and every batch of residuals.
 
     Returns:
-        The number of rounds that were begun.
+        Number of rounds begun.
     """
     deadline = deadline or Deadline()
     random = torch.Generator().manual_seed(seed)
@@ -82,7 +83,7 @@ def init_quantizer(
             points = _sample_evenly(residuals, quantizer.embedding.num_embeddings, random)
             _k_means(quantizer, points, random, number == 0, stage, deadline, report)
             if number + 1 < rounds:
-                # At most half of the time that is left, as the next round needs the other half.
+                # At most half of the time left: the next round needs the other half.
                 residuals = _residuals(quantizer, latents, schedule, deadline.within(0.5), report)
     return rounds
 
@@ -96,7 +97,7 @@ def init_like_var(quantizer: MultiScaleQuantizer, seed: int) -> None:
 
 
 def _exact_residuals(latents: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Return every scale's residuals, [n, C], as if quantization were exact at the scales before it."""
+    """Return K tensors [n_k, C]: each scale's residuals, as if the scales before it quantized exactly."""
     rows, residual = [], latents
     for k, grid in enumerate(schedule):
         pooled = area_pool(residual, grid)
@@ -113,7 +114,10 @@ def _residuals(
     deadline: Deadline,
     report: Callable[[StartProgress], None],
 ) -> list[Tensor]:
-    """Return every scale's residuals, [n, C], as the quantizer looks them up; fewer after the deadline."""
+    """Return K tensors [n_k, C]: the residuals that the quantizer looks up at each scale.
+
+    After the deadline the remaining pictures are skipped; the first `CHUNK` are always used.
+    """
     found: list[list[Tensor]] = [[] for _ in schedule]
     for number, part in enumerate(latents.split(CHUNK)):
         if number and deadline.passed():
@@ -127,7 +131,7 @@ def _residuals(
 
 
 def _sample_evenly(residuals: list[Tensor], vocab_size: int, random: torch.Generator) -> Tensor:
-    """Draw equally many residuals from every scale, with replacement: [n, C]."""
+    """Draw the same number of residuals from every scale, with replacement: [n, C], n about 20 V."""
     each = -(-POINTS_PER_CODE * vocab_size // len(residuals))
     return torch.cat(
         [rows[torch.randint(len(rows), (each,), generator=random).to(rows.device)] for rows in residuals]
@@ -143,9 +147,9 @@ def _k_means(
     deadline: Deadline,
     report: Callable[[StartProgress], None],
 ) -> None:
-    """Run Lloyd's algorithm from the quantizer's codes, or from random points if `fresh`.
+    """Run Lloyd's algorithm on the quantizer's codes, in place. If `fresh`, start from random points instead.
 
-    A code without points is re-initialised from a random point.
+    A code that is nearest to no point becomes a random point.
     """
     codes = quantizer.embedding.weight
 

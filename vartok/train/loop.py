@@ -1,4 +1,4 @@
-"""The training run, from pictures to an exported checkpoint; `_train` reads from top to bottom."""
+"""The training run, from pictures to an exported checkpoint. `_train` is the whole run, in order."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from vartok.train.step import check_health, replace_dead_codes, training_step, u
 from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
-START_FRACTION = 0.25  # largest share of the time limit for initialisation
-REPORT_EVERY = 10  # steps; a report synchronizes with the device
+START_FRACTION = 0.25  # largest share of the time limit that initialisation may take
+REPORT_EVERY = 10  # steps; a report waits for the device
 
 
 def train(
@@ -58,26 +58,30 @@ def train(
 ) -> bool:
     """Train a tokenizer, and export it as `run`/weights.safetensors.
 
-    Under `accelerate launch` every process calls this; the main one writes and reports.
+    Under `accelerate launch` every process calls this function; only the main process writes and reports.
 
     Args:
         settings: settings of the run, see `read_settings`.
         sources: folders, tar shards, lists (.txt) and picture files.
         run: folder of the run; created if it does not exist.
-        resume: continue from the state in `run`.
-        device: "auto", "cpu", "cuda", ...
-        workers: threads that read pictures, per process.
-        report: called with progress, validations and notes.
-        should_stop: called after every step; if it returns True, the state is saved and the run ends.
+        resume: continue the run whose state `run` holds. If False, `run` must not hold a run.
+        device: as for `vartok.load`: "auto", "cpu", "cuda", ...
+        workers: number of threads per process that read pictures.
+        report: called with every event: progress, a validation, or a note.
+        should_stop: called after every step. If it returns True in any process, the run ends after its
+            state and its checkpoint are saved.
 
     Returns:
-        True if the run is complete, False if it was stopped.
+        True if the run is complete, False if `should_stop` ended it earlier.
 
     Raises:
-        TrainError: the folder holds another run, training diverged, or there was too little memory or time.
-        SourceError: there are no pictures.
-        OutputError: the run cannot be written.
-        VartokError: a package, the checkpoint to fine-tune, or LPIPS's weights are missing.
+        TrainError: the run cannot start (`run` holds a run already, or none to resume; the batch size does
+            not suit the processes), or fails (unreadable pictures, divergence, too little memory or time).
+        SourceError: a source does not exist or cannot be searched, or there are no pictures.
+        OutputError: a file of the run cannot be written.
+        DeviceError: this machine has no such device.
+        CheckpointError: the checkpoint to fine-tune is missing, or vartok cannot run it.
+        VartokError: a package or LPIPS's weights are missing.
     """
     check_packages()
     run = Path(run)
@@ -86,7 +90,7 @@ def train(
         return _train(settings, sources, run, resume, device, workers, report=report, should_stop=should_stop)
     except BaseException as error:
         if not existed:
-            with contextlib.suppress(OSError):  # not empty: something was saved
+            with contextlib.suppress(OSError):  # a run that saved something is not empty, and stays
                 run.rmdir()
         if isinstance(error, Exception) and is_out_of_memory(error):
             raise TrainError(
@@ -124,7 +128,7 @@ def _train(
     _prepare_folder(run, resume)
     validation_pictures = pictures.held_out(workers) if processes.is_main else []
     if not validation_pictures:
-        report("no picture is held out for validation: too few pictures, or [data] val_fraction is 0")
+        report("no validation: no readable picture is held out; add pictures, or raise [data] val_fraction")
 
     # ------------------------------------------------------------------------------------------------
     # Initial weights: from a saved state, a checkpoint, or computed from the pictures
@@ -132,7 +136,7 @@ def _train(
     torch.manual_seed(settings.run.seed)
     model = VQVAE(settings.model).to(processes.device)
     if processes.device.type == "cpu":
-        model.quantize.lookup_class = PaddedLookup  # torch's own argmin takes ten times as long there
+        model.quantize.lookup_class = PaddedLookup  # on a CPU torch's own argmin takes ten times as long
     anchor: nn.Module
     origin = None
     saved = read_state(run) if resume else None
@@ -152,7 +156,7 @@ def _train(
             before, _ = validate(tokenizer, validation_pictures, step=0)
             report(before)
         origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
-        # The run's folder and its card name the checkpoint, not its path on this machine.
+        # settings.toml and the card give the checkpoint's name, not its path on this machine.
         start = dataclasses.replace(settings.start, weights=checkpoint.name)
         settings = dataclasses.replace(settings, start=start)
     else:
@@ -168,7 +172,7 @@ def _train(
     if saved is not None:
         restore_state(run, state, saved, settings)
         if saved["pictures"] != pictures.fingerprint:
-            report("the pictures differ from those that the run began with, and so does their order")
+            report("the pictures differ from those that the run began with: their order changes too")
     if lpips is not None:
         lpips.to(processes.device).requires_grad_(False)
 
@@ -188,7 +192,7 @@ def _train(
             hint="set `minutes` higher",
         )
     if fraction >= 1:
-        report(f"nothing to train: the run is as long as its settings say, {state.step:,} steps")
+        report(f"nothing to train: after {state.step:,} steps the run has reached its [run] steps or minutes")
     if processes.is_main:
         write_bytes(run / SETTINGS, dump_settings(settings).encode(), overwrite=True)
     log = EventLog(run) if processes.is_main else None
@@ -280,7 +284,7 @@ def check_packages() -> None:
     """Check that the optional packages for training are installed.
 
     Raises:
-        VartokError: one is missing.
+        VartokError: a package is missing.
     """
     require(*PACKAGES, extra="train", purpose="training")
 
@@ -288,17 +292,22 @@ def check_packages() -> None:
 def _check_batch_size(batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
         raise TrainError(
-            f"a batch of {batch_size} pictures cannot be shared by {world_size} processes",
+            f"a batch of {batch_size} pictures cannot be divided evenly among {world_size} processes",
             hint=f"set `batch_size` to a multiple of {world_size}",
         )
 
 
 def _prepare_folder(run: Path, resume: bool) -> None:
-    """Create the run's folder. Refuse a folder with a run, or with `resume` a folder without one."""
+    """Create the run's folder.
+
+    Raises:
+        TrainError: without `resume`, the folder holds a run; with it, the folder holds no state.
+        OutputError: the folder cannot be created.
+    """
     if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
         raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
     if resume and not (run / STATE).is_file():
-        raise TrainError(f"{run} holds no state of a run to resume")
+        raise TrainError(f"{run} holds no state of a run to resume", hint="leave `resume` out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -306,7 +315,7 @@ def _prepare_folder(run: Path, resume: bool) -> None:
 
 
 def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
-    """Return the fraction of the run that is done, in [0, 1]: of its steps or its time, the larger one."""
+    """Return the larger of two fractions, in [0, 1]: of the steps done, and of the minutes passed."""
     fraction = step / run.steps
     if run.minutes is not None:
         fraction = max(fraction, seconds / (60 * run.minutes))
@@ -314,7 +323,10 @@ def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
 
 
 class _BatchMover:
-    """Function that moves a batch to the device, in a thread, while the device computes the step before."""
+    """Maps a batch to the batch and its images on the device, [B, 3, H, W] float32 in [-1, 1].
+
+    A thread calls it for the next batch while the device computes a step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""The forward pass of training, with a straight-through estimator, and its losses."""
+"""The forward pass of training, with a straight-through estimator; the losses; the parameter groups."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class TrainingOutput(NamedTuple):
 
     Attributes:
         reconstruction: [B, 3, H, W] float32, not clamped.
-        commitment: scalar, squared distance of latents from f_hat, mean over scales; its gradient goes to the
-            encoder.
+        commitment: scalar, mean squared distance of latents from f_hat, mean over scales. Its gradient goes
+            to the encoder. In encoder warm-up the latents are the anchor's, and there is no gradient.
         final_commitment: scalar, the commitment loss of the last scale alone.
-        codebook: scalar, equal to `commitment`, but its gradient goes to codebook and phis.
-        latent_anchor: scalar, mean squared distance of latents from the anchor's.
+        codebook: scalar, equal to `commitment`, but its gradient goes to phis and codebook.
+        latent_anchor: scalar, mean squared distance of the encoder's latents from the anchor's latents.
         scales: K steps of the quantizer, coarse to fine.
     """
 
@@ -36,12 +36,12 @@ class TrainingOutput(NamedTuple):
 
 
 class TrainingModel(nn.Module):
-    """A VQ-VAE with the losses of its latents.
+    """A VQ-VAE whose forward pass also computes the losses on latents.
 
     Args:
         model: the network that is trained.
-        anchor: frozen network [B, 3, H, W] -> [B, z, h, w]; the loss `latent_anchor` pulls the encoder's
-            latents to its latents.
+        anchor: frozen network [B, 3, H, W] -> [B, z, h, w]. The loss `latent_anchor` pulls the encoder's
+            latents to the anchor's.
         schedule: (h, w) of every scale.
     """
 
@@ -54,7 +54,8 @@ class TrainingModel(nn.Module):
     def forward(self, images: Tensor, encoder_warmup: bool) -> TrainingOutput:
         """Encode, quantize and decode, with a straight-through estimator.
 
-        Codebook and phis get gradients from the codebook loss, and from the reconstruction through f_hat.
+        Phis get gradients from the codebook loss, and from the reconstruction through f_hat; so does a
+        codebook that is trained by gradient.
 
         Args:
             images: [B, 3, H, W] float32 in [-1, 1].
@@ -79,7 +80,7 @@ class TrainingModel(nn.Module):
 
 
 def latent_loss(out: TrainingOutput, weights: LossSettings) -> Tensor:
-    """Return the weighted sum of the losses on latents, codebook and phis: a scalar."""
+    """Return the weighted sum of the losses on latents, plus the codebook loss with weight 1: a scalar."""
     return (
         weights.commitment * out.commitment
         + weights.final_commitment * out.final_commitment
@@ -94,14 +95,14 @@ def reconstruction_loss(
     """Return the weighted sum of the losses on pixels, and the MSE of every picture.
 
     Args:
-        reconstruction: [B, 3, H, W] float32 in about [-1, 1], as decoded.
+        reconstruction: [B, 3, H, W] float32 in about [-1, 1], as decoded, not clamped.
         images: [B, 3, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
         cell: side of a latent cell, in pixels.
-        lpips: network that returns the distances of two batches; None without this loss.
+        lpips: network that maps two batches to their LPIPS distances; None: no such loss.
 
     Returns:
-        The loss, a scalar, and the mean squared error of every picture, [B], detached.
+        The loss, a scalar; and the mean squared error of every picture, [B], without gradient.
     """
     error = reconstruction - images
     squared = error.square().mean((1, 2, 3))
@@ -109,7 +110,7 @@ def reconstruction_loss(
     if weights.mse:
         loss = loss + weights.mse * squared.mean()
     if weights.log_mse:
-        loss = loss + weights.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: flat from 56 dB on
+        loss = loss + weights.log_mse * torch.log(squared + 1e-5).mean()  # 1e-5: hardly falls above 56 dB
     if weights.l1:
         loss = loss + weights.l1 * error.abs().mean()
     if weights.gradient:
@@ -123,10 +124,10 @@ def reconstruction_loss(
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:
-    """Return the blockiness of [B, 3, H, W], a differentiable scalar; 1 if there are no cell borders.
+    """Return the blockiness of a batch [B, 3, H, W], a differentiable scalar; 1 if there are no cell borders.
 
-    This is the mean step across cell borders divided by the mean step inside cells, as in
-    `vartok.metrics.blockiness`.
+    Blockiness is the mean step across cell borders divided by the mean step inside cells, as in
+    `vartok.metrics.blockiness`; a step is the absolute difference of two neighbouring pixels.
     """
     steps = [images.diff(dim=2).abs(), images.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]
@@ -142,13 +143,14 @@ def _blockiness(images: Tensor, cell: int) -> Tensor:
 def parameter_groups(
     model: VQVAE, lr: float, encoder_lr: float, *, train_codebook: bool
 ) -> list[dict[str, Any]]:
-    """Return the optimizer's two parameter groups: decoder and phis, then encoder and codebook.
+    """Return the two parameter groups of the optimizer: decoder and phis, then encoder and codebook.
 
     Args:
         model: the network that is trained.
         lr: learning rate of decoder and phis.
         encoder_lr: learning rate of encoder and codebook.
-        train_codebook: train the codebook by gradient; if False, its `requires_grad` is set to False.
+        train_codebook: train the codebook by gradient. If False, it is in neither group, and its
+            `requires_grad` is set to False.
     """
     codebook = model.quantize.embedding.weight
     codebook.requires_grad_(train_codebook)

@@ -1,4 +1,4 @@
-"""Progress of a run: what is reported while it trains."""
+"""The events that a run reports: progress, validations and notes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class StartProgress:
-    """Progress of the initialisation.
+    """Progress of one stage of the initialisation.
 
     Attributes:
         stage: name of the computation, such as "reading crops".
-        done: number of its units that are done.
-        total: number of all its units.
+        done: number of units done, such as crops or steps.
+        total: number of all units of the stage.
     """
 
     stage: str
@@ -25,18 +25,20 @@ class StartProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Progress of a run; losses are means over the steps since the last report.
+    """Progress of a run.
+
+    The loss, PSNR and speed are means over the steps since the last report, or since a validation after it.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         fraction: part of the run that is done, in [0, 1].
-        seconds: time of the run so far, over all sessions.
+        seconds: time of the run so far in seconds, over all sessions.
         loss: total loss.
         psnr: PSNR of the training crops, in dB.
-        perplexity: perplexity of every scale's usage of the codebook, an EMA.
-        replaced_codes: dead codes that were re-initialised so far.
-        images_per_second: crops per second, over all processes.
-        unreadable: pictures that could not be read in this session.
+        perplexity: perplexity of every scale's usage of the codebook; the usage is an EMA.
+        replaced_codes: number of dead codes re-initialised so far.
+        images_per_second: crops per second, all processes together.
+        unreadable: number of pictures that could not be read in this session, in all processes.
     """
 
     step: int
@@ -52,15 +54,17 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Quality of the averaged weights on the validation pictures.
+    """Quality of a model on the validation pictures.
+
+    After training began, the model is the EMA of the weights.
 
     Attributes:
-        step: steps done.
+        step: number of steps that the model was trained for.
         pictures: number of pictures.
         psnr: PSNR of rounded pixels, in dB, mean over pictures.
-        used: codes used by each scale.
-        perplexity: perplexity of each scale's usage.
-        total_used: codes used by any scale.
+        used: number of different codes that each scale uses.
+        perplexity: perplexity of the usage of the codebook by each scale.
+        total_used: number of different codes that all scales use together.
     """
 
     step: int
@@ -72,11 +76,11 @@ class Validation:
 
 
 Event = StartProgress | Progress | Validation | str
-"""A report of a run; a str is a note for the user."""
+"""An event that a run reports; a str is a note for the user."""
 
 
 class Meter:
-    """Means over steps of scalar values, summed on the device, and images per second."""
+    """Means of scalars over steps, and images per second. Sums stay on the device, so that nothing waits."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -84,16 +88,16 @@ class Meter:
         self._begin = time.monotonic()
 
     def add(self, values: dict[str, Tensor], images: int) -> None:
-        """Add the scalars of a step, and the number of its images."""
+        """Add the scalars of a step, by name, and its number of images."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
         self._steps += 1
         self._images += images
 
     def means(self) -> dict[str, Tensor]:
-        """Return the mean of every value."""
+        """Return the mean of every scalar over the steps added, by name."""
         return {name: value / self._steps for name, value in self._sums.items()}
 
     def images_per_second(self) -> float:
-        """Return the images per second since the meter was made."""
+        """Return the number of images per second since the meter was created."""
         return self._images / max(time.monotonic() - self._begin, 1e-9)

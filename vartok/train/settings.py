@@ -14,14 +14,15 @@ class DataSettings:
     """Batches, augmentation and validation split. Crops have the image size of the model's schedule.
 
     Attributes:
-        batch_size: crops per step, over all processes.
-        zoom: largest random zoom, 1 or more, on top of the scale at which a picture covers the crop.
-        grayscale_prob: probability that a crop is made grey, in [0, 1].
+        batch_size: number of crops per step, over all processes.
+        zoom: largest random zoom, in [1, 8]; at zoom 1 a picture just covers the crop.
+        grayscale_prob: probability that a crop becomes greyscale, in [0, 1].
         color_jitter: largest relative change of brightness and of contrast, in [0, 0.9].
-        val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]. One picture in
-            round(1 / val_fraction) is chosen by the crc32 of its name, so that the choice does not depend on
-            other pictures; 0 holds out none.
-        val_pictures: largest number of validation pictures; more are held out but not measured.
+        val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]; 0 holds out none.
+            The crc32 of its name decides whether a picture is one in round(1 / val_fraction), so that the
+            choice does not depend on other pictures.
+        val_pictures: largest number of pictures that validation measures; any other held-out picture is not
+            used at all.
     """
 
     batch_size: int = 16
@@ -37,15 +38,16 @@ class StartSettings:
     """Initialisation of the weights.
 
     Attributes:
-        weights: a checkpoint to fine-tune, with the same [model]; empty: train from scratch. In fine-tuning,
-            `latent_anchor` keeps latents near those of the checkpoint's encoder instead of the principal
-            components, and the other settings here are not used. The settings.toml in a run's folder has the
-            checkpoint's name.
-        init_pictures: number of crops for principal components and codebook; above 64 rounded up to a
-            multiple of 64. With a time limit, fewer if initialisation would take more than a quarter of it.
-        kmeans_rounds: rounds of k-means for the codebook. The first computes residuals as if
-            quantization were exact, each later one with the codebook so far. 0: initialise as VAR
-            does, with a uniform random codebook and phis that are random convolutions.
+        weights: checkpoint to fine-tune, whose configuration must equal [model]; empty: train from scratch.
+            In fine-tuning the other settings of this table are not used, and `latent_anchor` keeps latents
+            near those of the checkpoint's encoder. settings.toml in the run's folder gives the checkpoint's
+            name here, not its path.
+        init_pictures: number of crops from which principal components and codebook are computed. A number
+            above 64 is rounded up to a multiple of 64. With a time limit, fewer crops are used if
+            initialisation would take more than a quarter of it.
+        kmeans_rounds: number of rounds of k-means for the codebook. The first round computes residuals as if
+            quantization were exact; every later round quantizes with the codebook so far. 0: initialise as
+            VAR does, with a uniform random codebook and phis that are random convolutions.
     """
 
     weights: str = ""
@@ -59,13 +61,14 @@ class QuantizerSettings:
 
     Attributes:
         codebook: "ema": each code is the exponential moving average (EMA) of the residuals assigned to it;
-            "gradient": the codebook loss trains it, as in VAR.
-        token_weight: exponent of a scale's weight in the EMA and in a code's usage, in [0, 1]: the weight is
-            its number of tokens to this power. 0: all scales are equal. 1: all tokens are equal, which gives
-            a little more PSNR and less usage by coarse scales.
-        codebook_ema_decay: decay per step of the EMA, and of the usage counts.
-        dead_code_threshold: a code whose EMA usage is below threshold / V is re-initialised from a residual
-            of the least-used scales; 0: never.
+            "gradient": the optimizer trains the codes, by the codebook loss as in VAR, and by the
+            reconstruction losses.
+        token_weight: exponent in [0, 1]. In the EMA and in the usage of codes, a scale has the weight
+            (its number of tokens) ** token_weight. 0: all scales count equally. 1: all tokens count equally,
+            which gives a little more PSNR, and coarse scales use fewer codes.
+        codebook_ema_decay: decay per step of the EMA of codes and of their usage, in [0, 1].
+        dead_code_threshold: a code whose EMA usage is below threshold / V is re-initialised from a residual,
+            more often of a scale that uses few codes; in [0, 1]. 0: never.
     """
 
     codebook: str = "ema"
@@ -76,23 +79,25 @@ class QuantizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Weights of the losses. Pictures are in [-1, 1].
+    """Weights of the losses, 0 or more; 0 switches a loss off. Pixels are in [-1, 1].
 
     Attributes:
         mse: mean squared error.
-        log_mse: mean over pictures of log(MSE), which is PSNR up to a factor.
+        log_mse: mean over pictures of log(MSE), which is -PSNR up to a factor and a constant.
         l1: mean absolute error.
         gradient: mean absolute error of the differences between neighbouring pixels.
-        blockiness: squared excess of the decoded batch's blockiness over the original's. Blockiness is the
-            mean step across the borders of latent cells divided by the mean step inside cells.
-        commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. Coarse scales
-            have no detail in f_hat, so this pulls latents to zero, and fine scales use fewer codes.
+        blockiness: squared difference between the blockiness of the decoded batch and that of the originals.
+            Blockiness is the mean absolute difference of neighbouring pixels across the borders of latent
+            cells, divided by the mean inside cells.
+        commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
+            coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
         latent_anchor: mean squared distance of latents from the principal components of the patches, or in
             fine-tuning from the latents of the checkpoint's encoder.
-        lpips: perceptual distance LPIPS (AlexNet); its weights are not part of vartok.
-        adversarial: generator loss against a patch discriminator, relative to the reconstruction's gradient.
-        adversarial_start: first step with the adversarial loss.
+        lpips: perceptual distance LPIPS on AlexNet, whose weights are not part of vartok.
+        adversarial: generator loss against a patch discriminator, scaled so that at weight 1 its gradient is
+            as large as that of the other losses on pixels.
+        adversarial_start: number of first steps without the adversarial loss.
     """
 
     mse: float = 0.0
@@ -110,19 +115,21 @@ class LossSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW, with a learning rate that warms up, stays, and decays linearly to zero.
+    """AdamW, with a learning rate that warms up linearly, stays constant, and decays linearly to zero.
 
     Attributes:
-        lr: learning rate of the decoder and the phis.
+        lr: learning rate of the decoder and the phis; also of the discriminator, where it stays constant.
         encoder_lr: learning rate of the encoder, and of a codebook that is trained by gradient.
-        weight_decay: decoupled weight decay of all weights.
-        warmup_steps: steps of linear warm-up of the learning rate.
+        weight_decay: decoupled weight decay of these weights, except the discriminator's.
+        warmup_steps: number of first steps in which the learning rate rises.
         decay_fraction: fraction of the run, at its end, in which the learning rate decays; in [0, 1].
-        encoder_warmup_steps: number of first steps in which the quantizer gets the latents of the principal
-            components instead of the encoder's. Meanwhile the encoder learns to give these latents
-            (`latent_anchor`), and the decoder learns to decode quantized latents. Fine-tuning has none.
-        grad_clip: largest norm of the gradient; larger ones are scaled down to it.
-        ema_decay: decay per step of the EMA of the weights. This EMA is validated and exported.
+        encoder_warmup_steps: number of first steps in which the quantizer gets the latents of the anchor, the
+            principal components, instead of the encoder's. Meanwhile `latent_anchor` teaches the encoder
+            these latents, and the decoder learns to decode quantized latents. `read_settings` sets 0 for
+            fine-tuning.
+        grad_clip: largest norm of the gradient; a larger gradient is scaled down to this norm.
+        ema_decay: decay per step of the EMA of the weights, which is validated and exported. The first steps
+            have a smaller decay.
     """
 
     lr: float = 1e-3
@@ -140,10 +147,12 @@ class RunSettings:
     """Length, precision and seed of a run.
 
     Attributes:
-        steps: optimizer steps.
-        minutes: time limit, including initialisation, in case `steps` takes longer. None: no limit.
-        val_every: steps between validations; the state is saved at each.
-        precision: precision of the networks: "bf16", "float32", or "auto": bf16 if the hardware has it.
+        steps: number of optimizer steps.
+        minutes: time limit in minutes, over all sessions and with initialisation. The run ends at it, or
+            after `steps` if they take less time. None: no limit.
+        val_every: number of steps from one validation to the next. Each also saves the state, and exports
+            the checkpoint.
+        precision: precision of the networks: "bf16"; "float32"; or "auto", bf16 if the hardware computes it.
         seed: random seed of the weights, the order of pictures, the crops and the codebook.
     """
 
@@ -159,14 +168,14 @@ class TrainSettings:
     """All settings of a run.
 
     Attributes:
-        name: name of the checkpoint; empty: the name of the run's folder.
-        license: licence of its weights; None if none is stated.
+        name: name of the exported checkpoint; empty: the name of the run's folder.
+        license: licence of the exported weights; None if none is stated.
         model: configuration of the tokenizer.
         data: pictures and crops.
         start: initialisation.
         quantizer: codebook training.
         loss: weights of the losses.
-        optimizer: learning rates and averages.
+        optimizer: learning rates, and the EMA of the weights.
         run: length, precision, seed.
     """
 
@@ -201,14 +210,19 @@ class TrainSettings:
         is_var = isinstance(self.model.autoencoder, VarConfig)
         if is_var and self.optimizer.encoder_warmup_steps and not loss.latent_anchor:
             raise ConfigError(
-                "[optimizer] encoder_warmup_steps needs [loss] latent_anchor, which trains the encoder"
+                "[optimizer] encoder_warmup_steps needs [loss] latent_anchor above 0, to train the encoder"
             )
         height, width = self.model.image_size
-        if self.model.z_channels > 3 * self.model.downsample**2:
-            raise ConfigError("[model] z_channels must not exceed the number of values in a patch")
+        values = 3 * self.model.downsample**2
+        if self.model.z_channels > values:
+            raise ConfigError(
+                f"[model] z_channels must be at most {values:,}, the number of values in a patch"
+            )
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:
-            raise ConfigError("[start] init_pictures is too small for k-means")
+            raise ConfigError(
+                "[start] init_pictures must be at least 2 for k-means: a crop is one latent cell"
+            )
 
     def _check_ranges(self) -> None:
         for table, ranges in _RANGES.items():

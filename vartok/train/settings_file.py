@@ -1,4 +1,4 @@
-"""Settings as TOML: presets that come with vartok, a user's own files, and the file in a run's folder."""
+"""Settings as TOML: vartok's presets, the user's own files, and settings.toml in a run's folder."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def read_settings(
     """Return the settings of a preset or of a TOML file.
 
     Args:
-        preset: one of `PRESETS`, or a path.
-        overrides: see `parse_settings`.
-        weights: a checkpoint to fine-tune. Its configuration becomes [model], and its licence the run's
-            unless the preset names one. `encoder_warmup_steps` becomes 0, as its encoder is trained already.
+        preset: one of `PRESETS`, or the path of a TOML file.
+        overrides: values that replace those of the preset, see `parse_settings`.
+        weights: checkpoint to fine-tune, as for `vartok.load`; None: train from scratch, unless the file's
+            [start] names a checkpoint. The checkpoint's configuration becomes [model]. Its licence becomes
+            the run's if the preset states none. `encoder_warmup_steps` becomes 0, as the encoder is trained
+            already.
 
     Raises:
-        ConfigError: there is no such preset or file, or `parse_settings` refuses it.
-        CheckpointError: `weights` is not a checkpoint that vartok can run.
+        ConfigError: there is no such preset or file, or `parse_settings` refuses its text.
+        CheckpointError: there is no such checkpoint, or vartok cannot run it.
     """
     settings = _read_preset(str(preset), overrides or {})
     if weights is None:
@@ -73,29 +75,30 @@ def read_start(weights: str | Path) -> Checkpoint:
     """Read the checkpoint that a run fine-tunes.
 
     Raises:
-        CheckpointError: `weights` is not a checkpoint that vartok can run; the message begins with its path.
+        CheckpointError: there is no such checkpoint, or vartok cannot run it. The message begins with its
+            path.
     """
     return read_checkpoint(find_checkpoint(weights))
 
 
 def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> TrainSettings:
-    """Parse settings; a setting that is left out has its default.
+    """Parse settings in TOML; a setting that is left out has its default.
 
     Args:
-        text: TOML.
-        overrides: values that replace the text's, by key; a nested mapping for a table.
+        text: a TOML document, with a table for each dataclass of `vartok.train.settings`.
+        overrides: values that replace those of the text, by key; for a table, a mapping of its keys.
 
     Raises:
-        ConfigError: the text is not TOML, a table or key is unknown, or a value has the wrong type or is out
-            of its range.
+        ConfigError: the text is not TOML, a table or key is unknown, a value has the wrong type or is out of
+            its range, or settings contradict each other.
     """
     try:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"is not TOML ({one_line(error)})") from None
+        raise ConfigError(f"the text is not TOML ({one_line(error)})") from None
     for key, change in (overrides or {}).items():
         values[key] = {**_table(values, key), **change} if isinstance(change, Mapping) else change
-    _check_keys(values, ("name", "license", "model", *TABLES), "")
+    _check_keys(values, ("name", "license", "model", *TABLES), "the text")
     for key in ("name", "license"):
         if not isinstance(values.get(key, ""), str):
             raise ConfigError(f"{key} must be a text, not {quoted(values[key])}")
@@ -110,7 +113,7 @@ def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> Tra
 
 
 def dump_settings(settings: TrainSettings) -> str:
-    """Return the settings as TOML that `parse_settings` reads."""
+    """Return the settings as a TOML document, from which `parse_settings` gives equal settings."""
     values = dataclasses.asdict(settings)
     values["model"] = json.loads(settings.model.to_json())
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
@@ -148,14 +151,20 @@ def _check_keys(values: Mapping[str, Any], known: Iterable[str], table: str) -> 
     unknown = values.keys() - set(known)
     if unknown:
         raise ConfigError(
-            f"{table}has an unknown key, {quoted(min(unknown))}; known keys: {', '.join(known)}"
+            f"{table} has an unknown key, {quoted(min(unknown))}; known keys: {', '.join(known)}"
         )
 
 
 def _parse_table(part: type[T], name: str, values: Mapping[str, Any]) -> T:
-    """Return a table's dataclass. A value has its default's type; an integer is accepted as a float."""
+    """Return the dataclass of a table.
+
+    A value must have the type of its default. An integer may replace a float; a default of None is a float's.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has another type.
+    """
     defaults = {entry.name: entry.default for entry in dataclasses.fields(part)}  # type: ignore[arg-type]
-    _check_keys(values, defaults, f"[{name}] ")
+    _check_keys(values, defaults, f"[{name}]")
     for key, value in values.items():
         kind = float if defaults[key] is None else type(defaults[key])
         allowed = (int, float) if kind is float else (kind,)
@@ -168,5 +177,8 @@ _TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "
 
 
 def _toml_line(key: str, value: Any) -> str | None:
-    """Return `key = value`, or None for None. JSON and TOML write texts, numbers and lists alike."""
+    """Return the line `key = value`; None if the value is None, which TOML lacks.
+
+    TOML writes texts, numbers and lists as JSON does.
+    """
     return None if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"

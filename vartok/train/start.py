@@ -1,8 +1,8 @@
 """Initial weights: computed from the pictures, or loaded from a checkpoint.
 
-Pictures give the principal components of patches, for the anchor and a `light` autoencoder, and a codebook by
-k-means. With a random codebook most codes would stay unused, above all by the coarse scales. Random phis
-would at first destroy the looked-up codes, so a codebook by k-means comes with phis that are the identity.
+Pictures give the principal components of patches, for the loss `latent_anchor` and a `light` autoencoder, and
+a codebook by k-means. With a random codebook most codes would stay unused, above all by the coarse scales.
+Random phis would at first destroy the looked-up codes, so with k-means phis start as the identity.
 """
 
 from __future__ import annotations
@@ -42,17 +42,22 @@ def start_from_pictures(
 ) -> tuple[LinearTransform, str]:
     """Initialise a model from crops of the training pictures.
 
+    The quantizer is initialised, and a `light` autoencoder. The autoencoder `var` keeps its random weights.
+
     Args:
         model: model on `device`, changed in place.
         pictures: training pictures.
         settings: settings of the run.
         device: device of the computation.
-        workers: threads that read pictures.
-        deadline: approximate end, for which fewer crops and k-means rounds are used; no limit if None.
-        report: called with the progress.
+        workers: number of threads that read pictures.
+        deadline: approximate end. To meet it, fewer crops and k-means rounds are used. None: no deadline.
+        report: called with the progress of each stage.
 
     Returns:
-        The projection onto principal components, and a one-line summary with the time of each part.
+        The projection onto principal components, and a one-line summary with the time of each stage.
+
+    Raises:
+        TrainError: too few pictures can be read, see `Pictures.batches`.
     """
     start, config = settings.start, settings.model
     deadline = deadline or Deadline()
@@ -84,22 +89,25 @@ def start_from_pictures(
 
 
 def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
-    """Load the weights of the checkpoint that `settings.start` names.
+    """Load the checkpoint that `settings.start` names into a model, and return it.
 
     Raises:
-        CheckpointError: the file is not a checkpoint that vartok can run.
-        TrainError: its configuration is not the run's.
+        CheckpointError: there is no such checkpoint, or vartok cannot run it.
+        TrainError: the checkpoint's configuration is not the run's.
     """
     weights = settings.start.weights
     checkpoint = read_start(weights)
     if checkpoint.config != settings.model:
-        raise TrainError(f"{weights}: its configuration is not the run's [model]")
+        raise TrainError(
+            f"{weights}: its configuration is not the run's [model]",
+            hint="`read_settings` sets [model] if it is given the checkpoint",
+        )
     model.load_state_dict(checkpoint.tensors)
     return checkpoint
 
 
 def frozen_encoder(model: VQVAE) -> nn.Module:
-    """Return a copy of the encoder and quant_conv: [B, 3, H, W] -> [B, z, h, w]."""
+    """Return a copy of encoder and quant_conv as one network, [B, 3, H, W] -> [B, z, h, w]."""
     return nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.quant_conv))
 
 
@@ -110,7 +118,11 @@ def _read_crops(
     deadline: Deadline,
     report: Callable[[StartProgress], None],
 ) -> NDArray[np.uint8]:
-    """Read crops, [N, H, W, 3] uint8, in batches; the deadline is checked after each batch."""
+    """Return random crops, [N, H, W, 3] uint8.
+
+    N is `count`, rounded up to a multiple of `CHUNK` if it is larger. After the deadline no further batch is
+    read, but one always is.
+    """
     stream = pictures.batches(min(CHUNK, count), StreamPosition(), workers=workers)
     batches: list[NDArray[np.uint8]] = []
     for number in range(-(-count // CHUNK)):
@@ -122,11 +134,11 @@ def _read_crops(
 
 
 class LinearTransform(nn.Module):
-    """Projection of patches onto principal components: [B, 3, H, W] -> [B, z, H/d, W/d]; never trained.
+    """Projection of patches of side d onto principal components; never trained.
 
     Args:
-        components: [z, 3, d, d], orthonormal.
-        mean: [3, d, d], the mean patch.
+        components: [z, 3, d, d] float32, orthonormal.
+        mean: [3, d, d] float32, the mean patch.
     """
 
     def __init__(self, components: Tensor, mean: Tensor) -> None:
@@ -137,14 +149,14 @@ class LinearTransform(nn.Module):
         self.register_buffer("mean", mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project [B, 3, H, W] in [-1, 1] to [B, z, H/d, W/d] float32, under autocast too."""
+        """Project [B, 3, H, W] float32 in [-1, 1] to [B, z, H/d, W/d] float32, even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             bias = -torch.einsum("zcij,cij->z", self.components, self.mean)
             return F.conv2d(x, self.components, bias, stride=self.components.shape[-1])
 
     @classmethod
     def empty(cls, config: TokenizerConfig) -> LinearTransform:
-        """Return a transform of zeros, to load a state dict into."""
+        """Return a transform of zeros, into which a state dict can be loaded."""
         d = config.downsample
         return cls(torch.zeros(config.z_channels, 3, d, d), torch.zeros(3, d, d))
 
@@ -164,7 +176,7 @@ def principal_components(
         config: gives the side of a patch, `downsample`, and the number of components, `z_channels`.
         device: device of the computation and of the result.
         deadline: when it passes, the remaining pictures are skipped; the first 64 are always used.
-        report: called with the progress after every part.
+        report: called with the progress after every 64 pictures.
     """
     d = config.downsample
     size = 3 * d * d
@@ -193,7 +205,10 @@ def principal_components(
 
 
 def init_light(model: VQVAE, linear: LinearTransform) -> None:
-    """Set a `light` autoencoder to the linear transform and its inverse. Its networks already give zero."""
+    """Set a `light` encoder to the linear transform, and the decoder to the inverse transform.
+
+    quant_conv and post_quant_conv become the identity. A new model's residual networks give zero already.
+    """
     assert isinstance(model.encoder, Encoder)
     assert isinstance(model.decoder, Decoder)
     with torch.no_grad():

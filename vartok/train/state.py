@@ -1,4 +1,4 @@
-"""The state of a run: everything that changes while it trains, saved in state.pt and restored from it."""
+"""The state of a run: everything that training changes. It is saved in state.pt, and restored from it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Origin:
     Attributes:
         name: name of the checkpoint.
         fingerprint: fingerprint of its quantizer, as in token files.
-        validation: its quality before training; None if no picture is held out.
+        validation: quality of the checkpoint before training; None if no picture is held out.
     """
 
     name: str
@@ -45,19 +45,20 @@ class TrainingState:
     """Networks, optimizers and counters of a run.
 
     Attributes:
-        model: the model with its losses.
+        model: the model that is trained, with its losses.
         ema_model: EMA of the weights, which is validated and exported.
-        codebook: EMA of the codebook.
-        optimizer: AdamW.
-        adversary: discriminator; None without an adversarial loss.
+        codebook: EMA of the codebook and of its usage.
+        optimizer: AdamW for `model`.
+        adversary: discriminator with its optimizer; None if the run has no adversarial loss.
         parallel_model: `model` in accelerate's wrapper for several processes and mixed precision.
         parallel_optimizer: `optimizer` in accelerate's wrapper.
         origin: the checkpoint that is fine-tuned; None if training began from scratch.
-        step: optimizer steps done.
+        step: number of optimizer steps done.
         position: position in the stream of pictures.
-        seconds: time of the sessions before this one.
-        replaced_codes: dead codes that were re-initialised.
-        peak_perplexity: largest perplexity of the codebook so far; 0 until it has been measured.
+        seconds: time of all earlier sessions, in seconds.
+        replaced_codes: number of dead codes re-initialised so far.
+        peak_perplexity: largest perplexity of the codebook so far; 0 in the first steps, when the EMA of its
+            usage still remembers the start.
     """
 
     model: TrainingModel
@@ -78,11 +79,11 @@ class TrainingState:
 def create_state(
     model: VQVAE, anchor: nn.Module, settings: TrainSettings, processes: Processes
 ) -> TrainingState:
-    """Create the state of a run that begins with a model; all processes get the main one's weights.
+    """Create the state of a run at step 0; every process gets the weights of the main process.
 
     Args:
         model: model with initialised weights, on the process's device.
-        anchor: network that the loss `latent_anchor` uses, see `TrainingModel`.
+        anchor: frozen network for the loss `latent_anchor`, see `TrainingModel`.
         settings: settings of the run.
         processes: processes of the run.
     """
@@ -110,14 +111,14 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
     """Write the state to the run's folder.
 
     Args:
-        run: the folder.
-        state: state of the run.
-        seconds: time of the run so far, over all sessions.
-        pictures: fingerprint of the training pictures.
+        run: folder of the run.
+        state: state to save, except its `seconds`.
+        seconds: time of the run so far in seconds, over all sessions.
+        pictures: `Pictures.fingerprint` of the training pictures.
 
     Raises:
-        TrainError: a weight is not finite; the old state is kept.
-        OutputError: the state cannot be written; the old state is kept.
+        TrainError: a weight is not finite. A state saved earlier is kept.
+        OutputError: the state cannot be written. A state saved earlier is kept.
     """
     adversary = None if state.adversary is None else state.adversary.state_dict()
     networks: list[dict[str, Tensor]] = [
@@ -152,16 +153,16 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
 
 
 def read_state(run: Path) -> dict[str, Any]:
-    """Read the values that `save_state` wrote.
+    """Return the values that `save_state` wrote, by name, with tensors on the CPU.
 
     Raises:
-        TrainError: there is no such file, or it is not a run's state.
+        TrainError: the run's folder has no state, or the file is not a state.
     """
     path = run / STATE
     if not path.is_file():
         raise TrainError(f"{run} holds no state of a run to resume")
     try:
-        # weights_only: torch refuses everything but tensors and plain containers, so no code is run.
+        # weights_only: torch loads only tensors and plain containers, so that the file can run no code.
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly every type on a damaged file
         raise TrainError(f"{path} is not a run's state ({one_line(error)})") from None
@@ -169,10 +170,10 @@ def read_state(run: Path) -> dict[str, Any]:
 
 
 def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings) -> None:
-    """Load saved values into a state. Learning rates and weight decay are kept from the settings.
+    """Load the values of `read_state` into a state. Learning rates and weight decay come from the settings.
 
     Raises:
-        TrainError: a run with other networks saved the values.
+        TrainError: a value is missing, or does not fit the state, as after a run with other networks.
     """
     try:
         state.model.load_state_dict(saved["model"])
@@ -187,7 +188,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
         state.replaced_codes, state.peak_perplexity = saved["replaced_codes"], saved["peak_perplexity"]
         state.origin = _origin(saved["origin"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise TrainError(f"{run / STATE} is not this run's state ({one_line(error)})") from None
+        raise TrainError(f"{run / STATE} does not fit this run's settings ({one_line(error)})") from None
     rates = settings.optimizer
     for group, lr in zip(state.optimizer.param_groups, (rates.lr, rates.encoder_lr), strict=True):
         group["base_lr"], group["weight_decay"] = lr, rates.weight_decay
@@ -197,8 +198,8 @@ def diverged(run: Path, step: int) -> TrainError:
     """Return the error for a loss or a weight that is not finite."""
     kept = f"; {run / STATE} holds the last good state" * (run / STATE).exists()
     return TrainError(
-        f"training diverged at step {step}: the loss is not a number{kept}",
-        hint="set `lr` lower, and [optimizer] encoder_lr",
+        f"training diverged at step {step}: the loss or a weight is not finite{kept}",
+        hint="set `lr` lower, and [optimizer] encoder_lr too",
     )
 
 

@@ -14,8 +14,8 @@ from vartok.train.objective import latent_loss, reconstruction_loss
 from vartok.train.settings import OptimizerSettings, TrainSettings
 from vartok.train.state import TrainingState, diverged
 
-REPLACE_UNTIL = 0.95  # share of the run; usage falls again after it, but new codes need time to settle
-COLLAPSED = 0.1  # share of the peak perplexity, below which training has failed
+REPLACE_UNTIL = 0.95  # share of the run; usage falls after it, but new codes need time to settle
+COLLAPSED = 0.1  # share of the peak perplexity below which training has failed
 
 
 def training_step(
@@ -29,15 +29,15 @@ def training_step(
     """Update the weights, the discriminator and the codebook.
 
     Args:
-        state: state of the run, changed in place; `step` and the averaged weights are left to the caller.
+        state: state of the run, changed in place; the caller updates `step` and `ema_model`.
         settings: settings of the run.
         processes: processes of the run.
         images: [B, 3, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
-        lpips: the perceptual distance, see `load_lpips`; None without it.
-        fraction: fraction of the run that is done, in [0, 1], which sets the learning rate.
+        lpips: network for the LPIPS loss, on the images' device, see `load_lpips`; None: no such loss.
+        fraction: fraction of the run that is done, in [0, 1]; it sets the learning rate.
 
     Returns:
-        Scalars to report, by name.
+        This process's scalars by name: "loss", "psnr" in dB, "commitment" and "latent_anchor".
     """
     weights = settings.loss
     _set_learning_rates(state, settings.optimizer, fraction)
@@ -72,7 +72,7 @@ def _set_learning_rates(state: TrainingState, settings: OptimizerSettings, fract
 
 @torch.no_grad()
 def update_ema(state: TrainingState, decay: float) -> None:
-    """Update the EMA of the weights; the first steps have a smaller decay, to forget the initial weights."""
+    """Update the EMA of the weights. The first steps have a smaller decay, to forget the initial weights."""
     decay = min(decay, (1 + state.step) / (10 + state.step))
     pairs = list(zip(state.ema_model.parameters(), state.model.model.parameters(), strict=True))
     torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
@@ -81,7 +81,10 @@ def update_ema(state: TrainingState, decay: float) -> None:
 def replace_dead_codes(
     state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
 ) -> None:
-    """Re-initialise dead codes every `replace_every` steps, in the averaged weights too."""
+    """Re-initialise dead codes every `replace_every` steps, also in the EMA of the weights.
+
+    Nothing is done if the threshold is 0, or from the fraction `REPLACE_UNTIL` of the run on.
+    """
     if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
         return
     if state.step % state.codebook.replace_every == 0:
@@ -93,7 +96,11 @@ def replace_dead_codes(
 
 
 def check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:
-    """Raise TrainError if the loss is not finite or the codebook has collapsed."""
+    """Check that training works, and update `peak_perplexity`.
+
+    Raises:
+        TrainError: the loss is not finite, or the codebook has collapsed.
+    """
     if not math.isfinite(loss):
         raise diverged(run, state.step)
     perplexity = state.codebook.total_perplexity()

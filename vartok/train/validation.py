@@ -1,4 +1,4 @@
-"""Validation on held-out pictures, and export of the averaged weights as a checkpoint."""
+"""Validation on held-out pictures, and export of the EMA of the weights as a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def as_tokenizer(model: VQVAE, settings: TrainSettings, device: torch.device) ->
 def validate(
     tokenizer: Tokenizer, pictures: Sequence[NDArray[np.uint8]], step: int
 ) -> tuple[Validation, NDArray[np.uint8]]:
-    """Encode and decode the validation pictures.
+    """Measure a tokenizer on the validation pictures.
 
     Args:
         tokenizer: tokenizer with the weights to validate.
@@ -40,7 +40,8 @@ def validate(
         step: number of steps that the weights were trained for.
 
     Returns:
-        Quality and usage, and a sample: [2H, nW, 3] uint8, the first n pictures above their reconstructions.
+        The figures; and a sample, [2 H, n W, 3] uint8: the first n pictures, at most 8, in a row above their
+        reconstructions.
     """
     config = tokenizer.config
     found: list[float] = []
@@ -69,10 +70,10 @@ def validate(
 
 
 def write_sample(run: Path, sample: NDArray[np.uint8], step: int) -> None:
-    """Write a sample of `validate` to the run's folder.
+    """Write the sample that `validate` returned to the run's folder, as a PNG named by the step.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     write_bytes(run / SAMPLES / f"{step:07}.png", encode_picture(sample, "png"), overwrite=True)
 
@@ -81,7 +82,7 @@ def export_weights(run: Path, model: VQVAE, settings: TrainSettings) -> None:
     """Write the model's weights to the run's folder, as a checkpoint.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     checkpoint = Checkpoint(settings.name, settings.license, settings.model, tensors)

@@ -1,4 +1,4 @@
-"""The command line: parse, one library call, render."""
+"""The command line, a Typer app: each command parses arguments, calls the library, and prints the result."""
 
 from __future__ import annotations
 

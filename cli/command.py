@@ -1,4 +1,4 @@
-"""The frame of every command: it expands options, prints an error as one line, and sets the exit code."""
+"""The decorator and the classes of all commands: an error becomes one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, opt
 from .options import expand_options
 
 PARAMETERS = {"force": "overwrite", "as_json": "json"}
-"""Parameters of commands that the library calls by another name, and that name."""
+"""The library's names of parameters, by the commands' names, where the two differ."""
 
 
 class Frame:
-    """Mixin of commands and groups: a failed write of a help page or of the version sets the exit code."""
+    """Mixin of commands and groups: a help page or version that cannot be printed sets the exit code."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        """Parse arguments; --help and --version print and exit here."""
+        """Parse arguments, and return Click's context; --help and --version print and exit here."""
         with _exit_codes(debug=False):
             try:
                 return super().make_context(*args, **options)  # type: ignore[misc]
@@ -44,10 +44,10 @@ class Group(Frame, typer.core.TyperGroup):
 
 
 class Command(Frame, typer.core.TyperCommand):
-    """A command that shows no names of Python's exceptions and no braces in its usage line."""
+    """A command without pydantic's prefix in its error messages, and without braces in its usage line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse arguments; remove the exception's name from the message of an invalid one."""
+        """Parse arguments; strip pydantic's prefix "Value error, " from the message of an invalid value."""
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
@@ -61,13 +61,14 @@ class Command(Frame, typer.core.TyperCommand):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """Raised in the main thread when SIGTERM arrives."""
 
 
 def command(run: Callable[..., None]) -> Callable[..., None]:
-    """Turn a function into a command: expand its dataclasses of options, and handle its errors.
+    """Decorate the function of a command: expand its dataclasses of options, and handle its errors.
 
-    An error becomes one line on stderr and an exit code; with --debug, a traceback.
+    A VartokError, OSError or MemoryError becomes one line on stderr and an exit code; with --debug, a
+    traceback.
     """
     run = expand_options(run)
     options = _options(run)
@@ -93,9 +94,12 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
 def _exit_codes(*, debug: bool) -> Iterator[None]:
     """Turn errors, Ctrl-C and SIGTERM into the exit codes of `messages`, and errors into one line.
 
+    Args:
+        debug: raise a VartokError, OSError or MemoryError unchanged.
+
     Raises:
         typer.Exit: the code to exit with.
-        typer.BadParameter: arguments that are wrong, which exits with 2.
+        typer.BadParameter: for an ArgumentError; Typer prints it and exits with 2.
     """
     try:
         yield
@@ -118,9 +122,9 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
 
 
 def _options(run: Callable[..., None]) -> dict[str, str]:
-    """Map the library's parameters to a command's options: {"overwrite": "--force", ...}.
+    """Return the options of a command by the library's parameters: {"overwrite": "--force", ...}.
 
-    An option that has several names is given by its first long one.
+    An option with several names is shown by the first name that begins with two dashes.
     """
     found = {}
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
@@ -134,7 +138,7 @@ def _options(run: Callable[..., None]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _sigterm() -> Iterator[None]:
-    """Raise Terminated when SIGTERM arrives, in the main thread; other threads get no signals."""
+    """In the main thread, raise Terminated when SIGTERM arrives; in another thread, do nothing."""
 
     def end(*_: object) -> NoReturn:
         raise Terminated
@@ -150,14 +154,19 @@ def _sigterm() -> Iterator[None]:
 
 
 def _open_closed_streams() -> None:
-    """Replace standard streams that the parent process closed by the null device."""
+    """Open the null device in place of each standard stream that the parent process has closed."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull)  # noqa: SIM115 - for reading, so that writing fails
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _quieten_libraries(debug: bool, *, notes: bool) -> None:
-    """Print vartok's warnings as notes on stderr; hide those of other libraries unless debugging."""
+    """Print warnings as notes on stderr; hide warnings and log messages of other libraries.
+
+    Args:
+        debug: show those of other libraries too.
+        notes: if False, print no warnings at all.
+    """
     if not debug:
         logging.lastResort = logging.NullHandler()
         warnings.simplefilter("ignore")

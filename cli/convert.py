@@ -1,4 +1,4 @@
-"""`vartok convert`: checkpoints of VAR-style tokenizers to vartok's format."""
+"""`vartok convert`: converts a checkpoint of a VAR-style tokenizer to vartok's format."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def convert(
         typer.Option(
             "--config",
             metavar="JSON",
-            help="Configuration that IN does not state, as '{\"patch_nums\": [1, 2, 4]}'.",
+            help="Values that complete or replace IN's configuration, as '{\"patch_nums\": [1, 2, 4]}'.",
         ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Name of the checkpoint, which token files repeat; default: IN's."),
+        typer.Option("--name", help="Name of the checkpoint, written to its token files; default: IN's."),
     ] = None,
     license: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights; default: IN's.")
@@ -72,7 +72,9 @@ def convert(
 
     path = checkpoints.find_checkpoint(source)
     if output.exists() and path.exists() and output.samefile(path):
-        raise ArgumentError(f"{printable(output)} is the input, which would be lost")
+        raise ArgumentError(
+            f"{printable(output)} is the input, which would be lost", hint="name another file"
+        )
     checkpoint, found = _read(path, sha256, overrides)
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
@@ -84,11 +86,18 @@ def convert(
 
 
 def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple[Checkpoint, str]:
-    """Read a checkpoint, and return it with its sha256; VAR's published one gets its name and licence.
+    """Return a checkpoint and the sha256 of its file.
+
+    The checkpoint that VAR's authors published gets its name and licence.
+
+    Args:
+        path: the file.
+        sha256: the expected sha256 in hex digits, or None.
+        overrides: values that replace those of the checkpoint's configuration.
 
     Raises:
-        CheckpointError: it has another sha256 than the expected one, or is not a checkpoint.
-        OSError: it cannot be read.
+        CheckpointError: the file has another sha256, or is not a checkpoint that vartok can run.
+        OSError: the file cannot be read.
     """
     from vartok import checkpoints
 

@@ -33,33 +33,35 @@ if TYPE_CHECKING:
     from vartok.dataset import Progress, Summary
 
 MAX_NAMED_FAILURES = 20
-"""Failures that are printed on stderr, at most; failed.jsonl lists all."""
+"""Largest number of failures that are printed on stderr; failed.jsonl lists all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardOptions:
-    """Options for the files of the data set."""
+    """Options for the shards of the data set."""
 
     format: Annotated[
         Literal["parquet", "wds", "jsonl"],
         typer.Option("--format", help="Format of shards: Parquet, WebDataset's tars, or JSON lines."),
     ] = "parquet"
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures per shard, at most.")] = (
-        10_000
-    )
+    shard_size: Annotated[
+        int, typer.Option("--shard-size", min=1, help="Largest number of pictures in a shard.")
+    ] = 10_000
     keep_pictures: Annotated[
-        bool, typer.Option("--keep-pictures", help="With wds: store the pictures beside their tokens.")
+        bool,
+        typer.Option("--keep-pictures", help="With wds: store the picture files too, next to their tokens."),
     ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Options for keys and labels of pictures."""
+    """Options for the column, the labels and the keys of pictures."""
 
     image_column: Annotated[
         str | None,
         typer.Option(
-            "--image-column", help="Column of Parquet files that holds the pictures; needed if several might."
+            "--image-column",
+            help="Parquet column that holds the pictures; needed if several hold binary data.",
         ),
     ] = None
     folder_labels: Annotated[
@@ -70,7 +72,7 @@ class SourceOptions:
         ),
     ] = False
     full_names: Annotated[
-        bool, typer.Option("--full-names", help="Keep suffixes of files in their keys.")
+        bool, typer.Option("--full-names", help="Keep the suffixes of files in their keys: a.jpg, not a.")
     ] = False
 
 
@@ -84,25 +86,28 @@ class EngineOptions:
         typer.Option(
             "--shard",
             metavar="I/N",
-            help="Do only part I of N of the input shards, 0/N to N-1/N; for N machines.",
+            help="Do only part I of N of the input shards, I from 0 to N - 1; for N machines.",
         ),
     ] = None
     processes: Annotated[
         int | None,
-        typer.Option("--processes", min=1, max=256, help="Processes; default: one per GPU, or one on a CPU."),
+        typer.Option(
+            "--processes", min=1, max=256, help="Number of processes; default: one per GPU, or one on a CPU."
+        ),
     ] = None
     engine: Annotated[
-        Literal["local", "ray"], typer.Option("--engine", help="Run processes here, or on a Ray cluster.")
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Work in processes on this machine, or on a Ray cluster."),
     ] = "local"
     address: Annotated[
         str | None,
         typer.Option(
             "--address",
-            help="Address of a running Ray cluster, auto or ray://host:10001; default: start one.",
+            help="Address of a running Ray cluster, auto or ray://host:10001; default: start a cluster.",
         ),
     ] = None
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do shards again in which pictures failed.")
+        bool, typer.Option("--retry-failed", help="Make shards again in which pictures failed.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
@@ -116,14 +121,19 @@ class FailureOptions:
 
     on_error: Annotated[
         Literal["skip", "stop"],
-        typer.Option("--on-error", help="Skip a picture that fails, or stop the run."),
+        typer.Option("--on-error", help="If a picture fails: skip it, or stop the run."),
     ] = "skip"
     max_failures: Annotated[
-        int | None, typer.Option("--max-failures", min=0, help="Stop the run when more pictures fail.")
+        int | None,
+        typer.Option("--max-failures", min=0, help="Stop the run when more than this many pictures fail."),
     ] = None
 
     def limit(self) -> int | None:
-        """Return the number of failures after which a run goes on; None for any number."""
+        """Return the largest number of failures with which a run continues; None for no limit.
+
+        Raises:
+            typer.BadParameter: both --on-error stop and --max-failures are given.
+        """
         if self.on_error == "skip":
             return self.max_failures
         if self.max_failures is not None:
@@ -155,9 +165,10 @@ def make(
 ) -> None:
     """Build a data set of tokens from many pictures.
 
-    If a run is stopped or killed, the same command does the missing shards, and the data set
-    has the same bytes. OUT/failed.jsonl lists pictures that failed. `vartok dataset verify OUT`
-    checks a data set. Needs pip install '.[dataset]' in a clone, and '.[ray]' for --engine ray.
+    If a run is stopped or killed, the same command makes the missing shards, and the data set
+    has the same bytes as without the stop. OUT/failed.jsonl lists pictures that failed.
+    `vartok dataset verify OUT` checks a data set. This command needs pip install '.[dataset]'
+    in a clone of the repository, and '.[ray]' for --engine ray.
 
     Examples:
       vartok dataset photos -o tokens
@@ -187,14 +198,14 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a data set: counts, hashes, index ranges, and that keys are unique.
+    """Verify a data set: its counts, hashes and index ranges, and that its keys are unique.
 
     Examples:
       vartok dataset verify tokens
     """
     from vartok.dataset import verify
 
-    folder.stat()  # a missing folder fails as a missing file does
+    folder.stat()  # raises FileNotFoundError for a missing folder, whose message all commands share
     report = verify(folder)
     for problem in report.problems:
         say(f"{printable(folder / problem.file)}: {problem.cause}")
@@ -202,9 +213,9 @@ def verify(
         problems = [{"file": problem.file, "what": problem.cause} for problem in report.problems]
         print_result(json.dumps({**vars(report), "problems": problems}))
     elif not messages.quiet:
-        state = counted(len(report.problems), "problem") if report.problems else "all well"
+        state = counted(len(report.problems), "problem") if report.problems else "no problems"
         if report.failed and not report.problems:
-            state = f"the shards are well; {printable(folder / 'failed.jsonl')} lists the failures"
+            state = f"the shards are intact; {printable(folder / 'failed.jsonl')} lists the failures"
         counts = f"{counted(report.pictures, 'picture')} in {counted(report.shards, 'shard')}"
         say(f"{counts}, {report.failed:,} failed: {state}")
     if report.problems:
@@ -236,7 +247,7 @@ class _View:
         self._shards = 0
 
     def show(self, progress: Progress) -> None:
-        """Print new failures, and update the status."""
+        """Print new failures, up to `MAX_NAMED_FAILURES` in the whole run, and update the status."""
         self._shards = progress.shards
         for failure in progress.failures[: MAX_NAMED_FAILURES - self._named]:
             cause = explain(VartokError(failure.cause, hint=failure.hint))
@@ -249,7 +260,11 @@ class _View:
 
     @contextlib.contextmanager
     def errors(self, debug: bool) -> Iterator[None]:
-        """Exit with `SOME_FAILED` if a result cannot be written after the work has begun."""
+        """Exit with `SOME_FAILED` on an OutputError, if this run has finished a shard.
+
+        Args:
+            debug: raise the error unchanged.
+        """
         try:
             yield
         except OutputError as error:
@@ -277,7 +292,7 @@ def _status(progress: Progress) -> str:
 
 
 def _worker_rows(progress: Progress) -> list[str]:
-    """Return a line per process, or none for a single process."""
+    """Return a line for each working process; an empty list if fewer than two are working."""
     if len(progress.active) < 2:
         return []
     rows = []
@@ -306,17 +321,21 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
 
 
 def _parse_shard(text: str | None) -> tuple[int, int]:
-    """Parse "I/N", part I of N; None is 0/1, the only part."""
+    """Parse "I/N", part I of N, to (I, N); None gives (0, 1), the whole work.
+
+    Raises:
+        typer.BadParameter: another text, or I is not below N.
+    """
     if text is None:
         return 0, 1
     part, slash, parts = text.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise typer.BadParameter(f"--shard must be I/N, as 0/4 to 3/4, not {printable(text)}")
+        raise typer.BadParameter(f"--shard must be I/N with I from 0 to N - 1, not {printable(text)}")
     return int(part), int(parts)
 
 
 def _prepare_process(debug: bool) -> None:
-    """Configure Pillow and Ray for the whole process."""
+    """Configure Pillow for this process; with `debug`, let Ray's own processes log too."""
     from vartok.images import configure_pillow
 
     configure_pillow(quiet=not debug)
@@ -326,7 +345,10 @@ def _prepare_process(debug: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_message() -> Iterator[None]:
-    """Say after Ctrl-C and SIGTERM how to resume. Redirect stdout to stderr: Ray prints warnings there."""
+    """On Ctrl-C or SIGTERM, say how to resume, and exit.
+
+    stdout goes to stderr in this context, as Ray prints warnings on stdout.
+    """
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield

@@ -1,4 +1,4 @@
-"""`vartok decode`: token files to pictures."""
+"""`vartok decode`: decodes token files to pictures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class DecodeOptions:
     """Options for the decoded pictures."""
 
     format: Annotated[
-        PictureFormat | None, typer.Option("--format", help="Default: -o's suffix, else png.")
+        PictureFormat | None,
+        typer.Option("--format", help="Default: by -o's suffix, else png."),
     ] = None
     scales: Annotated[
         int | None,
@@ -39,19 +40,19 @@ class DecodeOptions:
     strip: Annotated[
         bool,
         typer.Option(
-            "--strip", help="Draw one wide picture: decoded from 1, 2, ... scales, from left to right."
+            "--strip", help="Make one wide picture: the images decoded from the first 1, 2, ... scales."
         ),
     ] = False
     restore_size: Annotated[
         bool,
         typer.Option(
             "--restore-size",
-            help="Resize to the original's width and height; for --fit pad, stretch and native.",
+            help="Resize to the original's width and height; not for tokens of --fit crop.",
         ),
     ] = False
     any_weights: Annotated[
         bool,
-        typer.Option("--any-weights", help="Also decode tokens of a checkpoint with another codebook."),
+        typer.Option("--any-weights", help="Also decode tokens that were made with another codebook."),
     ] = False
 
 
@@ -73,8 +74,8 @@ def decode(
 ) -> None:
     """Turn tokens into pictures.
 
-    img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR. For a JSONL file
-    or stdin, pictures are named after the source that is stored with their tokens.
+    img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR. Pictures of a
+    JSONL file or of stdin are named by the source that is stored with their tokens.
 
     Examples:
       vartok decode img.tokens.npz

@@ -1,4 +1,4 @@
-"""The status on stderr while a command works: a live display on a terminal, else a line now and then."""
+"""The status of a working command on stderr: live on a terminal, else a line every 30 s, or nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 LIVE_AFTER = 1.0
-"""Seconds of work before a status is shown."""
+"""Seconds from the start of the work to the first status."""
 
 LINE_EVERY = 30.0
 """Seconds between status lines where stderr is no terminal."""
@@ -36,7 +36,7 @@ class Display:
         self._live: Live | None = None
 
     def say(self, message: str, *, error: bool = False) -> None:
-        """Print a message, one line; if `quiet`, only an error."""
+        """Print a message of one line; with `quiet`, only if `error` is True."""
         if self._quiet and not error:
             return
         if self._live is None:
@@ -46,7 +46,12 @@ class Display:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: str, rows: Sequence[str] = ()) -> None:
-        """Replace the status; `rows` are shown below it on a terminal only."""
+        """Replace the status.
+
+        Args:
+            status: one line.
+            rows: further lines, shown on a terminal only.
+        """
         now = time.monotonic()
         if self._quiet or now - self._start < LIVE_AFTER:
             return
@@ -63,7 +68,7 @@ class Display:
             from rich.live import Live
 
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
-            atexit.register(self._live.stop)  # shows the cursor again, whatever ends the command
+            atexit.register(self._live.stop)  # shows the cursor again even after an error
             self._live.start()
         self._live.update(text)
 

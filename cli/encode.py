@@ -1,4 +1,4 @@
-"""`vartok encode`: pictures to token files."""
+"""`vartok encode`: encodes pictures to token files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,17 @@ from .report import Report
 def encode(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Pictures, tars, Parquet files, folders (-r), or - for stdin."),
+        typer.Argument(
+            metavar="INPUT", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
+        ),
     ] = None,
     output: OutputOption = None,
     format: Annotated[
         TokenFormat | None,
-        typer.Option("--format", help="Default: -o's suffix, else npz. jsonl: all pictures in one file."),
+        typer.Option(
+            "--format",
+            help="Default: by -o's suffix, else npz. jsonl: one file for all pictures.",
+        ),
     ] = None,
     *,
     pictures: PictureOptions,
@@ -47,8 +52,8 @@ def encode(
 ) -> None:
     """Turn pictures into tokens.
 
-    img.png becomes img.tokens.npz, in the same folder or under -o DIR. For a tar or a Parquet
-    file, every picture's key names its token file.
+    img.png becomes img.tokens.npz, in the same folder or under -o DIR. The token file of a
+    picture in a tar or a Parquet file is named by the picture's key.
 
     Examples:
       vartok encode img.png

@@ -36,12 +36,12 @@ class MeasureOptions:
         typer.Option(
             "--compare",
             metavar="WEIGHTS",
-            help="Also measure this checkpoint, or `shipped`, on the same pixels.",
+            help="Also measure this checkpoint on the same pixels; `shipped` is vartok's own.",
         ),
     ] = None
     baselines: Annotated[
         bool,
-        typer.Option("--baselines", help="Also measure JPEG and WebP files of the same size in bytes."),
+        typer.Option("--baselines", help="Also measure JPEG and WebP files of the tokens' size in bytes."),
     ] = False
     lpips: Annotated[
         bool, typer.Option("--lpips", help="Also measure LPIPS; needs torchvision and AlexNet's weights.")
@@ -50,7 +50,8 @@ class MeasureOptions:
         bool, typer.Option("--rfid", help="Also measure rFID; needs torch-fidelity and Inception's weights.")
     ] = False
     no_scales: Annotated[
-        bool, typer.Option("--no-scales", help="Leave out the PSNR by scale, which takes most of the time.")
+        bool,
+        typer.Option("--no-scales", help="Do not measure the PSNR by scale, which takes most of the time."),
     ] = False
     worst: Annotated[
         int, typer.Option("--worst", metavar="N", min=0, help="List the N pictures of lowest PSNR.")
@@ -63,7 +64,7 @@ def eval(
     pictures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PICTURE", help="Pictures, tars, Parquet files, folders (-r), or - for stdin."
+            metavar="PICTURE", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
         ),
     ] = None,
     measure: MeasureOptions,
@@ -74,11 +75,11 @@ def eval(
     as_json: JsonOption = False,
     messages: MessageOptions,
 ) -> None:
-    """Measure how well pictures are reconstructed.
+    """Measure how well a checkpoint reconstructs pictures.
 
-    Reports PSNR, SSIM, MS-SSIM, bits per pixel and blockiness, and PSNR and codebook usage by
-    scale. The reference is the resized picture that the encoder gets. The method of each figure
-    is printed below the tables.
+    The tables give PSNR, SSIM, MS-SSIM, bits per pixel and blockiness, and for each scale its PSNR
+    and codebook usage. Reconstructions are compared with the resized pictures that the encoder
+    gets. The method of each figure is printed below the tables.
 
     Examples:
       vartok eval -r photos
@@ -126,7 +127,7 @@ def _count(progress: Report, result: evaluation.PictureScores | evaluation.Failu
 
 
 def _explain_missing(report: evaluation.EvaluationReport, measure: MeasureOptions) -> None:
-    """Say why a figure that was asked for was not measured."""
+    """Print why LPIPS or rFID was not measured, if an option asked for it."""
     from vartok.metrics import LPIPS_MIN_SIDE
 
     if measure.lpips and report.models[0].lpips is None:

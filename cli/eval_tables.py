@@ -19,9 +19,9 @@ def print_report(report: evaluation.EvaluationReport, worst: int, checkpoints: l
     """Print the tables of a report on stdout.
 
     Args:
-        report: figures of at least one picture.
+        report: the report of at least one picture.
         worst: number of pictures in the table of the lowest PSNR; 0 for no such table.
-        checkpoints: the checkpoints as the user named them, None for the shipped one.
+        checkpoints: the checkpoints' paths as the user gave them; None for the shipped one.
     """
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
@@ -32,7 +32,7 @@ def print_report(report: evaluation.EvaluationReport, worst: int, checkpoints: l
 
 
 def _labels(report: evaluation.EvaluationReport, checkpoints: list[str | None]) -> list[str]:
-    """Return the headings of the checkpoints' columns: their names, or their paths if names are equal."""
+    """Return a heading for each checkpoint: its name, or its path if the checkpoints' names are equal."""
     names = [printable(scores.model.name) for scores in report.models]
     if len(set(names)) < len(names):
         return [printable(path or "shipped") for path in checkpoints]
@@ -103,7 +103,7 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
 
 
 def _methods_table(report: evaluation.EvaluationReport) -> Table:
-    table = new_table("How", "", "")
+    table = new_table("Methods", "", "")
     fit = report.fit
     pixels = f"each side to the nearest multiple of {fit.multiple}"
     if fit.mode != "native":

@@ -1,4 +1,4 @@
-"""Turn the arguments of a command into its inputs and its output: names, or standard streams."""
+"""Turn the INPUT arguments and -o into names of files and folders, or standard streams."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ STDIO = "-"
 
 
 def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | BinaryIO]:
-    """Return the inputs that arguments and --files-from name; standard input by default.
+    """Return the inputs that arguments and --files-from name; stdin if neither is given.
+
+    Args:
+        names: the arguments.
+        options: --files-from and -0.
+
+    Returns:
+        The name of every input; for "-" the binary stream of stdin.
 
     Raises:
-        typer.BadParameter: a name is empty, standard input is named twice, or it is the default and a
-            terminal.
+        typer.BadParameter: a name is empty, stdin is named twice, or the only input is a terminal; or -0 is
+            missing, or is given without --files-from.
         OSError: the file of --files-from cannot be read.
     """
     given = list(names or ())
     if options.null and options.files_from is None:
-        raise typer.BadParameter("-0 is for --files-from")
+        raise typer.BadParameter("-0 needs --files-from")
     if options.files_from is not None:
         given += _read_list(options.files_from, options.null)
     elif not given:
@@ -36,19 +43,22 @@ def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | B
             raise typer.BadParameter("no INPUT: name files, or pipe one in")
         given = [STDIO]
     if "" in given:
-        raise typer.BadParameter("an INPUT is empty")
+        raise typer.BadParameter("the name of an input is empty")
     if given.count(STDIO) > (options.files_from != STDIO):
-        raise typer.BadParameter("standard input can be read only once")
+        raise typer.BadParameter("standard input is named twice, but can be read only once")
     return [sys.stdin.buffer if name == STDIO else name for name in given]
 
 
 def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: str) -> str | BinaryIO | None:
-    """Return the output that -o names, stdout for "-"; stdout is the default if stdin is the only input.
+    """Return the output that -o names, stdout for "-".
+
+    Without -o: stdout if stdin is the only input, else None.
 
     Args:
-        output: value of -o.
+        output: value of -o, or None.
         inputs: the inputs, as `parse_inputs` returns them.
-        binary: for binary data, what to do if stdout is a terminal, for the message; "" for text.
+        binary: advice for the error if stdout is a terminal, such as "use -o"; "" if the output is text,
+            which may go there.
 
     Raises:
         typer.BadParameter: binary data would go to a terminal.
@@ -58,7 +68,7 @@ def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: st
     if output != STDIO:
         return output
     if binary and sys.stdout.isatty():
-        raise typer.BadParameter(f"the output is binary, and stdout a terminal: {binary}")
+        raise typer.BadParameter(f"the output is binary, but stdout is a terminal: {binary}")
     return sys.stdout.buffer
 
 
@@ -68,6 +78,6 @@ def _read_list(source: str, null: bool) -> list[str]:
     with named_errors("<stdin>" if source == STDIO else source):
         data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     if b"\0" in data and not null:
-        raise typer.BadParameter(f"--files-from {printable(source)}: its names end with NUL, so use -0")
+        raise typer.BadParameter(f"--files-from {printable(source)}: its names end in NUL, so use -0")
     names = data.split(b"\0") if null else data.splitlines()
     return [os.fsdecode(name) for name in names if name]

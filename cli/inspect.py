@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vartok.tokens import ImageTokens
 
 SHOWN_INDICES = 8
-"""Indices of a scale that are shown, at most."""
+"""Largest number of indices of a scale that are shown."""
 
 
 @command
@@ -37,7 +37,7 @@ def inspect(
 ) -> None:
     """Show the contents of token files.
 
-    For each image: its source, its checkpoint, and the grid and first indices of every scale.
+    For each image, print its source, its checkpoint, and the grid and first indices of every scale.
 
     Examples:
       vartok inspect img.tokens.npz

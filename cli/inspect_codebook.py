@@ -1,4 +1,4 @@
-"""`vartok inspect-codebook`: statistics of a codebook, and of its usage by token files."""
+"""`vartok inspect-codebook`: shows statistics of a codebook, and of its usage by token files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vartok.usage import TokenUsage
 
 MAX_BARS = 64
-"""Principal components that are drawn as bars, at most; each takes one character."""
+"""Largest number of principal components that are drawn as bars, of one character each."""
 
 
 @command
@@ -49,7 +49,7 @@ def inspect_codebook(
         typer.Option(
             "--usage",
             metavar="TOKENS...",
-            help="Count how often each scale uses each code, in token files, folders and data sets.",
+            help="Show how the scales use the codes, in token files, folders and data sets.",
         ),
     ] = None,
     atlas: Annotated[
@@ -58,7 +58,7 @@ def inspect_codebook(
             "--atlas",
             metavar="OUT.png",
             parser=output_path,
-            help="Draw every code, decoded alone; similar codes are neighbours.",
+            help="Write a picture of all codes, each decoded alone; similar codes are neighbours.",
         ),
     ] = None,
     weights: WeightsOption = None,
@@ -69,9 +69,9 @@ def inspect_codebook(
 ) -> None:
     """Show statistics of a codebook and of its usage.
 
-    Norms, distances, duplicates and dimensions of the codes; with --usage, coverage and
-    perplexity of every scale. In a picture, scales add up, so that
-    a code does not look as it does in the atlas.
+    Print norms, distances, duplicates and dimensions of the codes; with --usage also coverage and
+    perplexity of every scale. In a picture the codes of all scales are summed, so a code looks
+    different there than in the atlas.
 
     Examples:
       vartok inspect-codebook
@@ -100,11 +100,11 @@ def inspect_codebook(
 
 
 def _check_atlas(atlas: Path | None, force: bool) -> None:
-    """Check the path of the atlas.
+    """Check the path of the atlas; None passes.
 
     Raises:
-        typer.BadParameter: it does not end in .png.
-        OutputError: the file exists.
+        typer.BadParameter: the path does not end in .png.
+        OutputError: the file exists, and `force` is False.
     """
     if atlas and atlas.suffix.lower() != ".png":
         raise typer.BadParameter(f"--atlas {printable(atlas)}: the name must end in .png")
@@ -120,7 +120,12 @@ def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
 
 
 def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> TokenUsage:
-    """Count codes, and report files that cannot be counted."""
+    """Return the usage of the codes by token files; files that cannot be counted are failures of `report`.
+
+    Raises:
+        typer.Exit: no file could be counted, and the reasons have been printed.
+        VartokError: there are no tokens to count.
+    """
     from vartok.usage import count_usage
 
     def tell(name: str, error: VartokError | None) -> None:
@@ -150,7 +155,7 @@ def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | 
 
 
 def _phis(tokenizer: Tokenizer) -> list[int] | None:
-    """Return the index of each scale's phi, by the checkpoint's own schedule; None if it has no phis."""
+    """Return the index of each scale's phi in the checkpoint's own schedule; None if it has no phis."""
     from vartok.schedule import phi_index
 
     scales, phis = len(tokenizer.config.patch_nums), tokenizer.config.phi_count
@@ -199,9 +204,9 @@ def _usage_table(used: TokenUsage) -> Table:
     table.add_section()
     table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
     table.caption = (
-        "coverage: codes used / the most that so many tokens could use. perplexity: 2 ** entropy, in bits. "
-        "divergence: Jensen-Shannon divergence from the other scales, 0 equal to 1 disjoint; in brackets its "
-        "expected value if all scales used the codes alike."
+        "coverage: codes used / min(number of codes, tokens). entropy: in bits. perplexity: 2 ** entropy. "
+        "divergence: Jensen-Shannon divergence from the mean of the other scales, 0 (equal) to 1 (disjoint); "
+        "chance: its value for as many tokens drawn at random from the distribution of all scales."
     )
     table.caption_justify = "left"
     return table

@@ -12,21 +12,22 @@ from vartok.errors import printable
 from vartok.files import os_error_reason
 
 FAILED, SOME_FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 3, 130, 141, 143
-"""Exit codes. Click's usage errors have 2: the user has to change the arguments, whatever the files hold.
+"""Exit codes. Click uses 2 for arguments that are wrong whatever the files hold.
 
 A file that is missing, exists already, or cannot be read or written is a failure: 1, or 3 if other inputs
-were done. Every command reports a missing file, folder or checkpoint as "NAME: no such file or folder".
+were done or skipped. Every command reports a missing file, folder or checkpoint as "NAME: no such file or
+folder".
 """
 
 STREAMS = {"<stdout>": "stdout", "<stdin>": "standard input"}
-"""Python's names of the standard streams, and what messages call them."""
+"""Names of the standard streams in messages, by their names in Python."""
 
 option_names: ContextVar[Mapping[str, str]] = ContextVar("option_names", default=MappingProxyType({}))
-"""Library parameters that the running command has options for: {"overwrite": "--force", ...}."""
+"""Options of the running command, by the library's parameters: {"overwrite": "--force", ...}."""
 
 
 def say(message: str) -> None:
-    """Print one line on stderr."""
+    """Print a message on stderr, as one line that begins with "vartok: "."""
     print(f"vartok: {printable(message)}", file=sys.stderr, flush=True)
 
 
@@ -44,10 +45,10 @@ def print_result(text: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as one line: its message, a colon, and its hint.
+    """Return an error as one line: its message, and after a colon its hint, if any.
 
     Library parameters in backticks become options: `max_pixels` is shown as --max-pixels. The hint is left
-    out if the command lacks an option that it names.
+    out if the command lacks an option that it names. An OSError is shown as its file's name and the reason.
     """
     if isinstance(error, OSError):
         name = str(error.filename or "")
@@ -67,7 +68,7 @@ def _parameters(text: str) -> set[str]:
 
 
 def _with_options(text: str) -> str:
-    """Replace parameters in backticks by options; without an option, only the backticks are removed."""
+    """Return text with parameters in backticks replaced by options; other names only lose the backticks."""
     names = option_names.get()
     return re.sub(r"`([a-z_]+)`", lambda found: names.get(found[1], found[1]), text)
 

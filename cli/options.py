@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def output_name(name: str) -> str:
-    """Check the name of an output; the parser of options and arguments that name one.
+    """Return the name of an output after checking it; Typer's parser for options and arguments of outputs.
 
     Raises:
-        typer.BadParameter: an empty name, or a URL.
+        typer.BadParameter: the name is empty, or a URL.
     """
     from vartok.errors import printable
     from vartok.sources import is_url
@@ -34,7 +34,7 @@ def output_name(name: str) -> str:
 
 
 def output_path(name: str) -> Path:
-    """Check the name of an output as `output_name` does, and return it as a path."""
+    """Return the path of an output after checking it as `output_name` does."""
     return Path(output_name(name))
 
 
@@ -46,7 +46,9 @@ FitMode = Literal["crop", "pad", "stretch", "native"]
 SizeOption = Annotated[
     str | None,
     typer.Option(
-        "--size", metavar="N|HxW", help="Side, or height x width, of the encoded picture; default: 256."
+        "--size",
+        metavar="N|HxW",
+        help="Side, or height x width, of encoded pictures; default: the checkpoint's.",
     ),
 ]
 FitOption = Annotated[
@@ -58,7 +60,9 @@ FitOption = Annotated[
 ]
 ZoomOption = Annotated[
     float,
-    typer.Option("--zoom", help="With crop: enlarge by this factor before cropping; VAR trains with 1.125."),
+    typer.Option(
+        "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+    ),
 ]
 BackgroundOption = Annotated[
     str, typer.Option("--background", help="Colour behind transparent pixels and around padded pictures.")
@@ -72,11 +76,15 @@ ScheduleOption = Annotated[
 ]
 MaxPixelsOption = Annotated[
     int,
-    typer.Option("--max-pixels", min=1, help="Refuse pictures of more pixels, before decoding them."),
+    typer.Option("--max-pixels", min=1, help="Refuse pictures of more than this many pixels."),
 ]
 MaxBytesOption = Annotated[
     int,
-    typer.Option("--max-bytes", min=1, help="Refuse pictures of more bytes in tars, tables, URLs and pipes."),
+    typer.Option(
+        "--max-bytes",
+        min=1,
+        help="Refuse pictures of more than this many bytes in tars, tables, URLs and pipes.",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
@@ -89,7 +97,10 @@ WeightsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", envvar="VARTOK_DEVICE", help="auto, cpu, cuda, cuda:1, mps, ...")
+    str,
+    typer.Option(
+        "--device", envvar="VARTOK_DEVICE", help="Device of the networks: auto, cpu, cuda, cuda:1, mps, ..."
+    ),
 ]
 DtypeOption = Annotated[
     Dtype,
@@ -102,7 +113,7 @@ CompileOption = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the networks first, for a minute or more; pays in long runs on a GPU.",
+        help="Compile the networks, which takes a minute or more; for long runs on a GPU.",
     ),
 ]
 OutputOption = Annotated[
@@ -112,7 +123,7 @@ OutputOption = Annotated[
         "-o",
         metavar="OUT",
         parser=output_name,
-        help="A file (if it has a suffix), a folder, or - for stdout; default: beside each input.",
+        help="File (if OUT has a suffix), folder, or - for stdout; default: beside each input.",
     ),
 ]
 RecursiveOption = Annotated[
@@ -120,18 +131,18 @@ RecursiveOption = Annotated[
     typer.Option(
         "--recursive",
         "-r",
-        help="Search folders, except for pictures that decode wrote; -o gets the same subfolders.",
+        help="Search folders, but skip pictures that decode wrote; -o gets the same subfolders.",
     ),
 ]
 FilesFromOption = Annotated[
     str | None,
     typer.Option(
-        "--files-from", metavar="FILE", help="Also read names of inputs from FILE (-: stdin), one a line."
+        "--files-from", metavar="FILE", help="Also read names of inputs from FILE (-: stdin), one per line."
     ),
 ]
 NullOption = Annotated[
     bool,
-    typer.Option("--null", "-0", help="Names in --files-from end in NUL, as those of find -print0."),
+    typer.Option("--null", "-0", help="Names in --files-from end in NUL, as find -print0 writes them."),
 ]
 FullNamesOption = Annotated[
     bool,
@@ -145,7 +156,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 for encoding small pictures, else 1.",
+        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 to encode small pictures, else 1.",
     ),
 ]
 WorkersOption = Annotated[
@@ -154,7 +165,7 @@ WorkersOption = Annotated[
         "--workers",
         min=1,
         max=256,
-        help="Threads that read and write pictures; default: cores + 1, up to 8.",
+        help="Threads per process that read and write pictures; default: cores + 1, up to 8, in all.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -164,7 +175,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JS
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """Options that select inputs, besides the arguments."""
+    """Options that select inputs, in addition to the arguments."""
 
     recursive: RecursiveOption = False
     files_from: FilesFromOption = None
@@ -184,7 +195,7 @@ class PictureOptions:
     max_bytes: MaxBytesOption = 1 << 26
 
     def check(self) -> None:
-        """Check the options against each other, before inputs are opened and a checkpoint is loaded.
+        """Check the values of the options, before inputs are opened and a checkpoint is loaded.
 
         Raises:
             ArgumentError: an invalid value, or options that contradict each other.
@@ -211,7 +222,7 @@ class ModelOptions:
     dtype: DtypeOption = "float32"
 
     def load(self, *, compile: bool = False) -> Tokenizer:
-        """Load the tokenizer."""
+        """Return the tokenizer that the options select; see `load_tokenizer`."""
         return load_tokenizer(self.weights, self.device, self.dtype, compile=compile)
 
 
@@ -224,7 +235,7 @@ class WriteOptions:
     skip_existing: SkipExistingOption = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return the options as keyword arguments of the library's functions."""
+        """Return the options as keyword arguments of `encode_files` and `decode_files`."""
         return {
             "full_names": self.full_names,
             "overwrite": self.force,
@@ -249,10 +260,10 @@ class MessageOptions:
 
 
 def expand_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Replace every parameter whose type is a dataclass by that class's fields, which Typer can read.
+    """Return a function with a parameter for every option, as Typer needs it.
 
     Args:
-        run: a command.
+        run: function of a command; a parameter whose type is a dataclass stands for that class's fields.
 
     Returns:
         A function with one keyword parameter per option, which makes the dataclasses and calls `run`.
@@ -289,13 +300,13 @@ def expand_options(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:
-    """Import torch and load a checkpoint. This takes seconds, so commands check their arguments first.
+    """Load a tokenizer as `vartok.load` does, and tune the process for one short program.
 
-    It tunes the process for one short program: Python's garbage collector ignores the objects of torch's
-    import, and the C library keeps freed memory.
+    Importing torch takes seconds, so commands check their arguments first. From then on Python's garbage
+    collector ignores all objects that exist after loading, and the C library keeps freed memory.
     """
     collects = gc.isenabled()
-    gc.disable()  # collections take a fifth of the time of torch's import
+    gc.disable()  # garbage collection would take a fifth of the time of torch's import
     try:
         from vartok import loading, runtime
 

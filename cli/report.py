@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Counts of successes, failures and skipped inputs; they are reported on stderr and set the exit code.
+    """Counts successes, failures and skipped inputs, reports them on stderr, and sets the exit code.
 
     Args:
-        total: number of inputs; None if unknown.
+        total: number of inputs; None if unknown. For a single input, `succeed` prints its result.
         verb: what was done to an input, as "encoded".
         quiet: print errors only.
         debug: print the traceback of every error.
@@ -32,7 +32,7 @@ class Report:
         self._display = Display(quiet=quiet, lines=False)
 
     def add(self, result: FileResult, text: str) -> None:
-        """Count a result; print `text` if the command has one input, and it succeeded."""
+        """Count a result; if it succeeded and the command has one input, print `text`."""
         if result.error is not None:
             self.fail(result.input, result.error)
         elif result.skipped:
@@ -41,7 +41,7 @@ class Report:
             self.succeed(result.input, text, result.notes)
 
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
-        """Count a success; print its notes, and `result` if the command has one input."""
+        """Count a success; print its notes, and if the command has one input, `result`."""
         self.done += 1
         for note in notes:
             self.note(f"{name}: {note}")
@@ -64,14 +64,14 @@ class Report:
         self._advance()
 
     def note(self, text: str) -> None:
-        """Print a note."""
+        """Print a note on stderr, unless `quiet`."""
         self._display.say(text)
 
     def finish(self) -> None:
-        """Print a summary, and exit.
+        """Print a summary of several inputs, and exit if one failed.
 
         Raises:
-            typer.Exit: an input failed.
+            typer.Exit: an input failed: `SOME_FAILED` if others were done or skipped, else `FAILED`.
         """
         self.close()
         only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1)  # its line says everything
@@ -84,7 +84,7 @@ class Report:
             raise typer.Exit(SOME_FAILED if self.done or self.skipped else FAILED)
 
     def close(self) -> None:
-        """Remove the progress."""
+        """Remove the status from the terminal."""
         self._display.close()
 
     def _advance(self) -> None:

@@ -18,12 +18,15 @@ NARROW = 100
 
 
 def table_width() -> int:
-    """Return the width of tables in characters: the terminal's, or `PIPED_WIDTH` without one."""
+    """Return the width of tables in characters: COLUMNS, else the terminal's, else `PIPED_WIDTH`."""
     return shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """Make a table without rows: numbers right-aligned; text, and columns without a heading, left-aligned."""
+    """Make a table without rows.
+
+    Columns without a heading, and "scale", "grid" and "picture", are left-aligned, the others right-aligned.
+    """
     from rich import box
     from rich.table import Table
 
@@ -54,4 +57,4 @@ def print_tables(*tables: Table) -> None:
         with console.capture() as text:
             console.print(table)
         texts.append("\n".join(line.rstrip() for line in text.get().rstrip("\n").split("\n")))
-    print_result("\n\n".join(texts))  # Rich itself would exit with 1 where a pipe is closed
+    print_result("\n\n".join(texts))  # Rich itself would exit with 1 if the pipe is closed

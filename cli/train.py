@@ -44,7 +44,7 @@ FromOption = Annotated[
 ResumeOption = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Continue the run in RUN, with its settings, except those of other options."
+        "--resume", help="Continue the run in RUN, with its settings unless other options change them."
     ),
 ]
 StepsOption = Annotated[
@@ -52,14 +52,17 @@ StepsOption = Annotated[
 ]
 MinutesOption = Annotated[
     float | None,
-    typer.Option("--minutes", min=0.01, help="Time limit of the run, including its initialisation."),
+    typer.Option(
+        "--minutes", min=0.01, help="Time limit of the run in minutes, including its initialisation."
+    ),
 ]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option("--batch-size", min=1, help="Crops per step, over all processes; default: the preset's."),
 ]
 LrOption = Annotated[
-    float | None, typer.Option("--lr", min=0, help="Learning rate of the decoder; default: the preset's.")
+    float | None,
+    typer.Option("--lr", min=0, help="Learning rate of the decoder and the phis; default: the preset's."),
 ]
 SeedOption = Annotated[
     int | None,
@@ -72,7 +75,12 @@ NameOption = Annotated[
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", min=1, max=256, help="Threads that read pictures; default: half the cores."),
+    typer.Option(
+        "--workers",
+        min=1,
+        max=256,
+        help="Threads per process that read pictures; default: (cores + 1) / 2, up to 4.",
+    ),
 ]
 
 
@@ -94,11 +102,11 @@ def train(
     *,
     messages: MessageOptions,
 ) -> None:
-    """Train a tokenizer whose scales all use the codebook.
+    """Train a multi-scale tokenizer on pictures.
 
     RUN will hold the checkpoint (weights.safetensors) and its card, the settings, the state to resume
     from, reconstructions of validation pictures (samples/), and TensorBoard logs (log/). Other commands
-    take RUN with -w. Needs pip install '.[train]' in a clone.
+    take RUN with -w. Training needs pip install '.[train]' in a clone of the repository.
 
     Examples:
       vartok train photos -o run --minutes 30
@@ -142,11 +150,11 @@ def _read_settings(
 
     check_packages()
     if resume:
-        run.stat()  # a missing folder fails as a missing file does
+        run.stat()  # raises FileNotFoundError, whose message all commands share
     if preset and preset.endswith(".toml"):
-        os.stat(preset)  # likewise; any other unknown preset is a usage error
+        os.stat(preset)  # likewise; an unknown preset without this suffix is a usage error
     if resume and not (run / SETTINGS).is_file():
-        raise VartokError(f"{printable(run)} holds no run to resume")
+        raise VartokError(f"{printable(run)} holds no run to resume", hint="leave `resume` out to begin one")
     try:
         return read_settings(run / SETTINGS if resume else preset or "light", overrides, weights=start)
     except ConfigError as error:
@@ -166,8 +174,10 @@ def _run(
     """Train, and show the progress.
 
     Raises:
-        typer.Exit: SIGTERM (143) or the first Ctrl-C (130) stopped the run.
-        KeyboardInterrupt: a second Ctrl-C, or one before the first step.
+        typer.Exit: Ctrl-C (130) or SIGTERM (143) stopped the run after a step, or SIGTERM as a second signal
+            stopped it at once (143).
+        KeyboardInterrupt: Ctrl-C as a second signal, or before the end of the first step.
+        Terminated: SIGTERM before the end of the first step.
     """
     from vartok.images import configure_pillow
     from vartok.train import train
@@ -200,21 +210,21 @@ def _run(
         launcher = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
         display.say(f"stopped; everything is saved. Continue{launcher}: {again}")
         raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
-    display.say(f"trained: vartok encode -w {shlex.quote(str(run))} img.png")
+    display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} img.png")
 
 
 class _Terminated(BaseException):
-    """A second SIGTERM arrived, which stops the program without saving."""
+    """Raised when SIGTERM arrives as a second signal, which stops the program without saving."""
 
 
 class _Stopper:
-    """Asks `train` to stop after the current step if Ctrl-C or SIGTERM arrives; a second one stops at once.
+    """Asks `train` to stop after the current step when Ctrl-C or SIGTERM arrives; a second one stops at once.
 
-    Signal handlers are set at the first step. Before it there is nothing to save, and the first signal stops
-    the program.
+    Signal handlers are set at the end of the first step. Before that there is nothing to save, and the first
+    signal stops the program.
 
     Attributes:
-        signal: number of the signal that arrived; None before.
+        signal: number of the first signal that arrived; None if none has.
     """
 
     def __init__(self, display: Display) -> None:
@@ -223,7 +233,7 @@ class _Stopper:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """Return True if the run should end."""
+        """Return True if a signal has arrived; the first call sets the signal handlers."""
         if not self._listening:
             self._listening = True
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -255,7 +265,7 @@ def _validation_line(validation: Validation) -> str:
     return (
         f"step {validation.step:,}: {validation.psnr:.2f} dB on "
         f"{counted(validation.pictures, 'validation picture')}; "
-        f"codes used by scale {used}, {validation.total_used:,} in all"
+        f"codes used per scale: {used}; {validation.total_used:,} in all"
     )
 
 
@@ -269,7 +279,7 @@ def _status_line(progress: Progress) -> str:
 
 
 def _usage_line(progress: Progress) -> str:
-    """Return a bar per scale for its perplexity, the range, and the number of unreadable pictures."""
+    """Return a line: a bar for each scale's perplexity, their range, and the unreadable pictures, if any."""
     low, high = min(progress.perplexity), max(progress.perplexity)
     bars = "".join(BARS[round(8 * value / high)] for value in progress.perplexity)
     unreadable = f", {progress.unreadable:,} unreadable" if progress.unreadable else ""

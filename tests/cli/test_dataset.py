@@ -70,7 +70,7 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
     assert contents(Path("out")) == first
 
     checked = vartok("dataset", "verify", "out")
-    assert "5 pictures in 3 shards, 0 failed: all well" in checked.stderr
+    assert "5 pictures in 3 shards, 0 failed: no problems" in checked.stderr
     assert json.loads(vartok("dataset", "verify", "out", "--json").stdout) == {
         "shards": 3,
         "pictures": 5,
@@ -134,7 +134,7 @@ def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, varto
     assert [row["key"] for row in rows] == ["photos/z.tar", "1"]
     assert verify(Path("out")).problems == []
     checked = vartok("dataset", "verify", "out")
-    assert "4 pictures in 2 shards, 2 failed: the shards are well; out/failed.jsonl lists" in checked.stderr
+    assert "4 pictures in 2 shards, 2 failed: the shards are intact; out/failed.jsonl lists" in checked.stderr
 
     save(Path("photos/1.png"), 1, 12, 9)
     vartok("dataset", "photos", "-o", "out", code=3)  # nothing to do, and still two are missing

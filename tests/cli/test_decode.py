@@ -148,5 +148,5 @@ def test_a_json_file_of_several_images(vartok: Vartok, here: Path) -> None:
     vartok("encode", "a.png", "b.png", "-o", "all.jsonl", *QUICK)
     (here / "all.jsonl").rename(here / "all.json")
     result = vartok("decode", "all.json", code=3)
-    assert "the file of several is to be called .jsonl" in result.stderr
+    assert "a token file of several images needs the suffix .jsonl" in result.stderr
     assert names(here) == ["a.png", "all.decoded.png", "all.json", "b.png"]

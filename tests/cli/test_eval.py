@@ -196,7 +196,7 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
     ("args", "cause"),
     [
         (["in"], "in is a folder: set --recursive"),
-        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom is for the fit crop, not pad"),
+        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom needs the fit crop, not pad: leave it out"),
         (["-r", "in", "--size", "100"], "--size must be a multiple of 16"),
         (["-r", "in", "--schedule", "1,2"], "--schedule must end in the latent's grid, here 16"),
         (["-r", "in", "--worst", "-1"], "--worst"),

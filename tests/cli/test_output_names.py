@@ -169,7 +169,9 @@ def test_existing_outputs_are_kept_without_force(vartok: Vartok, here: Path) -> 
     drawn_before = (here / "b.decoded.png").read_bytes()
     assert "decoded 0, 2 skipped" in vartok("decode", "all.jsonl", "--skip-existing").stderr
     passed = vartok("encode", "a.png", "b.png", "-o", "all.jsonl", "--skip-existing")
-    assert "vartok: note: all.jsonl exists: skipped, even if it is incomplete" in passed.stderr
+    assert (
+        "vartok: note: all.jsonl exists, so all inputs are skipped, even those that it lacks" in passed.stderr
+    )
     assert (here / "a.decoded.png").read_bytes() == b"precious"
     vartok("decode", "all.jsonl", "--force")
     assert pixels(here / "a.decoded.png").shape == (256, 256, 3)

@@ -154,7 +154,7 @@ def test_binary_is_never_written_to_a_terminal(vartok: Vartok, here: Path) -> No
         process = start(*args, stdout=inside, cwd=here)
         _, messages = process.communicate(timeout=60)
         assert process.returncode == 2
-        assert b"stdout a terminal" in messages
+        assert b"stdout is a terminal" in messages
     for args in (["encode"], ["decode"], ["inspect"]):
         process = start(*args, stdin=inside, stdout=subprocess.PIPE, cwd=here)
         output, messages = process.communicate(timeout=60)

@@ -288,7 +288,7 @@ def test_tokens_of_too_many_pixels_are_refused(tokenizer: vartok.Tokenizer) -> N
     tokens = dataclasses.replace(small, scales=scales)
     [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
     assert isinstance(result, TokensError)
-    assert "1 of 11,200 x 11,200 pixels" in str(result)
+    assert "1 picture of 11,200 x 11,200 pixels" in str(result)
 
 
 def test_large_items_are_taken_only_while_their_bytes_have_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The functions behind the commands: `encode_files`, `decode_files`, and the streams that they use."""
+"""Encode and decode files, with the parts that evaluation and data sets share: inputs, settings, streams."""
 
 from vartok.operations.decode import check_model, decode_file, decode_files, read_input
 from vartok.operations.encode import encode_file, encode_files

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 PictureFormat = Literal["png", "jpg", "webp"]
 
 TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
-"""Endings of token files that decoded pictures are named without."""
+"""Endings that are removed from the name of a token file to name its picture."""
 
 
 def decode_file(
@@ -56,7 +56,7 @@ def decode_file(
     restore_size: bool = False,
     any_weights: bool = False,
 ) -> Image.Image:
-    """Decode a token file of one picture, and return the picture, RGB.
+    """Decode a token file of one image, and return a PIL image in RGB.
 
     Args:
         path: a token file: npz, JSON, or JSONL of one line.
@@ -64,16 +64,19 @@ def decode_file(
             and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: dtype of the decoder.
+        dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
-        strip: return one wide picture: after 1, 2, ... scales, side by side.
-        restore_size: undo the fit (pad, stretch or native), to the original's width and height.
-        any_weights: decode tokens of any checkpoint, instead of refusing those of another codebook.
+        strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
+        restore_size: scale the picture to the original's width and height, which the fit "crop" does not
+            allow.
+        any_weights: also decode tokens that were made with another codebook or other phis.
 
     Raises:
-        ArgumentError: `path` is not a path.
-        TokenFileError: the file cannot be read, or its tokens belong to another checkpoint.
-        TokensError: more scales than there are.
+        ArgumentError: `path` is neither a str nor a Path.
+        TokenFileError: the file cannot be read, holds no image or several, or was made with another codebook
+            or other phis.
+        TokensError: `scales` is not from 1 to K, an index is outside the codebook, or the picture would be
+            too large.
         ImageError: the original's size cannot be restored.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
@@ -116,18 +119,19 @@ def decode_files(
 
     Names are planned and the tokenizer is loaded before this returns; tokens are decoded as the results
     are iterated over. `img.tokens.npz` becomes `img.decoded.png`. Pictures of a JSONL file, or of a stream,
-    are named by the `image.source` of their tokens. Tokens that fail are a result with an error, whose
-    `input` names the file, and the others go on.
+    are named by the `image.source` of their tokens. An image that cannot be decoded gives a result with an
+    error, and the run continues.
 
     Args:
         inputs: token files, folders, or a stream.
-        output: a file (by its suffix), a folder, or a stream; None: beside each input.
-        format: "png", "jpg" or "webp"; if None the suffix of `output` tells, else png.
+        output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
+            stream the working folder.
+        format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
         scales: decode only the first `scales` scales; all if None.
-        strip: make one wide picture: after 1, 2, ... scales, side by side.
-        restore_size: undo the fit (pad, stretch or native), to the original's width and height.
-        any_weights: decode tokens of any checkpoint, instead of refusing those of another codebook.
-        recursive: search folders; their tree is mirrored under `output`.
+        strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
+        restore_size: scale pictures to the original's width and height, which the fit "crop" does not allow.
+        any_weights: also decode tokens that were made with another codebook or other phis.
+        recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip tokens whose output exists.
@@ -135,18 +139,19 @@ def decode_files(
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: dtype of the decoder.
+        dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
-        batch_size: pictures per batch; if None 32 on a GPU and 1 on a CPU.
-        workers: threads that write pictures; one more than cores, up to 8, if None.
+        batch_size: pictures per batch; if None, 32 on a GPU and 1 on a CPU.
+        workers: threads that write pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; those of inputs whose output exists come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first.
 
     Raises:
         ArgumentError: arguments that contradict each other, two inputs that would write one file, or a
             folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
+        OSError: the output stream cannot be written; raised while iterating.
     """
     chosen = choose_format(output, format, images.SUFFIXES, default="png")
     found = find_inputs(inputs, TOKENS, recursive=recursive)
@@ -182,20 +187,20 @@ def decode_files(
 
 
 def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
-    """Check that a tokenizer can decode tokens.
+    """Check that an image's tokens were made with a tokenizer's codebook and phis.
 
     Raises:
-        TokenFileError: they belong to another checkpoint.
+        TokenFileError: they were made with another codebook or other phis.
     """
     try:
         tokenizer.check_model(tokens.model)
     except VartokError as error:
-        hint = "give its checkpoint as `weights`, or set `any_weights`"
+        hint = "give the checkpoint of the tokens as `weights`, or set `any_weights`"
         raise TokenFileError(str(error), hint=hint) from None
 
 
 def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
-    """Yield the tokens of each image of a token file, or the error of one that cannot be read."""
+    """Yield the tokens of each image of an input, or the error of an image or file that cannot be read."""
     if item.error is not None:
         yield item.error
         return
@@ -210,7 +215,13 @@ def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
 
 
 class _Job(NamedTuple):
-    """A picture to decode: its name in messages, its output path (None: the stream), its tokens if any."""
+    """A picture to decode.
+
+    Attributes:
+        label: name of the picture in messages.
+        path: path of its file; None for a stream, or if its tokens cannot be read.
+        tokens: its tokens; None if they cannot be read.
+    """
 
     label: str
     path: Path | None
@@ -218,7 +229,7 @@ class _Job(NamedTuple):
 
 
 class _DecodeRun:
-    """The tokens of a plan, and the writing of their pictures."""
+    """Reads the tokens of a plan's inputs, and writes the decoded pictures."""
 
     def __init__(
         self, plan: OutputPlan, target: Target, format: str, overwrite: bool, restore_size: bool
@@ -229,10 +240,12 @@ class _DecodeRun:
     def tokens(
         self, tokenizer: Tokenizer | None
     ) -> Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]:
-        """Yield the input of `decode_tokens`; the id is already the result if an output exists by now.
+        """Yield the input of `decode_tokens`: an id, and tokens or an error.
+
+        The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
 
         Args:
-            tokenizer: the tokenizer that tokens must belong to, or None.
+            tokenizer: tokens of another codebook or other phis are errors; None to accept any.
         """
         for item in self._plan.todo:
             for tokens in read_input(item):
@@ -255,7 +268,7 @@ class _DecodeRun:
         decoded: Iterator[tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]],
         workers: int,
     ) -> Iterator[FileResult]:
-        """Write pictures in threads as they come, and yield the results."""
+        """Write each picture in a thread when it is decoded, and yield the results in order."""
         yield from self._plan.refused
         finished = map_ordered(self._finish, decoded, workers=workers, limit=2 * workers)
         with contextlib.closing(finished):
@@ -267,7 +280,11 @@ class _DecodeRun:
     def _finish(
         self, item: tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]
     ) -> tuple[FileResult, bytes | None]:
-        """Make the picture file of one picture, and write it where it has a path."""
+        """Write the file of one decoded picture, if it has a path.
+
+        Returns:
+            The picture's result, and the bytes of its file; no bytes but None if it failed or was skipped.
+        """
         job, pictures = item
         if isinstance(job, FileResult):
             return job, None
@@ -290,7 +307,7 @@ class _DecodeRun:
 
 
 def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:
-    """Return the pictures side by side, each in the original's size where that is asked for."""
+    """Return the pictures side by side; with `restore_size`, each is first scaled to the original's size."""
     if restore_size:
         room = images.MAX_PIXELS // len(pictures)
         pictures = [

@@ -67,16 +67,16 @@ def encode_file(
             and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: dtype of the encoder.
+        dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: "crop", "pad", "stretch" or "native".
-        zoom: with "crop": factor that the picture is scaled up by first, 1 to 100.
-        background: colour under transparency and around a padded picture.
+        fit: "crop", "pad", "stretch" or "native"; see `encode_files`.
+        zoom: with "crop": scale up by this factor first, 1 to 100.
+        background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
-        max_pixels: a larger picture is refused before it is decoded.
+        max_pixels: pixel limit of the file, checked before it is decoded.
 
     Raises:
-        ArgumentError: arguments that contradict each other, or do not suit the checkpoint.
+        ArgumentError: arguments are invalid, contradict each other, or do not suit the checkpoint.
         ImageError: the picture cannot be read; the message names the file.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
@@ -120,17 +120,18 @@ def encode_files(
 
     Names are planned and the tokenizer is loaded before this returns; pictures are encoded as the results
     are iterated over. `img.png` becomes `img.tokens.npz`; a picture of a tar or a table is named by its
-    key. A picture that fails is a result with an error, whose `input` names the file, and the others go on.
+    key. A picture that cannot be encoded gives a result with an error, and the run continues.
 
     To encode pictures without writing files, see `vartok.encode_file` and
     `vartok.operations.encode_pictures`.
 
     Args:
         inputs: pictures, tars, Parquet files, lists of paths (.txt), URLs of these, folders, or a stream.
-        output: a file (by its suffix), a folder, or a stream; None: beside each input.
-        format: "npz", "json", or "jsonl", which puts all pictures into one file; if None the suffix of
-            `output` tells, else npz.
-        recursive: search folders; their tree is mirrored under `output`.
+        output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
+            stream the working folder.
+        format: "npz", "json", or "jsonl", which puts all pictures into one file; if None, by the suffix of
+            `output`, else "npz".
+        recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip pictures whose output exists.
@@ -138,26 +139,29 @@ def encode_files(
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: dtype of the encoder.
+        dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: "crop": the centre; "pad": the whole picture, framed; "stretch"; "native": in its own size.
-        zoom: with "crop": factor that a picture is scaled up by first, 1 to 100.
-        background: colour under transparency and around a padded picture.
+        fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
+            "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell.
+        zoom: with "crop": scale up by this factor first, 1 to 100.
+        background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
-        max_pixels: larger pictures are refused before they are decoded.
-        max_bytes: larger pictures in tars, tables, URLs and streams are not read.
-        batch_size: pictures per batch; if None 32 on a GPU, and on a CPU 16 small ones or 1 large one.
-        workers: threads that read pictures; one more than cores, up to 8, if None.
+        max_pixels: pixel limit of a picture, checked before it is decoded.
+        max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
+        batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
+            to `MAX_BATCHED_PIXELS` pixels, else 1.
+        workers: threads that read pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; those of inputs whose output exists already come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first.
 
     Raises:
         ArgumentError: arguments that contradict each other or do not suit the checkpoint, two inputs that
             would write one file, or a folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
-        OutputError: the file of all results cannot be written; raised while iterating.
+        OutputError: the jsonl file cannot be written; raised while iterating.
+        OSError: the output stream cannot be written; raised while iterating.
     """
     fitted = make_fit(
         fit,
@@ -209,18 +213,23 @@ def encode_files(
 
 
 class _Job(NamedTuple):
-    """A picture to encode: its name in messages, and its output path; None for a stream or a joined file."""
+    """A picture to encode.
+
+    Attributes:
+        label: name of the picture in messages.
+        path: path of its token file; None for a stream or a joined file, or if it cannot be read.
+    """
 
     label: str
     path: Path | None
 
 
 class _NothingWrittenError(Exception):
-    """Discards the joined file when no tokens were written to it."""
+    """Raised while the joined file is open, to discard it if no tokens were written."""
 
 
 class _EncodeRun:
-    """The pictures of a plan, and the writing of their tokens."""
+    """Reads the pictures of a plan's inputs, and writes their tokens."""
 
     def __init__(
         self, plan: OutputPlan, target: Target, format: TokenFormat, overwrite: bool, max_bytes: int
@@ -229,7 +238,10 @@ class _EncodeRun:
         self._max_bytes = max_bytes
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
-        """Yield the input of `encode_pictures`; the id is already the result if an output exists by now."""
+        """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
+
+        The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
+        """
         for item in self._plan.todo:
             for key, sample in item.samples(self._max_bytes):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
@@ -243,7 +255,7 @@ class _EncodeRun:
     def results(
         self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
     ) -> Iterator[FileResult]:
-        """Write tokens as they come, and yield the results."""
+        """Write the tokens of each picture when it is encoded, and yield the results."""
         yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
@@ -261,7 +273,7 @@ class _EncodeRun:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:
-        """Open the joined file, kept only if the block raises nothing; else yield the stream, if any."""
+        """Yield the joined file, which appears only if the block raises nothing; or the stream; or None."""
         if not self._target.joined or self._target.file is None:
             yield self._target.stream
             return
@@ -282,10 +294,10 @@ class _EncodeRun:
 
 
 def _source(item: Input, key: str | None) -> str:
-    """Return the `image.source` of a picture's tokens."""
+    """Return the `image.source` of a picture's tokens: its key in a collection, else the input's name."""
     return item.source if key is None else key.encode(errors="replace").decode()
 
 
 def _read_nothing(fit: Fit) -> Picture:
-    """The reader of a picture that needs no encoding: raises an error."""
+    """Raise an error: the `PictureSource` of a picture that is not to be encoded."""
     raise VartokError("not read")

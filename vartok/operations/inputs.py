@@ -23,14 +23,14 @@ TITLES = {PICTURES: "pictures", TOKENS: "token files"}
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """A file to work on.
+    """A file or stream to encode or decode.
 
     Attributes:
-        name: its path below the folder that was searched, or its own name; outputs are named by it.
+        name: path below the searched folder, or base name of a file that was named; outputs are named by it.
         kind: "picture", "tar", "table" (Parquet) or "tokens".
-        place: its path or URL; None for a stream.
-        stream: the stream, or None.
-        error: the reason why it cannot be worked on, or None.
+        place: path or URL of the file; None for a stream.
+        stream: the stream; None for a file.
+        error: the reason why a folder, list or URL gives no files; else None.
     """
 
     name: PurePath
@@ -40,26 +40,28 @@ class Input:
     error: VartokError | None = None
 
     def __str__(self) -> str:
-        """Return its name in messages."""
+        """Return the path or URL for messages, or "standard input"."""
         return "standard input" if self.place is None else printable(self.place)
 
     @property
     def source(self) -> str:
-        """Its name in tokens: `name` as valid Unicode, which a file's name may not be."""
+        """The `image.source` of its tokens: `name` as Unicode; other bytes of a file's name become "?"."""
         return self.name.as_posix().encode(errors="replace").decode()
 
     @property
     def is_collection(self) -> bool:
-        """True if it may hold several pictures, whose outputs are named by their keys or sources in it."""
+        """True for a tar, a table, and a .jsonl or stream of tokens, which may hold several pictures."""
         if self.kind == "tokens":
             return self.place is None or self.place.lower().endswith(".jsonl")
         return self.kind in ("tar", "table")
 
     def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str | None, Sample]]:
-        """Yield its pictures, unread, each with its key in a collection, else None.
+        """Yield the key and the sample, not decoded, of each picture; the key is None outside a collection.
+
+        If the input has an error, or its tar or table cannot be read on, the last sample holds the error.
 
         Args:
-            max_bytes: size limit of a picture that is held in memory, in bytes.
+            max_bytes: size limit in bytes of a picture in a tar, a table or a stream.
         """
         label = str(self)
         if self.error is not None:
@@ -83,15 +85,16 @@ class Input:
 def find_inputs(
     sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
 ) -> list[Input]:
-    """Find the files that sources name, in the sources' order; those of a folder in sorted order.
+    """Return the files that sources name, in the sources' order; the files of a folder are sorted.
 
-    A file that is named is taken whatever its suffix. A source that cannot be found or searched becomes an
-    input with an error, so that the others are worked on.
+    A file that is named is taken whatever its suffix, and not opened: a missing file fails when it is read.
+    A folder, list or URL that cannot be searched becomes an input with an error, so that the other sources
+    are still processed.
 
     Args:
-        sources: paths or URLs of files, folders, lists of paths (.txt) and collections; or binary streams.
-        kinds: kinds of files that a folder is searched for.
-        recursive: search folders.
+        sources: one or several of: path or URL of a file, a folder or a list of paths (.txt); binary stream.
+        kinds: kinds of files that a folder is searched for; the first is the kind of an unknown suffix.
+        recursive: take the files in folders.
 
     Raises:
         ArgumentError: a folder where `recursive` is false, an empty path, or a source of another type.
@@ -109,14 +112,14 @@ def find_inputs(
 
 
 def check_path(path: object, *, hint: str) -> None:
-    """Check the type of a path.
+    """Check that an argument is a path.
 
     Args:
         path: the argument.
         hint: hint of the error, for a caller whose picture or tokens are in memory.
 
     Raises:
-        ArgumentError: not a str or an os.PathLike.
+        ArgumentError: `path` is neither a str nor an os.PathLike.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentError(f"a path is a str or a Path, not {quoted(type(path).__name__)}", hint=hint)
@@ -136,7 +139,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         return
     place = os.fsdecode(source)
     if not place:
-        raise ArgumentError("a path is empty")
+        raise ArgumentError("the path of an input is empty")
     path = PurePath(place)
     if os.path.isdir(place) and not recursive:
         raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")

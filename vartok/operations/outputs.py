@@ -1,4 +1,4 @@
-"""Outputs of encoding and decoding: their names, and what happens to files that exist."""
+"""Outputs of encoding and decoding: choose their paths, and refuse or skip those that exist."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=str)
 
 Output: TypeAlias = str | Path | BinaryIO | None
-"""A file, a folder, an open binary stream; None for files beside the inputs."""
+"""A file, a folder, or an open binary stream; None for the folder of each input."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class FileResult:
     """The result of one picture.
 
     Attributes:
-        input: the input's path; "path: name" for a picture of a collection.
-        output: path of the file that was written; None for a stream, or where nothing was written.
-        tokens: the picture's tokens; None where it failed or was skipped.
-        picture: [H, W, 3] uint8 sRGB, the decoded pixels; None for encoding.
-        error: the reason why it failed, or None.
-        notes: what a user should know, e.g. "animation: took the first of 12 frames".
-        skipped: True where the output existed and `skip_existing` was set.
+        input: the input's path; "path: name" for a picture of a collection. If the whole run is refused since
+            its jsonl file exists, that file's path.
+        output: path of the file that was written; None for a stream, or if nothing was written.
+        tokens: the picture's tokens; None if it failed or was skipped.
+        picture: [H, W, 3] uint8 sRGB, the decoded pixels; None in encoding, or if it failed or was skipped.
+        error: the reason of a failure; else None.
+        notes: remarks for the user, such as "animation: took the first of 12 frames".
+        skipped: True if the output existed and `skip_existing` was set.
     """
 
     input: str
@@ -51,7 +52,7 @@ class FileResults(Iterator[FileResult]):
     """Results of a run, computed as they are iterated over.
 
     Attributes:
-        total: number of results; None where a collection's pictures are only counted as they come.
+        total: number of results; None if an input is a collection, whose pictures are not counted ahead.
     """
 
     def __init__(self, results: Iterator[FileResult], total: int | None) -> None:
@@ -63,7 +64,7 @@ class FileResults(Iterator[FileResult]):
         return next(self._results)
 
     def close(self) -> None:
-        """Stop the run; a file of several results that is not finished does not appear."""
+        """Stop the run; an unfinished jsonl file is discarded, and one that it would have replaced stays."""
         close = getattr(self._results, "close", None)
         if close:
             close()
@@ -71,15 +72,15 @@ class FileResults(Iterator[FileResult]):
 
 @dataclass(frozen=True)
 class Target:
-    """Destination of results: one stream, one file, or a file for each under a folder or beside its input.
+    """Destination of results: a stream, a file, or a folder; without any, the folder of each input.
 
     Attributes:
-        rename: makes an output's name from an input's.
-        rename_member: makes an output's name from the name of a picture in a collection.
-        stream: stream of all results.
-        file: path of the one file.
-        folder: folder that names are put under.
-        joined: True where `stream` or `file` takes any number of results.
+        rename: maps an input's name to its output's name.
+        rename_member: maps the key of a picture in a collection to its output's name.
+        stream: stream that the results are written to, or None.
+        file: path of the only output file, or None.
+        folder: folder of the output files, or None.
+        joined: True if `stream` or `file` takes any number of results, one after the other.
     """
 
     rename: Callable[[PurePath], PurePath]
@@ -93,7 +94,7 @@ class Target:
         """Return the path for the result of an input, or of its picture called `key`; None for a stream.
 
         Raises:
-            ArgumentError: the result belongs beside a URL.
+            ArgumentError: the input is a URL, and there is no folder for its result.
         """
         if self.stream is not None or self.file is not None:
             return self.file
@@ -103,7 +104,9 @@ class Target:
         if item.place is None:
             return Path(name)
         if is_url(item.place):
-            raise ArgumentError(f"{item} is a URL", hint="name a folder with `output`")
+            raise ArgumentError(
+                f"{item} is a URL: nothing can be written there", hint="name a folder with `output`"
+            )
         beside = Path(item.place).parent
         return beside / (name.name if key is None else name)
 
@@ -123,31 +126,33 @@ def resolve_target(
     Args:
         output: a path, a stream, or None; a path without a suffix, or with a slash at its end, is a folder.
         inputs: the inputs of the run.
-        rename: makes an output's name from an input's.
-        rename_member: makes an output's name from the name of a picture in a collection.
-        many: True where there may be several results.
-        joined: True where all results go into one file or stream.
-        suffixes: suffixes of files that are written.
+        rename: maps an input's name to its output's name.
+        rename_member: maps the key of a picture in a collection to its output's name.
+        many: True if there may be several results.
+        joined: True if all results go into one file or stream.
+        suffixes: suffixes that an output file may have; a joined file may have any.
 
     Raises:
-        ArgumentError: several results for one place, or a file of another suffix.
+        ArgumentError: one file or stream for several results, an output file of another suffix, or no file
+            name for joined results.
     """
     if output is not None and not isinstance(output, (str, Path)):
         if len(inputs) > 1 and not joined:
-            raise ArgumentError(
-                "a stream takes one result", hint="name a folder with `output`, or encode to jsonl"
-            )
+            hint = "name a folder with `output`" + ", or set `format` to jsonl" * (".jsonl" in suffixes)
+            raise ArgumentError(f"a stream takes one result, but there are {len(inputs)} inputs", hint=hint)
         return Target(rename, rename_member, stream=output, joined=joined)
     if output is None:
         if joined:
-            raise ArgumentError("all pictures go into one jsonl file", hint="name it with `output`")
+            raise ArgumentError(
+                "the one jsonl file of all pictures has no name", hint="name it with `output`"
+            )
         return Target(rename, rename_member)
     place, path = str(output), Path(output)
     shown = printable(place)
     is_folder = place.endswith(("/", os.sep)) or path.is_dir()
     if joined:
         if is_folder:
-            raise ArgumentError(f"{shown} is a folder: name the one jsonl file in it")
+            raise ArgumentError(f"{shown} is a folder, but all pictures go into one jsonl file: name it")
         return Target(rename, rename_member, file=path, joined=True)
     suffix = path.suffix.lower()
     if is_folder:
@@ -155,14 +160,18 @@ def resolve_target(
     if suffix in suffixes and not many:
         return Target(rename, rename_member, file=path)
     if suffix and not many:
-        raise ArgumentError(f"{shown}: the names of files end in {', '.join(suffixes)}, of folders in /")
+        raise ArgumentError(
+            f"{shown} has an unknown suffix: output files end in {', '.join(suffixes)}, folders in /"
+        )
     if suffix in suffixes or os.path.lexists(path):
-        raise ArgumentError(f"{shown} is a file", hint="name a folder with `output`")
+        raise ArgumentError(
+            f"{shown} is a file, but there may be several results", hint="name a folder with `output`"
+        )
     return Target(rename, rename_member, folder=path)
 
 
 class OutputPlan:
-    """The path of every result, and the check that no two results and no input share one.
+    """Plans the path of every result, so that no two results share one and none replaces an input.
 
     Args:
         target: the destination.
@@ -171,8 +180,8 @@ class OutputPlan:
         skip_existing: skip inputs whose output exists.
 
     Attributes:
-        todo: inputs that are to be worked on.
-        refused: results of the inputs whose output exists.
+        todo: inputs to encode or decode.
+        refused: results of the inputs whose output exists: skipped, or with an error.
 
     Raises:
         ArgumentError: two inputs would write one file, a result would replace an input, or both
@@ -216,8 +225,9 @@ class OutputPlan:
             key: name of the picture in a collection.
 
         Returns:
-            The result's name in messages and its path, None for a stream or a joined file; or, where that
-            path is taken or exists by now, the result to report instead.
+            The result's name in messages, and its path: None for a stream, a joined file or an input with an
+            error. Or a `FileResult` to report instead, skipped or with an error, if the path exists by now,
+            is an input, or belongs to another result.
         """
         label = str(item) if key is None else f"{item}: {printable(key)}"
         if self._target.joined or item.error:
@@ -230,12 +240,14 @@ class OutputPlan:
             return FileResult(label, error=error)
         place = os.path.abspath(path) if path else "the stream"
         if place in self._taken:
-            hint = "the file of several is to be called .jsonl"
+            hint = "a token file of several images needs the suffix .jsonl"
             if path is None or self._target.file:
                 hint = "name a folder with `output`"
             elif item.is_collection:
-                hint = "two pictures have this name"
-            taken = OutputError(f"{printable(path or place)} has a picture already", hint=hint)
+                hint = "two pictures of the input have this name"
+            taken = OutputError(
+                f"{printable(path or place)} is taken by another picture of this run", hint=hint
+            )
             return FileResult(label, error=taken)
         refused = path and self._refuse_existing(label, path)
         if refused:
@@ -244,7 +256,11 @@ class OutputPlan:
         return label, path
 
     def refuse_new(self, label: str, path: Path | None, error: VartokError) -> FileResult:
-        """Return the result of a failed write: skipped or refused if another process wrote the file first."""
+        """Return the result of a picture that cannot be written.
+
+        If `path` exists by now, since another process wrote it, the result is skipped or refused as for any
+        file that exists; else it has `error`.
+        """
         return (path and self._refuse_existing(label, path)) or FileResult(label, error=error)
 
     def _plan_joined(self, inputs: Sequence[Input]) -> None:
@@ -258,7 +274,7 @@ class OutputPlan:
                 from vartok.errors import VartokWarning
 
                 warnings.warn(
-                    f"{printable(file)} exists: skipped, even if it is incomplete",
+                    f"{printable(file)} exists, so all inputs are skipped, even those that it lacks",
                     VartokWarning,
                     stacklevel=4,
                 )
@@ -285,17 +301,17 @@ class OutputPlan:
 def _conflict(one: Input, other: Input, path: Path) -> ArgumentError:
     if one.place == other.place:
         return ArgumentError(f"{other} is named twice")
-    hint = "set `full_names`, or encode them one after the other"
+    hint = "set `full_names`, or give each its own `output` in its own run"
     if one.name == other.name:
-        hint = "name the folder above them and set `recursive`, or encode them one after the other"
+        hint = "name the folder above them and set `recursive`, or give each its own `output` in its own run"
     return ArgumentError(f"{one} and {other} would both be written to {printable(path)}", hint=hint)
 
 
 def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *, default: F) -> F:
-    """Return the format that was asked for, or that the suffix of `output` tells.
+    """Return `format`; if it is None, the format of the suffix of `output`, else `default`.
 
     Raises:
-        ArgumentError: they contradict each other, or there is no such format.
+        ArgumentError: there is no such format, or the suffix of `output` is that of another format.
     """
     if format is not None and format not in suffixes.values():
         names = ", ".join(dict.fromkeys(suffixes.values()))
@@ -303,12 +319,17 @@ def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *
     name = output if isinstance(output, (str, Path)) else ""
     told = suffixes.get(PurePath(name).suffix.lower())
     if format and told and told != format:
-        raise ArgumentError(f"{printable(name)} is {told} by its suffix, but `format` says {format}")
+        raise ArgumentError(
+            f"{printable(name)} is {told} by its suffix, but `format` is {format}: change one of them"
+        )
     return format or told or default
 
 
 def safe_name(name: str) -> PurePath:
-    """Return a name from a file as a relative path without ".." and unprintable characters."""
+    """Return a name that a file holds as a relative path that stays below its folder.
+
+    Roots and ".." are removed, and unprintable characters become "_"; "image" if nothing remains.
+    """
     text = "".join(char if char.isprintable() else "_" for char in name.replace("\\", "/"))
     parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
     return PurePath(*parts) if parts else PurePath("image")
@@ -331,10 +352,10 @@ def stem(name: PurePath, endings: tuple[str, ...] = (), *, full: bool = False) -
 
 
 def write_stream(stream: BinaryIO, data: bytes) -> None:
-    """Write a result, and flush it: a reader of a pipe need not wait for the next one.
+    """Write a result to a stream and flush it, so that the reader of a pipe gets it at once.
 
     Raises:
-        OSError: the stream cannot be written; `filename` is the stream's name.
+        OSError: the stream cannot be written; `filename` is the stream's name, or "the stream".
     """
     try:
         stream.write(data)

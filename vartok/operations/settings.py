@@ -1,4 +1,4 @@
-"""Settings that encoding, evaluation and data sets share: the fit of pictures, batch sizes, threads."""
+"""Settings that encoding, decoding, evaluation and data sets share: fit, schedule, batch size, threads."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ MAX_WORKERS = 8
 
 
 def parse_size(size: str | int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Read a size: one side for both, (height, width), or a text such as "256" or "256x384".
+    """Return the (height, width) of a size.
+
+    Args:
+        size: the side of a square, (height, width), or a text such as "256" or "256x384" (height x width).
 
     Returns:
         (height, width) in pixels; None for None.
 
     Raises:
-        ArgumentError: another text, or a side below 1.
+        ArgumentError: another text, a side below 1, or more than `MAX_PIXELS` pixels.
     """
     if size is None:
         return None
@@ -41,12 +44,12 @@ def parse_size(size: str | int | tuple[int, int] | None) -> tuple[int, int] | No
         size = (int(found[1]), int(found[2] or found[1]))
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:
-        raise ArgumentError(f"a size is at least 1, not {min(height, width)}")
+        raise ArgumentError(f"a side is at least 1 pixel, not {min(height, width)}")
     if height * width > MAX_PIXELS:
         side = math.isqrt(MAX_PIXELS)
         raise ArgumentError(
             f"a size of {height:,} x {width:,} is more than {MAX_PIXELS:,} pixels",
-            hint=f"set `size` to at most {side:,}",
+            hint=f"set `size` to at most {side:,} a side",
         )
     return height, width
 
@@ -60,21 +63,21 @@ def make_fit(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Fit:
-    """Make the fit that settings describe, before the checkpoint is known.
+    """Return the `Fit` of checked settings; `resolve_fit` then adapts it to a checkpoint.
 
     Args:
-        mode: "crop", "pad", "stretch" or "native".
-        size: side, or (height, width), of the encoded pixels. `resolve_fit` sets the checkpoint's if None.
-        zoom: with "crop": factor that a picture is scaled up by first, 1 to 100.
-        background: colour under transparency and around a padded picture; a CSS colour or RGB levels.
-        max_pixels: larger pictures are refused before they are decoded.
-        max_bytes: larger pictures in tars, tables, URLs and streams are not read.
+        mode: "crop", "pad", "stretch" or "native"; see `Fit`.
+        size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
+        zoom: with "crop": scale up by this factor first, 1 to 100.
+        background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
+        max_pixels: pixel limit of a picture, checked before it is decoded.
+        max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
 
     Raises:
-        ArgumentError: a value that no fit can have, or settings that contradict each other.
+        ArgumentError: a value is invalid, or settings contradict each other.
     """
     if zoom != 1 and mode != "crop":
-        raise ArgumentError(f"`zoom` is for the fit crop, not {mode}")
+        raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
     sides = parse_size(size) or (256, 256)
@@ -86,10 +89,10 @@ def make_fit(
 
 
 def make_schedule(schedule: ScheduleLike | None) -> Schedule | None:
-    """Return `as_schedule` of a schedule; None for None.
+    """Return the (h, w) grid of every scale, as `as_schedule` reads them; None for None.
 
     Raises:
-        ArgumentError: not a schedule.
+        ArgumentError: `schedule` is not a schedule.
     """
     with as_argument_errors():
         return None if schedule is None else as_schedule(schedule)
@@ -102,16 +105,17 @@ def resolve_fit(
     size: str | int | tuple[int, int] | None = None,
     schedule: Schedule | None = None,
 ) -> Fit:
-    """Return the fit with its size and multiple set for the tokenizers.
+    """Return a fit whose `size` and `multiple` suit all tokenizers.
 
     Args:
-        tokenizers: all of them must take the fit's pixels.
-        fit: a fit that `make_fit` made.
-        size: the size that was asked for; the first tokenizer's own if None.
+        tokenizers: tokenizers that get the same pixels.
+        fit: the fit, as `make_fit` returns it.
+        size: size of the encoded pixels, as `parse_size` takes it; the first tokenizer's own if None.
         schedule: (h, w) of every scale, or None.
 
     Raises:
-        ArgumentError: a tokenizer cannot take that size, or not with that schedule.
+        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, or the last grid of
+            `schedule` is not the latent's. The fit "native" is not checked.
     """
     height, width = parse_size(size) or tokenizers[0].config.image_size
     for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
@@ -134,7 +138,7 @@ def resolve_tokenizer(
     *,
     compile: bool = False,
 ) -> Tokenizer:
-    """Return the tokenizer that was given, or call the function that was given, or load the checkpoint."""
+    """Return `tokenizer`, or its result if it is a function; if it is None, load the checkpoint `weights`."""
     if tokenizer is None:
         from vartok.loading import load
 
@@ -143,21 +147,23 @@ def resolve_tokenizer(
 
 
 def default_workers(workers: int | None = None) -> int:
-    """Return `workers`, or one thread more than cores, up to 8: one waits for a file while others compute."""
+    """Return `workers`; if it is None, the number of cores + 1, at most 8.
+
+    The extra thread computes while another one waits for a file.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers or min(MAX_WORKERS, cores + 1)
 
 
 def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:
-    """Return `batch_size`, or the best one for the device.
+    """Return `batch_size`; if it is None, 32 on a GPU, 16 on a CPU for small pictures to encode, else 1.
 
-    A CPU computes encoder and decoder picture by picture whatever the batch, and quantizes small ones
-    together.
+    On a CPU the networks take one picture at a time whatever the batch; the quantizer takes several at once.
 
     Args:
-        batch_size: the size that was asked for.
+        batch_size: the caller's batch size, or None.
         tokenizer: a loaded tokenizer.
-        pixels: pixels of every picture; None where sizes differ.
+        pixels: number of pixels of every picture to encode; None if sizes differ, or in decoding.
     """
     from vartok.operations.streams import MAX_BATCHED_PIXELS
 
@@ -170,7 +176,7 @@ def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int
 
 @contextmanager
 def as_argument_errors() -> Iterator[None]:
-    """Turn errors about the caller's values into ArgumentError."""
+    """A context that raises every VartokError in it as an ArgumentError of the same message and hint."""
     try:
         yield
     except VartokError as error:

@@ -1,4 +1,4 @@
-"""Streams of pictures through a tokenizer: read in threads, computed in batches, yielded in order."""
+"""Encode and decode streams of pictures: in batches, in order; pictures are read in threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from vartok.errors import TokensError, VartokError
+from vartok.errors import TokensError, VartokError, counted
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.metadata import ImageInfo
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 MAX_BATCHED_PIXELS = 1 << 17
-"""Pixels of the largest picture whose latent is computed in a worker thread on a CPU. Larger pictures need
-too much memory for several at once, and keep all cores busy by themselves."""
+"""Number of pixels up to which a worker thread computes the latent of a picture, on a CPU. Several larger
+pictures at once need too much memory, and a single one keeps all cores busy."""
 
 S = TypeVar("S")
 
@@ -46,22 +46,22 @@ def encode_pictures(
 ) -> Generator[tuple[S, ImageTokens | VartokError], None, None]:
     """Tokenize a stream of pictures.
 
-    torch's number of threads belongs to the whole process. On a CPU every worker thread takes its share of
-    them while it works, and the caller has all of them back whenever a result is yielded.
+    On a CPU each worker thread computes with its share of torch's threads. Whenever a result is yielded, the
+    calling thread has torch's full number of threads again.
 
     Args:
         tokenizer: a loaded tokenizer.
-        pictures: for each picture an id, the name that its tokens get as `image.source`, and the picture.
+        pictures: for each picture an id, the `image.source` of its tokens, and the picture.
         fit: how a picture becomes the pixels that are encoded.
         schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
-        batch_size: pictures of one size that go through the model together.
-        workers: threads that read pictures. On a CPU they run the encoder too, each with its share of
-            torch's threads: that keeps cores busier than all threads on one picture.
+        batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
+        workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
+            each with its share of torch's threads, which keeps cores busier than all threads on one picture.
         group_key: maps a picture's id to a group; a batch never spans two groups, so batch composition does
             not depend on where a run resumes.
 
     Yields:
-        A picture's id, and its tokens or the error of the picture; in the order of `pictures`.
+        A picture's id, and its tokens or the error that it failed with; in the order of `pictures`.
     """
     import torch
 
@@ -145,7 +145,7 @@ def encode_pictures(
 
 
 class _Prepared(NamedTuple):
-    """A picture before its batch: its [H, W, 3] uint8 pixels, or already its [1, C, h, w] latent."""
+    """A picture that can join a batch: as [H, W, 3] uint8 pixels, or as its [1, C, h, w] latent."""
 
     info: ImageInfo
     notes: tuple[str, ...]
@@ -153,7 +153,7 @@ class _Prepared(NamedTuple):
 
 
 def _nbytes(picture: PictureSource) -> int:
-    """Return the memory that an unread picture takes, in bytes."""
+    """Return the bytes of memory that a picture takes before it is decoded; 0 for a path."""
     owner = getattr(picture, "__self__", picture)  # the sample of `sample.read`
     return owner.nbytes if isinstance(owner, Sample) else len(owner) if isinstance(owner, bytes) else 0
 
@@ -172,12 +172,12 @@ def decode_tokens(
         tokenizer: a loaded tokenizer. The caller checks that the tokens belong to it.
         tokens: for each picture an id, and its tokens; an error in their place is yielded unchanged.
         scales: decode only the first `scales` scales; all if None.
-        strip: decode the first scale, the first two, ..., instead of all together only.
-        batch_size: pictures of one schedule that go through the model together.
+        strip: yield the images decoded from the first 1, 2, ... scales, instead of the last of these alone.
+        batch_size: largest number of pictures in a batch; the pictures of a batch have one schedule.
 
     Yields:
-        A picture's id, and its pixels: a list of one [H, W, 3] uint8 array, or of one per scale for a strip;
-        in the order of `tokens`.
+        A picture's id, and its pixels or the error that it failed with. The pixels are a list of one
+        [H, W, 3] uint8 array; with `strip`, of one array per scale. In the order of `tokens`.
     """
 
     def decode(batch: list[ImageTokens]) -> list[list[NDArray[np.uint8]]]:
@@ -187,7 +187,8 @@ def decode_tokens(
         pictures = count if strip else 1
         if height * width * pictures > MAX_PIXELS:
             raise TokensError(
-                f"decode to {pictures} of {width:,} x {height:,} pixels, more than {MAX_PIXELS:,} in all"
+                f"would decode to {counted(pictures, 'picture')} of {width:,} x {height:,} pixels, "
+                f"more than {MAX_PIXELS:,} pixels in all"
             )
         images = tokenizer.decode_prefixes(maps, scales) if strip else [tokenizer.decode(maps, scales)]
         decoded = [to_pixels(image) for image in images]

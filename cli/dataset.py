@@ -103,7 +103,7 @@ class EngineOptions:
         str | None,
         typer.Option(
             "--address",
-            help="Address of a running Ray cluster, auto or ray://host:10001; default: start a cluster.",
+            help="Address of a Ray cluster, auto or ray://host:10001; default: RAY_ADDRESS or a new one.",
         ),
     ] = None
     retry_failed: Annotated[
@@ -243,7 +243,8 @@ class _View:
     def __init__(self, out: Path, *, quiet: bool) -> None:
         self._out = out
         self._display = Display(quiet=quiet)
-        self._named = 0
+        self._named = self._failures = 0
+        self._told = False
         self._shards = 0
 
     def show(self, progress: Progress) -> None:
@@ -253,9 +254,11 @@ class _View:
             cause = explain(VartokError(failure.cause, hint=failure.hint))
             self._display.say(f"{printable(failure.place)}: {printable(cause)}", error=True)
             self._named += 1
-            if self._named == MAX_NAMED_FAILURES:
-                file = printable(self._out / "failed.jsonl")
-                self._display.say(f"further failures are listed in {file} only", error=True)
+        self._failures += len(progress.failures)
+        if self._failures > self._named and not self._told:
+            self._told = True
+            file = printable(self._out / "failed.jsonl")
+            self._display.say(f"further failures are listed in {file} only", error=True)
         self._display.update(_status(progress), _worker_rows(progress))
 
     @contextlib.contextmanager

@@ -171,7 +171,7 @@ def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as error:
         TokenizerConfig.from_json('{"autoencoder": "light", "ch": 160}')
     assert error.value.hint is not None
-    assert error.value.hint.startswith('keys of "light": vocab_size, ')
+    assert error.value.hint.startswith('the keys of "light" are vocab_size, ')
     assert error.value.hint.endswith("autoencoder, widths, depths")
 
 

@@ -23,20 +23,23 @@ RGB = "the model takes RGB: repeat a gray channel three times, leave out an alph
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (torch.full((1, 3, 64, 64), 255.0), "pixels are in [-1, 1] (RGB / 127.5 - 1), not 255 to 255"),
+        (torch.full((1, 3, 64, 64), 255.0), "pixels must be in [-1, 1] (RGB / 127.5 - 1), not 255 to 255"),
         (torch.full((1, 3, 64, 64), -1.5), "not -1.5 to -1.5"),
         (torch.full((1, 3, 64, 64), 1.1), "not 1.1 to 1.1"),
         (torch.zeros(1, 3, 64, 64).index_fill(3, torch.tensor(5), float("nan")), "nan"),
         (torch.full((1, 3, 64, 64), float("inf")), "inf"),
-        (torch.zeros(1, 3, 65, 64), "an image's height and width are multiples of 16, not 65 and 64"),
+        (torch.zeros(1, 3, 65, 64), "an image's height and width must be multiples of 16, not 65 and 64"),
         (torch.zeros(1, 3, 64, 8), "multiples of 16"),
         (torch.zeros(1, 3, 0, 64), "multiples of 16"),
-        (torch.zeros(0, 3, 64, 64), "images are [B, 3, H, W]"),
-        ([], "a list of images holds PIL images"),
-        (torch.zeros(1, 1, 3, 64, 64), "images are [B, 3, H, W]"),
-        ([np.zeros((3, 64, 64), np.float32)] * 2, "a list of images holds PIL images"),
-        ([Image.new("RGB", (64, 64)), Image.new("RGB", (32, 32))], "the images of a batch have one size"),
-        (None, "images are tensors, arrays or PIL images, not 'NoneType'"),
+        (torch.zeros(0, 3, 64, 64), "images must be [B, 3, H, W]"),
+        ([], "a list of images must hold PIL images"),
+        (torch.zeros(1, 1, 3, 64, 64), "images must be [B, 3, H, W]"),
+        ([np.zeros((3, 64, 64), np.float32)] * 2, "a list of images must hold PIL images"),
+        (
+            [Image.new("RGB", (64, 64)), Image.new("RGB", (32, 32))],
+            "the images of a batch must have one size",
+        ),
+        (None, "images must be tensors, arrays or PIL images, not 'NoneType'"),
     ],
 )
 def test_images_that_no_model_takes_are_refused(light: vartok.Tokenizer, images: Any, reason: str) -> None:
@@ -81,9 +84,9 @@ def test_the_hint_for_images_in_another_form(light: vartok.Tokenizer, images: An
 @pytest.mark.parametrize(
     ("tokens", "reason", "hint"),
     [
-        (torch.zeros(680).long(), "not a 2-d tensor of integers, but [680] torch.int64", "`flat[None]`"),
-        (np.zeros(680, np.uint16), "not a 2-d tensor of integers, but [680] uint16", "`flat[None]`"),
-        (torch.zeros(1, 680), "but [1, 680] torch.float32", None),
+        (torch.zeros(680).long(), "must be a 2-d tensor of integers, not [680] torch.int64", "`flat[None]`"),
+        (np.zeros(680, np.uint16), "must be a 2-d tensor of integers, not [680] uint16", "`flat[None]`"),
+        (torch.zeros(1, 680), "not [1, 680] torch.float32", None),
         (torch.zeros(1, 679).long(), "679 tokens, but the schedule has 680 cells", None),
         (
             "a.npz",
@@ -121,7 +124,7 @@ def test_image_tokens_of_another_checkpoint_are_refused_by_name(
 ) -> None:
     [item] = light.image_tokens(light.encode(photos[:1]), ["a.png"])
     with pytest.raises(
-        TokenFileError, match=r"a\.png: was encoded with vartok-light-v1 .*, not with var"
+        TokenFileError, match=r"a\.png: the tokens were made with vartok-light-v1 .*, not with var"
     ) as error:
         var.decode(item)
     assert "`tokens.flatten()[None]` with `schedule=tokens.schedule`" in str(error.value.hint)
@@ -134,5 +137,5 @@ def test_tokens_on_the_own_schedule_and_on_another(light: vartok.Tokenizer) -> N
     assert torch.equal(images, light.decode(TokenMaps.unflatten(flat, [1, 2, 4])))
     assert light.decode(np.zeros((1, 680), np.uint16)).shape == (1, 3, 256, 256)
     assert light.config.patch_nums == VAR_256
-    with pytest.raises(vartok.ScheduleError, match="a schedule is a list"):
+    with pytest.raises(vartok.ScheduleError, match="a schedule must be a list"):
         light.decode(flat, schedule=())

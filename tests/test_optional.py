@@ -15,4 +15,4 @@ def test_every_missing_package_is_named() -> None:
     with pytest.raises(VartokError) as error:
         require("no_such_one", "numpy", "no_such_two", extra="train", purpose="training")
     assert str(error.value) == "not installed: no_such_one, no_such_two (needed for training)"
-    assert error.value.hint == "pip install '.[train]' from a clone"
+    assert error.value.hint == "run pip install '.[train]' in a clone of vartok"

@@ -83,12 +83,14 @@ def test_what_is_no_schedule_is_refused_in_one_line(text: str) -> None:
     [None, 3, "12", (), [], [[]], [[1]], [[1, 2, 3]], [None], [True], [1.0], [[1, 2.0]], [(1, "2")], {1: 2}],
 )
 def test_check_refuses_what_is_not_grids(value: object) -> None:
-    with pytest.raises(ScheduleError, match="is a"):
+    with pytest.raises(ScheduleError, match="must be a"):
         check_schedule(value)
 
 
 def test_a_scale_larger_than_the_last_is_named() -> None:
-    with pytest.raises(ScheduleError, match=re.escape("scale 1 is 3x5: larger than the last scale, 4x4")):
+    with pytest.raises(
+        ScheduleError, match=re.escape("scale 1, 3x5, is higher or wider than the last scale, 4x4")
+    ):
         check_schedule([1, [3, 5], 4])
 
 

@@ -59,7 +59,7 @@ def test_jsonl_reads_around_bad_lines() -> None:
     )
     assert outcomes(data) == [
         "a",
-        "line 3: version 2: this vartok reads version 1; upgrade vartok",
+        "line 3: it has version 2, but this vartok reads version 1; upgrade vartok",
         "line 5: not JSON, or cut short: Invalid control character at (character 101)",
         "line 6: not UTF-8 text",
         "line 7: not a JSON object",
@@ -93,8 +93,8 @@ def test_json_on_several_lines(start: str, indent: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "not a token file: empty"),
-        (b"\n \n", "not a token file: empty"),
+        (b"", "not a token file: it is empty"),
+        (b"\n \n", "not a token file: it is empty"),
         (b"\x89PNG\r\n\x1a\n{}\n{}\n", "not a token file: not UTF-8 text"),
         (b"412 17 903\n5 77\n", "not a token file: not JSON"),
         (b'["vartok.tokens"]\n', "not a token file: not a JSON object"),
@@ -165,7 +165,7 @@ def stream(*parts: bytes | tuple[bytes, int]) -> BinaryIO:
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_files, "MAX_BYTES", 1 << 20)
-    too_long = "larger than 1 MiB"
+    too_long = "it is larger than 1 MiB, the limit for one image"
 
     def ten_mebibytes_of(byte: bytes) -> tuple[bytes, int]:
         return byte * (1 << 16), 160

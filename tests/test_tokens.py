@@ -40,12 +40,12 @@ def test_unflatten_undoes_flatten(schedule: Schedule, batch: int, dtype: torch.d
     ("maps", "reason"),
     [
         ((), "1 to 64 grids"),
-        ((torch.zeros(2, 3, dtype=torch.int64),), "token map 0: not a 3-d tensor of integers"),
+        ((torch.zeros(2, 3, dtype=torch.int64),), "token map 0 must be a 3-d tensor of integers"),
         ((torch.zeros(1, 1, 1),), "integers"),
         ((torch.zeros(1, 1, 1, dtype=torch.bool),), "integers"),
         ((torch.zeros(1, 1, 1, dtype=torch.complex64),), "integers"),
         ((torch.zeros(1, 1, 1).long(), torch.zeros(2, 2, 2).long()), "batch sizes differ: 1, 2"),
-        ((torch.zeros(1, 2, 2).long(), torch.zeros(1, 1, 3).long()), "larger than the last"),
+        ((torch.zeros(1, 2, 2).long(), torch.zeros(1, 1, 3).long()), "higher or wider than the last"),
         ((torch.zeros(1, 0, 2).long(),), "1 to 16384 cells"),
     ],
 )
@@ -155,7 +155,7 @@ def test_tokens_are_a_frozen_copy() -> None:
         ),
         ((np.full((1, 1), -1),), "scale 0: index -1 is outside"),
         ((np.full((1, 1), 1 << 63, np.uint64),), "index 9223372036854775808"),
-        ((np.zeros((2049, 2048), np.uint8),), "4196352 tokens: vartok takes up to 4194304"),
+        ((np.zeros((2049, 2048), np.uint8),), "4196352 tokens, but vartok takes up to 4194304"),
     ],
 )
 def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
@@ -166,15 +166,15 @@ def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"source": 7}, "source is a text"),
-        ({"source": "x" * 4097}, "source is a text of up to 4096"),
-        ({"source": "\ud800.png"}, "source is not Unicode"),
-        ({"width": 0}, "width is a whole number"),
-        ({"height": True}, "height is a whole number"),
-        ({"height": 1 << 25}, "height is a whole number"),
-        ({"size": [1, 2, 3]}, r"size is \[height, width\]"),
-        ({"size": 16}, r"size is \[height, width\]"),
-        ({"size": (16, 1.5)}, "size is a whole number"),
+        ({"source": 7}, "source must be a text"),
+        ({"source": "x" * 4097}, "source must be a text of up to 4096"),
+        ({"source": "\ud800.png"}, "source is not valid Unicode"),
+        ({"width": 0}, "width must be a whole number"),
+        ({"height": True}, "height must be a whole number"),
+        ({"height": 1 << 25}, "height must be a whole number"),
+        ({"size": [1, 2, 3]}, r"size must be \[height, width\]"),
+        ({"size": 16}, r"size must be \[height, width\]"),
+        ({"size": (16, 1.5)}, "size must be a whole number"),
         ({"zoom": 0}, "zoom"),
         ({"zoom": float("nan")}, "zoom"),
         ({"zoom": float("inf")}, "zoom"),
@@ -189,5 +189,5 @@ def test_image_info_checks_its_values(changes: dict[str, Any], reason: str) -> N
 
 @pytest.mark.parametrize("fingerprint", ["", FINGERPRINT.upper(), FINGERPRINT[1:], FINGERPRINT + "\n", None])
 def test_fingerprint_is_64_hex_digits(fingerprint: Any) -> None:
-    with pytest.raises(TokensError, match="fingerprint is 64 hex digits"):
+    with pytest.raises(TokensError, match="fingerprint must be 64 lower-case hex digits"):
         ModelInfo(name="m", fingerprint=fingerprint, vocab_size=1)

@@ -77,7 +77,7 @@ def test_failures_are_in_the_result_and_told_at_once(
     )
     check(found, images)
     assert [name for name, _ in found.failures] == [str(path) for path in (bad, two, gone, empty)]
-    assert "has 2 scales, the files before it 3" in str(found.failures[1][1])
+    assert "has 2 scales, but the first image has 3" in str(found.failures[1][1])
     assert tuple((name, error) for name, error in told if error) == found.failures
     assert len(told) == 7
     with pytest.raises(TokensError, match="no tokens"):

@@ -1,4 +1,4 @@
-"""Images to the tokens of VAR's multi-scale tokenizer and back.
+"""Turn images into the tokens of VAR's multi-scale residual VQ tokenizer, and back.
 
     tokenizer = vartok.load()
     tokens = tokenizer.encode(images)      # [B, 3, H, W] in [-1, 1] -> TokenMaps
@@ -8,7 +8,7 @@
     for result in vartok.encode_files("photos", recursive=True):   # what `vartok encode` runs
         result.input, result.output, result.tokens, result.error
 
-Names load when they are first used, so that `import vartok` imports no torch.
+Errors are imported at once, all other names when they are first used: `import vartok` imports no torch.
 """
 
 from __future__ import annotations

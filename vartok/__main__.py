@@ -1,4 +1,4 @@
-"""The command line as `python -m vartok`."""
+"""Run the command line: `python -m vartok`."""
 
 import importlib
 

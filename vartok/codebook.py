@@ -44,13 +44,13 @@ class CodebookReport:
     Attributes:
         vocab_size: V, number of codes.
         channels: C, number of values of a code.
-        size_bytes: size in float32.
+        size_bytes: size in bytes, stored as float32.
         norm: Euclidean norms of the codes.
-        nearest: Euclidean distances between a code and the nearest other one, 0 for an exact duplicate;
-            None if there is only one code.
-        exact_duplicates: number of codes that equal one of lower index; an encoder never picks them.
-        near_duplicates: number of distinct codes whose distance to the nearest other one is less than 1 % of
-            the median of all such distances; a pair counts as two.
+        nearest: Euclidean distances from each code to the nearest other code, 0 for an exact duplicate; None
+            if there is only one code.
+        exact_duplicates: number of codes that equal a code of lower index; an encoder never picks them.
+        near_duplicates: number of distinct codes whose distance to the nearest other distinct code is less
+            than 1 % of the median of these distances; a pair counts as two.
         effective_dimensions: number of principal components that explain 95 % of the variance; 0 if there
             is no variance.
         explained: share of the variance that each of the min(V, C) principal components explains, largest
@@ -74,13 +74,13 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
     Time grows with V squared, about 10 s for 65,536 codes on two cores; memory grows with V.
 
     Args:
-        codes: [V, C] float32.
+        codes: [V, C] floating point.
 
     Raises:
-        CheckpointError: `codes` is not a matrix of finite numbers.
+        CheckpointError: `codes` is not a matrix, is empty, or has values that are not finite.
     """
     if codes.ndim != 2 or not codes.size or not np.isfinite(codes).all():
-        raise CheckpointError("the codebook is not a matrix of finite numbers")
+        raise CheckpointError("the codebook must be a matrix of finite numbers, and not empty")
     exact = codes.astype(np.float64)
     different, counts = np.unique(exact, axis=0, return_counts=True)
     nearest = distances = np.zeros(len(different))
@@ -88,7 +88,7 @@ def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
         nearest = _nearest_distances(different)
         distances = np.repeat(np.where(counts > 1, 0.0, nearest), counts)
     explained = np.zeros(min(codes.shape))
-    if len(different) > 1:  # equal codes vary by rounding errors only
+    if len(different) > 1:  # one distinct code has no variance, only rounding errors
         variance = np.linalg.svd(exact - exact.mean(0), compute_uv=False) ** 2
         explained = variance / variance.sum()
     enough = np.cumsum(explained) >= EXPLAINED_VARIANCE - 1e-9
@@ -149,9 +149,11 @@ def count_codes(
             raise TokensError(f"image {number} has {len(maps)} scales, not {scales}")
         for k, tokens in enumerate(maps):
             if tokens.dtype.kind not in "iu":
-                raise TokensError(f"image {number}, scale {k}: indices are integers, not {tokens.dtype}")
+                raise TokensError(f"image {number}, scale {k}: indices must be integers, not {tokens.dtype}")
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-                raise TokensError(f"image {number}, scale {k}: index outside the vocabulary of {vocab_size}")
+                raise TokensError(
+                    f"image {number}, scale {k}: an index is outside the vocabulary of {vocab_size}"
+                )
             np.add.at(counts[k], tokens.ravel(), 1)  # np.bincount takes time for every code
     return counts
 
@@ -173,16 +175,16 @@ class CodeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Usage of the codebook by a set of tokens; without tokens everything but `dead` is 0.
+    """Usage of the codebook by a set of tokens; without tokens every number but `dead` is 0.
 
     Attributes:
         tokens: number of tokens.
         used: number of different codes among them.
         coverage: used / min(V, tokens), where min(V, tokens) is the most codes that so many tokens can use.
-        dead: V - used. It says little for few tokens; see `coverage`.
-        entropy: entropy of the codes' distribution, in bits. Few tokens understate it.
+        dead: V - used. With few tokens it is large for any codebook; see `coverage`.
+        entropy: entropy of the codes' distribution, in bits. With few tokens it is too low.
         perplexity: 2 ** entropy, the number of evenly used codes with the same entropy.
-        top: most used codes, at most ten; the lower index first among equals.
+        top: the most used codes, at most ten, in descending order; lower indices first among equal counts.
     """
 
     tokens: int
@@ -202,12 +204,13 @@ class UsageReport:
         vocab_size: V, number of codes.
         overall: usage by all scales together; the finest have most of the tokens.
         scales: usage by each scale, coarse to fine.
-        divergence: Jensen-Shannon divergence, in bits, between each scale's distribution over codes and the
-            unweighted mean of the other scales' distributions: 0 if they agree or one is empty, 1 if they
-            share no code. Few tokens overstate it, since n tokens use at most n codes; compare it with
-            `chance`.
-        chance: the divergence that sampling alone causes: with as many tokens per scale, all drawn from the
-            distribution of all tokens together, with a fixed seed. It is too low for a few images.
+        divergence: for each scale, the Jensen-Shannon divergence, in bits, between its distribution over
+            codes and the unweighted mean distribution of the other scales that have tokens. 0 if the two
+            agree, or if the scale or all other scales have no tokens; 1 if they share no code. With few
+            tokens it is too high, since n tokens use at most n codes; compare it with `chance`.
+        chance: the same for random tokens: each scale's number of tokens, drawn with a fixed seed from the
+            distribution of all tokens together. A divergence of this size can be due to sampling alone. With
+            few images `chance` is too low, since the tokens of an image are not independent.
 
     Source: Lin 1991, Divergence measures based on the Shannon entropy.
     """
@@ -259,7 +262,7 @@ def _entropy(shares: Floats) -> float:
 
 
 def _shares(counts: Integers) -> Floats:
-    """Return every scale's distribution over codes, [K, V]; zeros for a scale without tokens."""
+    """Return every scale's distribution over codes, [K, V], from counts [K, V]; zeros without tokens."""
     shares: Floats = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares
 

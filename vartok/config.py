@@ -67,9 +67,11 @@ class VarConfig:
         object.__setattr__(self, "ch_mult", _checked_ints("ch_mult", self.ch_mult, MAX_CHANNELS))
         _check_int("num_res_blocks", self.num_res_blocks, 1, MAX_BLOCKS)
         if not self.ch_mult:
-            raise ConfigError("ch_mult is empty")
+            raise ConfigError("ch_mult is empty; it must have one number for each level")
         if any((self.ch * multiple) % 32 for multiple in self.ch_mult):
-            raise ConfigError(f"ch = {self.ch}: the channels of every level must be a multiple of 32")
+            raise ConfigError(
+                f"ch = {self.ch}: the channels of every level, ch times its ch_mult, must be a multiple of 32"
+            )
 
     @property
     def downsample(self) -> int:
@@ -82,13 +84,13 @@ class LightConfig:
     """Arguments of the `light` autoencoder: a linear transform of patches, plus a residual network.
 
     Attributes:
-        widths: channels of the network at 1/4, 1/8 and 1/16 of the resolution; empty: no network.
+        widths: channels of the network at 1/4, 1/8 and 1/16 of the resolution; if empty, there is no network.
         depths: residual blocks of the encoder at each of these resolutions, 1 to 64; the decoder has one
-            more at each.
+            more at each. Empty if `widths` is.
 
     Raises:
-        ConfigError: a value has the wrong type or is out of its range, or the lengths are not 3 and 3, or 0
-            and 0.
+        ConfigError: a value has the wrong type or is out of its range, or `widths` and `depths` do not both
+            have three numbers, or none.
     """
 
     name: ClassVar[str] = "light"
@@ -103,7 +105,10 @@ class LightConfig:
         object.__setattr__(self, "widths", _checked_ints("widths", self.widths, MAX_CHANNELS))
         object.__setattr__(self, "depths", _checked_ints("depths", self.depths, MAX_BLOCKS))
         if len(self.widths) != len(self.depths) or len(self.widths) not in (0, 3):
-            raise ConfigError("widths and depths must be three numbers each, for 1/4, 1/8 and 1/16, or empty")
+            raise ConfigError(
+                "widths and depths must be three numbers each, for 1/4, 1/8 and 1/16 of the resolution, "
+                "or both empty"
+            )
 
     @property
     def downsample(self) -> int:
@@ -119,7 +124,7 @@ AUTOENCODERS: dict[str, type[AutoencoderConfig]] = {kind.name: kind for kind in 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Everything that determines the shapes of a tokenizer's tensors, under VAR's argument names.
+    """Arguments of a tokenizer's model: quantizer, schedule and autoencoder, under VAR's argument names.
 
     The defaults are those of VAR's published checkpoint.
 
@@ -199,7 +204,7 @@ class TokenizerConfig:
             overrides: values that replace those of the text, by their keys in the JSON.
 
         Raises:
-            ConfigError: the text is no JSON object, a key is unknown, or a value has the wrong type or is
+            ConfigError: the text is not a JSON object, a key is unknown, or a value has the wrong type or is
                 out of its range.
         """
         try:
@@ -220,7 +225,7 @@ class TokenizerConfig:
         if unknown:
             raise ConfigError(
                 f"the configuration has an unknown key, {quoted(min(unknown))}",
-                hint=f'keys of "{name}": {", ".join((*SHARED_KEYS, "autoencoder", *known_keys))}',
+                hint=f'the keys of "{name}" are {", ".join((*SHARED_KEYS, "autoencoder", *known_keys))}',
             )
         return cls(**shared, autoencoder=kind(**values))
 

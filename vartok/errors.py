@@ -5,9 +5,9 @@ class VartokError(Exception):
     """Base class of vartok's exceptions; ``str(error)`` is one line for the user.
 
     Attributes:
-        hint: what the user can do about it, or None. Parameters of the library are named in
-            backticks, as in "set `max_pixels` higher"; the command line shows the option of that name.
-            A traceback shows it below the message.
+        hint: what the user can do about the error, or None. A traceback shows the hint below the message.
+            Hints name parameters of the library in backticks, as in "set `max_pixels` higher". The command
+            line shows the option instead, --max-pixels, and omits a hint if it has no such option.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -34,7 +34,7 @@ class CheckpointError(VartokError):
 
 
 class SourceError(VartokError):
-    """A file, folder, tar or table that is missing, cannot be searched, or holds no pictures."""
+    """A file, folder, tar or table that is missing, cannot be read, or holds no pictures or token files."""
 
 
 class OutputError(VartokError):
@@ -46,15 +46,15 @@ class ImageError(VartokError):
 
 
 class TokensError(VartokError):
-    """Tokens of the wrong shape or outside the vocabulary."""
+    """Tokens of the wrong type or shape, an index outside the vocabulary, or invalid metadata of tokens."""
 
 
 class TokenFileError(TokensError):
-    """A token file that is malformed, or that belongs to another checkpoint."""
+    """A token file that cannot be read or is malformed, or tokens that belong to another checkpoint."""
 
 
 class DeviceError(VartokError):
-    """A device or dtype that this machine or the installed torch does not support."""
+    """A device or dtype that vartok cannot use on this machine, or a device without enough memory."""
 
 
 class TrainError(VartokError):
@@ -66,7 +66,7 @@ class DatasetError(VartokError):
 
 
 class VartokWarning(UserWarning):
-    """A warning for the user, such as a value that a file does not state and that was assumed."""
+    """A warning for the user, such as that a file does not state a value and vartok assumed one."""
 
 
 def one_line(text: object, limit: int = 120) -> str:

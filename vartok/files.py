@@ -48,7 +48,7 @@ def os_error_reason(error: Exception) -> str:
     """Return why a file operation failed, in words that can follow a colon: "no such file or folder".
 
     Args:
-        error: an OSError; any other exception, such as that of a remote file system, is quoted.
+        error: an OSError; for any other exception, such as a remote file system's, its own text is returned.
     """
     if isinstance(error, OSError) and error.errno in REASONS:
         return REASONS[error.errno]
@@ -68,10 +68,10 @@ def named_errors(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = False) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that takes its place when the block ends without an error.
+    """Open a temporary file next to `path`, and rename it to `path` if the block ends without an error.
 
-    If the block raises or the process dies, `path` stays as it was. The temporary file is locked
-    while it is open, so that `remove_stale_temp_files` of another process leaves it alone.
+    If the block raises or the process dies, `path` stays as it was. The temporary file is locked until it
+    is renamed, so that `remove_stale_temp_files` in another process does not remove it.
 
     Args:
         path: the file to write.
@@ -83,8 +83,8 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
         The temporary file, open for writing.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is false, or it is no regular file.
-        OSError: the folder cannot be written to, or the disk is full.
+        FileExistsError: `path` exists, and `overwrite` is false or `path` is not a regular file.
+        OSError: the file cannot be written, for example as the folder is read-only or the disk is full.
     """
     path = Path(path)
     _refuse_existing(path, overwrite)
@@ -98,7 +98,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
                 file.flush()
                 os.fsync(file.fileno())
         if not fcntl:
-            os.close(lock)  # Windows renames no open file
+            os.close(lock)  # Windows cannot rename an open file
             lock = -1
         if overwrite:
             os.replace(temporary, path)
@@ -117,10 +117,11 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
 
 @contextlib.contextmanager
 def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Make the parent folders of a result, and open it as `atomic_write` does.
+    """Make the parent folders of `path`, then open it for writing as `atomic_write` does.
 
     Raises:
-        OutputError: the file cannot be written; the message names `path`, not the temporary file.
+        OutputError: the file exists and `overwrite` is false, or it cannot be written; the message names
+            `path`, not the temporary file.
     """
     path = Path(path)
     try:
@@ -145,7 +146,8 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> No
         overwrite: whether an existing file is replaced.
 
     Raises:
-        OutputError: the file exists, or it cannot be written; names `path`.
+        OutputError: the file exists and `overwrite` is false, or it cannot be written; the message names
+            `path`.
     """
     with open_output(path, overwrite=overwrite) as file:
         file.write(data)
@@ -163,7 +165,7 @@ def remove_stale_temp_files(path: str | Path, *, age: float = 0.0) -> None:
     """
     path = Path(path)
     for temporary in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
-        # Opened for writing: NFS gives an exclusive lock to no other.
+        # Opened for writing: NFS locks a file exclusively only then.
         with contextlib.suppress(OSError), open(temporary, "r+b") as file:
             try:
                 least_age = age if _lock(file) else max(age, ABANDONED)
@@ -187,7 +189,7 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Lock a file until all its descriptors are closed; return False where the system has no locks.
+    """Lock a file until all its descriptors are closed. Return True; False if the system has no locks.
 
     Raises:
         BlockingIOError: another process, or another open file of this one, has it locked.
@@ -223,7 +225,7 @@ def _place_new(temporary: Path, path: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, where the system supports it."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
+    with contextlib.suppress(OSError):  # Windows cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -235,4 +237,4 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(f"{path} exists")
     if os.path.lexists(path) and not path.is_file():
-        raise FileExistsError(f"{path} is not a regular file")  # a device would be replaced by a file
+        raise FileExistsError(f"{path} is not a regular file, and is not replaced")  # such as a device

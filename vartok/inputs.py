@@ -1,4 +1,4 @@
-"""Conversion and checks of arguments: images to a batch, tokens to token maps, schedules to grids."""
+"""Convert and check the arguments of `Tokenizer`: images, tokens and schedules."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
 
 
 def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Convert images to a batch on the device.
+    """Convert images to a batch on the device, after checking their shape.
 
     Args:
         images: [B, 3, H, W] floating point in [-1, 1]; or [H, W, 3] or [B, H, W, 3] uint8 RGB; each a
             tensor or a numpy array; or a PIL image, or a list of images of one size.
-        step: H and W must be multiples of it.
-        device: the batch is copied there.
+        step: downsampling factor; H and W must be multiples of it.
+        device: device of the batch.
 
     Returns:
-        The batch, [B, 3, H, W] floating point. And its smallest and largest value, [2], if the images are on
-        a GPU: the caller passes them to `check_bounds` when it synchronizes anyway. None if they are checked.
+        The batch, [B, 3, H, W] floating point, and its bounds. Bounds of images that came on a GPU are [2],
+        the smallest and the largest value: the caller must pass them to `check_bounds`, since a check here
+        would wait for the GPU. Bounds of images from the CPU are checked here, and are None.
 
     Raises:
-        ImageError: a shape, or a value on a CPU, that the encoder cannot take.
+        ImageError: a type or shape that the encoder cannot take, or a value outside [-1, 1] on the CPU.
 
     Warns:
         VartokWarning: float pixels that seem to lie in [0, 1].
@@ -50,12 +51,12 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
         if batch.is_floating_point():
             hint = _layout_hint(batch.shape, channel_axis=-3, numpy=isinstance(images, np.ndarray))
         raise ImageError(
-            f"images are [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}", hint=hint
+            f"images must be [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}", hint=hint
         )
     height, width = batch.shape[2:]
     if not height or not width or height % step or width % step:
         raise ImageError(
-            f"an image's height and width are multiples of {step}, not {height} and {width}",
+            f"an image's height and width must be multiples of {step}, not {height} and {width}",
             hint="resize or crop it, as `vartok.images.read_picture` does",
         )
     bounds: Tensor | None = torch.stack(batch.detach().aminmax())
@@ -66,7 +67,10 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
 
 
 def _as_tensor(images: Images) -> Tensor:
-    """Convert images to a tensor; uint8 and PIL images to [B, 3, H, W] float32, others as they are."""
+    """Convert images to a tensor.
+
+    uint8 and PIL images become [B, 3, H, W] float32 in [-1, 1]; other dtypes keep their shape and values.
+    """
     if isinstance(images, (list, tuple)):
         batches = [_as_tensor(image) for image in images]
         stackable = batches and all(
@@ -74,21 +78,21 @@ def _as_tensor(images: Images) -> Tensor:
         )
         if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
             raise ImageError(
-                "a list of images holds PIL images or [H, W, 3] uint8 arrays, at least one",
+                "a list of images must hold PIL images or [H, W, 3] uint8 arrays, at least one",
                 hint="make a batch of [3, H, W] tensors by `torch.stack(images)`" if stackable else None,
             )
         if len({batch.shape for batch in batches}) > 1:
             sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
-            raise ImageError(f"the images of a batch have one size, not {', '.join(sizes[:5])}")
+            raise ImageError(f"the images of a batch must have one size, not {', '.join(sizes[:5])}")
         return torch.cat(batches)
     is_numpy = isinstance(images, np.ndarray)
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(np.ascontiguousarray(images))
     elif not isinstance(images, Tensor):
-        if not hasattr(images, "convert"):  # a PIL image, told without importing PIL
+        if not hasattr(images, "convert"):  # PIL images have it; this needs no import of PIL
             hint = "read a file with `vartok.images.read_picture`, or encode it with `vartok.encode_file`"
             raise ImageError(
-                f"images are tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
+                f"images must be tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
                 hint=hint if isinstance(images, (str, Path, bytes)) else None,
             )
         picture: Any = images
@@ -98,7 +102,7 @@ def _as_tensor(images: Images) -> Tensor:
     pixels = images[None] if images.ndim == 3 else images
     if pixels.ndim != 4 or pixels.shape[3] != 3:
         raise ImageError(
-            f"uint8 images are [H, W, 3] or [B, H, W, 3], not {list(images.shape)}",
+            f"uint8 images must be [H, W, 3] or [B, H, W, 3], not {list(images.shape)}",
             hint=_layout_hint(images.shape, channel_axis=-1, numpy=is_numpy),
         )
     if not pixels.numel():
@@ -109,12 +113,12 @@ def _as_tensor(images: Images) -> Tensor:
 
 
 def _layout_hint(shape: Sequence[int], *, channel_axis: int, numpy: bool) -> str | None:
-    """Return how to convert images of another layout.
+    """Return a hint on how to convert images of the wrong layout; None for a batch of the right one.
 
     Args:
-        shape: their shape.
-        channel_axis: the axis where the channels belong: -1, or -3 for a batch.
-        numpy: whether they are a numpy array.
+        shape: shape of the images.
+        channel_axis: axis where the channels belong: -1 for uint8, -3 for floating point.
+        numpy: whether the images are a numpy array.
     """
     ndim = len(shape)
     if ndim in (3, 4):
@@ -134,17 +138,17 @@ def check_bounds(low: float, high: float) -> None:
     """Check the smallest and the largest pixel of a batch.
 
     Raises:
-        ImageError: a pixel outside [-1, 1], or NaN.
+        ImageError: a pixel is outside [-1.001, 1.001], or is NaN.
 
     Warns:
         VartokWarning: float pixels that seem to lie in [0, 1].
     """
     if not (low >= -1.001 and high <= 1.001):  # also a NaN; resampled pictures overshoot a little
-        raise ImageError(f"pixels are in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
+        raise ImageError(f"pixels must be in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
     if 0 <= low < 0.02 and high > 0.5:
         warnings.warn(
-            f"pixels from {low:.4g} to {high:.4g} seem to lie in [0, 1]; they are taken as [-1, 1]: "
-            "scale them by 2 and subtract 1",
+            f"pixels from {low:.4g} to {high:.4g} seem to lie in [0, 1], but the encoder takes [-1, 1]: "
+            "multiply them by 2 and subtract 1",
             VartokWarning,
             stacklevel=4,
         )
@@ -156,13 +160,14 @@ def token_maps(tokens: Tokens, schedule: ScheduleLike, check_model: Callable[[Mo
     Args:
         tokens: token maps; one `ImageTokens`, or a list of them with one schedule; or [B, L] integers, a
             tensor or a numpy array, scales coarse to fine, each row by row.
-        schedule: schedule of [B, L] tokens.
-        check_model: called with the checkpoint of every `ImageTokens`; raises TokenFileError for another one.
+        schedule: schedule of [B, L] tokens; unused for other forms.
+        check_model: called with the `model` of every `ImageTokens`; it raises TokenFileError if that is not
+            the loaded checkpoint.
 
     Raises:
-        TokensError: another type, or tokens that do not fit the schedule.
-        TokenFileError: an `ImageTokens` of another checkpoint.
-        ScheduleError: not a schedule.
+        TokensError: `tokens` has another type, or does not fit the schedule.
+        TokenFileError: an `ImageTokens` was made with another checkpoint.
+        ScheduleError: `schedule` is not a schedule.
     """
     if isinstance(tokens, TokenMaps):
         return tokens
@@ -177,7 +182,7 @@ def token_maps(tokens: Tokens, schedule: ScheduleLike, check_model: Callable[[Mo
         elif items and all(isinstance(item, (Tensor, np.ndarray)) for item in items):
             hint = "make `TokenMaps(tokens)` of one [B, h, w] map per scale"
         raise TokensError(
-            "tokens are TokenMaps, ImageTokens, a list of ImageTokens, or [B, L] integers, "
+            "tokens must be TokenMaps, ImageTokens, a list of ImageTokens, or [B, L] integers, "
             f"not {quoted(type(tokens).__name__)}",
             hint=hint,
         )
@@ -200,7 +205,7 @@ def latent_schedule(schedule: ScheduleLike | None, own: Schedule, grid: Grid) ->
         grid: (h, w) of the latent.
 
     Raises:
-        ScheduleError: not a schedule, or one that ends in another grid.
+        ScheduleError: `schedule` is not a schedule, or does not end in the grid.
     """
     if schedule is None:
         return adapt_schedule(own, grid)

@@ -30,23 +30,23 @@ def load(
         dtype: precision of encoder and decoder, a name or a torch dtype. "float32" gives the tokens of VAR's
             own code. "bfloat16" and "float16" are faster on hardware that has them, but change many tokens,
             since a coarse token that changes alters all finer ones. The quantizer computes in float32.
-        compile: compile encoder and decoder with torch for every batch shape that occurs twice, which takes
-            a minute or more: for long runs on a GPU. Compiled networks round differently, so that a few
-            tokens may differ, and which ones depends on the batch shapes that came before.
+        compile: let torch compile encoder and decoder for each batch shape that occurs twice, up to four
+            shapes. This takes a minute or more per shape, so it pays off in long runs on a GPU. Compiled
+            networks round differently: a few tokens may differ, and may depend on the batch shapes before.
         differentiable: let gradients flow through `latent` to the images, and through `decode_latent` to
             the latent. The networks then run as plain torch modules, slower on a CPU. The weights stay
             frozen; `encode`, `quantize`, `f_hat` and `decode` give no gradient.
 
     Raises:
-        CheckpointError: not a checkpoint that vartok can run.
-        DeviceError: this machine has no such device, or vartok no such dtype.
+        CheckpointError: `weights` does not exist, or is not a checkpoint that vartok can run.
+        DeviceError: torch cannot use the device here, or `dtype` is not one of the three.
 
     Warns:
-        VartokWarning: a part of the configuration is not in the file, and was assumed.
+        VartokWarning: the file does not state a part of its configuration, which was assumed.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     if name not in DTYPES:
-        raise DeviceError(f"dtype is one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
+        raise DeviceError(f"dtype must be one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
     path = find_checkpoint(weights)
     checkpoint = read_checkpoint(path)

@@ -33,7 +33,7 @@ class ModelInfo:
         """Check every value."""
         _check_text("model name", self.name)
         if not isinstance(self.fingerprint, str) or not re.fullmatch("[0-9a-f]{64}", self.fingerprint):
-            raise TokensError(f"fingerprint is 64 hex digits, not {quoted(self.fingerprint)}")
+            raise TokensError(f"fingerprint must be 64 lower-case hex digits, not {quoted(self.fingerprint)}")
         _check_whole("vocab_size", self.vocab_size, MAX_VOCAB)
 
 
@@ -47,7 +47,8 @@ class ImageInfo:
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
         fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
-        zoom: scale of a crop, above 0 and up to a million; at 1 the image just covers `size`.
+        zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
+            times `zoom`, then cut to `size`.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
 
@@ -69,22 +70,22 @@ class ImageInfo:
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
-            raise TokensError(f"size is [height, width], not {quoted(self.size)}")
+            raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
         for name, side in (("width", self.width), ("height", self.height), *(("size", n) for n in self.size)):
             _check_whole(name, side, MAX_SIDE)
         if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
-            raise TokensError(f"zoom is a number above 0 and up to a million, not {quoted(self.zoom)}")
+            raise TokensError(f"zoom must be a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))
 
 
 def _check_whole(name: str, value: object, high: int) -> None:
     if type(value) is not int or not 1 <= value <= high:
-        raise TokensError(f"{name} is a whole number from 1 to {high}, not {quoted(value)}")
+        raise TokensError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
 
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TokensError(f"{name} is a text of up to {MAX_TEXT} characters, not {quoted(value)}")
+        raise TokensError(f"{name} must be a text of up to {MAX_TEXT} characters, not {quoted(value)}")
     if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
-        raise TokensError(f"{name} is not Unicode: {quoted(value)}")
+        raise TokensError(f"{name} is not valid Unicode: {quoted(value)}")

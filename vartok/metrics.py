@@ -1,7 +1,7 @@
 """Image quality metrics: PSNR, SSIM, MS-SSIM, blockiness, LPIPS, and the Fréchet Inception distance.
 
-The functions compare two uint8 pictures. The networks of LPIPS and of Inception are loaded from files that
-the user has downloaded; vartok downloads nothing.
+PSNR, SSIM and MS-SSIM compare two uint8 pictures; blockiness describes one. The networks of LPIPS and
+Inception are loaded from files that the user has downloaded; nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vartok.optional import is_installed, require
 Pixels = NDArray[np.uint8]
 
 EXACT_PSNR = 100.0
-"""The PSNR that is given for an exact copy, in dB; also the largest one given. The true PSNR is infinite, and
-so would be every mean that includes it."""
+"""PSNR that is reported for an exact copy, in dB, and the largest that is reported. The true value is
+infinite, and would make every mean that includes it infinite."""
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window, in pixels. A picture with a shorter side has no SSIM."""
@@ -62,9 +62,10 @@ def psnr(reference: Pixels, copy: Pixels) -> float:
 
 
 def ssim(reference: Pixels, copy: Pixels) -> float:
-    """Return the structural similarity (SSIM) of two pictures, by torchmetrics with its defaults.
+    """Return the structural similarity (SSIM) of two pictures, as torchmetrics computes it by default.
 
-    It is computed in float32 on the CPU, with a Gaussian window of 11 pixels; mean over the RGB channels.
+    It is computed in float32 on the CPU, with a Gaussian window of 11 pixels, and averaged over the RGB
+    channels.
 
     Args:
         reference: [H, W, 3] uint8.
@@ -74,20 +75,18 @@ def ssim(reference: Pixels, copy: Pixels) -> float:
         -1 to 1; 1 for an exact copy.
 
     Raises:
-        ImageError: a side is smaller than the window.
+        ImageError: a side of the picture is smaller than the window.
         VartokError: torchmetrics is not installed.
     """
     if min(reference.shape[:2]) < SSIM_WINDOW:
-        raise ImageError(f"a side has fewer than {SSIM_WINDOW} pixels, the window of SSIM")
+        raise ImageError(f"the picture has a side of fewer than {SSIM_WINDOW} pixels, the window of SSIM")
     compute = require_torchmetrics().structural_similarity_index_measure
     with torch.no_grad():
         return float(compute(_to_levels(copy), _to_levels(reference), data_range=255.0))
 
 
 def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
-    """Return the multi-scale structural similarity (MS-SSIM) of two pictures.
-
-    It is computed by torchmetrics with its defaults, in float32 on the CPU.
+    """Return the multi-scale SSIM of two pictures, as torchmetrics computes it by default.
 
     Args:
         reference: [H, W, 3] uint8.
@@ -141,7 +140,8 @@ def blockiness(steps: NDArray[np.int64]) -> float | None:
         steps: [4] int64, a result of `count_steps` or the sum of several.
 
     Returns:
-        A ratio, 1 if borders are not visible; None if there are no borders, or all steps inside are 0.
+        A ratio, about 1 if borders are not visible. None if there are no borders, or if the sum of the steps
+        inside is 0.
     """
     across, borders, inside, others = (int(value) for value in steps)
     return (across / borders) / (inside / others) if borders and inside else None
@@ -177,7 +177,7 @@ class FrechetDistance:
         self._count = 0
 
     def add(self, reference: Tensor, copy: Tensor) -> None:
-        """Add the features of a picture and of its copy, [D] each."""
+        """Add the features of a reference picture and of its copy, [D] each."""
         if self._metric is None:
             from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -192,7 +192,7 @@ class FrechetDistance:
 
 
 class _PassFeatures(nn.Module):
-    """The identity, as the feature network for torchmetrics: the features are computed already."""
+    """The identity: stands in for torchmetrics' network, since its input is features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -209,8 +209,8 @@ def load_lpips() -> nn.Module:
         A module that maps two [B, 3, H, W] batches in [-1, 1] to their distances, [B, 1, 1, 1].
 
     Raises:
-        VartokError: torchvision, torchmetrics or the weights are missing; or the weights' hash is not the one
-            in their file's name.
+        VartokError: torchvision, torchmetrics or the weights are missing or cannot be loaded, or the weights
+            do not have the hash in their file's name.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -234,8 +234,8 @@ def load_inception() -> nn.Module:
         A module that maps [B, 3, H, W] uint8 to [B, 2048] features.
 
     Raises:
-        VartokError: torch-fidelity or the weights are missing; or the weights' hash is not the one in their
-            file's name.
+        VartokError: torch-fidelity or the weights are missing or cannot be loaded, or the weights do not
+            have the hash in their file's name.
     """
     path = _find_weights("rFID", "torch-fidelity", INCEPTION_URL)
     try:
@@ -258,15 +258,15 @@ class _FirstOutput(nn.Module):
 
 
 def _find_weights(metric: str, package: str, url: str) -> Path:
-    """Return the path of a weights file in torch.hub's cache, after checking its sha256.
+    """Return the path of weights in torch.hub's cache, after checking the file against the hash in its name.
 
-    The check is needed because the file is a pickle, which can run code when it is loaded.
+    The check is needed, as the weights are pickles, which can run code when they are loaded.
 
     Args:
         metric: name of the metric, for messages.
-        package: name on PyPI of the package that loads the weights.
-        url: address of the weights. It ends in the file's name, NAME-HASH.pth, where HASH is the beginning
-            of the file's sha256 (torch.hub's convention).
+        package: PyPI name of the package that loads the weights.
+        url: address of the weights. Its last part is the file's name, NAME-HASH.pth, where HASH is the
+            beginning of the file's sha256 (torch.hub's convention).
 
     Raises:
         VartokError: the package or the file is missing, or the file cannot be read or has another hash.

@@ -20,16 +20,16 @@ def require(*packages: str, extra: str, purpose: str) -> None:
     """Check that optional packages are installed, without importing them.
 
     Args:
-        packages: their top-level modules.
+        packages: top-level modules of the packages.
         extra: the extra of vartok that installs them: "train", "dataset" or "ray".
-        purpose: what they are needed for, as a noun: "training".
+        purpose: what the packages are needed for, as a noun, such as "training".
 
     Raises:
-        VartokError: a package is missing; the message names all that are.
+        VartokError: a package is missing; the message names all missing packages.
     """
     missing = [package for package in packages if not is_installed(package)]
     if missing:
         raise VartokError(
             f"not installed: {', '.join(missing)} (needed for {purpose})",
-            hint=f"pip install '.[{extra}]' from a clone",
+            hint=f"run pip install '.[{extra}]' in a clone of vartok",
         )

@@ -35,10 +35,10 @@ def map_ordered(
         work: function of one item; an exception in it is raised here, in place of the item's result.
         items: taken one by one, in the caller's thread, when the limits allow.
         workers: number of threads.
-        limit: largest number of items that are taken and not yet yielded.
+        limit: largest number of items that are taken and whose results are not yet yielded.
         initializer: called at the start of every thread.
-        nbytes: size of an item in bytes. While the sum exceeds `MAX_NBYTES`, results are yielded before the
-            next item is taken.
+        nbytes: returns the size of an item in bytes. While the items not yet yielded exceed `MAX_NBYTES`,
+            no further item is taken.
     """
     waiting: deque[tuple[Future[R], int]] = deque()
     total = 0
@@ -71,7 +71,7 @@ def map_batches(
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches, and yield the results in the items' order.
 
-    Items are taken in windows of `size` consecutive ones; the items of a window with equal keys form a batch.
+    Items are taken in windows of `size` consecutive items; items of a window with equal keys form a batch.
     A batch that fails is computed again in halves, so that only the items at fault fail.
 
     Args:
@@ -82,11 +82,15 @@ def map_batches(
         group_key: maps an item's id to a group; a batch never spans two groups, so batch composition does
             not depend on where a run resumes.
         collate: maps a batch, a list of items, to the input of `compute`.
-        prefetch: collate a window in a thread while the window before is computed, so that a device need not
-            wait. A window of several batches is not collated early, as all of them may not fit into memory.
+        prefetch: collate the next window in a thread while `compute` runs, so that a device need not wait.
+            This is left out for windows of several batches, which might not fit into memory together.
 
     Yields:
-        An item's id, and its result or its error.
+        Pairs of an item's id and its result, or its error: the error given in the item's place, a
+        VartokError of `compute`, or a DeviceError if the item alone does not fit into memory.
+
+    Raises:
+        RuntimeError: `compute` fails for another reason than memory.
 
     Warns:
         VartokWarning: a batch did not fit into memory; later batches are smaller.
@@ -139,7 +143,7 @@ def map_batches(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return True if an error means that the memory of the CPU or of another device ran out."""
+    """Return whether an error means that the memory of the CPU or of another device ran out."""
     import torch
 
     # On the CPU torch raises a plain RuntimeError.
@@ -147,7 +151,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _as_vartok_error(error: Exception) -> VartokError:
-    """Return the error to yield in a result's place; raise it if it is a bug."""
+    """Return the error to yield: a VartokError itself, a DeviceError if memory ran out; raise any other."""
     if isinstance(error, VartokError):
         return error
     if is_out_of_memory(error):

@@ -15,22 +15,22 @@ from vartok.runtime import DTYPES, CompiledNetwork, exact_float32
 from vartok.schedule import Grid, Schedule
 
 QUANTIZED_CELLS = 4096
-"""Number of latent cells quantized at once on a CPU: that of 16 images of 256x256."""
+"""Number of latent cells that are quantized at once on a CPU: 16 images of 16x16 cells."""
 
 
 class ModelRunner:
     """A model on its device, which computes batches of any size.
 
-    On a CPU a batch goes through the networks image by image: that is as fast there, takes the memory of
-    one, and no image's tokens depend on its batch. The quantizer, whose work on one image is many small
-    steps, takes several.
+    On a CPU the networks process a batch image by image. This is as fast there as a batch, takes the memory
+    of one image, and, unless the networks are compiled, makes an image's tokens independent of its batch.
+    The quantizer processes several images at once, since its work on one image is many small steps.
 
     Args:
         model: the model; it is changed in place, and its weights are frozen.
         device: where to run it.
         dtype: precision of the networks, a key of `vartok.runtime.DTYPES`; the quantizer computes in float32.
         compile: let torch compile the networks.
-        differentiable: leave gradients through the networks as the caller has them.
+        differentiable: let gradients flow through the networks, which are then not optimized for the CPU.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ModelRunner:
         """Quantize latents: [B, C, h, w] float32 on the device -> K maps, [B, h_k, w_k] int64."""
         if self._device.type == "cpu":
             latent = latent.contiguous(memory_format=torch.channels_last)
-        with exact_float32(self._device), torch.inference_mode():  # makes many small steps a little shorter
+        with exact_float32(self._device), torch.inference_mode():  # less overhead for many small steps
             parts = [
                 self._quantizer.encode(part, schedule) for part in self._quantizer_parts(latent, schedule[-1])
             ]
@@ -73,12 +73,12 @@ class ModelRunner:
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
     def f_hat(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
-        """Add up the first maps of a schedule: [B, C, h, w] float32."""
+        """Compute f_hat from the maps of the first scales of a schedule: [B, C, h, w] float32."""
         with exact_float32(self._device):
             return torch.cat([self._quantizer.decode(part, schedule) for part in self._split(maps, schedule)])
 
     def f_hat_prefixes(self, maps: Sequence[Tensor], schedule: Schedule) -> Iterator[Tensor]:
-        """Yield the sum of the first 1, 2, ... maps of a schedule, each [B, C, h, w] float32."""
+        """Yield f_hat of the first 1, 2, ... maps of a schedule, each [B, C, h, w] float32."""
         steps = [self._quantizer.scale_steps(schedule, maps=part) for part in self._split(maps, schedule)]
         for _ in maps:
             with exact_float32(self._device):  # not around the yield, where the caller's settings hold
@@ -96,11 +96,16 @@ class ModelRunner:
         return exact_float32(self._device, grad=self._differentiable)
 
     def _network_parts(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """Split a batch into the parts that go through the networks at once."""
+        """Split a batch into the parts that the networks process one after the other."""
         return batch.split(1) if self._device.type == "cpu" else (batch,)
 
     def _quantizer_parts(self, batch: Tensor, latent: Grid) -> tuple[Tensor, ...]:
-        """Split a batch into the parts that the quantizer takes at once; `latent` is the latent's grid."""
+        """Split a batch into the parts that the quantizer processes one after the other.
+
+        Args:
+            batch: latents, or one scale's token maps, of B images.
+            latent: (h, w) of the latent.
+        """
         if self._device.type != "cpu":
             return (batch,)
         cells = latent[0] * latent[1]
@@ -108,6 +113,6 @@ class ModelRunner:
         return parts
 
     def _split(self, maps: Sequence[Tensor], schedule: Schedule) -> list[list[Tensor]]:
-        """Split maps, on the device, into the parts that the quantizer takes at once."""
+        """Split the maps of all scales by `_quantizer_parts`, and move them to the device."""
         parts = (self._quantizer_parts(tokens, schedule[-1]) for tokens in maps)
         return [[tokens.to(self._device) for tokens in part] for part in zip(*parts, strict=True)]

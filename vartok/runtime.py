@@ -29,7 +29,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         device: a device or its name; "auto" is CUDA, else MPS, else the CPU.
 
     Raises:
-        DeviceError: torch does not know the device, or this machine does not have it.
+        DeviceError: torch does not know the device, or cannot use it on this machine.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -40,7 +40,7 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = one_line(str(error).strip().partition("\n")[0])
-        raise DeviceError(f"no device {quoted(str(device))} here ({reason})") from None
+        raise DeviceError(f"torch cannot use the device {quoted(str(device))} here ({reason})") from None
     return chosen
 
 
@@ -85,7 +85,7 @@ class CompiledNetwork:
                 self._compiled = torch.compile(self._network, dynamic=False)
             return self._compiled(batch)
         except RuntimeError as error:
-            # torch.compile itself raises on some versions of Python. The network's own errors are raised.
+            # The network's own errors are raised. torch.compile itself raises on some versions of Python.
             if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
             reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
@@ -103,11 +103,11 @@ class CompiledNetwork:
 
 @contextlib.contextmanager
 def exact_float32(device: torch.device, *, grad: bool = False) -> Iterator[None]:
-    """A context in which float32 products are computed in float32, without autocast and gradients.
+    """Compute float32 products in float32 inside the block, without autocast.
 
     Args:
         device: device whose autocast is switched off.
-        grad: keep the caller's gradient mode.
+        grad: keep the caller's gradient mode; if False, gradients are switched off.
     """
     gradients = contextlib.nullcontext() if grad else torch.no_grad()
     with gradients, torch.autocast(device.type, enabled=False), _FLOAT32:

@@ -22,7 +22,7 @@ MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
 
 
 def square(*sides: int) -> Schedule:
-    """Return the schedule of square grids with these sides."""
+    """Return the schedule of square grids with the given sides."""
     return tuple((side, side) for side in sides)
 
 
@@ -37,15 +37,17 @@ def check_schedule(value: object) -> Schedule:
         value: a list or tuple with 1 to 64 grids, coarse to fine, each a side or an (h, w) pair.
 
     Raises:
-        ScheduleError: `value` is something else, or a grid is higher or wider than the last one.
+        ScheduleError: `value` is not such a list, or a grid is higher or wider than the last one.
     """
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_SCALES:
-        raise ScheduleError(f"a schedule is a list of 1 to {MAX_SCALES} grids, not {quoted(value)}")
+        raise ScheduleError(f"a schedule must be a list of 1 to {MAX_SCALES} grids, not {quoted(value)}")
     schedule = tuple(_check_grid(grid) for grid in value)
     height, width = schedule[-1]
     for k, (h, w) in enumerate(schedule):
         if h > height or w > width:
-            raise ScheduleError(f"scale {k} is {h}x{w}: larger than the last scale, {height}x{width}")
+            raise ScheduleError(
+                f"scale {k}, {h}x{w}, is higher or wider than the last scale, {height}x{width}"
+            )
     return schedule
 
 
@@ -53,7 +55,7 @@ def _check_grid(grid: object) -> Grid:
     sides: list[Any] = list(grid) if isinstance(grid, (list, tuple)) else [grid, grid]
     if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise ScheduleError(
-            f"a grid is a side or an [h, w] pair of 1 to {MAX_SIDE} cells, not {quoted(grid)}"
+            f"a grid must be a side or an [h, w] pair, each 1 to {MAX_SIDE} cells, not {quoted(grid)}"
         )
     return sides[0], sides[1]
 
@@ -68,7 +70,7 @@ def parse_schedule(text: str) -> Schedule:
         grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
     except ValueError:
         raise ScheduleError(
-            f'a schedule looks like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}'
+            f'a schedule must look like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}'
         ) from None
     return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
 
@@ -77,7 +79,7 @@ def as_schedule(value: ScheduleLike) -> Schedule:
     """Return the schedule that a text such as "1,2,3x4,16x24", or a sequence of sides and pairs, describes.
 
     Raises:
-        ScheduleError: neither.
+        ScheduleError: `value` is neither, or `check_schedule` refuses the schedule.
     """
     return parse_schedule(value) if isinstance(value, str) else check_schedule(value)
 
@@ -128,7 +130,7 @@ def phi_index(k: int, scales: int, phis: int) -> int:
 
 
 def to_json(schedule: Schedule) -> list[Any]:
-    """Return the schedule as JSON: the side of a square grid, [h, w] of another."""
+    """Return the schedule as a list for JSON: the side of each square grid, [h, w] of each other grid."""
     return [h if h == w else [h, w] for h, w in schedule]
 
 

@@ -34,10 +34,10 @@ FORMAT = "vartok.tokens"
 VERSION = 1
 
 MAX_BYTES = 40 << 20
-"""Size limit of an image's JSON or npz, in bytes, as parsed JSON takes 25 times its size in memory. It fits
-`tokens.MAX_TOKENS` tokens of up to 8 digits, a comma and two brackets each."""
+"""Size limit of an image's JSON or npz, in bytes; parsed JSON takes 25 times its size in memory. The JSON of
+`tokens.MAX_TOKENS` tokens fits: 8 digits and a comma a token at most, and brackets of at most 2**20 rows."""
 
-MAX_META = 1 << 20  # bytes of meta.npy, four a character: five texts of 4,096 escaped characters
+MAX_META = 1 << 20  # bytes of meta.npy, 4 a character: fits five texts of 4,096 characters, escaped by 12
 MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
 
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -53,7 +53,7 @@ def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = Fals
     elif suffix in (".json", ".jsonl"):
         data = f"{dump_json(tokens)}\n".encode()
     else:
-        raise TokenFileError(f"{path}: a token file ends in .npz, .json or .jsonl")
+        raise TokenFileError(f"{path}: the name of a token file must end in .npz, .json or .jsonl")
     write_bytes(Path(path), data, overwrite=overwrite)
 
 
@@ -66,7 +66,7 @@ def load_tokens(path: str | Path) -> ImageTokens:
     images = list(itertools.islice(read_tokens(path), 2))
     if len(images) != 1:
         number = "several images" if images else "no image"
-        raise TokenFileError(f"{path}: holds {number}, not one", hint="read it with read_tokens")
+        raise TokenFileError(f"{path}: holds {number}, not one", hint="read the file with read_tokens")
     return images[0]
 
 
@@ -77,7 +77,7 @@ def read_tokens(file: str | Path | BinaryIO) -> Iterator[ImageTokens]:
         file: a path, or a buffered binary stream.
 
     Raises:
-        TokenFileError: an image cannot be read; the message names the file where a path was given.
+        TokenFileError: an image cannot be read; the message names the file if it was given by path.
     """
     name = f"{file}: " if isinstance(file, str | Path) else ""
     try:
@@ -93,16 +93,20 @@ def read_tokens(file: str | Path | BinaryIO) -> Iterator[ImageTokens]:
 def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
     """Read the images of a token file, one at a time: npz, JSON or JSONL, recognized by content.
 
-    A file that begins with "PK" is an npz. One that begins with "{" is JSONL where its first line
-    also ends with "}" or its second line begins with "{", else one JSON object on several lines.
-    Blank lines, a byte order mark, CRLF and a missing last newline make no difference.
+    A file that begins with "PK" is an npz. A file that begins with "{" is JSONL if its first line also ends
+    with "}" or its second line begins with "{"; otherwise it is one JSON object on several lines. Blank
+    lines, a byte order mark, CRLF and a missing last newline make no difference.
 
     Args:
         stream: a buffered binary stream; it is read forward only, so a pipe will do.
 
     Yields:
         The tokens of an image, or the error of an image that cannot be read. The error of a line of JSONL
-        begins with "line 7: ", and the lines after it are still read. At most one line is in memory.
+        begins with the line's number, as "line 7: ", and the lines after it are still read. Only a few lines
+        of JSONL are in memory at once; an npz, or JSON on several lines, is read whole.
+
+    Raises:
+        OSError: the stream cannot be read.
     """
     for prefix, parse, data in _parts(stream):
         item: ImageTokens | TokenFileError
@@ -132,23 +136,25 @@ def parse_json(text: str | bytes) -> ImageTokens:
         model, image, schedule = _check_meta(document)
         grids = document.get("scales")
         if not isinstance(grids, list) or len(grids) != len(schedule):
-            raise TokenFileError(f"scales is not a list of {len(schedule)} grids, as the schedule has it")
+            raise TokenFileError(
+                f"scales must be a list of {len(schedule)} grids, one per scale of the schedule"
+            )
         scales = []
         for k, (rows, (h, w)) in enumerate(zip(grids, schedule, strict=True)):
             # Check types first: numpy reads true as 1, and pads every string to the longest one.
             if not isinstance(rows, list) or len(rows) != h or not all(_is_row(row, w) for row in rows):
                 raise TokenFileError(
-                    f"scale {k} is not {h} rows of {w} whole numbers, as the schedule has it"
+                    f"scale {k} must be {h} rows of {w} whole numbers, its grid in the schedule"
                 )
             try:
                 scales.append(np.array(rows, dtype=np.int64))
             except OverflowError:
-                raise TokenFileError(f"scale {k}: an index outside the vocabulary") from None
+                raise TokenFileError(f"scale {k}: an index is outside the vocabulary") from None
         return ImageTokens(tuple(scales), model, image)
 
 
 def dump_npz(tokens: ImageTokens) -> bytes:
-    """Return an npz of `scale_00`, `scale_01`, ... and `meta`; equal tokens give equal bytes.
+    """Return the bytes of an npz with `scale_00`, `scale_01`, ... and `meta`; equal tokens give equal bytes.
 
     Source: numpy.lib.format; np.savez is not used, as it would write the current time.
     """
@@ -177,9 +183,9 @@ def parse_npz(data: bytes) -> ImageTokens:
         model, image, schedule = _check_meta(_parse(text.rstrip("\0")))
         scales = len(archive.namelist()) - 1
         if scales != len(schedule):
-            raise TokenFileError(f"{scales} scales, but a schedule of {len(schedule)}")
+            raise TokenFileError(f"it has {scales} scales, but its schedule has {len(schedule)}")
         arrays = [
-            # 8 bytes a cell, int64's, are the most that numpy's integers take
+            # 8 bytes a cell: numpy's largest integers
             _read_entry(archive, _scale_name(k), "iu", (h, w), MAX_HEADER + 8 * h * w)
             for k, (h, w) in enumerate(schedule)
         ]
@@ -187,7 +193,7 @@ def parse_npz(data: bytes) -> ImageTokens:
 
 
 def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
-    """Split a stream into images: the prefix of their error messages, their parser, their bytes."""
+    """Yield, for each image in a stream, the prefix of its error messages, its parser, and its bytes."""
     lines = _lines(file)
     first = next(lines, (1, b""))
     head = first[1].removeprefix(codecs.BOM_UTF8).strip()
@@ -207,7 +213,7 @@ def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens]
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield numbered lines without the blank ones; a line that is too long is cut to `MAX_BYTES` + 1."""
+    """Yield number and bytes of every line that is not blank; a line is cut after `MAX_BYTES` + 1 bytes."""
     for number in itertools.count(1):
         line = file.readline(MAX_BYTES + 1)
         if not line:
@@ -230,7 +236,7 @@ def _parse(text: str | bytes) -> dict[str, Any]:
     """Parse the JSON object in `text`."""
     _check_size(text)
     if not text:
-        raise TokenFileError("empty")
+        raise TokenFileError("it is empty")
     try:
         document = json.loads(
             text if isinstance(text, str) else text.decode("utf-8-sig"), parse_constant=_refuse_constant
@@ -247,7 +253,7 @@ def _parse(text: str | bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise TokenFileError(f"{name} is not a number in JSON")
+    raise TokenFileError(f"{name} is not a number that JSON allows")
 
 
 def _meta(tokens: ImageTokens) -> dict[str, Any]:
@@ -261,15 +267,15 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
 
 
 def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedule]:
-    """Check everything but the scales of a token file's JSON object."""
+    """Return checkpoint, image and schedule of a token file's JSON object, after checking them."""
     if document.get("format") != FORMAT:
         raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
     version = document.get("version")
     if type(version) is not int or version < 1:
-        raise TokenFileError(f"version is a whole number from 1, not {quoted(version)}")
+        raise TokenFileError(f"version must be a whole number from 1, not {quoted(version)}")
     if version != VERSION:
         raise TokenFileError(
-            f"version {quoted(version)}: this vartok reads version {VERSION}; upgrade vartok"
+            f"it has version {quoted(version)}, but this vartok reads version {VERSION}; upgrade vartok"
         )
     schedule = check_token_schedule(document.get("schedule"))
     return _info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule
@@ -278,7 +284,7 @@ def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedul
 def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
     values = document.get(key)
     if not isinstance(values, dict):
-        raise TokenFileError(f"{key} is not an object")
+        raise TokenFileError(f"{key} must be a JSON object")
     names = [field.name for field in dataclasses.fields(cls)]
     for name in names:
         if name not in values:
@@ -314,25 +320,28 @@ def _open_npz(data: bytes) -> zipfile.ZipFile:
     expected = {"meta.npy", *(_scale_name(k) for k in range(len(entries) - 1))}
     missing = expected.difference(archive.namelist())
     if missing:
-        raise TokenFileError(f"not a token file: {len(entries)} entries, {min(missing)} not among them")
+        raise TokenFileError(f"not a token file: its {len(entries)} entries do not include {min(missing)}")
     for entry in entries:
         if entry.flag_bits & 1:
             raise TokenFileError(f"{entry.filename} is encrypted")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise TokenFileError(f"{entry.filename} is neither stored nor deflated")
+            raise TokenFileError(f"{entry.filename} is compressed by another method than deflate")
     inflated = sum(entry.file_size for entry in entries)
     if inflated > (1 << 20) + 16 * len(data):
-        raise TokenFileError(f"{len(data)} bytes that would inflate to {inflated}")
+        raise TokenFileError(
+            f"its {len(data):,} bytes would inflate to {inflated:,}, more than a token file may: "
+            "damaged or hostile"
+        )
     return archive
 
 
 def _read_entry(
     archive: zipfile.ZipFile, name: str, kinds: str, shape: tuple[int, ...], limit: int
 ) -> NDArray[Any]:
-    """Read an array of a known shape and kind of dtype from at most `limit` bytes."""
+    """Read an array of the given shape, whose dtype kind is one of `kinds`, from at most `limit` bytes."""
     entry = archive.getinfo(name)
     if entry.file_size > limit:
-        raise TokenFileError(f"{name} is {entry.file_size} bytes, more than its shape needs")
+        raise TokenFileError(f"{name} has {entry.file_size:,} bytes, more than its shape needs")
     try:
         with archive.open(entry) as content:
             # Reading to the end instead would inflate more than the directory declares.
@@ -344,12 +353,15 @@ def _read_entry(
     except Exception:  # struct.error, zlib.error, EOFError, NotImplementedError, tokenize.TokenError, ...
         raise TokenFileError(f"{name} is damaged, or not an npy array") from None
     if dtype.kind not in kinds:
-        raise TokenFileError(f"{name} holds {quoted(dtype.str)}, not numpy's kind {' or '.join(kinds)}")
+        wanted = "text" if kinds == "U" else "integers"
+        raise TokenFileError(f"{name} must hold {wanted}, not dtype {quoted(dtype.str)}")
     if found != shape:
         raise TokenFileError(f"{name} has shape {quoted(found)}, not {shape}")
     start = stream.tell()
     if len(npy) - start != math.prod(shape) * dtype.itemsize:
-        raise TokenFileError(f"{name} has {len(npy) - start} bytes of data, not what its header says")
+        raise TokenFileError(
+            f"{name} has {len(npy) - start} bytes of data, but its header declares another size"
+        )
     return np.ndarray(shape, dtype, npy, start, order="F" if fortran_order else "C")
 
 
@@ -359,15 +371,15 @@ def _is_row(row: object, width: int) -> bool:
 
 def _check_size(data: str | bytes) -> None:
     if len(data) > MAX_BYTES:
-        raise TokenFileError(f"larger than {MAX_BYTES >> 20} MiB")
+        raise TokenFileError(f"it is larger than {MAX_BYTES >> 20} MiB, the limit for one image")
 
 
 @contextlib.contextmanager
 def _as_file_errors() -> Iterator[None]:
-    """Turn a TokensError about parsed tokens into a TokenFileError."""
+    """Turn a TokensError, or the RecursionError of deeply nested JSON, into a TokenFileError."""
     try:
         yield
     except TokensError as error:
         raise TokenFileError(str(error)) from None
     except RecursionError:
-        raise TokenFileError("nested too deeply") from None
+        raise TokenFileError("its JSON is nested too deeply") from None

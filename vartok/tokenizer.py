@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """Images to tokens and back, immutable; made by `vartok.load`.
+    """A loaded checkpoint, which encodes images to tokens and decodes tokens to images.
 
-    Float images are [B, 3, H, W], RGB in [-1, 1], H and W multiples of `config.downsample`. All tensors
-    returned are on `device`. On a CPU an image's tokens do not depend on the other images of its batch.
+    `vartok.load` makes it. Its attributes must not be changed. Float images are [B, 3, H, W], RGB in [-1, 1],
+    H and W multiples of `config.downsample`. All tensors that it returns are on `device`. On a CPU, without
+    `compile`, an image's tokens do not depend on the other images of its batch.
 
     Attributes:
         config: the checkpoint's configuration.
@@ -63,7 +64,7 @@ class Tokenizer:
         self._runner = ModelRunner(model, device, dtype, compile=compile, differentiable=differentiable)
 
     def __repr__(self) -> str:
-        """Return a line: name, codes, schedule, device, dtype."""
+        """Return one line with name, codebook shape, schedule, device and dtype."""
         V, C = self.config.vocab_size, self.config.z_channels
         return (
             f"Tokenizer({self.name!r}, codes={V}x{C}, schedule={describe(self.config.patch_nums)}, "
@@ -81,14 +82,14 @@ class Tokenizer:
         return ModelInfo(name=self.name, fingerprint=self.fingerprint, vocab_size=self.config.vocab_size)
 
     def check_model(self, model: ModelInfo) -> None:
-        """Check that this tokenizer decodes tokens of the checkpoint `model`.
+        """Check that this tokenizer can decode tokens of the checkpoint `model`.
 
         Raises:
             TokenFileError: that checkpoint has another codebook or other phis.
         """
         if model.fingerprint != self.fingerprint:
             raise TokenFileError(
-                f"was encoded with {model.name} (fingerprint {model.fingerprint[:12]}), "
+                f"the tokens were made with {model.name} (fingerprint {model.fingerprint[:12]}), "
                 f"not with {self.name} ({self.fingerprint[:12]})"
             )
 
@@ -106,8 +107,9 @@ class Tokenizer:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
 
         Raises:
-            ImageError: a shape or range that the encoder cannot take.
-            ScheduleError: not a schedule, or one whose last grid is not the latent's.
+            ImageError: images of a type, shape or range that the encoder cannot take, or a latent that is
+                not finite.
+            ScheduleError: `schedule` is not a schedule, or its last grid is not the latent's.
 
         Warns:
             VartokWarning: float pixels that seem to lie in [0, 1].
@@ -133,17 +135,20 @@ class Tokenizer:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
 
         Raises:
-            ImageError: another shape, or values that are not finite.
-            ScheduleError: not a schedule, or one whose last grid is not the latent's.
+            ImageError: the latent has another shape, is empty, or has values that are not finite.
+            ScheduleError: `schedule` is not a schedule, or its last grid is not the latent's.
         """
         channels = self.config.z_channels
         if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
-            raise ImageError(f"a latent is [B, {channels}, h, w], not {list(latent.shape)}")
+            raise ImageError(f"a latent must be [B, {channels}, h, w], not {list(latent.shape)}")
         grids = latent_schedule(schedule, self.config.patch_nums, (latent.shape[2], latent.shape[3]))
         return self._quantize(latent.detach(), grids, None)
 
     def _quantize(self, latent: Tensor, schedule: Schedule, bounds: Tensor | None) -> TokenMaps:
-        """Quantize a latent; then check it and the images' `bounds`, which synchronizes with a GPU once."""
+        """Quantize a latent; then check that it is finite, and the images' `bounds`, if they are not None.
+
+        Both checks together synchronize with a GPU only once.
+        """
         latent = latent.to(self.device, torch.float32)
         maps = self._runner.quantize(latent, schedule)
         checks = latent.isfinite().all().float()[None]
@@ -153,7 +158,9 @@ class Tokenizer:
         if low_high:
             check_bounds(*low_high)
         if not finite:
-            raise ImageError(f"the latent is not finite in {self.dtype}", hint="use another `dtype`")
+            raise ImageError(
+                f"the latent has NaN or infinite values in {self.dtype}", hint="use another `dtype`"
+            )
         return TokenMaps(tuple(maps))
 
     @overload
@@ -195,13 +202,13 @@ class Tokenizer:
             as_pil: return PIL images.
 
         Returns:
-            [B, 3, H, W] float32 in [-1, 1]; or B images of 8-bit RGB.
+            [B, 3, H, W] float32 in [-1, 1]; with `as_pil`, a list of B 8-bit RGB images.
 
         Raises:
-            TokensError: an index outside the vocabulary, more scales than there are, or tokens that do not
-                fit the schedule.
-            TokenFileError: an `ImageTokens` of another checkpoint.
-            ScheduleError: not a schedule.
+            TokensError: `tokens` has another type, an index outside the vocabulary, or a number of tokens
+                that does not fit the schedule; or `scales` is not from 1 to the number of scales.
+            TokenFileError: an `ImageTokens` was made with another codebook or other phis.
+            ScheduleError: `schedule` is not a schedule.
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 2.
         """
@@ -216,13 +223,14 @@ class Tokenizer:
 
         Args:
             tokens: maps of any schedule.
-            scales: end after the first `scales` scales; after all if None.
+            scales: end after the first `scales` scales; after the last scale if None.
 
         Yields:
             The images of the first scale, of the first two, ...: [B, 3, H, W] float32 in [-1, 1].
 
         Raises:
-            TokensError: an index outside the vocabulary, or more scales than there are.
+            TokensError: an index is outside the vocabulary, or `scales` is not from 1 to the number of
+                scales.
         """
         for f_hat in self._runner.f_hat_prefixes(self._first(tokens, scales), tokens.schedule):
             yield self.decode_latent(f_hat)
@@ -236,7 +244,7 @@ class Tokenizer:
         return self._runner.decode(latent)
 
     def latent(self, images: Images) -> Tensor:
-        """Encode images, without quantization.
+        """Encode images to the latent, without quantization.
 
         Differentiable if the tokenizer was loaded with `differentiable`.
 
@@ -255,7 +263,7 @@ class Tokenizer:
         return self._runner.encode(batch)
 
     def f_hat(self, tokens: Tokens, scales: int | None = None) -> Tensor:
-        """Sum the looked-up, upsampled and refined codes of the first `scales` scales.
+        """Compute f_hat: the sum of the looked-up, upsampled and refined codes of the first `scales` scales.
 
         Args:
             tokens: tokens in any form that `decode` takes.
@@ -265,7 +273,8 @@ class Tokenizer:
             [B, C, h, w] float32.
 
         Raises:
-            TokensError: an index outside the vocabulary, or more scales than there are.
+            TokensError: as for `decode`.
+            TokenFileError: as for `decode`.
         """
         maps = self._token_maps(tokens, None)
         return self._runner.f_hat(self._first(maps, scales), maps.schedule)
@@ -284,7 +293,9 @@ class Tokenizer:
             scale is 1x1.
 
         Raises:
-            TokensError: an index outside the vocabulary.
+            TokensError: `tokens` has another type, an index outside the vocabulary, or a number of tokens
+                that does not fit the schedule.
+            TokenFileError: an `ImageTokens` was made with another codebook or other phis.
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
@@ -292,16 +303,16 @@ class Tokenizer:
         return self._runner.var_inputs(self._first(maps, None), maps.schedule)
 
     def image_tokens(self, tokens: TokenMaps, sources: Sequence[str]) -> list[ImageTokens]:
-        """Make the tokens of each image of a batch, as token files hold them; `ImageTokens.save` writes one.
+        """Return the `ImageTokens` of each image of a batch, which `ImageTokens.save` writes to a file.
 
-        Their metadata says that the images were encoded by this tokenizer, in their own size.
+        Their metadata says that this tokenizer encoded the images, in their native size.
 
         Args:
             tokens: maps of B images.
             sources: path or name of each image.
 
         Raises:
-            TokensError: not B sources, or an index outside the vocabulary.
+            TokensError: there are not B sources, or an index is outside the vocabulary.
         """
         height, width = (cells * self.config.downsample for cells in tokens.schedule[-1])
         images = [
@@ -322,8 +333,9 @@ class Tokenizer:
     def draw_codes(self) -> Tensor:
         """Decode every code by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
 
-        Each is the centre of the decoded image of 2x2 latent cells with that code, without phi. In a picture
-        the codes of all scales are summed before they are decoded, and the decoder blends neighbours.
+        A code's picture is the centre of the decoded image of 2x2 latent cells that all hold the code; phi is
+        not applied. In a real picture the codes of all scales are summed before they are decoded, and the
+        decoder blends neighbours.
         """
         step = self.config.downsample
         middle = slice(step // 2, step // 2 + step)
@@ -338,7 +350,7 @@ class Tokenizer:
         """Return the maps of the first `scales` scales, after checking their number and all indices."""
         count = len(tokens.maps)
         if scales is not None and not 1 <= scales <= count:
-            raise TokensError(f"the first {scales} scales of {count} do not exist: give 1 to {count}")
+            raise TokensError(f"scales must be from 1 to {count}, the number of scales, not {scales}")
         tokens.check_vocab(self.config.vocab_size)
         return tokens.maps[:scales]
 

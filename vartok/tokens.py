@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_TOKENS = 1 << 22
-"""Most tokens of an image; a token file of so many stays below `token_files.MAX_BYTES`."""
+"""Largest number of tokens of an image; its token file stays below `token_files.MAX_BYTES`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,12 @@ class TokenMaps:
     `==` compares identity; `torch.equal(a.flatten(), b.flatten())` compares values.
 
     Attributes:
-        maps: K token maps, coarse to fine; map k is [B, h_k, w_k] int64. Other integers are converted.
+        maps: K token maps, coarse to fine; map k is [B, h_k, w_k] int64. Tensors of other integer dtypes, and
+            numpy arrays of integers, are converted.
 
     Raises:
-        TokensError: no maps, or a map that is not a 3-d integer tensor of the common batch size.
+        TokensError: there are no maps, a map is not a 3-d integer tensor, the batch sizes differ, the grids
+            are not a schedule, or an image has more than 4 Mi tokens.
     """
 
     maps: tuple[Tensor, ...]
@@ -75,8 +77,8 @@ class TokenMaps:
             schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
 
         Raises:
-            TokensError: `flat` is not of that shape, or holds no integers.
-            ScheduleError: not a schedule.
+            TokensError: `flat` is not [B, L], or does not hold integers.
+            ScheduleError: `schedule` is not a schedule.
         """
         schedule = as_schedule(schedule)
         flat = _check_tensor("flat tokens", flat, 2)
@@ -87,31 +89,31 @@ class TokenMaps:
 
     @classmethod
     def stack(cls, images: Sequence[ImageTokens]) -> TokenMaps:
-        """Make a batch, on the CPU, from images whose tokens have one schedule; `unstack` inverts it.
+        """Make a batch, on the CPU, from the tokens of images with one schedule; `unstack` inverts it.
 
         Raises:
-            TokensError: no images, or images of several schedules.
+            TokensError: there are no images, or they have several schedules.
         """
         import torch
 
         if len({image.schedule for image in images}) != 1:
-            raise TokensError("a batch is one or more images of one schedule")
+            raise TokensError("a batch must be one or more images, all of one schedule")
         scales = zip(*(image.scales for image in images), strict=True)
         return cls(tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales))
 
     def unstack(self, model: ModelInfo, images: Sequence[ImageInfo]) -> list[ImageTokens]:
-        """Make the tokens of each image, as token files hold them, from a batch.
+        """Return the `ImageTokens` of each of the B images of the batch.
 
         Args:
-            model: the checkpoint that encoded them: `Tokenizer.info`.
-            images: the B images.
+            model: the checkpoint that encoded the images: `Tokenizer.info`.
+            images: metadata of the B images.
 
         Raises:
-            TokensError: not B images, or an index outside the vocabulary.
+            TokensError: `images` does not have B items, or an index is outside the vocabulary.
         """
         if len(images) != len(self):
-            raise TokensError(f"{len(images)} images, but a batch of {len(self)}")
-        rows = self.flatten().cpu().numpy()  # one transfer from a device
+            raise TokensError(f"{len(images)} images are described, but the batch has {len(self)}")
+        rows = self.flatten().cpu().numpy()  # one transfer from the GPU
         schedule = self.schedule
         return [
             ImageTokens(_split(flat, schedule), model, image)
@@ -122,10 +124,10 @@ class TokenMaps:
         """Check that every token is an index into a codebook of `vocab_size` vectors.
 
         Raises:
-            TokensError: one is not in [0, vocab_size).
+            TokensError: a token is not in [0, vocab_size).
         """
         if len(self):
-            low, high = self.flatten().aminmax()  # both at once: a GPU is waited for here
+            low, high = self.flatten().aminmax()  # one kernel for both
             _check_range(int(low), int(high), vocab_size)
 
 
@@ -137,17 +139,17 @@ class ImageTokens:
 
     Attributes:
         scales: K read-only arrays, coarse to fine; array k is [h_k, w_k] uint16, or uint32 where
-            the vocabulary has more than 65,536 codes. Other integers are converted.
-        model: the checkpoint that encoded them.
+            the vocabulary has more than 65,536 codes. Other integer dtypes are converted.
+        model: the checkpoint that encoded the image.
         image: the image that was encoded.
-        label: class index, 0 or more; None where unknown. Data sets carry labels, token files do not.
+        label: class index, 0 or more; None if unknown. Data sets carry labels, token files do not.
         caption: caption of the image, or None. Data sets carry captions, token files do not.
         metadata: JSON text that came with the image, or None. Data sets carry it, token files do not.
         notes: remarks on how the image was read, for the user; not written to files.
 
     Raises:
-        TokensError: an array is not 2-d integers, the grids are no schedule, there are more than 4 Mi
-            tokens, or an index is outside the vocabulary.
+        TokensError: an array is not 2-d or not of integers, the grids are not a schedule, there are more
+            than 4 Mi tokens, or an index is outside the vocabulary.
     """
 
     scales: tuple[NDArray[Any], ...]
@@ -166,8 +168,8 @@ class ImageTokens:
         schedule = _checked_schedule(self.schedule)
         # One copy and one range check for all scales: this runs for every row of a data set.
         flat = np.concatenate([scale.ravel() for scale in self.scales])
-        if flat.dtype.kind not in "iu":  # numpy makes floats of int64 beside uint64
-            raise TokensError("the scales have integer dtypes that no integer dtype holds")
+        if flat.dtype.kind not in "iu":  # numpy joins int64 and uint64 to float64
+            raise TokensError("the scales mix uint64 with signed integers: convert them to one integer dtype")
         if not 0 <= int(flat.min()) <= int(flat.max()) < self.model.vocab_size:
             for k, scale in enumerate(self.scales):
                 _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
@@ -214,16 +216,18 @@ class ImageTokens:
         Args:
             flat: [L] integers.
             schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
-            model: the checkpoint that encoded them.
+            model: the checkpoint that encoded the image.
             image: the image that was encoded.
 
         Raises:
-            TokensError: `flat` is not of that shape, or an index is outside the vocabulary.
-            ScheduleError: not a schedule.
+            TokensError: `flat` is not [L], does not hold integers, or has an index outside the vocabulary.
+            ScheduleError: `schedule` is not a schedule.
         """
         schedule = as_schedule(schedule)
         if flat.shape != (token_count(schedule),):
-            raise TokensError(f"tokens of shape {list(flat.shape)}, but {token_count(schedule)} cells")
+            raise TokensError(
+                f"tokens of shape {list(flat.shape)}, but the schedule has {token_count(schedule)} cells"
+            )
         return cls(_split(flat, schedule), model, image)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -234,8 +238,8 @@ class ImageTokens:
             overwrite: replace an existing file.
 
         Raises:
-            TokenFileError: the suffix names no format.
-            OutputError: the file exists, or cannot be written.
+            TokenFileError: `path` has another suffix.
+            OutputError: the file exists and `overwrite` is false, or it cannot be written.
         """
         from vartok.token_files import save_tokens
 
@@ -248,7 +252,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
-    """Return tokens as int64, after checking that they are integers with `ndim` dimensions."""
+    """Return tokens as an int64 tensor, after checking that they are integers with `ndim` dimensions."""
     import torch
 
     shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
@@ -263,22 +267,24 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
     ):
         found = quoted(type(tokens).__name__) if shape is None else f"{list(shape)} {dtype}"
         hint = "add a batch dimension: `flat[None]`" if shape is not None and len(shape) == ndim - 1 else None
-        raise TokensError(f"{name}: not a {ndim}-d tensor of integers, but {found}", hint=hint)
+        raise TokensError(f"{name} must be a {ndim}-d tensor of integers, not {found}", hint=hint)
     return tokens.to(torch.int64)
 
 
 def check_token_schedule(value: object) -> Schedule:
-    """Return the schedule of an image's tokens.
+    """Return the schedule of an image's tokens, after checking it.
 
     Raises:
-        TokensError: not a schedule, or one of more than `MAX_TOKENS` tokens.
+        TokensError: `value` is not a schedule, or has more than `MAX_TOKENS` tokens.
     """
     try:
         schedule = check_schedule(value)
     except ScheduleError as error:
         raise TokensError(str(error)) from None
     if token_count(schedule) > MAX_TOKENS:
-        raise TokensError(f"a schedule of {token_count(schedule)} tokens: vartok takes up to {MAX_TOKENS}")
+        raise TokensError(
+            f"the schedule has {token_count(schedule)} tokens, but vartok takes up to {MAX_TOKENS}"
+        )
     return schedule
 
 
@@ -286,7 +292,7 @@ _checked_schedule = functools.lru_cache(maxsize=64)(check_token_schedule)
 
 
 def _split(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:
-    """Return [L] tokens as views [h_k, w_k], one a scale."""
+    """Split [L] tokens into K views; view k is [h_k, w_k]."""
     scales, start = [], 0
     for h, w in schedule:
         scales.append(flat[start : start + h * w].reshape(h, w))

@@ -32,8 +32,8 @@ class TokenUsage:
 
     Attributes:
         images: number of images that were counted.
-        schedule: (h, w) of every scale; None where images have several schedules.
-        usage: statistics of the usage, by all scales and by each.
+        schedule: (h, w) of every scale; None if images have several schedules.
+        usage: statistics of the usage, by all scales together and by each scale.
         failures: names of files that were not counted, or not in full, and the reasons.
     """
 
@@ -51,16 +51,16 @@ def count_usage(
 ) -> TokenUsage:
     """Count how token files and data sets use a tokenizer's codebook.
 
-    All images must have the first image's number of scales; others are failures.
+    An image whose number of scales is not the first image's is a failure, and is not counted.
 
     Args:
         sources: token files, folders of them (searched), folders that hold a data set, or binary streams.
-        tokenizer: tokenizer that the tokens were made with.
-        progress: called with a file's name after every image of it, and None; or with the error that an
-            image or a file failed with.
+        tokenizer: tokenizer that the tokens were made with; tokens of another checkpoint are failures.
+        progress: called after every image with the name of its file and None; after a failure, with the
+            name of the file and the error.
 
     Raises:
-        TokensError: there are no tokens to count.
+        TokensError: no image was counted.
     """
     given = [sources] if isinstance(sources, str | Path) or hasattr(sources, "read") else sources
     failures: list[tuple[str, VartokError]] = []
@@ -79,13 +79,13 @@ def count_usage(
                     schedules.add(found.schedule)
                     images += 1
                 else:
-                    error = TokensError(f"has {scales} scales, the files before it {len(counts)}")
+                    error = TokensError(f"has {scales} scales, but the first image has {len(counts)}")
             if error is not None:
                 failures.append((name, error))
             if progress is not None:
                 progress(name, error)
     if counts is None:
-        raise TokensError("no tokens to count")
+        raise TokensError("there are no tokens to count: every source failed or is empty")
     return TokenUsage(
         images=images,
         schedule=schedules.pop() if len(schedules) == 1 else None,
@@ -95,7 +95,7 @@ def count_usage(
 
 
 def is_dataset(folder: str | Path) -> bool:
-    """Return True for a folder that holds a data set, complete or not, broken or not."""
+    """Return whether a folder holds a data set, even an incomplete or broken one."""
     try:
         with open(Path(folder, DATASET), "rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(1000)
@@ -104,7 +104,7 @@ def is_dataset(folder: str | Path) -> bool:
 
 
 def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
-    """Yield the name of a file and the tokens of an image in it, or an error."""
+    """Yield, for every image, the name of its file and its tokens or error; for a failed file, its error."""
     if not isinstance(source, str | Path):
         yield from _read_stream("standard input", source, tokenizer)
     elif is_dataset(source):
@@ -164,7 +164,7 @@ def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, Ima
 
 
 def _checked(tokens: ImageTokens, tokenizer: Tokenizer) -> ImageTokens | VartokError:
-    """Return an image's tokens, or the error that they are another codebook's."""
+    """Return an image's tokens, or an error if another checkpoint made them."""
     try:
         tokenizer.check_model(tokens.model)
     except VartokError as error:

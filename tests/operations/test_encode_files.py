@@ -67,18 +67,18 @@ def test_decode_file_gives_the_pixels_of_the_command(
     assert (np.asarray(picture) == decoded_pixels(tokenizer, tokens)).all()
     assert library.decode_file("img.npz", tokenizer=tokenizer, restore_size=True).size == (300, 200)
     assert library.decode_file("img.npz", tokenizer=tokenizer, strip=True, scales=3).size == (768, 256)
-    message = r"img\.npz: was encoded with vartok-light-v1 .*, not with other "
+    message = r"img\.npz: the tokens were made with vartok-light-v1 .*, not with other "
     with pytest.raises(TokenFileError, match=message) as refused:
         library.decode_file("img.npz", weights=other_weights, device="cpu")
     assert "`any_weights`" in str(refused.value.hint)
     [result] = library.decode_files("img.npz", "out/", weights=other_weights, device="cpu")
     assert result.input == "img.npz"
-    assert re.match("was encoded with vartok-light-v1 .*, not with other ", str(result.error))
+    assert re.match("the tokens were made with vartok-light-v1 .*, not with other ", str(result.error))
     assert result.error
     assert "`any_weights`" in str(result.error.hint)
     drawn = library.decode_file("img.npz", weights=other_weights, device="cpu", any_weights=True)
     assert drawn.size == (256, 256)
-    with pytest.raises(TokensError, match=r"img\.npz: the first 11 scales of 10 do not exist"):
+    with pytest.raises(TokensError, match=r"img\.npz: scales must be from 1 to 10"):
         library.decode_file("img.npz", tokenizer=tokenizer, scales=11)
     with pytest.raises(TokenFileError, match=r"gone\.npz"):
         library.decode_file("gone.npz", tokenizer=tokenizer)
@@ -150,7 +150,7 @@ def test_nothing_is_loaded_where_all_outputs_exist(here: Path) -> None:
         (["a.png"], {"size": "64x"}, "HEIGHTxWIDTH"),
         (["a.png"], {"size": 20_000}, "more than 100,000,000 pixels"),
         (["a.png"], {"fit": "native", "size": 64}, "leave `size` out"),
-        (["a.png"], {"schedule": "2,1"}, "larger than the last scale"),
+        (["a.png"], {"schedule": "2,1"}, "higher or wider than the last scale"),
         (["."], {}, "is a folder"),
         ([""], {}, "empty"),
     ],

@@ -14,7 +14,7 @@ from vartok.metrics import blockiness, count_steps
 from vartok.models.vqvae import VQVAE
 from vartok.train.adversary import Adversary, PatchDiscriminator
 from vartok.train.kmeans import init_quantizer
-from vartok.train.objective import TrainingModel, latent_loss, reconstruction_loss
+from vartok.train.objective import TrainingModel, _blockiness, latent_loss, reconstruction_loss
 from vartok.train.settings import LossSettings
 from vartok.train.start import init_light, principal_components
 
@@ -94,6 +94,10 @@ def test_pixel_losses_have_their_definitions_values() -> None:
         loss, squared = reconstruction_loss(picture, images, settings, cell=16)
         assert float(loss) == pytest.approx(wanted, rel=1e-5)
         assert squared.tolist() == pytest.approx([0.01, 0.08])
+
+
+def test_the_blockiness_of_cells_of_one_pixel_is_one() -> None:
+    assert _blockiness(torch.rand(2, 3, 8, 8), 1) == 1
 
 
 def test_the_blockiness_loss_agrees_with_the_metric() -> None:

@@ -98,13 +98,13 @@ def flatten(content: object) -> dict[str, Tensor]:
             longer than `MAX_NAME`.
     """
     tensors: dict[str, Tensor] = {}
-    for visited, (name, value) in enumerate(_entries(content)):
-        if visited >= MAX_ENTRIES or len(tensors) >= MAX_TENSORS:
-            raise _too_many()
+    for visited, (name, value) in enumerate(_entries(content), 1):
         if len(name) > MAX_NAME:
             raise CheckpointError(f"has an entry whose name is longer than {MAX_NAME:,} characters")
         if isinstance(value, Tensor):
             tensors[name] = value
+        if visited > MAX_ENTRIES or len(tensors) > MAX_TENSORS:
+            raise _too_many()
     return tensors
 
 

@@ -11,10 +11,10 @@
 - In the quantizer, upsampling is a product with a cached matrix, and phi is one convolution, whose weights
   include the identity's (1 - r).
 
-The latent and the tokens are the same, bit for bit, for any batch and any number of threads: `GroupNorm` and
-`PaddedLookup` sum in a fixed order, `silu_` rounds alike, and no 1x1 convolution uses a kernel that torch
-chooses by the number of threads. Decoded images may differ between numbers of threads in the last bits of
-float32 (`_Upsample2x`), and after rounding to 8 bits by one level.
+With float32 networks, the latent and the tokens are the same, bit for bit, for any batch and any number of
+threads: `GroupNorm` and `PaddedLookup` sum in a fixed order, `silu_` rounds in the same way, and no 1x1
+convolution uses a kernel that torch chooses by the number of threads. Decoded images may differ between
+numbers of threads in the last bits of float32 (`_Upsample2x`), and after rounding to 8 bits by one level.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from vartok.models.vqvae import VQVAE
 from vartok.schedule import Grid
 
 MAX_MATRIX = 1 << 18
-"""Largest number of elements of an upsampling matrix, 1 MiB of float32; beyond it, torch interpolates."""
+"""Largest number of elements of an upsampling matrix, 1 MiB of float32; `F.interpolate` replaces
+larger ones."""
 
 STRIPS = 32
 """Largest number of partial sums of a channel in a group norm. More are more accurate, but slower once they
@@ -48,7 +49,7 @@ PARALLEL_GRAIN = 1 << 15
 """torch's grain size: the smallest number of elements that a thread gets in an elementwise operation."""
 
 VECTOR = 64
-"""A number of elements that fills whole SIMD vectors, on every processor and in any precision."""
+"""Number of elements that fills whole SIMD vectors, on every processor and in any dtype."""
 
 LOOKUP_CELLS = 64
 """Cells per lookup. Their distances to 4096 codes take 1 MiB of float32, which fits into a core's cache."""
@@ -91,7 +92,12 @@ class GroupNorm(nn.Module):
         self._norm = norm
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """Normalize [B, C, H, W], channels last. A float32 result is written to `out`, which may be `x`."""
+        """Normalize [B, C, H, W]. A float32 result is channels last, and is written to `out` if given.
+
+        Args:
+            x: [B, C, H, W].
+            out: [B, C, H, W] float32, may be `x`; not used if `x` has another dtype.
+        """
         if x.dtype != torch.float32:
             return self._norm(x)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -131,7 +137,7 @@ def one_thread() -> Iterator[None]:
 
 
 def silu_(x: Tensor) -> Tensor:
-    """Apply SiLU, rounded alike for any number of threads.
+    """Apply SiLU, with the same rounding for any number of threads.
 
     torch splits a tensor evenly among its threads. Values at the end of a part that fill no whole SIMD
     vector are rounded differently. Here every part starts at a multiple of `VECTOR`, so that such values
@@ -170,7 +176,7 @@ class SiLU(nn.Module):
 
 
 class _ResnetBlock(nn.Module):
-    """`layers.ResnetBlock`, which overwrites its input if the shortcut is the identity."""
+    """A `layers.ResnetBlock` that overwrites its input if the shortcut is the identity."""
 
     def __init__(self, block: ResnetBlock) -> None:
         super().__init__()
@@ -186,7 +192,7 @@ class _ResnetBlock(nn.Module):
 
 
 class _AttnBlock(nn.Module):
-    """`layers.AttnBlock`, which adds to its input in place."""
+    """A `layers.AttnBlock` that adds its output to its input in place."""
 
     def __init__(self, block: AttnBlock) -> None:
         super().__init__()
@@ -201,7 +207,7 @@ class _AttnBlock(nn.Module):
 class _Upsample2x(nn.Module):
     """`layers.Upsample2x` as one transposed 4x4 convolution: a cell's 2x2 copies affect 4x4 output cells.
 
-    oneDNN's rounding of it depends on the number of threads.
+    oneDNN rounds a transposed convolution differently for other numbers of threads.
     """
 
     def __init__(self, upsample: Upsample2x) -> None:
@@ -221,7 +227,7 @@ class _Upsample2x(nn.Module):
 
 
 class _LightBlock(nn.Module):
-    """`light.Block`, which adds to its input in place."""
+    """A `light.Block` that adds its output to its input in place."""
 
     def __init__(self, block: light.Block) -> None:
         super().__init__()
@@ -256,7 +262,7 @@ class PaddedLookup(Lookup):
         return self._table.shape[1]
 
     def nearest(self, cells: Tensor) -> Tensor:
-        """Return the indices of the codes nearest to [N, C] cells: [N] int64."""
+        """Return the index of each cell's nearest code: [N, C] -> [N] int64, N up to `cells_at_once`."""
         N, table = len(cells), self._table
         cells = F.pad(cells, (0, 0, 0, table.shape[1] - N))
         if self.znorm:
@@ -272,7 +278,7 @@ class PaddedLookup(Lookup):
 def _argmin(table: Tensor) -> Tensor:
     """Return the row of every column's minimum, the first of equal ones: [V, N] -> [N] int64."""
     V, N = table.shape
-    # torch finds a minimum ten times faster than its index, so find every block's minimum first.
+    # torch's amin is ten times faster than argmin, so find the minimum of every block first.
     blocks = table.view(V // ARGMIN_BLOCK, ARGMIN_BLOCK, N)
     block = blocks.amin(1).T.contiguous().argmin(1)
     inside = blocks.permute(2, 0, 1)[torch.arange(N, device=table.device), block].argmin(1)

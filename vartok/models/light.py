@@ -1,9 +1,10 @@
 """The shipped checkpoint's autoencoder: a linear transform of 16x16 patches plus a residual network.
 
-The linear transform alone (principal components) reaches the PSNR of much larger networks with a thousandth
-of their operations, but it treats every patch by itself, which leaves visible patch borders. The residual
-networks use neighbouring patches. Their last layers are initialised with zeros, so that training starts from
-the linear transform. They have no normalization layers, which would remove brightness and contrast.
+The linear transform alone (principal component analysis) reaches the PSNR of much larger networks with a
+thousandth of their operations, but it treats every patch by itself, which leaves visible patch borders. The
+residual networks use neighbouring patches. Their last layers are initialised with zeros, so that training
+starts from the linear transform. They have no normalization layers, which would remove brightness and
+contrast.
 """
 
 from __future__ import annotations

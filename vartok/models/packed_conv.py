@@ -22,7 +22,8 @@ class PackedConv2d(nn.Module):
     """`nn.Conv2d` with weights packed by oneDNN, and with a fused ReLU or addition.
 
     Weights are packed for the shape of the first input, and packed again when the shape changes: with
-    weights packed for another shape, the convolution can take 30 times as long. Only one copy is kept.
+    weights packed for another shape, the convolution can take 30 times as long. Only the last packing is
+    kept.
 
     Args:
         conv: the module to replace; only its present weights are used.
@@ -75,7 +76,7 @@ class PackedConv2d(nn.Module):
 
 
 class PublicConv2d(nn.Module):
-    """`PackedConv2d` by torch's public operations, for processors without oneDNN's packed convolutions.
+    """`PackedConv2d` in torch's public operations, for processors without oneDNN's packed convolutions.
 
     Args:
         conv: the module to replace; only its present weights are used.
@@ -116,10 +117,10 @@ def _unpacked(weight: Tensor) -> Tensor:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Return True if `PackedConv2d` works on this processor for a dtype.
+    """Return whether `PackedConv2d` works on this processor for a dtype.
 
-    The operations below `torch.ops.mkldnn` crash on processors without AVX2. So torch and oneDNN must both
-    be free to use AVX2 (AVX-512 for bfloat16), and test convolutions must give `nn.Conv2d`'s values.
+    The operations of `torch.ops.mkldnn` crash on processors without AVX2. So torch and oneDNN must both be
+    free to use AVX2 (AVX-512 for bfloat16), and test convolutions must give `nn.Conv2d`'s values.
     """
     backend = torch.backends.mkldnn
     if not backend.is_available() or not backend.enabled:
@@ -133,7 +134,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _packed_conv_is_right(dtype: torch.dtype) -> bool:
-    """Return True if `PackedConv2d` gives `nn.Conv2d`'s values in every form that the models use."""
+    """Return whether `PackedConv2d` gives `nn.Conv2d`'s values for convolutions like the models'."""
     if dtype == torch.bfloat16:
         supported = getattr(_ops, "_is_mkldnn_bf16_supported", bool)()
     else:

@@ -99,13 +99,13 @@ class Lookup:
 
 
 class ScaleStep(NamedTuple):
-    """The result of one scale.
+    """The result of the quantizer's loop for one scale.
 
     Attributes:
         indices: [B, h_k, w_k] int64 in [0, V), the scale's token map.
-        f_hat: [B, C, h, w] float32, the sum over the scales so far.
-        cells: [B, C, h_k, w_k] float32, the pooled residual that was looked up; None if token maps were
-            decoded.
+        f_hat: [B, C, h, w] float32, the sum over the scales up to this one.
+        cells: [B, C, h_k, w_k] float32, the pooled residual whose nearest codes were looked up; None when
+            token maps are decoded.
     """
 
     indices: Tensor
@@ -199,9 +199,9 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             schedule: (h, w) of all K scales, the last one the latent's.
-            latent: [B, C, h, w] float32 to quantize.
-            maps: token maps to decode, instead of `latent`: [B, h_k, w_k] int64 in [0, V) for the first
-                scales. The loop runs over these scales only.
+            latent: the latent to quantize, [B, C, h, w] float32.
+            maps: instead of `latent`, the token maps to decode: map k is [B, h_k, w_k] int64 in [0, V). If
+                there are fewer than K maps, the loop ends after the last map.
 
         Yields:
             The `ScaleStep` of each scale, coarse to fine. Gradients flow from f_hat to codebook and phis.

@@ -29,7 +29,7 @@ class Mid(nn.Module):
 class Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention if `attend` is true.
 
-    The encoder sets `downsample`, or the decoder sets `upsample`; it runs after the blocks.
+    The encoder may set `downsample`, the decoder `upsample`; the one that is set runs after the blocks.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, blocks: int, attend: bool) -> None:

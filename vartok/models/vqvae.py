@@ -12,7 +12,7 @@ from vartok.models.quantizer import MultiScaleQuantizer
 class VQVAE(nn.Module):
     """The whole model, with VAR's names in its state dict.
 
-    The quantizer is float32. Encoder, decoder and their convolutions may have a smaller dtype.
+    The quantizer is float32. Encoder, quant_conv, post_quant_conv and decoder may have a smaller dtype.
 
     Source: Tian et al. 2024, arXiv:2404.02905.
     """

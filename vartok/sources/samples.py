@@ -79,15 +79,14 @@ class Sample:
         Args:
             max_bytes: size limit of the file in bytes. A larger file gives an error, but a larger download
                 its first `max_bytes` + 1 bytes, see `file`.
-
-        Raises:
-            OSError: reading fails after the file was opened.
         """
         try:
             file = self.file(max_bytes)
             return replace(self, picture=read_file(file, max_bytes) if isinstance(file, Path) else file)
         except VartokError as error:
             return replace(self, picture=error)
+        except OSError as error:
+            return replace(self, picture=ImageError(f"cannot be read: {os_error_reason(error)}"))
 
     def without_bytes(self) -> Sample:
         """Return the sample with b"" as its picture, to free memory."""

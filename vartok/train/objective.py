@@ -124,20 +124,21 @@ def reconstruction_loss(
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:
-    """Return the blockiness of a batch [B, 3, H, W], a differentiable scalar; 1 if there are no cell borders.
+    """Return the blockiness of a batch [B, 3, H, W], a differentiable scalar.
 
     Blockiness is the mean step across cell borders divided by the mean step inside cells, as in
-    `vartok.metrics.blockiness`; a step is the absolute difference of two neighbouring pixels.
+    `vartok.metrics.blockiness`; a step is the absolute difference of two neighbouring pixels. It
+    is 1 if there are no borders or no cells of several pixels.
     """
     steps = [images.diff(dim=2).abs(), images.diff(dim=3).abs().transpose(2, 3)]
     borders = [step[:, :, cell - 1 :: cell] for step in steps]
     count = sum(border.numel() for border in borders)
-    if not count:
+    inner = sum(step.numel() for step in steps) - count
+    if not count or not inner:
         return images.new_ones(())
     across = torch.stack([border.sum() for border in borders]).sum()
     others = torch.stack([step.sum() for step in steps]).sum() - across
-    inside = others / (sum(step.numel() for step in steps) - count)
-    return across / count / inside.clamp(min=1e-3)
+    return across / count / (others / inner).clamp(min=1e-3)
 
 
 def parameter_groups(

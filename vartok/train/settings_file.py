@@ -137,7 +137,7 @@ def _read_preset(preset: str, overrides: Mapping[str, Any]) -> TrainSettings:
     try:
         return parse_settings(text, overrides)
     except ConfigError as error:
-        raise ConfigError(f"{preset}: {error}") from None
+        raise ConfigError(f"{preset}: {error}", hint=error.hint) from None
 
 
 def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:

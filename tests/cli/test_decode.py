@@ -61,7 +61,7 @@ def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokeniz
     assert (pixels(here / "img.decoded.png") == decoded_pixels(tokenizer, item)).all()
     short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
     assert (short == strip[:, : 2 * 256]).all()
-    assert "give 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
+    assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
 
 
 def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, other_weights: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of random weights, drawn from a seed: those of the parity cases, and others for tests."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ SMALL = TokenizerConfig(
 """The smallest configuration that has every kind of tensor."""
 
 
+@functools.cache
 def shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of the model, without allocating any."""
     with torch.device("meta"):

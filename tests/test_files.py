@@ -93,6 +93,19 @@ def test_a_block_that_fails_leaves_everything_as_it_was(
     assert [p.read_bytes() for p in tmp_path.iterdir()] == ([b"old"] if there else [])
 
 
+def test_an_interrupt_right_after_the_temporary_file_appears_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> bool:
+        assert len(names(tmp_path)) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vartok.files._lock", interrupt)
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "a"

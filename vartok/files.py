@@ -88,11 +88,12 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     """
     path = Path(path)
     _refuse_existing(path, overwrite)
-    temporary, file = _open_temporary(path)
-    # A duplicate descriptor keeps the lock after the file is closed, until the file has its final name.
-    lock = os.dup(file.fileno())
-    try:
-        with file:
+    temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp"
+    lock = -1
+    try:  # before the file exists: Ctrl-C may arrive at any moment
+        with _create_locked(temporary) as file:
+            # A duplicate descriptor keeps the lock after the file is closed, until it has its final name.
+            lock = os.dup(file.fileno())
             yield file
             if durable:
                 file.flush()
@@ -175,15 +176,14 @@ def remove_stale_temp_files(path: str | Path, *, age: float = 0.0) -> None:
                 temporary.unlink()
 
 
-def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    """Create and lock a temporary file beside `path`."""
+def _create_locked(temporary: Path) -> BinaryIO:
+    """Create and lock a temporary file."""
     while True:
-        temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp"
         file = open(temporary, "xb")  # noqa: SIM115
         # Another process may take the new file for a stale one before it is locked, and remove it.
         with contextlib.suppress(BlockingIOError):
             if not _lock(file) or os.fstat(file.fileno()).st_nlink:
-                return temporary, file
+                return file
         file.close()
         temporary.unlink(missing_ok=True)
 

@@ -275,7 +275,8 @@ def test_a_model_is_built_for_inference_and_draws_no_random_numbers() -> None:
 
 
 @has_proc
-@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_a_file_is_mapped_not_read(tmp_path: Path, suffix: str) -> None:
     """Convolutions of 200 MB take next to no memory before they are used."""
     config = dataclasses.replace(LIGHT, vocab_size=16, z_channels=1700, quant_resi=0.0)

@@ -178,6 +178,7 @@ def test_debug_shows_tracebacks(vartok: Vartok, here: Path) -> None:
         vartok("convert", "bad.png", "out.safetensors", "--debug", code=1)
 
 
+@pytest.mark.slow
 def test_libraries_are_quiet(here: Path) -> None:
     """Pillow warns and logs, and libtiff writes to the file descriptor."""
     photo(0).save(here / "stream.tif", compression="tiff_adobe_deflate")

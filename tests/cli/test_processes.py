@@ -60,6 +60,7 @@ def test_closed_pipe(many: Path) -> None:
     assert (process.returncode, messages) == (141, b"")
 
 
+@pytest.mark.slow
 def test_full_stdout(many: Path) -> None:
     with open("/dev/full", "wb") as full:
         process = start("encode", "-r", many, "--format", "jsonl", "-o", "-", stdout=full)
@@ -131,9 +132,8 @@ def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1  # the cursor is visible again
 
 
-@pytest.mark.parametrize(
-    ("place", "done"), [("out", 1), pytest.param("all.jsonl", 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "done"), [("out", 1), ("out", 40), ("all.jsonl", 1)])
 def test_killed(many: Path, tmp_path: Path, place: str, done: int) -> None:
     before = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in many.iterdir()}
     process = encode_without_end(many, tmp_path / place)
@@ -146,6 +146,7 @@ def test_killed(many: Path, tmp_path: Path, place: str, done: int) -> None:
     assert {path.name: hashlib.sha256(path.read_bytes()).digest() for path in many.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_binary_is_never_written_to_a_terminal(vartok: Vartok, here: Path) -> None:
     save(here / "img.png")
     vartok("encode", "img.png", "-o", "img.npz", *QUICK)

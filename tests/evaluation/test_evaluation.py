@@ -340,7 +340,7 @@ def frechet(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(apart + np.trace(left) + np.trace(right) - 2 * roots)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_networks_see_the_reference_and_the_copy(light: vartok.Tokenizer, batch_size: int) -> None:
     fit = Fit(mode="native")
     files = [*NATIVE, png(photo(7, 16, 64))]

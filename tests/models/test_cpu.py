@@ -58,8 +58,15 @@ def off(found: Tensor, want: Tensor) -> float:
     return float((found - want).abs().max() / want.abs().max())
 
 
-@pytest.mark.parametrize("size", [(256, 256), (16, 16), (48, 272), (80, 16)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [
+        ((256, 256), torch.contiguous_format),
+        ((16, 16), CHANNELS_LAST),
+        ((48, 272), CHANNELS_LAST),
+        ((80, 16), torch.contiguous_format),
+    ],
+)
 @torch.no_grad()
 def test_networks_compute_the_same(
     plain: tuple[VQVAE, TokenizerConfig],

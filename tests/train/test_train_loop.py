@@ -47,7 +47,8 @@ def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_p
     assert settings == read_settings(str(tmp_path / "run" / "settings.toml"))
 
 
-@pytest.mark.parametrize("codebook", ["ema", pytest.param("gradient", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("codebook", ["ema", "gradient"])
 def test_a_resumed_run_equals_one_that_never_stopped(tiles: Path, tmp_path: Path, codebook: str) -> None:
     settings = tiny(
         quantizer={"codebook": codebook, "dead_code_threshold": 0.9, "codebook_ema_decay": 0.8},

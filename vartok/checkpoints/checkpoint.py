@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> di
     The usage counts, `HITS`, may be missing, have another shape, or not be floating point: nothing uses
     them, and zeros replace them.
     """
-    with torch.device("meta"):
-        expected = VQVAE(config).state_dict()
+    expected = dict(_state_dict(config))
     hits = expected.pop(HITS)
     for name, like in expected.items():
         if name not in tensors:
@@ -142,6 +142,13 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> di
     if not bool(tensors[CODEBOOK].isfinite().all()):
         raise CheckpointError(f"tensor {CODEBOOK} holds NaN or infinite values")
     return {**{name: tensors[name] for name in expected}, HITS: counts}
+
+
+@functools.lru_cache(maxsize=8)
+def _state_dict(config: TokenizerConfig) -> dict[str, Tensor]:
+    """Return the model's state dict on the meta device: names and shapes without data."""
+    with torch.device("meta"):
+        return VQVAE(config).state_dict()
 
 
 def _shape(tensor: Tensor) -> str:

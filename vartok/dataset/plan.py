@@ -249,7 +249,7 @@ def _create_folder(job: Job) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return True for a file or folder that an interrupted run may have left before dataset.json existed."""
+    """Return True if the name is one that vartok gives to parts of a data set, or to its temporary files."""
     return path.name in (DATA, STATS, DATASET, FAILED, README) or path.name.startswith(TEMPORARY)
 
 

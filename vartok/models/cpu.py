@@ -192,7 +192,7 @@ class _ResnetBlock(nn.Module):
 
 
 class _AttnBlock(nn.Module):
-    """A `layers.AttnBlock` that adds its output to its input in place."""
+    """A `layers.AttnBlock` that overwrites its input: the residual is added to it in place."""
 
     def __init__(self, block: AttnBlock) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class _Upsample2x(nn.Module):
 
 
 class _LightBlock(nn.Module):
-    """A `light.Block` that adds its output to its input in place."""
+    """A `light.Block` that overwrites its input: the residual is added to it in place."""
 
     def __init__(self, block: light.Block) -> None:
         super().__init__()

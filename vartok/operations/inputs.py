@@ -116,7 +116,7 @@ def check_path(path: object, *, hint: str) -> None:
 
     Args:
         path: the argument.
-        hint: hint of the error, for a caller whose picture or tokens are in memory.
+        hint: the error's hint: the function to call instead for a picture or tokens in memory.
 
     Raises:
         ArgumentError: `path` is neither a str nor an os.PathLike.

@@ -326,9 +326,10 @@ def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *
 
 
 def safe_name(name: str) -> PurePath:
-    """Return a name that a file holds as a relative path that stays below its folder.
+    """Turn a name that is stored inside a file into a path that stays below the folder of the outputs.
 
-    Roots and ".." are removed, and unprintable characters become "_"; "image" if nothing remains.
+    Such names are keys of a tar and sources of tokens. Roots and ".." are removed, and unprintable
+    characters become "_"; "image" if nothing remains.
     """
     text = "".join(char if char.isprintable() else "_" for char in name.replace("\\", "/"))
     parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]

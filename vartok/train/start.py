@@ -120,8 +120,8 @@ def _read_crops(
 ) -> NDArray[np.uint8]:
     """Return random crops, [N, H, W, 3] uint8.
 
-    N is `count`, rounded up to a multiple of `CHUNK` if it is larger. After the deadline no further batch is
-    read, but one always is.
+    N is `count`; if `count` is above `CHUNK`, it is rounded up to a multiple of `CHUNK`. After the deadline
+    no further batch is read, so N may be smaller; the first batch is always read.
     """
     stream = pictures.batches(min(CHUNK, count), StreamPosition(), workers=workers)
     batches: list[NDArray[np.uint8]] = []

@@ -355,7 +355,7 @@ def test_smaller_dtypes_keep_most_tokens(
     )
     assert small.dtype == dtype
     assert small.fingerprint == exact.fingerprint
-    some = photos[:2] if kind == "var" else photos[:8]  # some processors take long over small dtypes
+    some = photos[:2] if kind == "var" else photos  # some processors take long over small dtypes
     tokens, want = small.encode(some), exact.encode(some)
     kept = (tokens.flatten() == want.flatten()).float().mean()
     assert (0.8 if dtype == "float16" else 0.5) < kept < 1

@@ -141,7 +141,7 @@ def test_public_names_resolve() -> None:
         value = getattr(vartok, name)
         assert value.__name__ == name
         assert value.__doc__
-    assert set(dir(vartok)) == {*vartok.__all__, "__version__"}
+    assert set(dir(vartok)) == {*vartok.__all__, *vartok.SUBMODULES, "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         vartok.nonsense  # noqa: B018
 
@@ -166,7 +166,13 @@ def test_public_names_are_where_type_checkers_look() -> None:
         for alias in node.names
     }
     lazy = {name for name in vartok.__all__ if getattr(vartok, name).__module__ != "vartok.errors"}
-    assert told == {name: getattr(vartok, name).__module__ for name in lazy}
+    submodules = dict.fromkeys(vartok.SUBMODULES, "vartok")
+    assert told == {name: getattr(vartok, name).__module__ for name in lazy} | submodules
+
+
+def test_submodules_need_no_import_of_their_own() -> None:
+    code = f"import vartok; assert [getattr(vartok, name).__name__ for name in {vartok.SUBMODULES}]"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_error_is_public_and_ours() -> None:

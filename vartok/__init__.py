@@ -34,6 +34,16 @@ from vartok.errors import (
 from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from vartok import (  # noqa: F401 - see SUBMODULES
+        atlas,
+        checkpoints,
+        codebook,
+        dataset,
+        evaluation,
+        images,
+        train,
+        usage,
+    )
     from vartok.config import TokenizerConfig
     from vartok.evaluation.files import evaluate_files
     from vartok.loading import load
@@ -76,6 +86,18 @@ __all__ = [
     "read_tokens",
 ]
 
+SUBMODULES = (
+    "atlas",
+    "checkpoints",
+    "codebook",
+    "dataset",
+    "evaluation",
+    "images",
+    "train",
+    "usage",
+)
+"""Modules that are attributes without an import of their own."""
+
 __getattr__ = lazy_names(
     __name__,
     {
@@ -92,9 +114,10 @@ __getattr__ = lazy_names(
         "TokenMaps": "tokens",
         "load_tokens": "token_files",
         "read_tokens": "token_files",
+        **{name: name for name in SUBMODULES},
     },
 )
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *SUBMODULES, "__version__"]

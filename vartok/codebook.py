@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vartok.errors import CheckpointError, TokensError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -68,17 +71,18 @@ class CodebookReport:
     explained: tuple[float, ...]
 
 
-def describe_codebook(codes: NDArray[np.floating[Any]]) -> CodebookReport:
+def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookReport:
     """Compute the statistics of a codebook.
 
     Time grows with V squared, about 10 s for 65,536 codes on two cores; memory grows with V.
 
     Args:
-        codes: [V, C] floating point.
+        codes: [V, C] floating point: an array, or a tensor on the CPU.
 
     Raises:
         CheckpointError: `codes` is not a matrix, is empty, or has values that are not finite.
     """
+    codes = np.asarray(codes)
     if codes.ndim != 2 or not codes.size or not np.isfinite(codes).all():
         raise CheckpointError("the codebook must be a matrix of finite numbers, and not empty")
     exact = codes.astype(np.float64)

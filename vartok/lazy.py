@@ -12,12 +12,13 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: the package's name, `__name__`.
-        modules: the module of each name, relative to the package.
+        modules: the module of each name, relative to the package; a submodule is its own module.
     """
 
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        module = importlib.import_module(f"{package}.{modules[name]}")
+        return module if modules[name] == name else getattr(module, name)
 
     return get

@@ -85,7 +85,10 @@ def count_usage(
             if progress is not None:
                 progress(name, error)
     if counts is None:
-        raise TokensError("there are no tokens to count: every source failed or is empty")
+        told = "every source failed or is empty"
+        if failures and progress is None:  # nobody has been told the causes
+            told = f"{failures[0][0]}: {failures[0][1]}"
+        raise TokensError(f"there are no tokens to count: {told}")
     return TokenUsage(
         images=images,
         schedule=schedules.pop() if len(schedules) == 1 else None,

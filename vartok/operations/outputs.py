@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
@@ -42,7 +42,7 @@ class FileResult:
     input: str
     output: Path | None = None
     tokens: ImageTokens | None = None
-    picture: NDArray[np.uint8] | None = None
+    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
     error: VartokError | None = None
     notes: tuple[str, ...] = ()
     skipped: bool = False

@@ -47,7 +47,7 @@ REPORT_EVERY = 10  # steps; a report waits for the device
 
 def train(
     settings: TrainSettings,
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     run: str | Path,
     *,
     resume: bool = False,
@@ -62,7 +62,7 @@ def train(
 
     Args:
         settings: settings of the run, see `read_settings`.
-        sources: folders, tar shards, lists (.txt) and picture files.
+        sources: folders, tar shards, lists (.txt) and picture files; one or several.
         run: folder of the run; created if it does not exist.
         resume: continue the run whose state `run` holds. If False, `run` must not hold a run.
         device: as for `vartok.load`: "auto", "cpu", "cuda", ...
@@ -87,7 +87,8 @@ def train(
     run = Path(run)
     existed = run.exists()
     try:
-        return _train(settings, sources, run, resume, device, workers, report=report, should_stop=should_stop)
+        given = [sources] if isinstance(sources, (str, Path)) else sources
+        return _train(settings, given, run, resume, device, workers, report=report, should_stop=should_stop)
     except BaseException as error:
         if not existed:
             with contextlib.suppress(OSError):  # a run that saved something is not empty, and stays

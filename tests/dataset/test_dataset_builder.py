@@ -1,11 +1,12 @@
 """build(): the function behind `vartok dataset`, its progress, its errors and its interruption."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import names, save
-from dataset_cases import contents, picture, tar
+from dataset_cases import contents, picture, table, tar
 
 import vartok
 from vartok.dataset import Progress, TokenDataset, build, verify
@@ -143,3 +144,20 @@ def test_other_errors_have_their_own_classes(
         build(path, tmp_path / "file" / "out", **options)
     with pytest.warns(VartokWarning, match="only 1 input shard for 4 parts: no work for parts 1 to 3"):
         build(path, tmp_path / "out", **options, shard=(0, 4))
+
+
+def test_what_is_not_carried_is_counted_over_all_tables(options: dict[str, Any], tmp_path: Path) -> None:
+    tables: list[list[str | None]] = [["cat", "dog", "1", None], ["cat"]]
+    for n, labels in enumerate(tables):
+        pictures = [picture(seed) for seed in range(len(labels))]
+        table(tmp_path / f"{n}.parquet", image=pictures, label=labels, text=["a"] * len(labels))
+    what = "column 'label': labels that are not whole numbers"
+    for _ in range(2):  # the second run has nothing to do
+        with pytest.warns(VartokWarning) as said:
+            summary = build(tmp_path, tmp_path / "out", **options)
+        assert [str(warning.message) for warning in said] == [f"not carried: {what} (3 rows)"]
+        assert summary.not_carried == {what: 3}
+    description = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert description["not_carried"] == {what: 3}
+    assert description["carried"] == {"label": 1, "caption": 5, "metadata": 0}
+    assert verify(tmp_path / "out").problems == []

@@ -1,5 +1,6 @@
 """Stats files: what they hold, and what happens when a power cut tears one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_stats_survive_a_round_trip() -> None:
 def test_values_of_another_type_are_refused() -> None:
     with pytest.raises(DatasetError, match="last is not of type bool"):
         ShardStats.from_json(STATS.to_json().replace('"last": true', '"last": 1'))
+
+
+def test_what_is_not_carried_is_counted_if_there_is_any() -> None:
+    assert "not_carried" not in STATS.to_json()
+    stats = replace(STATS, not_carried={"column 'label': lists": 2})
+    assert ShardStats.from_json(stats.to_json()) == stats
+    for wrong in ('"not_carried": []', '"not_carried": {"a": "2"}'):
+        with pytest.raises(DatasetError, match="not_carried does not hold counts"):
+            ShardStats.from_json(STATS.to_json().replace("}\n", f", {wrong}}}\n"))
 
 
 @pytest.mark.parametrize("torn", [b"", b"{}", b"[1]", b"\0" * 300, b'{"input": "sour', b"\xff"])

@@ -11,7 +11,8 @@ from vartok.sources import FoundFile, find_files, find_input_shards
 
 
 def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path) -> None:
-    for name in ("a.png", "b.TAR", "c.tgz", "d.parquet", "e.tokens.json", "f.md", "g.tar.xz", "sub/h.JPG"):
+    files = ["a.png", "b.TAR", "c.tgz", "d.parquet", "d.pq", "e.tokens.json", "f.md", "g.tar.xz", "sub/h.JPG"]
+    for name in files:
         Path("all", name).parent.mkdir(parents=True, exist_ok=True)
         Path("all", name).write_bytes(b"12")
     assert find_files("all") == [
@@ -19,6 +20,7 @@ def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path
         FoundFile("b.TAR", "all/b.TAR", "tar", 2),
         FoundFile("c.tgz", "all/c.tgz", "tar", 2),
         FoundFile("d.parquet", "all/d.parquet", "table", 2),
+        FoundFile("d.pq", "all/d.pq", "table", 2),
         FoundFile("g.tar.xz", "all/g.tar.xz", "tar", 2),
         FoundFile("sub/h.JPG", "all/sub/h.JPG", "picture"),
     ]

@@ -82,3 +82,96 @@ def test_rows_of_large_pictures_are_read_one_at_a_time(
     found = samples_of(path)
     assert [sample.picture for sample in found] == images
     assert [sample.key for sample in found] == [f"t/{n:08d}" for n in range(47)]
+
+
+def test_a_bad_value_costs_its_row_only(tmp_path: Path) -> None:
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"a\xe9c"))
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "caption": texts}), path)
+    a, b, c = samples_of(path)
+    assert (a.caption, c.caption, c.picture) == ("a", "c", b"3")
+    assert (b.key, str(b.picture), b.final) == ("t/00000001", "its caption is not text in UTF-8", False)
+
+
+def test_names_of_classes_are_named_as_not_carried(tmp_path: Path) -> None:
+    path = table(
+        tmp_path / "t.parquet",
+        image=[b"1", b"2", b"3"],
+        label=pa.array(["cat", "4", None]).dictionary_encode(),
+    )
+    a, b, c = samples_of(path)
+    assert (a.label, b.label, c.label) == (None, 4, None)
+    assert a.not_carried == ("column 'label': labels that are not whole numbers",)
+    assert b.not_carried == c.not_carried == ()
+
+
+def test_the_first_caption_is_the_caption_and_metadata_hold_all(tmp_path: Path) -> None:
+    captions = [["a", "b"], ["c"], [], None]
+    a, b, c, d = samples_of(table(tmp_path / "t.parquet", image=[b"1"] * 4, caption=captions))
+    assert [s.caption for s in (a, b, c, d)] == ["a", "c", None, None]
+    assert [s.metadata for s in (a, b, c, d)] == ['{"captions": ["a", "b"]}', None, None, None]
+    a, b = samples_of(
+        table(tmp_path / "u.parquet", image=[b"1"] * 2, caption=captions[:2], json=[{"n": 1}, {"n": 2}])
+    )
+    assert (a.caption, a.metadata, b.metadata) == ("a", '{"n": 1}', '{"n": 2}')
+    assert a.not_carried == ("column 'caption': captions after the first of a row",)
+    assert b.not_carried == ()
+
+
+def test_names_of_columns_may_have_any_case_and_bytes_may_be_text(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.PQ", Image=[b"1"], Label=[1.0], TEXT=[b"\xc3\xa9"], Key=["k"])
+    (found,) = samples_of(path)
+    assert (found.key, found.picture, found.label, found.caption) == ("k", b"1", 1, "é")
+    assert found.not_carried == ()
+    assert samples_of(path, image_column="image")[0].picture == b"1"
+
+
+def test_columns_of_usual_types_are_preferred(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", image=[b"1"], label=["cat"], cls=[2], caption=[["a"]], txt=["b"])
+    (found,) = samples_of(path)
+    assert (found.label, found.caption) == (2, "b")
+    assert found.not_carried == (
+        "column 'label': column 'cls' holds the labels",
+        "column 'caption': column 'txt' holds the captions",
+    )
+
+
+def test_columns_that_are_not_read_but_look_like_it_are_named(tmp_path: Path) -> None:
+    path = table(
+        tmp_path / "t.parquet",
+        image=[b"1"],
+        mask=[b"2"],
+        pages=[[b"3"]],
+        label=[[1, 2]],
+        Captions=["a"],
+        text_embedding=[[0.5]],
+        key=[7],
+        meta=pa.nulls(1),
+        other=["x"],
+    )
+    (found,) = samples_of(path, image_column="image")
+    assert (found.key, found.label, found.caption) == ("t/00000000", None, None)
+    assert found.not_carried == (
+        "column 'key': keys of type int64",
+        "column 'label': labels of type list<element: int64>",
+        "column 'mask': column 'image' holds the pictures",
+        "column 'pages': lists of pictures",
+        "column 'Captions': captions are read from a column caption or text or txt",
+    )
+
+
+def test_the_number_of_named_columns_is_bounded(tmp_path: Path) -> None:
+    columns = {f"label {n}": [n] for n in range(100)}
+    (found,) = samples_of(table(tmp_path / "t.parquet", image=[b"1"], **columns))
+    assert len(found.not_carried) == tables.MAX_NOTES + 1
+    assert found.not_carried[-1] == "further columns"
+
+
+def test_two_columns_may_have_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    schema = pa.schema([("image", pa.binary()), ("label", pa.int64()), ("label", pa.int64())])
+    pq.write_table(pa.table([pa.array([b"1"]), pa.array([3]), pa.array([4])], schema=schema), path)
+    (found,) = samples_of(path)
+    assert (found.picture, found.label) == (b"1", 3)
+    assert found.not_carried == ("column 'label': a second column of this name",)

@@ -139,7 +139,7 @@ def build(
 
     Warns:
         VartokWarning: there are fewer input shards than the n of `shard`; pictures have no label, with
-            `folder_labels`; or a worker process died.
+            `folder_labels`; columns of a table, or values in them, are not carried; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
@@ -247,6 +247,9 @@ def _run(
             with contextlib.suppress(OSError, VartokError):
                 write_summary(job, input_shards)
             raise
+    not_carried: dict[str, int] = summary.get("not_carried", {})
+    for what, rows in not_carried.items():
+        warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(
@@ -262,6 +265,7 @@ def _run(
         failed=summary["failed"],
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
+        not_carried=not_carried,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vartok.dataset.plan import InputTask
@@ -81,6 +81,8 @@ class Summary:
         failed: number of samples of the finished shards that failed, and so have no row.
         bytes: total size of the finished shards in bytes.
         shards: number of finished shards.
+        not_carried: what came with the pictures and is left out, such as "column 'label': labels that are not
+            whole numbers", and the number of its rows.
     """
 
     run: RunSummary
@@ -89,6 +91,7 @@ class Summary:
     failed: int
     bytes: int
     shards: int
+    not_carried: dict[str, int] = field(default_factory=dict)
 
 
 class ProgressTotals:

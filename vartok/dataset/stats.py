@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ class ShardStats:
         bytes: size of the shard's file in bytes.
         sha256: sha256 of the shard's file, in hex.
         last: True if the shard is the last one of its input shard.
+        not_carried: for each text of `Sample.not_carried`, the number of rows; not written if empty.
     """
 
     input: str
@@ -51,11 +52,15 @@ class ShardStats:
     bytes: int
     sha256: str
     last: bool
+    not_carried: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the stats as a JSON object on one line, with a newline."""
         failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
-        return json.dumps({**vars(self), "failed": failed}) + "\n"
+        values = {**vars(self), "failed": failed}
+        if not self.not_carried:
+            del values["not_carried"]
+        return json.dumps(values) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ShardStats:
@@ -78,6 +83,10 @@ class ShardStats:
         for name, kind in types.items():
             if type(getattr(stats, name)) is not kind:
                 raise DatasetError(f"{name} is not of type {kind.__name__}: build the data set again")
+        if type(stats.not_carried) is not dict or not all(
+            type(count) is int for count in stats.not_carried.values()
+        ):
+            raise DatasetError("not_carried does not hold counts: build the data set again")
         return stats
 
 

@@ -127,6 +127,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     stats_file.unlink(missing_ok=True)  # first: a shard without stats is not done
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
+    not_carried = Counter[str]()
     reported_at, reported_failures = time.monotonic(), 0
     # Durable: after a power cut, a stats file must not mark a torn shard as done.
     with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
@@ -148,6 +149,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
             else:
                 rows += 1
                 column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(row, name) is not None)
+                not_carried.update(sample.not_carried)
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
                 new = tuple(failed[reported_failures:])
                 yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, sample.progress)
@@ -161,6 +163,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         bytes=stream.size,
         sha256=stream.sha256,
         last=last,
+        not_carried=dict(sorted(not_carried.items())),
     )
     write_text(stats_file, stats.to_json())
     for path in (job.shard_path(shard), stats_file):
@@ -239,6 +242,9 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
     columns = {
         name: sum(stats.carried.get(name, 0) for stats in finished.values()) for name in OPTIONAL_COLUMNS
     }
+    not_carried = Counter[str]()
+    for stats in finished.values():
+        not_carried.update(stats.not_carried)
     return {
         **job.describe(),
         "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
@@ -246,6 +252,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "failed": sum(len(stats.failed) for stats in finished.values()),
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
+        **({"not_carried": dict(sorted(not_carried.items()))} if not_carried else {}),
         "shards": [
             {
                 "name": f"{DATA}/{job.shard_path(shard).name}",

@@ -17,7 +17,7 @@ from vartok.images import picture_suffixes
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens"]
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-TABLES = (".parquet",)
+TABLES = (".parquet", ".pq")
 TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)
 

@@ -30,6 +30,8 @@ class Sample:
         metadata: JSON text, unparsed; None if there is none.
         progress: share of the input shard read so far, this sample included, 0 to 1; None if unknown.
         final: True if `picture` is an error after which the input shard cannot be read any further.
+        not_carried: what came with the picture and is left out: for each kind, the same text in every sample,
+            such as "column 'label': labels that are not whole numbers".
     """
 
     key: str
@@ -39,6 +41,7 @@ class Sample:
     metadata: str | None = None
     progress: float | None = None
     final: bool = False
+    not_carried: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:

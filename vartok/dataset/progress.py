@@ -81,6 +81,7 @@ class Summary:
         failed: number of samples of the finished shards that failed, and so have no row.
         bytes: total size of the finished shards in bytes.
         shards: number of finished shards.
+        passed_over: number of files in the sources, by suffix, that are of kinds that are not read.
     """
 
     run: RunSummary
@@ -89,6 +90,7 @@ class Summary:
     failed: int
     bytes: int
     shards: int
+    passed_over: dict[str, int]
 
 
 class ProgressTotals:

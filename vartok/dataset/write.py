@@ -246,6 +246,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "failed": sum(len(stats.failed) for stats in finished.values()),
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
+        **({"passed_over": dict(job.passed_over)} if job.passed_over else {}),
         "shards": [
             {
                 "name": f"{DATA}/{job.shard_path(shard).name}",

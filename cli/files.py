@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 
-from vartok.errors import printable
+from vartok.errors import SourceError, printable
 from vartok.files import named_errors
 
 if TYPE_CHECKING:
@@ -73,11 +72,16 @@ def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: st
 
 
 def _read_list(source: str, null: bool) -> list[str]:
+    from vartok.sources.lists import parse_list
+
     if not source:
         raise typer.BadParameter("the name in --files-from is empty")
     with named_errors("<stdin>" if source == STDIO else source):
         data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
-    if b"\0" in data and not null:
+    try:
+        names = parse_list(data, null=null)
+    except SourceError as error:
+        raise typer.BadParameter(f"--files-from {printable(source)}: {error}") from None
+    if not null and any("\0" in name for name in names):
         raise typer.BadParameter(f"--files-from {printable(source)}: its names end in NUL, so use -0")
-    names = data.split(b"\0") if null else data.splitlines()
-    return [os.fsdecode(name) for name in names if name]
+    return names

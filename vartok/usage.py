@@ -19,6 +19,7 @@ from vartok.errors import SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
 from vartok.sources import find_files
+from vartok.sources.find import shorten_path
 from vartok.token_files import iter_tokens
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageTokens
@@ -121,7 +122,10 @@ def _read_source(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str, Im
             yield str(source), error
             return
         for file in files:
-            yield from _read_file(Path(file.place), tokenizer)
+            if file.error is not None:  # a pipe, or a folder that cannot be searched
+                yield shorten_path(file.place), SourceError(file.error)
+            else:
+                yield from _read_file(Path(file.place), tokenizer)
     else:
         yield from _read_file(Path(source), tokenizer)
 

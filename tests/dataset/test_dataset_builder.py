@@ -106,6 +106,21 @@ def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> N
     assert verify(tmp_path / "out").problems == []
 
 
+def test_files_that_are_passed_over_are_counted_and_folders_without_pictures_are_classes(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    for name in ("ant/0.png", "cat/1.png"):
+        save(tmp_path / "val" / name, width=30, height=20)
+    (tmp_path / "val/bee").mkdir()
+    (tmp_path / "val/bee/2.HEIC").write_bytes(b"")
+    with pytest.warns(VartokWarning, match=r"passed over 1 file of kinds that are not read: 1 \.heic"):
+        summary = build(tmp_path / "val", tmp_path / "out", **options, folder_labels=True)
+    description = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert summary.passed_over == description["passed_over"] == {".heic": 1}
+    assert description["classes"] == ["ant", "bee", "cat"]
+    assert [item["label"] for item in TokenDataset(tmp_path / "out")] == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -1,13 +1,18 @@
 """One walker lists the files of a source."""
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import QUICK
+from conftest import Vartok, names, save
 
-from vartok.errors import SourceError
-from vartok.sources import FoundFile, find_files, find_input_shards
+from vartok.errors import SourceError, VartokWarning
+from vartok.sources import FoundFile, SearchReport, find_files, find_input_shards
+from vartok.train.data import Pictures
+from vartok.train.settings import DataSettings
 
 
 def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path) -> None:
@@ -48,18 +53,154 @@ def test_links_that_loop_end_and_broken_ones_are_kept(here: Path) -> None:
     assert [(file.name, file.size) for file in find_files("all")] == [("a.tar", None), ("sub/b.png", None)]
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("all/sub").mkdir(parents=True)
+@pytest.fixture
+def locked(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder all/ with b.png, and all/a.b/ that cannot be searched."""
+    Path("all/a.b").mkdir(parents=True)
+    save(Path("all/b.png"), width=8, height=8)
     scan = os.scandir
 
     def forbid(path: str) -> Any:
-        if path.endswith("sub"):
+        if str(path).endswith("a.b"):
             raise PermissionError(13, "Permission denied", path)
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", forbid)  # root may read everything
-    with pytest.raises(SourceError, match="all/sub: cannot be searched: no permission"):
-        find_files("all")
+    return here
+
+
+def test_a_subfolder_that_cannot_be_read_has_an_error_and_the_rest_is_found(locked: Path) -> None:
+    assert find_files("all") == [
+        FoundFile("b.png", "all/b.png", "picture"),
+        FoundFile("a.b", "all/a.b", "folder", error="cannot be searched: no permission"),
+    ]
+    with pytest.raises(SourceError, match=r"all/a\.b: cannot be searched: no permission"):
+        find_files("all/a.b")
+
+
+def test_a_subfolder_that_cannot_be_read_is_a_failed_sample(locked: Path) -> None:
+    save(Path("all/a.png"), width=8, height=8)  # its key is not the folder's
+    (shard,) = find_input_shards(["all"], 10)
+    assert [(sample.key, str(sample.picture)) for sample in shard.samples()] == [
+        ("a", "all/a.png"),
+        ("b", "all/b.png"),
+        ("a.b/", "cannot be searched: no permission"),
+    ]
+    assert shard.find("a.b/") == "all/a.b"
+
+
+def test_a_subfolder_that_cannot_be_read_fails_and_the_rest_is_encoded(vartok: Vartok, locked: Path) -> None:
+    result = vartok("encode", "-r", "all", "-o", "out", *QUICK, code=3)
+    first, last = result.stderr.splitlines()
+    assert first == "vartok: all/a.b: cannot be searched: no permission"
+    assert last.startswith("vartok: encoded 1, 1 failed")
+    assert names(locked / "out") == ["b.tokens.npz"]
+
+
+def test_a_subfolder_that_cannot_be_read_is_refused_by_training(locked: Path) -> None:
+    with pytest.raises(SourceError, match=r"all/a\.b: cannot be searched: no permission"):
+        Pictures(["all"], DataSettings(), (8, 8), 0)
+
+
+def test_folders_may_be_nested_too_deep_to_be_opened(vartok: Vartok, here: Path) -> None:
+    save(Path("all/a.png"), width=8, height=8)
+    bottom = os.open("all", os.O_RDONLY)
+    name = 200 * "n"
+    for _ in range(30):  # paths of more than 4,096 characters cannot be opened
+        os.mkdir(name, dir_fd=bottom)
+        inner = os.open(name, os.O_RDONLY, dir_fd=bottom)
+        os.close(bottom)
+        bottom = inner
+    os.close(bottom)
+    try:
+        picture, deep = find_files("all")
+        assert (picture.name, deep.kind, deep.error) == (
+            "a.png",
+            "folder",
+            "cannot be searched: its name is too long",
+        )
+        result = vartok("encode", "-r", "all", "-o", "out", *QUICK, code=3)
+        assert names(here / "out") == ["a.tokens.npz"]
+        assert len(result.stderr.splitlines()) == 2
+        assert "cannot be searched: its name is too long" in result.stderr
+        assert len(result.stderr) < 1000
+    finally:
+        subprocess.run(["rm", "-r", "all"], check=True)
+
+
+def test_files_of_other_kinds_are_counted_by_suffix(here: Path) -> None:
+    for name in (
+        "a.png", "b.HEIC", "s/c.heic", "d.jxl", "s/noext", ".hidden", "a.tokens.npz", "e.npz", "a.strip.jpg"
+    ):  # fmt: skip
+        Path("all", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("all", name).write_bytes(b"")
+    report = SearchReport()
+    find_files("all", report=report)
+    assert report.skipped == {".heic": 2, ".jxl": 1, "": 1, ".npz": 1, ".strip.jpg": 1}
+    with pytest.warns(VartokWarning) as caught:
+        report.warn()
+    assert [str(warning.message) for warning in caught] == [
+        "passed over 6 files of kinds that are not read: "
+        "2 .heic, 1 without suffix, 1 .jxl, 1 .npz, 1 .strip.jpg"
+    ]
+    Path("t.parquet").write_bytes(b"")
+    named = SearchReport()
+    assert find_files("t.parquet", kinds=("picture", "tar"), report=named) == []
+    assert named.skipped == {".parquet": 1}
+
+
+def test_many_suffixes_are_summed_up(here: Path) -> None:
+    report = SearchReport()
+    for n in range(20):
+        report.skip(f"a.{n:02}")
+    with pytest.warns(VartokWarning, match=r"20 files .* 1 \.00, .*1 \.06, 13 others$"):
+        report.warn()
+
+
+def test_commands_say_once_that_files_were_passed_over(vartok: Vartok, here: Path) -> None:
+    save(Path("all/a.png"))
+    for name in ("b.HEIC", "c.heic", "noext"):
+        Path("all", name).write_bytes(b"")
+    note = "vartok: note: passed over 3 files of kinds that are not read: 2 .heic, 1 without suffix"
+    for args in (["encode", "-r", "all", "-o", "out"], ["eval", "-r", "all", "--no-scales"]):
+        assert vartok(*args, *QUICK).stderr.splitlines().count(note) == 1
+    with pytest.warns(VartokWarning, match="passed over 3 files"):
+        find_input_shards(["all"], 10)
+    with pytest.warns(VartokWarning, match="passed over 3 files"):
+        Pictures(["all"], DataSettings(), (8, 8), 0)
+
+
+def test_linked_folders_are_followed_by_all_commands(vartok: Vartok, here: Path) -> None:
+    save(Path("elsewhere/a.png"))
+    save(Path("all/real/b.png"))
+    Path("all/linked").symlink_to("../elsewhere")
+    Path("elsewhere/back").symlink_to("../all")
+    Path("all/self").symlink_to("self")
+    for args in (["encode", "-r", "all", "-o", "out"], ["decode", "-r", "out", "-o", "pictures"]):
+        vartok(*args, *(QUICK if args[0] == "encode" else []))
+    assert names(here / "out") == ["linked/a.tokens.npz", "real/b.tokens.npz"]
+    assert names(here / "pictures") == ["linked/a.decoded.png", "real/b.decoded.png"]
+    pictures = Pictures(["all"], DataSettings(), (8, 8), 0)
+    assert len(pictures._files) == 2
+
+
+def test_pipes_in_folders_are_not_waited_for(vartok: Vartok, here: Path) -> None:
+    save(Path("all/a.png"))
+    vartok("encode", "-r", "all", *QUICK)
+    for name in ("b.tokens.npz", "b.jsonl", "b.png", "b.tar"):
+        os.mkfifo(Path("all", name))
+    Path("all/linked.npz").symlink_to("b.jsonl")
+    message = "vartok: all/b.tokens.npz: is not a regular file"
+    for args in (
+        ["decode", "-r", "all", "-o", "out", "--full-names"],
+        ["inspect", "-r", "all"],
+        ["inspect-codebook", "--usage", "all"],
+    ):
+        result = vartok(*args, code=3)
+        assert message in result.stderr.splitlines()
+        assert result.stderr.count("is not a regular file") == 3
+    result = vartok("encode", "-r", "all", "-o", "tokens", *QUICK, code=3)
+    assert result.stderr.count("is not a regular file") == 2
 
 
 def test_urls_keep_both_slashes(here: Path) -> None:

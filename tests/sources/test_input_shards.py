@@ -12,7 +12,8 @@ from source_cases import keys, picture, table, tar
 
 from vartok.errors import ImageError, SourceError, VartokError
 from vartok.images import Fit
-from vartok.sources import Sample, find_input_shards
+from vartok.sources import Sample, SearchReport, find_input_shards, folder_classes
+from vartok.sources.samples import as_unicode
 
 
 def test_a_folder_is_searched_in_order(here: Path) -> None:
@@ -154,6 +155,51 @@ def test_a_shard_that_cannot_be_read_is_one_error(tmp_path: Path, name: str) -> 
     path.unlink()
     (failed,) = shard.samples()
     assert str(failed.picture) == "cannot be read to its end: no such file or folder"
+
+
+@pytest.mark.parametrize("full_names", [False, True])
+def test_names_that_are_not_utf_8_give_keys_that_differ(here: Path, full_names: bool) -> None:
+    data = picture()
+    for name in (b"caf\xe9.png", b"caf\xe8.png", "na\u00efve.png".encode(), b"\xff/a.png"):
+        path = Path("photos", os.fsdecode(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (shard,) = find_input_shards(["photos"], 10, full_names=full_names, folder_labels=True)
+    suffix = ".png" if full_names else ""
+    assert keys(shard) == [f"{key}{suffix}" for key in ("caf%E8", "caf%E9", "na\u00efve", "%FF/a")]
+    assert [sample.read(Fit(size=8)).width for sample in shard.samples()] == [12] * 4
+    assert [sample.label for sample in shard.samples()] == [None, None, None, 0]
+    assert shard.find(f"caf%E8{suffix}") == "photos/caf%E8.png"
+    assert isinstance(shard.identity, str)
+
+
+def test_a_key_that_is_taken_by_an_encoded_one_is_refused(here: Path) -> None:
+    for name in (b"caf\xe9.png", b"caf%E9.png"):
+        Path(os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(SourceError, match="would have one key") as caught:
+        find_input_shards(["."], 10)
+    assert caught.value.hint == "rename one of them"
+
+
+def test_surrogates_of_every_kind_become_unicode() -> None:
+    assert as_unicode("a\udcff\ud800\U0001f600%") == "a%FF%ED%A0%80\U0001f600%"
+
+
+def test_a_class_folder_keeps_its_number_without_pictures(here: Path) -> None:
+    for folder in ("train", "val"):
+        for n, name in enumerate(("ant", "bee", "cat")):
+            save(Path(folder, name, f"{n}.png"), width=8, height=8)
+    Path("val/bee/1.png").rename("val/bee/1.heic")
+    Path("val/.hidden").mkdir()
+    Path("train/out").mkdir()
+    labels = {}
+    for folder in ("train", "val"):
+        report = SearchReport()
+        (shard,) = find_input_shards([folder], 10, folder_labels=True, exclude="train/out", report=report)
+        assert folder_classes(shard.files, report) == ["ant", "bee", "cat"]
+        labels[folder] = {sample.key: sample.label for sample in shard.samples()}
+    assert labels["train"] == {"ant/0": 0, "bee/1": 1, "cat/2": 2}
+    assert labels["val"] == {"ant/0": 0, "cat/2": 2}
 
 
 def test_a_source_may_be_a_path_and_has_a_hint(here: Path) -> None:

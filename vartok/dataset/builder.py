@@ -39,7 +39,7 @@ from vartok.operations.settings import (
 )
 from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
-from vartok.sources import InputShard, find_input_shards, folder_classes
+from vartok.sources import InputShard, SearchReport, find_input_shards, folder_classes
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -105,7 +105,8 @@ def build(
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
         image_column: column of the Parquet files that holds the pictures; needed if several columns might.
-        folder_labels: label picture files by their first folder below the source: its index in sorted order.
+        folder_labels: label picture files by their first folder below the source: its index in sorted order,
+            in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
@@ -138,8 +139,9 @@ def build(
         VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: there are fewer input shards than the n of `shard`; pictures have no label, with
-            `folder_labels`; columns of a table, or values in them, are not carried; or a worker process died.
+        VartokWarning: files were passed over because of their suffixes; there are fewer input shards than the
+            n of `shard`; pictures have no label, with `folder_labels`; columns of a table, or values in them,
+            are not carried; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
@@ -153,6 +155,7 @@ def build(
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
+    report = SearchReport()
     shards = find_input_shards(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         shard_size,
@@ -160,7 +163,9 @@ def build(
         folder_labels=folder_labels,
         image_column=image_column,
         exclude=out,
+        report=report,
     )
+    files = [file for input_shard in shards for file in input_shard.files]
     _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
     # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
@@ -184,7 +189,8 @@ def build(
             encoding=_encoding(tokenizer, pixels, grids, device, dtype),
             fit=pixels,
             keep_pictures=keep_pictures,
-            classes=tuple(folder_classes(shards)) if folder_labels else (),
+            classes=tuple(folder_classes(files, report)) if folder_labels else (),
+            passed_over=tuple(sorted(report.skipped.items())),
         )
         with _output_errors(out):
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
@@ -266,6 +272,7 @@ def _run(
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
         not_carried=not_carried,
+        passed_over=dict(job.passed_over),
     )
 
 

@@ -54,6 +54,7 @@ class Job:
         fit: how pictures become pixels; it agrees with `encoding`.
         keep_pictures: store the picture files with their tokens.
         classes: names of the labels, if folders give them; else empty.
+        passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
 
     Raises:
         DatasetError: the format is unknown or cannot keep pictures, or the fit is "native".
@@ -66,6 +67,7 @@ class Job:
     fit: Fit
     keep_pictures: bool = False
     classes: tuple[str, ...] = ()
+    passed_over: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -83,6 +83,7 @@ class Summary:
         shards: number of finished shards.
         not_carried: what came with the pictures and is left out, such as "column 'label': labels that are not
             whole numbers", and the number of its rows.
+        passed_over: number of files in the sources, by suffix, that are of kinds that are not read.
     """
 
     run: RunSummary
@@ -91,6 +92,7 @@ class Summary:
     failed: int
     bytes: int
     shards: int
+    passed_over: dict[str, int]
     not_carried: dict[str, int] = field(default_factory=dict)
 
 

@@ -253,6 +253,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
         **({"not_carried": dict(sorted(not_carried.items()))} if not_carried else {}),
+        **({"passed_over": dict(job.passed_over)} if job.passed_over else {}),
         "shards": [
             {
                 "name": f"{DATA}/{job.shard_path(shard).name}",

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, TypeAlias, cast
 from vartok.errors import ArgumentError, SourceError, VartokError, printable, quoted
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
-from vartok.sources.find import LISTS, TABLES, TARS, Kind, find_files, is_url
+from vartok.sources.find import LISTS, TABLES, TARS, Kind, SearchReport, find_files, is_url, shorten_path
+from vartok.sources.samples import as_unicode
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
@@ -27,10 +28,11 @@ class Input:
 
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
-        kind: "picture", "tar", "table" (Parquet) or "tokens".
+        kind: "picture", "tar", "table" (Parquet) or "tokens"; "folder" for one that cannot be searched.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
-        error: the reason why a folder, list or URL gives no files; else None.
+        error: the reason why a folder, list or URL gives no files, or why what a search found is no file to
+            read; else None.
     """
 
     name: PurePath
@@ -41,12 +43,12 @@ class Input:
 
     def __str__(self) -> str:
         """Return the path or URL for messages, or "standard input"."""
-        return "standard input" if self.place is None else printable(self.place)
+        return "standard input" if self.place is None else printable(shorten_path(self.place))
 
     @property
     def source(self) -> str:
-        """The `image.source` of its tokens: `name` as Unicode; other bytes of a file's name become "?"."""
-        return self.name.as_posix().encode(errors="replace").decode()
+        """The `image.source` of its tokens: `name` as Unicode; other bytes of a file's name become "%E9"."""
+        return as_unicode(self.name.as_posix())
 
     @property
     def is_collection(self) -> bool:
@@ -98,6 +100,9 @@ def find_inputs(
 
     Raises:
         ArgumentError: a folder where `recursive` is false, an empty path, or a source of another type.
+
+    Warns:
+        VartokWarning: pictures were searched, and files were passed over because of their suffixes.
     """
     single = (
         isinstance(sources, (str, os.PathLike))
@@ -106,8 +111,11 @@ def find_inputs(
     )
     given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
     inputs: list[Input] = []
+    report = SearchReport()
     for source in given:
-        inputs += _find(source, kinds, recursive)
+        inputs += _find(source, kinds, recursive, report)
+    if "picture" in kinds:  # token files lie beside pictures, which nobody expects to be decoded
+        report.warn()
     return inputs
 
 
@@ -130,7 +138,7 @@ def name_file(path: str | Path, error: VartokError) -> VartokError:
     return type(error)(f"{printable(path)}: {error}", hint=error.hint)
 
 
-def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Input]:
+def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchReport) -> Iterator[Input]:
     file_kind = kinds[0]
     if not isinstance(source, (str, os.PathLike)):
         if not hasattr(source, "read"):
@@ -148,7 +156,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         yield Input(PurePath(path.name), _kind(place, kinds), place)
         return
     try:
-        found = find_files(place, kinds=kinds)
+        found = find_files(place, kinds=kinds, report=report)
         if not found:
             raise SourceError(f"holds no {TITLES[kinds]}, by their names")
     except SourceError as error:
@@ -156,7 +164,8 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool) -> Iterator[Inp
         return
     for file in found:
         name = PurePath(file.name)
-        yield Input(name if searched else PurePath(name.name), file.kind, file.place)
+        reason = None if file.error is None else SourceError(file.error)
+        yield Input(name if searched else PurePath(name.name), file.kind, file.place, error=reason)
 
 
 def _without_name(error: SourceError, place: str) -> SourceError:

@@ -4,7 +4,7 @@
 shards, and `InputShard.samples` yields the samples of an input shard.
 """
 
-from vartok.sources.find import LISTS, TABLES, TARS, FoundFile, find_files, is_url, open_place
+from vartok.sources.find import LISTS, TABLES, TARS, FoundFile, SearchReport, find_files, is_url, open_place
 from vartok.sources.samples import Sample
 from vartok.sources.shards import InputShard, PictureFile, find_input_shards, folder_classes
 from vartok.sources.tars import read_tar
@@ -17,6 +17,7 @@ __all__ = [
     "InputShard",
     "PictureFile",
     "Sample",
+    "SearchReport",
     "find_files",
     "find_input_shards",
     "folder_classes",

@@ -6,15 +6,19 @@ import os
 import posixpath
 import re
 import stat
+import warnings
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import ArgumentError, ImageError, SourceError
+from vartok.errors import ArgumentError, ImageError, SourceError, VartokWarning, counted, printable
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
+from vartok.sources.lists import parse_list
 
-Kind: TypeAlias = Literal["picture", "tar", "table", "tokens"]
+Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 TABLES = (".parquet", ".pq")
@@ -27,23 +31,74 @@ DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
 A search skips these pictures, since they often lie in the folders of the originals.
 """
 
+OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
+"""Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
+
+MAX_SUFFIXES = 8
+"""Largest number of suffixes that the warning of `SearchReport` lists."""
+
 
 class FoundFile(NamedTuple):
-    """A file of a source.
+    """A file of a source, or a folder in it that cannot be searched.
 
     Attributes:
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix.
+        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "folder" for one that cannot be
+            searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
+        error: the reason why a folder cannot be searched, or why what a search found is no file to read, as
+            for a pipe; None for a file.
     """
 
     name: str
     place: str
     kind: Kind
     size: int | None = None
+    error: str | None = None
+
+
+@dataclass
+class SearchReport:
+    """A record of searches: files that were passed over, and the top folders of sources.
+
+    Attributes:
+        skipped: number of files by suffix, in lower case, that a search passed over because of their
+            suffixes; "" counts files without one. Hidden files and vartok's token files are not counted.
+        folders: names of the folders that lie directly in a searched folder, whether they hold files or not.
+    """
+
+    skipped: Counter[str] = field(default_factory=Counter)
+    folders: set[str] = field(default_factory=set)
+
+    def skip(self, name: str) -> None:
+        """Count a file that is passed over, unless it is hidden or a token file of vartok."""
+        base = posixpath.basename(name.replace(os.sep, "/"))
+        if base.startswith(".") or OWN_TOKENS.search(base):
+            return
+        decoded = DECODED.search(base)
+        self.skipped[decoded[0] if decoded else os.path.splitext(base)[1].lower()] += 1
+
+    def warn(self, *, stacklevel: int = 2) -> None:
+        """Warn once of all files that were passed over, with their suffixes.
+
+        Warns:
+            VartokWarning: files were passed over.
+        """
+        if not self.skipped:
+            return
+        ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
+        parts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in ranked]
+        if len(parts) > MAX_SUFFIXES:
+            parts[MAX_SUFFIXES - 1 :] = [f"{sum(count for _, count in ranked[MAX_SUFFIXES - 1 :]):,} others"]
+        files = counted(self.skipped.total(), "file")
+        warnings.warn(
+            f"passed over {files} of kinds that are not read: {', '.join(parts)}",
+            VartokWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def find_files(
@@ -51,11 +106,14 @@ def find_files(
     *,
     kinds: tuple[Kind, ...] = ("picture", "tar", "table"),
     exclude: str | Path | None = None,
+    report: SearchReport | None = None,
 ) -> list[FoundFile]:
     """List the files of a source.
 
     A folder is searched in sorted order, its files before its subfolders. Hidden files and folders (".name")
     are skipped, and so are pictures that vartok decoded. Links to folders are followed, each folder once.
+    A subfolder that cannot be searched, and a pipe or device with a suffix of `kinds`, becomes a `FoundFile`
+    with an error, so that the rest is still found.
 
     A file may have any suffix if the caller gives its path, or if a list names it. With an unknown suffix it
     counts as a picture, or as tokens if `kinds` has "tokens" but not "picture". A URL with an unknown suffix
@@ -67,6 +125,7 @@ def find_files(
             loses one of its slashes.
         kinds: kinds of files to return; files of other kinds are left out.
         exclude: a folder that is skipped if it lies in a searched folder.
+        report: record to which this search is added.
 
     Raises:
         ArgumentError: `source` is empty.
@@ -76,8 +135,15 @@ def find_files(
     place = str(source)
     if not place:
         raise ArgumentError("a path is empty")
-    found = _find_remote(place, kinds) if is_url(place) else _find_local(place, kinds, exclude)
-    return [file for file in found if file.kind in kinds]
+    report = SearchReport() if report is None else report
+    found = []
+    remote = is_url(place)
+    for file in _find_remote(place, kinds, report) if remote else _find_local(place, kinds, exclude, report):
+        if file.kind in kinds or file.kind == "folder":
+            found.append(file)
+        else:  # named by the caller or a list
+            report.skip(file.name)
+    return found
 
 
 def open_place(place: str) -> BinaryIO:
@@ -107,40 +173,94 @@ def absolute(place: str) -> str:
     return place if is_url(place) else os.path.abspath(place)
 
 
-def _find_local(source: str, kinds: tuple[Kind, ...], exclude: str | Path | None) -> Iterator[FoundFile]:
+def shorten_path(path: str) -> str:
+    """Return a path for a message: the middle of one of more than 500 characters becomes "..."."""
+    return path if len(path) <= 500 else f"{path[:200]}...{path[-200:]}"
+
+
+def _find_local(
+    source: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+) -> Iterator[FoundFile]:
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
-        yield from _search(source, kinds, exclude)
+        yield from _search(source, kinds, exclude, report)
     elif source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
     else:
         yield FoundFile(os.path.basename(source), source, _kind(source, kinds), status.st_size)
 
 
-def _search(folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None) -> Iterator[FoundFile]:
+def _search(
+    folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+) -> Iterator[FoundFile]:
+    """Yield the files of a folder; not by recursion, as folders may be nested thousands deep."""
     suffixes = _suffixes(kinds)
-    seen = {os.path.realpath(folder)}
-    if exclude is not None:
-        seen.add(os.path.realpath(exclude))
-    for root, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
-        places = {name: os.path.realpath(os.path.join(root, name)) for name in sorted(folders)}
-        folders[:] = []  # os.walk enters only the folders that this list gets below
-        for name, place in places.items():
-            if place not in seen and not name.startswith("."):
-                seen.add(place)
-                folders.append(name)
-        for name in sorted(files):
-            path = os.path.join(root, name)
-            if _is_wanted(name, suffixes):
-                kind = _kind(name, kinds)
+    excluded = _folder_id(str(exclude)) if exclude is not None and os.path.isdir(exclude) else None
+    seen = {_folder_id(folder), excluded}
+    todo = [folder]
+    while todo:
+        root = todo.pop()
+        try:
+            with os.scandir(root) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            if root == folder:
+                raise SourceError(f"{root}: cannot be searched: {os_error_reason(error)}") from None
+            yield _unsearchable(folder, root, error)
+            continue
+        subfolders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = os.path.join(root, entry.name)
+            try:
+                if entry.is_dir():
+                    place = _folder_id(path)
+                    if root == folder and place != excluded:
+                        report.folders.add(entry.name)
+                    if place not in seen:
+                        seen.add(place)
+                        subfolders.append(path)
+                    continue
+            except OSError as error:  # a broken link, also in a circle, is a file that fails when it is read
+                forbidden = isinstance(error, PermissionError) and not _is_wanted(entry.name, suffixes)
+                if forbidden or not entry.is_symlink():
+                    yield _unsearchable(folder, path, error)
+                    continue
+            if _is_wanted(entry.name, suffixes):
+                kind = _kind(entry.name, kinds)
                 size = None if kind == "picture" else _size(path)
-                yield FoundFile(os.path.relpath(path, folder), path, kind, size)
+                special = "is not a regular file" if _is_special(entry) else None
+                yield FoundFile(os.path.relpath(path, folder), path, kind, size, special)
+            else:
+                report.skip(entry.name)
+        todo += reversed(subfolders)
 
 
-def _find_remote(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
+def _folder_id(folder: str) -> tuple[int, int]:
+    """Return the device and inode of a folder, which are equal for all links to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _unsearchable(folder: str, place: str, error: OSError) -> FoundFile:
+    """Return the `FoundFile` of a subfolder that cannot be searched."""
+    reason = f"cannot be searched: {os_error_reason(error)}"
+    return FoundFile(os.path.relpath(place, folder), place, "folder", error=reason)
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Return True for a pipe, socket or device, which reading might wait for; False for a broken link."""
+    try:
+        return not (entry.is_file() or stat.S_ISREG(entry.stat().st_mode))
+    except OSError:
+        return False
+
+
+def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> Iterator[FoundFile]:
     if source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
         return
@@ -160,23 +280,28 @@ def _find_remote(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if found[path]["type"] == "file" and _is_wanted(path, suffixes) and not hidden:
+        if found[path]["type"] != "file" or any(part.startswith(".") for part in name.split("/")):
+            continue
+        if "/" in name:
+            report.folders.add(name.partition("/")[0])
+        if _is_wanted(path, suffixes):
             place = system.unstrip_protocol(path)
             yield FoundFile(name, place, _kind(path, kinds), found[path].get("size"))
+        else:
+            report.skip(name)
 
 
 def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
     try:
         with open_place(source) as file:
-            lines = file.read().splitlines()
+            places = parse_list(file.read())
+    except SourceError as error:
+        raise SourceError(f"{source}: {error}") from None
     except Exception as error:  # any error of the file system's library
         raise SourceError(f"{source}: cannot be read: {os_error_reason(error)}") from None
-    for line in lines:
-        if line:
-            place = os.fsdecode(line)
-            name = place.partition("://")[2] if is_url(place) else place
-            yield FoundFile(name, place, _kind(place, kinds))
+    for place in places:
+        name = place.partition("://")[2] if is_url(place) else place
+        yield FoundFile(name, place, _kind(place, kinds))
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
@@ -211,7 +336,3 @@ def _size(path: str) -> int | None:
         return os.path.getsize(path)
     except OSError:
         return None
-
-
-def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise SourceError(f"{error.filename}: cannot be searched: {os_error_reason(error)}")

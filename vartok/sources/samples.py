@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ MAX_TEXT = 1 << 20
 
 MAX_LABEL = (1 << 63) - 1
 """Largest class index, that of int64."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Characters that Unicode text cannot have; in a file's name each stands for a byte that is not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -108,5 +112,16 @@ def check_label(label: int | None) -> int | None:
 
 
 def as_unicode(name: str) -> str:
-    """Return a file's name as valid Unicode; every byte that is not UTF-8 becomes a question mark."""
-    return name.encode(errors="replace").decode()
+    """Return a file's name as valid Unicode; bytes that are not UTF-8 are percent-encoded: "caf%E9".
+
+    So names that differ in such bytes alone still differ.
+    """
+    return SURROGATE.sub(_percent_encode, name)
+
+
+def _percent_encode(surrogate: re.Match[str]) -> str:
+    try:
+        data = surrogate[0].encode(errors="surrogateescape")  # a byte of a name that is not UTF-8
+    except UnicodeEncodeError:
+        data = surrogate[0].encode(errors="surrogatepass")  # half a character, in a name on Windows
+    return "".join(f"%{byte:02X}" for byte in data)

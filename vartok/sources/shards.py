@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from vartok.errors import ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES
-from vartok.sources.find import LISTS, absolute, find_files, is_url
+from vartok.sources.find import LISTS, SearchReport, absolute, find_files, is_url, shorten_path
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
@@ -30,11 +30,13 @@ class PictureFile(NamedTuple):
         key: key of the picture's sample.
         place: path or URL.
         label: class index, if folders are classes and the picture lies in one; else None.
+        error: the reason why there is no picture to read, as for a folder that cannot be searched; else None.
     """
 
     key: str
     place: str
     label: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class InputShard:
         """Return the place of a sample for messages: its path or URL, or "shard.tar: key"."""
         for file in self.files:
             if file.key == key:
-                return file.place
+                return shorten_path(as_unicode(file.place))
         name = as_unicode(self.name)
         return name if key == name else f"{name}: {key}"
 
@@ -98,8 +100,8 @@ class InputShard:
             yield Sample(as_unicode(self.name), reason, final=True)
 
     def _file_samples(self) -> Iterator[Sample]:
-        for number, (key, place, label) in enumerate(self.files, 1):
-            picture = place if is_url(place) else Path(place)
+        for number, (key, place, label, error) in enumerate(self.files, 1):
+            picture = SourceError(error) if error else place if is_url(place) else Path(place)
             yield Sample(key, picture, label, progress=number / len(self.files))
 
 
@@ -111,6 +113,7 @@ def find_input_shards(
     folder_labels: bool = False,
     image_column: str | None = None,
     exclude: str | Path | None = None,
+    report: SearchReport | None = None,
 ) -> list[InputShard]:
     """Group the files of sources into input shards: tars and tables first, then picture files in runs.
 
@@ -118,25 +121,34 @@ def find_input_shards(
         sources: paths and URLs, as `find_files` takes them.
         shard_size: number of files in a run; the last run may have fewer.
         full_names: keep the suffixes of files in their keys.
-        folder_labels: label picture files with the index of its class in `folder_classes`.
+        folder_labels: label picture files with the index of their class in `folder_classes`.
         image_column: name of the column of pictures in the tables; None to find the column by its type.
         exclude: a folder that is skipped if it lies in a searched folder.
+        report: record to which the searches are added.
 
     Raises:
         ArgumentError: a source is empty.
         SourceError: a source does not exist or cannot be searched; a file is named twice; there are no
             pictures; two files have the same key; or `folder_labels` is set, and a source is a list, or no
             file lies in a class's folder.
+
+    Warns:
+        VartokWarning: files were passed over because of their suffixes.
     """
     shards = []
     files = []
-    for file in (file for source in sources for file in find_files(source, exclude=exclude)):
-        if file.kind == "tar":
+    report = SearchReport() if report is None else report
+    found = [file for source in sources for file in find_files(source, exclude=exclude, report=report)]
+    report.warn(stacklevel=3)
+    for file in found:
+        if file.kind == "folder":  # the slash tells its key from those of files
+            files.append(PictureFile(f"{_as_key(file.name, full=True)}/", file.place, error=file.error))
+        elif file.kind == "tar":
             shards.append(InputShard("tar", file.place, file.size))
         elif file.kind == "table":
             shards.append(InputShard("parquet", file.place, file.size, image_column=image_column))
         else:
-            files.append(PictureFile(_as_key(file.name, full=full_names), file.place))
+            files.append(PictureFile(_as_key(file.name, full=full_names), file.place, error=file.error))
     if not shards and not files:
         raise SourceError(
             "found no pictures: name folders of pictures, tars, Parquet files, lists (.txt) or picture files"
@@ -148,35 +160,32 @@ def find_input_shards(
             raise SourceError(
                 "files of a list cannot get labels by folder: name the folder that contains the class folders"
             )
-        files = _label(files)
+        files = _label(files, folder_classes(files, report))
     for start in range(0, len(files), shard_size):
         run = tuple(files[start : start + shard_size])
         shards.append(InputShard("files", run[0].place, files=run))
     return shards
 
 
-def folder_classes(shards: Iterable[InputShard]) -> list[str]:
-    """Return the sorted names of the classes, which are the first folders in the keys of picture files.
+def folder_classes(files: Iterable[PictureFile], report: SearchReport) -> list[str]:
+    """Return the sorted names of the classes: the folders that lie directly in the searched folders.
 
-    A label is an index into this list.
+    A label is an index into this list. A folder without pictures is a class too, so that the parts of a data
+    set, such as train and val, number their classes alike.
 
     Source: torchvision's ImageFolder, which numbers classes in the same way.
     """
-    return _classes(file for shard in shards for file in shard.files)
+    return sorted(({_class(file) for file in files} | set(map(as_unicode, report.folders))) - {""})
 
 
-def _label(files: list[PictureFile]) -> list[PictureFile]:
-    labels = {name: label for label, name in enumerate(_classes(files))}
-    if not labels:
+def _label(files: list[PictureFile], classes: Sequence[str]) -> list[PictureFile]:
+    if not any(map(_class, files)):
         raise SourceError(
             "no folders to label files by: name the folder that contains the class folders (tars and tables "
             "bring their own labels)"
         )
+    labels = {name: label for label, name in enumerate(classes)}
     return [file._replace(label=labels.get(_class(file))) for file in files]
-
-
-def _classes(files: Iterable[PictureFile]) -> list[str]:
-    return sorted({_class(file) for file in files} - {""})
 
 
 def _class(file: PictureFile) -> str:
@@ -214,9 +223,10 @@ def _refuse_equal_keys(files: list[PictureFile]) -> None:
             if absolute(other.place) == absolute(file.place):
                 raise SourceError(f"{file.place} is named twice")
             folders = {os.path.dirname(absolute(one.place)) for one in (other, file)}
-            raise SourceError(
-                f"{other.place} and {file.place} would have one key, {file.key}",
-                hint="set `full_names` to keep their suffixes"
-                if len(folders) == 1
-                else "name the folder above both instead of each",
-            )
+            endings = {posixpath.splitext(one.place)[1] for one in (other, file)}
+            hint = "name the folder above both instead of each"
+            if len(folders) == 1:
+                hint = (
+                    "set `full_names` to keep their suffixes" if len(endings) == 2 else "rename one of them"
+                )
+            raise SourceError(f"{other.place} and {file.place} would have one key, {file.key}", hint=hint)

@@ -24,7 +24,7 @@ from vartok.errors import ImageError, SourceError, TrainError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.parallel import map_ordered
-from vartok.sources.find import FoundFile, find_files, is_url, open_place
+from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place, shorten_path
 from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
@@ -84,6 +84,9 @@ class Pictures:
     Raises:
         ArgumentError: the path of a source is empty.
         SourceError: a source does not exist or cannot be searched, or there is no picture file and no tar.
+
+    Warns:
+        VartokWarning: files were passed over because of their suffixes.
     """
 
     def __init__(
@@ -97,11 +100,16 @@ class Pictures:
         self.settings = settings
         self.size = size
         self.seed = seed
-        found = (
+        report = SearchReport()
+        found = [
             file
             for source in sources
-            for file in find_files(source, kinds=("picture", "tar"), exclude=exclude)
-        )
+            for file in find_files(source, kinds=("picture", "tar"), exclude=exclude, report=report)
+        ]
+        report.warn(stacklevel=2)
+        for file in found:
+            if file.kind == "folder":  # training without its pictures would go unnoticed
+                raise SourceError(f"{shorten_path(file.place)}: {file.error}")
         self._files = sorted(found, key=lambda file: (_name(file), PurePath(file.place).parts))
         if not self._files:
             raise SourceError("no pictures found: name picture files, tar shards, or folders that hold some")

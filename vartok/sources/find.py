@@ -16,7 +16,7 @@ from vartok.images import picture_suffixes
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens"]
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 TABLES = (".parquet",)
 TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)

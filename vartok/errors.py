@@ -85,6 +85,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def printable(text: object) -> str:
-    """Return a path, or text from a file, with every unprintable character replaced by a question mark."""
-    return "".join(char if char.isprintable() else "?" for char in str(text))
+def printable(text: object, limit: int = 1000) -> str:
+    """Return a path, or text from a file, for a message.
+
+    A question mark replaces every unprintable character. Text of more than `limit` characters is shortened in
+    the middle: a name in a tar may have a million.
+    """
+    whole = str(text)
+    if len(whole) > limit:
+        end = limit // 3
+        whole = f"{whole[: limit - 3 - end]}...{whole[-end:]}"
+    return "".join(char if char.isprintable() else "?" for char in whole)

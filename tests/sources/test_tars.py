@@ -1,7 +1,12 @@
 """Tars are read in samples, whatever breaks in them."""
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_cases import picture, samples_of, tar
 
-from vartok.errors import ImageError
+from vartok.errors import ImageError, VartokWarning
 from vartok.sources import read_tar
 from vartok.sources.tars import SIDECARS
 
@@ -147,3 +152,165 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
     assert str(h.picture) == f"its label is larger than {(1 << 63) - 1:,}"
     reached = [sample.progress for sample in (a, b, c, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)
+
+
+def pictures_of(data: bytes) -> dict[str, list[bytes | ImageError]]:
+    return {sample.key: sample.pictures for sample in read_tar(io.BytesIO(data))}
+
+
+def as_it_is(data: bytes) -> bytes:
+    return data
+
+
+@pytest.mark.parametrize("compress", [as_it_is, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("padding", [0, 512, 100_352])
+def test_joined_tars_are_all_read(tmp_path: Path, compress: Callable[[bytes], bytes], padding: int) -> None:
+    first = tar(tmp_path / "a.tar", [("1.png", b"one"), ("2.png", b"two")]).read_bytes()
+    second = tar(tmp_path / "b.tar", [("2.png", b"too"), ("3.png", b"three")]).read_bytes()
+    for data in (
+        compress(first + bytes(padding) + second),
+        compress(first + bytes(padding)) + compress(second),
+    ):
+        found = [(sample.key, sample.pictures) for sample in read_tar(io.BytesIO(data))]
+        assert found == [("1", [b"one"]), ("2", [b"two"]), ("2", [b"too"]), ("3", [b"three"])]
+
+
+@pytest.mark.parametrize("compress", [as_it_is, gzip.compress, bz2.compress, lzma.compress])
+def test_other_data_after_the_end_of_a_tar_is_an_error(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    data = tar(tmp_path / "a.tar", [("1.png", b"one")]).read_bytes()
+    for bad in (compress(data) + b"x" * 700, compress(data + b"x" * 700)):
+        stream = read_tar(io.BytesIO(bad))
+        assert next(stream).key == "1"
+        with pytest.raises(ImageError, match="not a whole tar file: data after its end"):
+            next(stream)
+    assert list(pictures_of(compress(data) + bytes(40))) == ["1"]  # zeros are padding
+
+
+def add_link(archive: tarfile.TarFile, name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> None:
+    link = tarfile.TarInfo(name)
+    link.type, link.linkname = kind, target
+    archive.addfile(link)
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_link_is_read_as_its_target(mode: str) -> None:
+    """GNU tar writes a link for the second name of a file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        add(archive, "./x/1.png", b"one")
+        add(archive, "./x/1.txt", b"text")
+        add_link(archive, "./y/2.png", "./x/1.png")
+        add_link(archive, "./y/2.txt", "x/1.txt")
+        add_link(archive, "y/3.png", "../x/1.png", tarfile.SYMTYPE)
+        add_link(archive, "y/4.png", "y/2.png")
+        add_link(archive, "y/5.png", "z/nowhere.png")
+        add(archive, "y/6.png", b"six")
+    found = list(read_tar(io.BytesIO(buffer.getvalue())))
+    assert [sample.key for sample in found] == ["./x/1", "./y/2", "y/3", "y/4", "y/5", "y/6"]
+    assert [sample.pictures[0] for sample in found[:4]] == [b"one"] * 4
+    assert found[1].sidecars == {"txt": b"text"}
+    assert str(found[4].pictures[0]) == "is a link to z/nowhere.png, which is not in the tar before it"
+    assert found[5].pictures == [b"six"]
+
+
+def test_a_link_to_a_too_large_file_is_not_read() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        add(archive, "1.png", b"x" * 101)
+        add_link(archive, "2.png", "1.png")
+    found = list(read_tar(io.BytesIO(buffer.getvalue()), 100))
+    assert [str(sample.pictures[0]) for sample in found] == ["has more than 100 bytes"] * 2
+
+
+def test_hidden_files_in_a_tar_are_passed_over_as_in_folders(tmp_path: Path) -> None:
+    names = ("a/._1.png", "a/1.png", "a/.DS_Store", ".cache/2.png", "./3.png", "__MACOSX/._3.png", ".4.png")
+    path = tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+    assert [sample.key for sample in samples_of(path)] == ["a/1", "./3"]
+
+
+def keys_of(path: Path) -> list[tuple[str, object, str | None]]:
+    return [(sample.key, sample.picture, sample.caption) for sample in samples_of(path)]
+
+
+def test_names_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
+    members = [
+        ("trip 2024.01.01.png", b"1"),
+        ("trip 2024.01.01.txt", b"one"),
+        ("trip 2024.01.02.png", b"2"),
+        ("trip 2024.01.02.txt", b"two"),
+        ("v1.5.png", b"3"),
+        ("v1.5.txt", b"three"),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert keys_of(tar(tmp_path / "a.tar", members)) == [
+            ("trip 2024.01.01", b"1", "one"),
+            ("trip 2024.01.02", b"2", "two"),
+            ("v1", b"3", "three"),  # WebDataset's key
+        ]
+
+
+def test_many_names_with_dots_are_not_held_in_memory(tmp_path: Path) -> None:
+    members = [(f"a.{n:04}.{suffix}", b"%d" % n) for n in range(700) for suffix in ("txt", "png")]
+    whole = tar(tmp_path / "a.tar", members)
+    assert keys_of(whole) == [(f"a.{n:04}", b"%d" % n, str(n)) for n in range(700)]
+    stream = open(whole, "rb")  # noqa: SIM115
+    samples = read_tar(stream)
+    assert next(samples).key == "a.0000"
+    assert stream.tell() < 500_000
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.png", "a.left.png", "a.right.png"),
+        ("a.left.png", "a.mid.png", "a.right.png", "a.json"),
+        ("a.left.png", "a.mid.png", "a.right.png", "a.meta.npy"),
+        ("a.png", "a.jpg", "a.png"),
+    ],
+)
+def test_further_pictures_of_a_sample_are_counted(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = tar(tmp_path / "a.tar", [(name, b"%d" % n) for n, name in enumerate(names)])
+    with pytest.warns(VartokWarning, match=r"a\.tar: passed over 2 pictures that share a name with another"):
+        assert [(key, picture) for key, picture, _ in keys_of(path)] == [("a", b"0")]
+
+
+def test_a_tar_of_files_without_pictures_is_an_error(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [("README", b"none"), ("dir/LICENSE", b"none")])
+    (only,) = samples_of(path)
+    assert str(only.picture) == "holds 2 members, but no pictures"
+    assert only.final
+    assert samples_of(tar(tmp_path / "empty.tar", [])) == []
+
+
+def test_the_files_of_a_sample_are_bounded_together(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", [(f"a.{n}.png", b"x" * 100) for n in range(6)] + [("a.txt", b"tied")])
+    with open(path, "rb") as stream:
+        found = list(read_tar(stream, 100))
+    held = [content for sample in found for content in sample.pictures]
+    assert held.count(b"x" * 100) == 6  # divided after twice the limit
+    path = tar(tmp_path / "b.tar", [("a.txt", b"tied")] + [(f"a.{n}.png", b"x" * 100) for n in range(6)])
+    with open(path, "rb") as stream:
+        (sample,) = read_tar(stream, 100)
+    assert [isinstance(content, bytes) for content in sample.pictures] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *((".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), (".tar.bz2", "w:bz2"), (".tbz2", "w:bz2")),
+        *((".tbz", "w:bz2"), (".tar.xz", "w:xz"), (".txz", "w:xz")),
+    ],
+)
+def test_a_compressed_tar_is_found_by_its_suffix(tmp_path: Path, suffix: str, mode: str) -> None:
+    tar(tmp_path / f"a{suffix}", [("1.png", b"one")], mode)
+    assert [(sample.key, sample.picture) for sample in samples_of(tmp_path)] == [("1", b"one")]

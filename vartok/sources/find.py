@@ -20,7 +20,7 @@ from vartok.sources.lists import parse_list
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 TABLES = (".parquet", ".pq")
 TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import tarfile
-import zlib
+import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
-from lzma import LZMAError
+from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from vartok.errors import ImageError, one_line, quoted
+from vartok.errors import ImageError, VartokWarning, counted, one_line, printable, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
+from vartok.sources.decompress import DecompressionError
 from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
+from vartok.sources.tar_members import Member, TarReader
 
 SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
 """Size limit in bytes of the files that are read with a picture, by their extension."""
 
-MAX_HEADER = 1 << 20
-"""Size limit in bytes of an extended header, which holds the long name of a file."""
-
 META = re.compile(r"__[^/]*__(/|$)")
 """Names of files that describe the tar itself, such as "__meta__"; WebDataset skips them."""
+
+MAX_GROUP_FILES = 256
+"""Number of files with one name up to the first dot, after which they may be divided into samples."""
+
+MAX_SAMPLE_FILES = 100_000
+"""Largest number of files of one sample."""
+
+MAX_LINK_TARGETS = 100_000
+"""Number of earlier files to which a link may point."""
+
+MAX_CACHED = 1 << 26
+"""Total size in bytes of earlier files to which a link may point, if the tar's stream cannot seek."""
 
 
 class TarSample(NamedTuple):
     """The files of a tar that share a key.
 
     Attributes:
-        key: name of the files up to the first dot after the last slash.
+        key: name of the files up to the first dot after the last slash, or to the last dot, see `read_tar`.
         pictures: bytes of each picture, or the error of a picture that is too large, in the tar's order.
         sidecars: bytes of each other file, or the error of a file that is too large or occurs twice, by its
             extension: "cls", "txt" or "json".
@@ -42,59 +55,75 @@ class TarSample(NamedTuple):
 def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
     """Yield the samples of a tar, plain or compressed, in its order. The stream need not be seekable.
 
-    A file that is larger than its limit is not read, but replaced by an error.
+    Files that share a name up to the first dot are one sample, as in WebDataset. But if there are several
+    pictures among them, none with that name alone ("a.png"), and every file shares its name up to the last
+    dot with a picture, then the dots are parts of the names ("trip 2024.01.01.png"), and the names up to the
+    last dot are the keys.
+
+    Hidden files (".name") are skipped, as in folders. A link stands for the file that it points to, which
+    must come before it. A file that is larger than its limit is not read, but replaced by an error.
 
     Args:
-        stream: stream of the tar's bytes.
-        max_bytes: size limit of a picture in bytes.
+        stream: stream of the tar's bytes. Several tars in a row are read as one.
+        max_bytes: size limit of a picture in bytes. A sample's files together may have four times as many.
 
     Raises:
-        ImageError: the stream is not a tar, is broken, or ends too early; the samples before the fault
-            are yielded first.
+        ImageError: the stream is not a tar, is broken, ends too early, or holds files but no pictures; the
+            samples before the fault are yielded first.
         OSError: the stream cannot be read.
 
     Source: webdataset.tariterators, for keys and extensions.
     """
-    from webdataset.tariterators import base_plus_ext
-
     suffixes = picture_suffixes()
-    sample: TarSample | None = None
+    group: _Group | None = None
     broken: ImageError | None = None
+    members = pictures = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header) as archive:
-            for member in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # otherwise all headers stay in memory
-                key, extension = base_plus_ext(member.name)
-                if not member.isreg() or key is None or META.match(member.name):
-                    continue
-                if sample is not None and key != sample.key:
-                    yield sample
-                    sample = None
-                whole, sample = sample or TarSample(key, [], {}), None  # an error below drops the sample
-                extension = extension.lower()
-                if f".{extension}".endswith(suffixes):
+        reader = TarReader(stream)
+        targets = _LinkTargets(reader)
+        for member in reader:
+            members += 1
+            file = _File.of(member, suffixes)
+            if file is None or not file.extension:
+                targets.remember(member)
+            if file is None:
+                continue
+            if group is None or not group.admits(file):
+                if group is not None:
+                    yield from group.samples()
+                same = group is not None and (group.archive, group.key) == (file.archive, file.key)
+                group = _Group(file.archive, file.key, by_stem=same)
+            content: bytes | ImageError = b""
+            if file.extension:
+                pictures += file.is_picture
+                limit = max_bytes if file.is_picture else SIDECARS[file.extension]
+                too_large = ImageError(f"its .{file.extension} has more than {limit:,} bytes")
+                if file.is_picture:
                     too_large = bytes_error(max_bytes)
-                    whole.pictures.append(_read(archive, member, max_bytes, too_large))
-                elif extension in SIDECARS:
-                    limit = SIDECARS[extension]
-                    too_large = ImageError(f"its .{extension} has more than {limit:,} bytes")
-                    content = _read(archive, member, limit, too_large)
-                    if extension in whole.sidecars:
-                        content = ImageError(f"it has two .{extension} files")
-                    whole.sidecars[extension] = content
-                sample = whole
-    except (tarfile.TarError, EOFError, LZMAError, zlib.error, ValueError) as error:
+                unread, group = (
+                    group,
+                    group.without(file.stem),
+                )  # what is left after an error in the next line
+                content = targets.read(member, limit, too_large)
+                group = unread
+            group.add(file, content, 4 * max_bytes)
+            if not group.by_stem and group.is_full(2 * max_bytes) and group.is_divisible:
+                yield from group.without(file.stem).samples()
+                group = group.only(file.stem)
+    except (tarfile.TarError, DecompressionError, ValueError) as error:
         broken = ImageError(f"is not a whole tar file: {one_line(error) or type(error).__name__}")
-    if sample is not None:
-        yield sample
+    if group is not None:
+        yield from group.samples()
     if broken is not None:
         raise broken
+    if members and not pictures:
+        raise ImageError(f"holds {counted(members, 'member')}, but no pictures")
 
 
 def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
     """Yield the samples of a tar with their labels (.cls), captions (.txt) and metadata (.json).
 
-    Further pictures of a sample are ignored.
+    Further pictures of a sample are passed over, and counted in a warning at the end.
 
     Args:
         place: path or URL.
@@ -106,11 +135,25 @@ def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_B
         ImageError: the tar is broken, see `read_tar`, or `place` is not a regular file.
         OSError: the tar cannot be opened or read. For a URL, its file system's library may raise other errors
             too.
+
+    Warns:
+        VartokWarning: pictures were passed over.
     """
+    further = 0
     with open_place(place) as stream:
         size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
-        for found in read_tar(stream, max_bytes):
-            yield _as_sample(found, stream.tell() / size if size else None)
+        try:
+            for found in read_tar(stream, max_bytes):
+                further += max(0, len(found.pictures) - 1)
+                yield _as_sample(found, stream.tell() / size if size else None)
+        finally:
+            if further:
+                warnings.warn(
+                    f"{printable(as_unicode(place))}: passed over {counted(further, 'picture')} that share a "
+                    "name with another: a sample has one",
+                    VartokWarning,
+                    stacklevel=2,
+                )
 
 
 def _as_sample(found: TarSample, progress: float | None) -> Sample:
@@ -140,40 +183,221 @@ def _as_label(text: str) -> int | None:
     return check_label(int(text))
 
 
-class _Header(tarfile.TarInfo):
-    """A tar header; reading it raises ReadError if it is broken or too large.
+class _File(NamedTuple):
+    """The name of a member, in parts.
 
-    By default TarFile treats a broken header, unless it is the first, as the end of the archive, and silently
-    skips all files after it.
+    Attributes:
+        archive: number of the archive that holds it.
+        key: the name up to the first dot after the last slash.
+        stem: the name up to the last dot.
+        extension: what follows the last dot, in lower case, if it is a picture's or a sidecar's; else "".
+        is_picture: whether it is a picture's extension.
     """
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        header = super().frombuf(buf, encoding, errors)
-        # tarfile reads an extended header whole into memory.
-        if header.size > MAX_HEADER and not (header.isreg() or header.isdir()):
-            raise tarfile.ReadError(f"a header of {header.size:,} bytes, more than {MAX_HEADER:,}")
-        return header
+    archive: int
+    key: str
+    stem: str
+    extension: str
+    is_picture: bool
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Header:
+    def of(cls, member: Member, suffixes: tuple[str, ...]) -> _File | None:
+        """Return the parts of a member's name; None if it belongs to no sample."""
+        parts = member.name.split("/")
+        if any(part.startswith(".") and part not in (".", "..") for part in parts):
+            return None
+        base = parts[-1]
+        folder = member.name[: len(member.name) - len(base)]
+        stem, dot, extension = base.rpartition(".")
+        if not dot or member.kind == "folder" or META.match(member.name):
+            return None
+        extension = extension.lower()
+        is_picture = f".{extension}".endswith(suffixes)
+        if not is_picture and (extension not in SIDECARS or member.kind == "other"):
+            if member.kind != "file":
+                return None
+            extension = ""
+        return cls(member.archive, folder + base.partition(".")[0], folder + stem, extension, is_picture)
+
+
+@dataclass
+class _Group:
+    """Successive files that share a name up to the first dot.
+
+    Attributes:
+        archive: number of the archive that holds them.
+        key: the name up to the first dot.
+        by_stem: True if the names up to the last dot are known to be the keys; the group then ends where that
+            name changes.
+        files: the files and their content.
+        size: size in bytes of the files and their names.
+    """
+
+    archive: int
+    key: str
+    by_stem: bool = False
+    files: list[tuple[_File, bytes | ImageError]] = field(default_factory=list)
+    size: int = 0
+    _name_size: int = 0
+    _pictures: set[str] = field(default_factory=set)  # names up to the last dot
+    _others: set[str] = field(default_factory=set)  # such names that no picture has
+
+    def admits(self, file: _File) -> bool:
+        """Return True if a file belongs to the group."""
+        if (self.archive, self.key) != (file.archive, file.key):
+            return False
+        return not self.by_stem or not self.files or self.files[-1][0].stem == file.stem
+
+    def add(self, file: _File, content: bytes | ImageError, max_size: int) -> None:
+        """Add a file.
+
+        Args:
+            file: name of the file.
+            content: content of the file; if the group would exceed `max_size`, an error replaces it.
+            max_size: size limit of the files, and of their names, in bytes.
+
+        Raises:
+            tarfile.ReadError: the group has too many files, or too long names.
+        """
+        size = len(content) if isinstance(content, bytes) else 0
+        if self.size + size > max_size:
+            content, size = ImageError(f"the files of its name have more than {max_size:,} bytes"), 0
+        self.files.append((file, content))
+        self.size += size
+        self._name_size += len(file.stem)
+        if len(self.files) > MAX_SAMPLE_FILES or self._name_size > max_size:
+            raise tarfile.ReadError(f"{counted(len(self.files), 'file')} of one sample")
+        if file.is_picture:
+            self._pictures.add(file.stem)
+            self._others.discard(file.stem)
+        elif file.stem not in self._pictures:
+            self._others.add(file.stem)
+
+    def is_full(self, size: int) -> bool:
+        """Return True if the files are so many, or of such a size, that they should not be held longer."""
+        return len(self.files) >= MAX_GROUP_FILES or self.size + self._name_size > size
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether the names up to the last dot are the keys, see `read_tar`."""
+        several = len(self._pictures) > 1 and self.key not in self._pictures
+        return self.by_stem or (several and not self._others)
+
+    def only(self, stem: str) -> _Group:
+        """Return a group of the files with a name up to the last dot."""
+        group = _Group(self.archive, self.key, by_stem=True)
+        for file, content in self.files:
+            if file.stem == stem:
+                group.add(file, content, self.size + self._name_size)
+        return group
+
+    def without(self, stem: str) -> _Group:
+        """Return a group of the other files; an empty group if all files are one sample."""
+        group = _Group(self.archive, self.key, by_stem=True)
+        if self.is_divisible:
+            group.files = [(file, content) for file, content in self.files if file.stem != stem]
+        return group
+
+    def samples(self) -> Iterator[TarSample]:
+        """Yield the samples that the files are."""
+        by_stem: dict[str, list[tuple[_File, bytes | ImageError]]] = {}
+        for file, content in self.files:
+            by_stem.setdefault(file.stem, []).append((file, content))
+        if self.is_divisible:
+            for stem, files in by_stem.items():
+                yield TarSample(stem, _pictures(files), _sidecars(files))
+        else:
+            first = next((file.stem for file, _ in self.files if file.is_picture), self.key)
+            sidecars = _sidecars(by_stem.get(first, [])) | _sidecars(by_stem.get(self.key, []))
+            yield TarSample(self.key, _pictures(self.files), sidecars)
+
+
+def _pictures(files: list[tuple[_File, bytes | ImageError]]) -> list[bytes | ImageError]:
+    return [content for file, content in files if file.is_picture]
+
+
+def _sidecars(files: list[tuple[_File, bytes | ImageError]]) -> dict[str, bytes | ImageError]:
+    found: dict[str, bytes | ImageError] = {}
+    for file, content in files:
+        if file.extension in SIDECARS:
+            twice = ImageError(f"it has two .{file.extension} files")
+            found[file.extension] = twice if file.extension in found else content
+    return found
+
+
+class _LinkTargets:
+    """Reads files and links. A link stands for an earlier file of the same archive.
+
+    If the tar's stream can seek, the places of earlier files are kept, else the last files themselves.
+    """
+
+    def __init__(self, reader: TarReader) -> None:
+        self._reader = reader
+        self._places: OrderedDict[int, tuple[int, int] | bytes] = OrderedDict()  # by a hash of the name
+        self._cached = 0
+
+    def read(self, member: Member, limit: int, too_large: ImageError) -> bytes | ImageError:
+        """Return the content of the member that was read last, or the error that it gives.
+
+        Args:
+            member: file or link.
+            limit: size limit of the content in bytes.
+            too_large: error to return if the content is larger.
+
+        Raises:
+            tarfile.ReadError: the tar ends before the end of the file.
+        """
+        if member.kind in ("link", "symlink"):
+            return self._follow(member, limit, too_large)
+        if member.kind != "file":
+            return ImageError("is not a regular file")
+        if member.size > limit:
+            self.remember(member)
+            return too_large
         try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the blocks of zeros that end an archive
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(
-                "it has no end mark" if str(error) == "empty header" else str(error)
-            ) from error
+            content = self._reader.read(member)
+        except ImageError as error:
+            return error
+        self.remember(member, content)
+        return content
+
+    def remember(self, member: Member, content: bytes | None = None) -> None:
+        """Let later links point to a file, if its content is given or the stream can seek."""
+        if member.kind != "file" or member.extents is not None:
+            return
+        if self._reader.seekable:
+            self._keep(_hash(member.archive, member.name), (member.position, member.size))
+        elif content is not None and len(content) <= MAX_CACHED:
+            self._keep(_hash(member.archive, member.name), content)
+
+    def _follow(self, member: Member, limit: int, too_large: ImageError) -> bytes | ImageError:
+        target = member.target
+        if member.kind == "symlink":
+            target = posixpath.join(posixpath.dirname(member.name), target)
+        place = self._places.get(_hash(member.archive, target))
+        if place is None:
+            return ImageError(f"is a link to {one_line(target)}, which is not in the tar before it")
+        self._keep(_hash(member.archive, member.name), place)
+        if isinstance(place, bytes):
+            return place if len(place) <= limit else too_large
+        if place[1] > limit:
+            return too_large
+        try:
+            content = self._reader.read_at(*place)
+        except (OSError, ValueError) as error:
+            return ImageError(f"is a link to a file that cannot be read: {one_line(error)}")
+        return content if len(content) == place[1] else ImageError("is a link to a file that is cut off")
+
+    def _keep(self, name: int, place: tuple[int, int] | bytes) -> None:
+        self._drop(self._places.pop(name, None))
+        self._places[name] = place
+        self._cached += len(place) if isinstance(place, bytes) else 0
+        while len(self._places) > MAX_LINK_TARGETS or self._cached > MAX_CACHED:
+            self._drop(self._places.popitem(last=False)[1])
+
+    def _drop(self, place: tuple[int, int] | bytes | None) -> None:
+        self._cached -= len(place) if isinstance(place, bytes) else 0
 
 
-def _read(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int, too_large: ImageError
-) -> bytes | ImageError:
-    if member.size > limit:
-        return too_large
-    file = archive.extractfile(member)
-    data = file.read() if file else b""
-    if len(data) < member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    return data
+def _hash(archive: int, name: str) -> int:
+    return hash((archive, posixpath.normpath(name)))

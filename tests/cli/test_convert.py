@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,18 @@ def test_convert_keeps_its_input(vartok: Vartok, here: Path) -> None:
     vartok("convert", "a.safetensors", "new/b.safetensors")
     assert (here / "a.safetensors").read_bytes() == before
     assert names(here) == ["a.safetensors", "new/b.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("command", ["convert {} x.safetensors", "encode img.png -w {}"])
+def test_a_checkpoint_that_is_no_file_is_refused(vartok: Vartok, here: Path, command: str) -> None:
+    os.mkfifo(here / "pipe")
+    (here / "folder").mkdir()
+    save(here / "img.png")
+    for name, reason in (
+        ("pipe", "it is a pipe, not a file: save its data in a file first"),
+        ("/dev/zero", "it is a device, not a file: save its data in a file first"),
+        ("folder", "the folder has no weights.safetensors: name a checkpoint file, or the folder of a"),
+    ):
+        [line] = vartok(*command.format(name).split(), code=1).stderr.splitlines()
+        assert line.startswith(f"vartok: {name}: {reason}")

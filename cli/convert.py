@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ArgumentError, CheckpointError, OutputError, printable
+from vartok.errors import ArgumentError, CheckpointError, OutputError, printable, quoted
 from vartok.files import named_errors
+from vartok.metadata import MAX_TEXT
 
 from .command import command
 from .messages import print_result
@@ -63,6 +65,12 @@ def convert(
       vartok convert trained.pth mine.safetensors --config '{"using_znorm": true}'
     """
     overrides = _parse(config)
+    if name and (not name.isprintable() or len(name) > MAX_TEXT):
+        raise ArgumentError(
+            f"--name must be printable text of up to {MAX_TEXT:,} characters, not {quoted(name)}"
+        )
+    if license and re.search("[\ud800-\udfff]", license):  # bytes of an argument that are not UTF-8
+        raise ArgumentError(f"--license is not valid Unicode: {quoted(license)}")
     if output.suffix != ".safetensors":
         raise ArgumentError(f"{printable(output)}: the output's name must end in .safetensors")
     if output.exists() and not force:
@@ -101,11 +109,14 @@ def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple
     """
     from vartok import checkpoints
 
-    with named_errors(path):
-        found = checkpoints.file_sha256(path)
-    if sha256 and found != sha256.lower():
+    def hashed() -> str:
+        with named_errors(path):
+            return checkpoints.file_sha256(path)
+
+    if sha256 and (found := hashed()) != sha256.lower():
         raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {printable(sha256)}")
-    checkpoint = checkpoints.read_checkpoint(path, overrides)
+    checkpoint = checkpoints.read_checkpoint(path, overrides)  # refuses a large file of another kind
+    found = hashed()
     if found == checkpoints.PUBLISHED_SHA256:
         checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
     return checkpoint, found

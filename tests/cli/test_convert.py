@@ -90,3 +90,34 @@ def test_a_checkpoint_that_is_no_file_is_refused(vartok: Vartok, here: Path, com
     ):
         [line] = vartok(*command.format(name).split(), code=1).stderr.splitlines()
         assert line.startswith(f"vartok: {name}: {reason}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("command", ["convert {} x.safetensors", "encode img.png -w {}"])
+def test_a_checkpoint_that_is_no_file_is_refused(vartok: Vartok, here: Path, command: str) -> None:
+    os.mkfifo(here / "pipe")
+    (here / "folder").mkdir()
+    save(here / "img.png")
+    for name, reason in (
+        ("pipe", "it is a pipe, not a file: save its data in a file first"),
+        ("/dev/zero", "it is a device, not a file: save its data in a file first"),
+        ("folder", "the folder has no weights.safetensors: name a checkpoint file, or the folder of a"),
+    ):
+        [line] = vartok(*command.format(name).split(), code=1).stderr.splitlines()
+        assert line.startswith(f"vartok: {name}: {reason}")
+
+
+def test_a_large_file_of_another_kind_is_refused_unhashed(vartok: Vartok, here: Path) -> None:
+    with open(here / "disk.pth", "wb") as file:
+        file.truncate(1 << 40)  # sparse; hashing it would take an hour
+    assert "disk.pth: is neither" in vartok("convert", "disk.pth", "x.safetensors", code=1).stderr
+
+
+@pytest.mark.parametrize("option", ["--name", "--license"])
+def test_a_name_that_is_not_unicode_is_refused(vartok: Vartok, here: Path, option: str) -> None:
+    said = vartok("convert", shipped_checkpoint(), "x.safetensors", option, "caf\udce9", code=2).stderr
+    assert f"{option} " in said
+    assert "'caf\\udce9'" in said
+    assert names(here) == []
+    controls = vartok("convert", shipped_checkpoint(), "x.safetensors", "--name", "a\nb", code=2).stderr
+    assert "--name must be printable text" in controls

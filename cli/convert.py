@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ArgumentError, CheckpointError, OutputError, printable
+from vartok.errors import ArgumentError, CheckpointError, OutputError, printable, quoted
 from vartok.files import named_errors
+from vartok.metadata import MAX_TEXT
 
 from .command import command
 from .messages import print_result
@@ -42,6 +44,14 @@ def convert(
             help="Values that complete or replace IN's configuration, as '{\"patch_nums\": [1, 2, 4]}'.",
         ),
     ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            help="Key of the tokenizer in a file of several, as ema or trainer.vae_local; default: the only "
+            "one, or the only one named EMA.",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option("--name", help="Name of the checkpoint, written to its token files; default: IN's."),
@@ -63,6 +73,12 @@ def convert(
       vartok convert trained.pth mine.safetensors --config '{"using_znorm": true}'
     """
     overrides = _parse(config)
+    if name and (not name.isprintable() or len(name) > MAX_TEXT):
+        raise ArgumentError(
+            f"--name must be printable text of up to {MAX_TEXT:,} characters, not {quoted(name)}"
+        )
+    if license and re.search("[\ud800-\udfff]", license):  # bytes of an argument that are not UTF-8
+        raise ArgumentError(f"--license is not valid Unicode: {quoted(license)}")
     if output.suffix != ".safetensors":
         raise ArgumentError(f"{printable(output)}: the output's name must end in .safetensors")
     if output.exists() and not force:
@@ -75,7 +91,7 @@ def convert(
         raise ArgumentError(
             f"{printable(output)} is the input, which would be lost", hint="name another file"
         )
-    checkpoint, found = _read(path, sha256, overrides)
+    checkpoint, found = _read(path, sha256, overrides, key)
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
@@ -85,7 +101,9 @@ def convert(
     print_result(json.dumps(summary) if as_json else _describe(summary))
 
 
-def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple[Checkpoint, str]:
+def _read(
+    path: Path, sha256: str | None, overrides: dict[str, object], key: str | None
+) -> tuple[Checkpoint, str]:
     """Return a checkpoint and the sha256 of its file.
 
     The checkpoint that VAR's authors published gets its name and licence.
@@ -94,6 +112,7 @@ def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple
         path: the file.
         sha256: the expected sha256 in hex digits, or None.
         overrides: values that replace those of the checkpoint's configuration.
+        key: key of the tokenizer in a file of several, or None.
 
     Raises:
         CheckpointError: the file has another sha256, or is not a checkpoint that vartok can run.
@@ -101,11 +120,14 @@ def _read(path: Path, sha256: str | None, overrides: dict[str, object]) -> tuple
     """
     from vartok import checkpoints
 
-    with named_errors(path):
-        found = checkpoints.file_sha256(path)
-    if sha256 and found != sha256.lower():
+    def hashed() -> str:
+        with named_errors(path):
+            return checkpoints.file_sha256(path)
+
+    if sha256 and (found := hashed()) != sha256.lower():
         raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {printable(sha256)}")
-    checkpoint = checkpoints.read_checkpoint(path, overrides)
+    checkpoint = checkpoints.read_checkpoint(path, overrides, key=key)  # refuses a large file of another kind
+    found = hashed()
     if found == checkpoints.PUBLISHED_SHA256:
         checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
     return checkpoint, found

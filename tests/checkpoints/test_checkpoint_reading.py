@@ -14,11 +14,13 @@ from checkpoint_cases import LIGHT, TEN, refusal, same
 from noise import SMALL, bare, draw, save
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from vartok.checkpoints import (
     HITS,
     Checkpoint,
+    build_model,
+    file_sha256,
     find_checkpoint,
     read_checkpoint,
     shipped_checkpoint,
@@ -94,6 +96,7 @@ def test_the_shipped_checkpoint() -> None:
     [
         ({"version": "2"}, "has version 2 of the checkpoint format, but this vartok reads only version 1"),
         ({"version": "9" * 999}, "has version"),
+        ({"version": "2\x1b[31m\n"}, "has version 2 [31m of"),
         ({"version": None}, "has version ?"),
         ({"config": None}, "is not JSON"),
         ({"config": "{"}, "is not JSON"),
@@ -215,6 +218,7 @@ HOWS = (
 )
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor")
 @pytest.mark.parametrize("how", HOWS)
 def test_state_dicts_are_found_wherever_they_lie(tmp_path: Path, how: str) -> None:
     path = tmp_path / "a.pth"
@@ -242,10 +246,95 @@ def test_a_name_tells_nothing(tmp_path: Path) -> None:
         assert read_checkpoint(path).config == TEN
 
 
-def test_two_tokenizers_in_one_file_are_one_too_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module"])
+@pytest.mark.parametrize("part", ["", "encoder.", "decoder.mid.block_1.", "quantize.", "quantize.embedding."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_wrappers_of_modules_leave_their_names(tmp_path: Path, wrapper: str, part: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    tensors = {
+        f"vae.{part}{wrapper}.{name.removeprefix(part)}" if name.startswith(part) else f"vae.{name}": tensor
+        for name, tensor in draw(TEN).items()
+    }
+    torch.save(tensors, path) if suffix == "pth" else bare(path, tensors)
+    assert same(read_checkpoint(path).tensors, draw(TEN))
+
+
+def two(first: str, second: str) -> dict[str, Tensor]:
+    """Names of two tokenizers of seeds 0 and 1 in a file, under prefixes."""
+    both = ((first, draw(TEN)), (second, draw(TEN, 1)))
+    return {prefix + name: tensor for prefix, tensors in both for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("vae.", "vae_ema."),
+        ("model.", "ema.module."),
+        ("", "ema."),
+        ("online_model.", "ema_model."),
+        ("state_dict.", "model-EMA."),
+    ],
+)
+def test_the_ema_weights_of_two_tokenizers_are_read(tmp_path: Path, first: str, second: str) -> None:
     path = tmp_path / "a.pth"
-    torch.save({"vae": draw(TEN), "vae_ema": draw(TEN)}, path)
-    assert refusal(path) == "holds 2 tokenizers, under ['vae.', 'vae_ema.']: save only one of them"
+    torch.save(two(first, second), path)
+    found = read_checkpoint(path)
+    assert same(found.tensors, draw(TEN, 1))
+    assert found.notes[0].startswith("the file holds 2 tokenizers, under [")
+    assert found.notes[0].endswith(", the EMA weights")
+    for seed, key in enumerate((first, second)):
+        found = read_checkpoint(path, key=key.removesuffix("."))
+        assert same(found.tensors, draw(TEN, seed))
+        assert found.notes == tuple(ASSUMED.values())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("vae.", "best."), ("", "module."), ("ema_1.", "ema_2."), ("", "schema.")]
+)
+def test_one_of_several_tokenizers_is_chosen_by_its_key(tmp_path: Path, first: str, second: str) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(two(first, second), path)
+    assert refusal(path).startswith("holds 2 tokenizers, under [")
+    for seed, key in enumerate((first, second)):
+        assert same(read_checkpoint(path, key=key.removesuffix(".")).tensors, draw(TEN, seed))
+    with pytest.raises(CheckpointError, match="no single tokenizer under the key 'none'"):
+        read_checkpoint(path, key="none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_float8_is_read_and_kept(tmp_path: Path, dtype: torch.dtype, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    tensors = {name: tensor.to(dtype) for name, tensor in draw(TEN).items()}
+    torch.save(tensors, path) if suffix == "pth" else bare(path, tensors)
+    out = tmp_path / "out.safetensors"
+    write_checkpoint(out, read_checkpoint(path))
+    found = read_checkpoint(out)
+    assert {tensor.dtype for tensor in found.tensors.values()} == {dtype}
+    assert same(build_model(found).state_dict(), {name: t.float() for name, t in tensors.items()})
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    tensors = draw(TEN)
+    phi = "quantize.quant_resi.qresi_ls.{}.weight"
+    tensors[phi.format(1)] = tensors[phi.format(0)]
+    rows = torch.cat([tensors["encoder.conv_in.bias"], tensors["encoder.norm_out.bias"]])
+    tensors["encoder.conv_in.bias"], tensors["encoder.norm_out.bias"] = rows[:32], rows[32:]
+    torch.save(tensors, tmp_path / "tied.pth")
+    write_checkpoint(tmp_path / "out.safetensors", read_checkpoint(tmp_path / "tied.pth"))
+    assert same(read_checkpoint(tmp_path / "out.safetensors").tensors, tensors)
+
+
+def test_a_name_is_printable(tmp_path: Path) -> None:
+    metadata = {"format": "vartok.checkpoint", "version": "1", "config": SMALL.to_json()}
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(to_safetensors(draw(SMALL), {**metadata, "name": "a\x1b[31m\nb"}))
+    assert read_checkpoint(path).name == "a?[31m?b"
+    path.write_bytes(to_safetensors(draw(SMALL), {**metadata, "name": "n" * 5000}))
+    assert refusal(path) == "its name has 5,000 characters, more than 4,096"
+    path = tmp_path / "caf\udce9.pth"  # the bytes of a Latin-1 name
+    torch.save(draw(TEN), path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path).name == "caf?"
 
 
 class Harmful:
@@ -283,6 +372,22 @@ def test_a_file_a_run_and_the_shipped_checkpoint_are_found(tmp_path: Path) -> No
     assert find_checkpoint(tmp_path) == find_checkpoint(str(path)) == path
     with pytest.raises(CheckpointError, match=r"none\.pth: no such file or folder"):
         find_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_pipes_and_devices_are_refused_unopened(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "weights.safetensors").mkdir(parents=True)
+    pipe = tmp_path / "pipe.pth"
+    os.mkfifo(pipe)
+    for path, kind in ((pipe, "a pipe"), (Path("/dev/zero"), "a device"), (Path("/dev/null"), "a device")):
+        for look in (find_checkpoint, read_checkpoint):
+            with pytest.raises(CheckpointError, match=f"{path}: it is {kind}, not a file"):
+                look(path)
+        with pytest.raises(OSError, match=f"it is {kind}"):
+            file_sha256(path)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: it is a folder, not a file"):
+        find_checkpoint(run)
 
 
 @pytest.mark.parametrize("leaf", [torch.zeros(1), 3])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,57 @@ def test_convert_keeps_its_input(vartok: Vartok, here: Path) -> None:
     vartok("convert", "a.safetensors", "new/b.safetensors")
     assert (here / "a.safetensors").read_bytes() == before
     assert names(here) == ["a.safetensors", "new/b.safetensors"]
+
+
+def test_convert_takes_one_of_several_tokenizers(vartok: Vartok, here: Path) -> None:
+    tensors = dict(read_checkpoint(shipped_checkpoint()).tensors)
+    halved = {name: tensor / 2 for name, tensor in tensors.items()}
+    averaged = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"model": halved, "ema": averaged, "step": 5}, here / "both.pth")
+    note = "the file holds 2 tokenizers, under ['model', 'ema']: took ema, the EMA weights"
+    assert f"note: {note}\n" in vartok("convert", "both.pth", "ema.safetensors").stdout
+    assert (
+        "note: the file holds" not in vartok("convert", "both.pth", "m.safetensors", "--key", "model").stdout
+    )
+    for name, scale in (("ema", 1), ("m", 2)):
+        found = read_checkpoint(here / f"{name}.safetensors").tensors
+        assert all(torch.equal(found[key] * scale, tensor) for key, tensor in tensors.items())
+    save(here / "img.png")
+    assert note in vartok("encode", "img.png", "-w", "both.pth").stderr
+    torch.save({"a": tensors, "b": halved}, here / "two.pth")
+    [line] = vartok("encode", "img.png", "-w", "two.pth", "-f", code=1).stderr.splitlines()
+    assert line.endswith(
+        "under ['a', 'b']: which one to read is not clear: "
+        "vartok convert writes the one whose key it is given"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("command", ["convert {} x.safetensors", "encode img.png -w {}"])
+def test_a_checkpoint_that_is_no_file_is_refused(vartok: Vartok, here: Path, command: str) -> None:
+    os.mkfifo(here / "pipe")
+    (here / "folder").mkdir()
+    save(here / "img.png")
+    for name, reason in (
+        ("pipe", "it is a pipe, not a file: save its data in a file first"),
+        ("/dev/zero", "it is a device, not a file: save its data in a file first"),
+        ("folder", "the folder has no weights.safetensors: name a checkpoint file, or the folder of a"),
+    ):
+        [line] = vartok(*command.format(name).split(), code=1).stderr.splitlines()
+        assert line.startswith(f"vartok: {name}: {reason}")
+
+
+def test_a_large_file_of_another_kind_is_refused_unhashed(vartok: Vartok, here: Path) -> None:
+    with open(here / "disk.pth", "wb") as file:
+        file.truncate(1 << 40)  # sparse; hashing it would take an hour
+    assert "disk.pth: is neither" in vartok("convert", "disk.pth", "x.safetensors", code=1).stderr
+
+
+@pytest.mark.parametrize("option", ["--name", "--license"])
+def test_a_name_that_is_not_unicode_is_refused(vartok: Vartok, here: Path, option: str) -> None:
+    said = vartok("convert", shipped_checkpoint(), "x.safetensors", option, "caf\udce9", code=2).stderr
+    assert f"{option} " in said
+    assert "'caf\\udce9'" in said
+    assert names(here) == []
+    controls = vartok("convert", shipped_checkpoint(), "x.safetensors", "--name", "a\nb", code=2).stderr
+    assert "--name must be printable text" in controls

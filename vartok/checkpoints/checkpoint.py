@@ -14,14 +14,28 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vartok.checkpoints.recognition import HITS, recognize_config
-from vartok.checkpoints.tensor_files import CODEBOOK, read_tensors
-from vartok.config import TokenizerConfig
+from vartok.checkpoints.tensor_files import read_tensors
+from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line, printable
 from vartok.files import write_bytes
+from vartok.metadata import MAX_TEXT
 from vartok.models.vqvae import VQVAE
 
 FORMAT = "vartok.checkpoint"
 VERSION = "1"
+
+FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
+
+DTYPES = FLOAT8 | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+"""The dtypes of tensors that are read."""
+
+MAX_FLOAT32 = torch.finfo(torch.float32).max
+
+MAX_MISSING = 1000
+"""Largest number of tensors that a file may lack for the first of them to be named."""
+
+SMALL_BYTES = 1 << 20
+"""Bytes that tensors may have in sum beyond 1.5 times the file's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +48,8 @@ class Checkpoint:
         config: the model's configuration.
         tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if the file's
             format allows it.
-        notes: one line for each value of `config` that the file does not state and that was assumed.
+        notes: one line for each value of `config` that the file does not state and that was assumed, and one
+            if the file holds several tokenizers.
     """
 
     name: str
@@ -44,13 +59,17 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: str | Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, overrides: Mapping[str, Any] = MappingProxyType({}), *, key: str | None = None
+) -> Checkpoint:
     """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
 
     Args:
         path: the file; its format is recognized by its content, not by its name.
         overrides: values of the configuration that replace the file's, by their keys in
             `TokenizerConfig.to_json`.
+        key: key of the tokenizer in a file of several, such as "ema" or "trainer.vae_local". None for the
+            only one, or for the only one whose key says EMA (exponential moving average).
 
     Raises:
         CheckpointError: there is no such file, or it is not a checkpoint that vartok can run. The message
@@ -58,7 +77,7 @@ def read_checkpoint(path: str | Path, overrides: Mapping[str, Any] = MappingProx
     """
     path = Path(path)
     try:
-        return _read(path, overrides)
+        return _read(path, overrides, key)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{printable(path)}: {error}", hint=error.hint) from None
 
@@ -82,8 +101,7 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
     }
     if checkpoint.license:
         metadata["license"] = checkpoint.license
-    data = save({name: tensor.contiguous() for name, tensor in checkpoint.tensors.items()}, metadata)
-    write_bytes(path, data, overwrite=overwrite)
+    write_bytes(path, save(_separate(checkpoint.tensors), metadata), overwrite=overwrite)
 
 
 def build_model(checkpoint: Checkpoint) -> VQVAE:
@@ -98,29 +116,54 @@ def build_model(checkpoint: Checkpoint) -> VQVAE:
     return model.eval().requires_grad_(False)
 
 
-def _read(path: Path, overrides: Mapping[str, Any]) -> Checkpoint:
-    metadata, tensors = read_tensors(path)
-    notes: tuple[str, ...] = ()
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors of which no two share memory, as safetensors requires."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        plain = tensor.contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if storage in seen else plain
+        seen.add(storage)
+    return separate
+
+
+def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoint:
+    metadata, tensors, notes = read_tensors(path, key)
     if metadata.get("format") != FORMAT:
-        config, notes = recognize_config(tensors, overrides)
+        config, assumed = recognize_config(tensors, overrides)
+        notes += assumed
     elif metadata.get("version") != VERSION:
-        version = metadata.get("version", "?")[:20]
+        version = one_line(metadata.get("version", "?"), 20)
         raise CheckpointError(
             f"has version {version} of the checkpoint format, but this vartok reads only version {VERSION}",
             hint="a newer vartok may read it",
         )
     else:
         config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
-    name = metadata.get("name") or path.stem
-    return Checkpoint(name, metadata.get("license"), config, _check_tensors(tensors, config), notes)
+    name = printable(metadata.get("name") or path.stem)
+    if len(name) > MAX_TEXT:
+        raise CheckpointError(f"its name has {len(name):,} characters, more than {MAX_TEXT:,}")
+    checked = _check_tensors(tensors, config, path.stat().st_size)
+    return Checkpoint(name, metadata.get("license"), config, checked, notes)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> dict[str, Tensor]:
-    """Return the tensors of the model's state dict, after checking names, shapes and dtypes.
+def _check_tensors(
+    tensors: Mapping[str, Tensor], config: TokenizerConfig, file_size: int
+) -> dict[str, Tensor]:
+    """Return the tensors of the model's state dict, after checking names, shapes, dtypes, sizes and values.
 
     The usage counts, `HITS`, may be missing, have another shape, or not be floating point: nothing uses
     them, and zeros replace them.
     """
+    parts = config.autoencoder
+    blocks = 2 * (
+        sum(parts.depths) if isinstance(parts, LightConfig) else len(parts.ch_mult) * parts.num_res_blocks
+    )
+    if 4 * blocks > len(tensors) + MAX_MISSING:
+        raise CheckpointError(
+            f"has {len(tensors):,} tensors, too few for the {blocks:,} blocks of its config"
+        )
     expected = dict(_state_dict(config))
     hits = expected.pop(HITS)
     for name, like in expected.items():
@@ -129,19 +172,41 @@ def _check_tensors(tensors: Mapping[str, Tensor], config: TokenizerConfig) -> di
         tensor = tensors[name]
         if tensor.shape != like.shape:
             raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")
-        if not tensor.is_floating_point():
+        if tensor.dtype not in DTYPES:
             raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
-        if tensor.layout is not torch.strided or tensor.is_meta:
+        if not _is_dense(tensor):
             raise CheckpointError(f"tensor {name} is sparse or has no data, expected a dense tensor")
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
         raise CheckpointError(f"has an unexpected tensor: {one_line(min(extra))}")
     counts = tensors.get(HITS)
-    if counts is None or counts.shape != hits.shape or not counts.is_floating_point():
-        counts = torch.zeros(hits.shape)
-    if not bool(tensors[CODEBOOK].isfinite().all()):
-        raise CheckpointError(f"tensor {CODEBOOK} holds NaN or infinite values")
-    return {**{name: tensors[name] for name in expected}, HITS: counts}
+    if counts is None or counts.shape != hits.shape or counts.dtype not in DTYPES or not _is_dense(counts):
+        counts = None
+    checked = {name: tensors[name] for name in expected} | ({} if counts is None else {HITS: counts})
+    _check_size(checked, file_size)
+    for name, tensor in checked.items():
+        if not _is_finite(tensor):
+            raise CheckpointError(f"tensor {name} holds NaN or infinite values")
+    return {**checked, HITS: torch.zeros(hits.shape) if counts is None else counts}
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _check_size(tensors: Mapping[str, Tensor], file_size: int) -> None:
+    """Refuse tensors that have far more elements than the file stores, as views of stride 0 can."""
+    if sum(tensor.nbytes for tensor in tensors.values()) > file_size * 1.5 + SMALL_BYTES:
+        name = max(tensors, key=lambda key: tensors[key].nbytes - tensors[key].untyped_storage().nbytes())
+        raise CheckpointError(f"tensor {name} is {_shape(tensors[name])}, more than the file stores")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite in float32. Only float8 takes memory of the tensor's size."""
+    if tensor.dtype in FLOAT8:
+        tensor = tensor.float()  # torch has no aminmax of float8
+    low, high = (float(bound) for bound in tensor.detach().aminmax())  # both NaN if any value is
+    return low >= -MAX_FLOAT32 and high <= MAX_FLOAT32
 
 
 @functools.lru_cache(maxsize=8)

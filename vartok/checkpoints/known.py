@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.resources
 import os
+import stat
 from pathlib import Path
 
 from vartok.errors import CheckpointError, printable
@@ -34,8 +35,8 @@ def find_checkpoint(weights: str | Path | None) -> Path:
             or "shipped": the checkpoint that is installed with vartok.
 
     Raises:
-        CheckpointError: the path does not exist or cannot be accessed, or the folder has no `RUN_WEIGHTS`;
-            the message begins with the path.
+        CheckpointError: the path does not exist, cannot be accessed, or is a pipe or a device; or the folder
+            has no `RUN_WEIGHTS`. The message begins with the path.
     """
     if weights is None or str(weights) == "shipped":
         return shipped_checkpoint()
@@ -47,19 +48,34 @@ def find_checkpoint(weights: str | Path | None) -> Path:
                     f"{printable(path)}: the folder has no {RUN_WEIGHTS}",
                     hint="name a checkpoint file, or the folder of a training run",
                 )
-            return path / RUN_WEIGHTS
-        if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            path = path / RUN_WEIGHTS
+        check_regular(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
     return path
+
+
+def check_regular(path: str | Path) -> None:
+    """Check that a path is a regular file, before it is opened: a pipe may never open, a device never end.
+
+    Raises:
+        OSError: the path does not exist, cannot be accessed, or is a folder, a pipe, a socket or a device.
+        ValueError: the path holds a NUL.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file: save its data in a file first", str(path))
 
 
 def file_sha256(path: str | Path) -> str:
     """Return the sha256 of a file, 64 hex digits.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is not a regular file.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vartok.errors import CheckpointError, one_line
+from vartok.checkpoints.known import check_regular
+from vartok.errors import CheckpointError, one_line, quoted
 from vartok.files import os_error_reason
 
 CODEBOOK = "quantize.embedding.weight"
@@ -32,20 +36,35 @@ MAX_NAME = 1000
 """Largest length of a tensor's name, in characters."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts that torch's wrappers of modules, such as `torch.compile`, add to the names of tensors."""
+
+EMA = re.compile("(?<![A-Za-z])ema(?![A-Za-z])|EMA")
+"""Part of the key of weights that are an exponential moving average: "ema", "model_ema", "ema_model"."""
+
+
+def read_tensors(
+    path: Path, key: str | None = None
+) -> tuple[dict[str, str], dict[str, Tensor], tuple[str, ...]]:
     """Read the metadata and tensors of a file, whose format is recognized by its content.
 
     Tensors are memory-mapped if the format allows it.
 
+    Args:
+        path: the file.
+        key: key of the tokenizer in the file, such as "ema" or "trainer.vae_local". None for the only one;
+            if there are several, the only one of weights that are an exponential moving average (EMA).
+
     Returns:
-        The metadata of a safetensors file, empty for a PyTorch file; and the tokenizer's tensors under VAR's
-        names.
+        The metadata of a safetensors file, empty for a PyTorch file; the tokenizer's tensors under VAR's
+        names; and a note if the tokenizer is one of several.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no tokenizer or several; the message does not name
+        CheckpointError: the file cannot be read, or does not hold the tokenizer; the message does not name
             the file.
     """
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             start = file.read(16)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -56,7 +75,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         metadata, tensors = {}, _read_pickle(path, zipped=start.startswith(b"PK"))
     else:
         raise CheckpointError("is neither a safetensors nor a PyTorch file")
-    return metadata, _remove_prefix(tensors)
+    return metadata, *_choose_tokenizer(_remove_wrappers(tensors), key)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -71,6 +90,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+    if zipped:
+        _check_stored(path)
     mapped = zipped and not path.name.endswith(".safetensors")  # torch.load trusts the suffix of a path
     try:
         with open(path, "rb") as file:
@@ -85,6 +106,16 @@ def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises nearly every type on a damaged file
         raise CheckpointError(f"is not a whole PyTorch file ({one_line(error)})") from None
     return flatten(content)
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a zip with compressed entries: torch maps their compressed bytes as if they were numbers."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
+                raise CheckpointError("is compressed inside: torch.save writes files that can be read")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch tells what is wrong
 
 
 def flatten(content: object) -> dict[str, Tensor]:
@@ -122,14 +153,60 @@ def _too_many() -> CheckpointError:
     return CheckpointError(f"holds more than {MAX_TENSORS:,} tensors or {MAX_ENTRIES:,} entries")
 
 
-def _remove_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of the only tokenizer under VAR's names, without a prefix such as "module.vae."."""
+def _remove_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without the parts of their names that `WRAPPERS` matches.
+
+    A name that would then occur twice, as in a file of both a module and its wrapper, stays as it is.
+    """
+    plain = {name: WRAPPERS.sub("", name) for name in tensors}
+    number = Counter(plain.values())
+    return {name if number[plain[name]] > 1 else plain[name]: tensor for name, tensor in tensors.items()}
+
+
+def _choose_tokenizer(
+    tensors: dict[str, Tensor], key: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors of one tokenizer without their prefix, such as "vae.", and a note if it was chosen.
+
+    Args:
+        tensors: tensors by their names in the file, without wrappers.
+        key: as in `read_tensors`.
+    """
     prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            f"holds {len(prefixes)} tokenizers, under {one_line(prefixes)}: save only one of them"
-        )
     if not prefixes:
         raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
-    prefix = prefixes[0]
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    keys = one_line([prefix.removesuffix(".") for prefix in prefixes])
+    averaged = [prefix for prefix in prefixes if EMA.search(prefix)]
+    notes: tuple[str, ...] = ()
+    if key is not None:
+        prefix = _prefix_of(key, prefixes)
+    elif len(prefixes) == 1:
+        prefix = prefixes[0]
+    elif len(averaged) == 1:
+        prefix = averaged[0]
+        taken = one_line(prefix.removesuffix("."), 60)
+        notes = (f"the file holds {len(prefixes)} tokenizers, under {keys}: took {taken}, the EMA weights",)
+    else:
+        raise CheckpointError(
+            f"holds {len(prefixes)} tokenizers, under {keys}: which one to read is not clear",
+            hint="vartok convert writes the one whose key it is given",
+        )
+    others = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and not (others and name.startswith(others))
+    }
+    return own, notes
+
+
+def _prefix_of(key: str, prefixes: list[str]) -> str:
+    """Return the prefix that a key names: in whole, or by its beginning if only one prefix begins so."""
+    for wanted in (f"{key}.".lstrip("."), WRAPPERS.sub("", f"{key}.").lstrip(".")):
+        if wanted in prefixes:
+            return wanted
+        found = [prefix for prefix in prefixes if wanted and prefix.startswith(wanted)]
+        if len(found) == 1:
+            return found[0]
+    keys = one_line([prefix.removesuffix(".") for prefix in prefixes])
+    raise CheckpointError(f"holds no single tokenizer under the key {quoted(key)}: there is {keys}")

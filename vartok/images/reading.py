@@ -28,6 +28,7 @@ from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     _check_icon(stream, fit.max_pixels)
     notes: list[str] = []
     stream.seek(0)
+    stream = without_unreadable_chunks(stream, notes)
     try:
         source = Image.open(stream, formats=formats)
     except UnidentifiedImageError:

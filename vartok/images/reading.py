@@ -28,6 +28,7 @@ from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+from vartok.images.jpeg import load_checked, unsupported_jpeg
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
@@ -197,7 +198,7 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     try:
         source = Image.open(stream, formats=formats)
     except UnidentifiedImageError:
-        if reason := unsupported_tiff(stream):
+        if reason := unsupported_jpeg(stream) or unsupported_tiff(stream):
             raise ImageError(reason) from None
         raise
     max_pixels = int(fit.max_pixels / COSTLY.get(source.format or "", 1))
@@ -223,7 +224,10 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
         _scale_transparency(source)
         if source.format == "TIFF":
             read_planes(source)
-        source.load()
+        if source.format in ("JPEG", "MPO"):
+            load_checked(source, stream)
+        else:
+            source.load()
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded
         grey = grey_scale(source, notes)
         image = _upright(source, notes)

@@ -1,7 +1,8 @@
 """Convert picture files to RGB pixels, pixels to tensors, and back.
 
-`reading` decodes files, `color` converts to sRGB, `fit` scales and crops, `tensors` converts pixels to
-tensors and PIL images, and `writing` encodes files. Importing this package does not import torch.
+`reading` decodes files, and `jpeg`, `png` and `tiff` do for it what Pillow does not. `color` converts to
+sRGB, `fit` scales and crops, `tensors` converts pixels to tensors and PIL images, and `writing` encodes
+files. Importing this package does not import torch.
 """
 
 from vartok.images.color import parse_color

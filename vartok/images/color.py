@@ -132,6 +132,8 @@ def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTra
         return None
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(data))
+        if image.mode == "LAB" and profile.profile.xcolor_space == "Lab ":
+            return None  # it describes the Lab space, which Pillow converts
         mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]
         transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):

@@ -28,6 +28,9 @@ from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+from vartok.images.jpeg import load_checked, unsupported_jpeg
+from vartok.images.png import without_unreadable_chunks
+from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +102,8 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
     EXIF orientation is applied, an embedded ICC profile is converted to sRGB, and transparency is composited
-    on the background. The first of several frames or pages is taken.
+    on the background. The first of several frames is taken, and the first of several pages that is not a
+    thumbnail. Raw files of cameras are refused.
 
     Grey levels are rescaled to 8 bits. White is 65535 in 16 bits, 4095 in TIFF's 12 bits, and 1 in floats if
     all are from 0 to 1. Other floats, and TIFF's signed and 32-bit integers, do not define white: the
@@ -186,17 +190,28 @@ def _open(file: str | Path | bytes) -> BinaryIO:
 def _read(stream: BinaryIO, fit: Fit) -> Picture:
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
+    refuse_raw(stream)
     _check_icon(stream, fit.max_pixels)
-    source = Image.open(stream, formats=formats)
+    notes: list[str] = []
+    stream.seek(0)
+    stream = without_unreadable_chunks(stream, notes)
+    try:
+        source = Image.open(stream, formats=formats)
+    except UnidentifiedImageError:
+        if reason := unsupported_jpeg(stream) or unsupported_tiff(stream):
+            raise ImageError(reason) from None
+        raise
     max_pixels = int(fit.max_pixels / COSTLY.get(source.format or "", 1))
     check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
-    notes = []
     try:
         frames = getattr(source, "n_frames", 1)
     except Exception:  # counting reads the other frames, which may be broken
         frames = 1
         source = Image.open(stream, formats=formats)
-    if frames > 1 and source.format in ("TIFF", "DCX"):
+    if frames > 1 and source.format == "TIFF" and (page := seek_full_page(source, frames)):
+        check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
+        notes.append(f"multi-page: took page {page + 1} of {frames}, the first that is not a thumbnail")
+    elif frames > 1 and source.format in ("TIFF", "DCX"):
         notes.append(f"multi-page: took the first of {frames} pages")
     elif frames > 1 and source.format not in (
         "MPO",
@@ -207,7 +222,12 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     # Each step rebinds `image`, which frees the full-size copy of the step before.
     with large_image_lock(source.width * source.height):
         _scale_transparency(source)
-        source.load()
+        if source.format == "TIFF":
+            read_planes(source)
+        if source.format in ("JPEG", "MPO"):
+            load_checked(source, stream)
+        else:
+            source.load()
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded
         grey = grey_scale(source, notes)
         image = _upright(source, notes)

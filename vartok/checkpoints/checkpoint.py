@@ -141,11 +141,11 @@ def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoi
         )
     else:
         config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
-    name = printable(metadata.get("name") or path.stem)
+    name = metadata.get("name") or path.stem
     if len(name) > MAX_TEXT:
         raise CheckpointError(f"its name has {len(name):,} characters, more than {MAX_TEXT:,}")
     checked = _check_tensors(tensors, config, path.stat().st_size)
-    return Checkpoint(name, metadata.get("license"), config, checked, notes)
+    return Checkpoint(printable(name, MAX_TEXT), metadata.get("license"), config, checked, notes)
 
 
 def _check_tensors(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import posixpath
 import re
 import tarfile
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
@@ -16,6 +14,7 @@ from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
 from vartok.sources.decompress import DecompressionError
 from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
+from vartok.sources.tar_links import LinkTargets
 from vartok.sources.tar_members import Member, TarReader
 
 SIDECARS = {"cls": 1 << 10, "txt": 1 << 20, "json": 1 << 20}
@@ -30,11 +29,8 @@ MAX_GROUP_FILES = 256
 MAX_SAMPLE_FILES = 100_000
 """Largest number of files of one sample."""
 
-MAX_LINK_TARGETS = 100_000
-"""Number of earlier files to which a link may point."""
-
-MAX_CACHED = 1 << 26
-"""Total size in bytes of earlier files to which a link may point, if the tar's stream cannot seek."""
+BROKEN = (tarfile.TarError, DecompressionError, ValueError)
+"""Exceptions that a tar raises which is cut off or damaged."""
 
 
 class TarSample(NamedTuple):
@@ -80,7 +76,7 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
     members = pictures = 0
     try:
         reader = TarReader(stream)
-        targets = _LinkTargets(reader)
+        targets = LinkTargets(reader)
         for member in reader:
             members += 1
             file = _File.of(member, suffixes)
@@ -100,17 +96,16 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
                 too_large = ImageError(f"its .{file.extension} has more than {limit:,} bytes")
                 if file.is_picture:
                     too_large = bytes_error(max_bytes)
-                unread, group = (
-                    group,
-                    group.without(file.stem),
-                )  # what is left after an error in the next line
-                content = targets.read(member, limit, too_large)
-                group = unread
+                try:
+                    content = targets.read(member, limit, too_large)
+                except BROKEN:
+                    group = group.without(file.stem)  # the sample of the file that is cut off is not yielded
+                    raise
             group.add(file, content, 4 * max_bytes)
             if not group.by_stem and group.is_full(2 * max_bytes) and group.is_divisible:
                 yield from group.without(file.stem).samples()
                 group = group.only(file.stem)
-    except (tarfile.TarError, DecompressionError, ValueError) as error:
+    except BROKEN as error:
         broken = ImageError(f"is not a whole tar file: {one_line(error) or type(error).__name__}")
     if group is not None:
         yield from group.samples()
@@ -279,7 +274,7 @@ class _Group:
 
     @property
     def is_divisible(self) -> bool:
-        """Whether the names up to the last dot are the keys, see `read_tar`."""
+        """True if the names up to the last dot are the keys, see `read_tar`."""
         several = len(self._pictures) > 1 and self.key not in self._pictures
         return self.by_stem or (several and not self._others)
 
@@ -323,81 +318,3 @@ def _sidecars(files: list[tuple[_File, bytes | ImageError]]) -> dict[str, bytes 
             twice = ImageError(f"it has two .{file.extension} files")
             found[file.extension] = twice if file.extension in found else content
     return found
-
-
-class _LinkTargets:
-    """Reads files and links. A link stands for an earlier file of the same archive.
-
-    If the tar's stream can seek, the places of earlier files are kept, else the last files themselves.
-    """
-
-    def __init__(self, reader: TarReader) -> None:
-        self._reader = reader
-        self._places: OrderedDict[int, tuple[int, int] | bytes] = OrderedDict()  # by a hash of the name
-        self._cached = 0
-
-    def read(self, member: Member, limit: int, too_large: ImageError) -> bytes | ImageError:
-        """Return the content of the member that was read last, or the error that it gives.
-
-        Args:
-            member: file or link.
-            limit: size limit of the content in bytes.
-            too_large: error to return if the content is larger.
-
-        Raises:
-            tarfile.ReadError: the tar ends before the end of the file.
-        """
-        if member.kind in ("link", "symlink"):
-            return self._follow(member, limit, too_large)
-        if member.kind != "file":
-            return ImageError("is not a regular file")
-        if member.size > limit:
-            self.remember(member)
-            return too_large
-        try:
-            content = self._reader.read(member)
-        except ImageError as error:
-            return error
-        self.remember(member, content)
-        return content
-
-    def remember(self, member: Member, content: bytes | None = None) -> None:
-        """Let later links point to a file, if its content is given or the stream can seek."""
-        if member.kind != "file" or member.extents is not None:
-            return
-        if self._reader.seekable:
-            self._keep(_hash(member.archive, member.name), (member.position, member.size))
-        elif content is not None and len(content) <= MAX_CACHED:
-            self._keep(_hash(member.archive, member.name), content)
-
-    def _follow(self, member: Member, limit: int, too_large: ImageError) -> bytes | ImageError:
-        target = member.target
-        if member.kind == "symlink":
-            target = posixpath.join(posixpath.dirname(member.name), target)
-        place = self._places.get(_hash(member.archive, target))
-        if place is None:
-            return ImageError(f"is a link to {one_line(target)}, which is not in the tar before it")
-        self._keep(_hash(member.archive, member.name), place)
-        if isinstance(place, bytes):
-            return place if len(place) <= limit else too_large
-        if place[1] > limit:
-            return too_large
-        try:
-            content = self._reader.read_at(*place)
-        except (OSError, ValueError) as error:
-            return ImageError(f"is a link to a file that cannot be read: {one_line(error)}")
-        return content if len(content) == place[1] else ImageError("is a link to a file that is cut off")
-
-    def _keep(self, name: int, place: tuple[int, int] | bytes) -> None:
-        self._drop(self._places.pop(name, None))
-        self._places[name] = place
-        self._cached += len(place) if isinstance(place, bytes) else 0
-        while len(self._places) > MAX_LINK_TARGETS or self._cached > MAX_CACHED:
-            self._drop(self._places.popitem(last=False)[1])
-
-    def _drop(self, place: tuple[int, int] | bytes | None) -> None:
-        self._cached -= len(place) if isinstance(place, bytes) else 0
-
-
-def _hash(archive: int, name: str) -> int:
-    return hash((archive, posixpath.normpath(name)))

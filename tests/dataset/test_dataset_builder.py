@@ -121,6 +121,29 @@ def test_files_that_are_passed_over_are_counted_and_folders_without_pictures_are
     assert [item["label"] for item in TokenDataset(tmp_path / "out")] == [0, 2]
 
 
+def test_what_is_passed_over_in_tars_is_counted_over_all_shards(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(2):
+        pictures = [(f"{n}{i}.png", picture(i)) for i in range(4)]
+        tar(tmp_path / f"in/{n}.tar", [*pictures, ("00.heic", b""), (".x.png", b""), ("y.txt", b"")])
+    (tmp_path / "in/other.heic").write_bytes(b"")
+    both = {".heic": 3, "hidden": 2, "without a picture": 2}
+    for part in (0, None, None):  # a part, the rest, and nothing to do
+        with pytest.warns(VartokWarning) as said:
+            summary = build(tmp_path / "in", tmp_path / "out", **options, shard=(0, 2 if part == 0 else 1))
+        folder, members = [str(warning.message) for warning in said]
+        assert folder == "passed over 1 file of kinds that are not read: 1 .heic"
+    assert members == "passed over 6 members of tars: 2 .heic, 2 hidden, 2 without a picture"
+    assert (
+        summary.passed_over == json.loads((tmp_path / "out/dataset.json").read_text())["passed_over"] == both
+    )
+    stats = json.loads((tmp_path / "out/stats/00001-0001.json").read_text())
+    assert stats["passed_over"] == {".heic": 1, "hidden": 1, "without a picture": 1}
+    assert verify(tmp_path / "out").problems == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -127,7 +127,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     stats_file.unlink(missing_ok=True)  # first: a shard without stats is not done
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
-    not_carried = Counter[str]()
+    not_carried, passed_over = Counter[str](), Counter[str]()
     reported_at, reported_failures = time.monotonic(), 0
     # Durable: after a power cut, a stats file must not mark a torn shard as done.
     with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
@@ -135,6 +135,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         writer = open_writer(job.format, stream, job.encoding)
         for slot, result in results:
             identity, sample = slot.input, slot.sample
+            passed_over.update(dict(slot.passed_over))
             if sample is None:
                 last = True
                 break
@@ -164,6 +165,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         sha256=stream.sha256,
         last=last,
         not_carried=dict(sorted(not_carried.items())),
+        passed_over=dict(sorted((+passed_over).items())),
     )
     write_text(stats_file, stats.to_json())
     for path in (job.shard_path(shard), stats_file):
@@ -242,9 +244,10 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
     columns = {
         name: sum(stats.carried.get(name, 0) for stats in finished.values()) for name in OPTIONAL_COLUMNS
     }
-    not_carried = Counter[str]()
+    not_carried, passed_over = Counter[str](), Counter(dict(job.passed_over))
     for stats in finished.values():
         not_carried.update(stats.not_carried)
+        passed_over.update(stats.passed_over)
     return {
         **job.describe(),
         "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
@@ -253,7 +256,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
         **({"not_carried": dict(sorted(not_carried.items()))} if not_carried else {}),
-        **({"passed_over": dict(job.passed_over)} if job.passed_over else {}),
+        **({"passed_over": dict(sorted(passed_over.items()))} if passed_over else {}),
         "shards": [
             {
                 "name": f"{DATA}/{job.shard_path(shard).name}",

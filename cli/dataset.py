@@ -198,7 +198,7 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a data set: its counts, hashes and index ranges, and that its keys are unique.
+    """Verify a data set: its counts, hashes and index ranges, and the keys of each shard.
 
     Examples:
       vartok dataset verify tokens

@@ -41,7 +41,7 @@ def test_json(vartok: Vartok, folder: Path) -> None:
     report = report_of(vartok, "in/a.png", "--zoom", "1.125", "--background", "#102030", "--baselines")
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
-        *("preprocessing", "methods", "device", "dtype", "versions"),
+        *("passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
     }
     assert (report["pictures"], report["failures"], report["worst"]) == (1, [], [])
     assert report["preprocessing"] == {

@@ -209,7 +209,7 @@ def test_a_compressed_tar_is_decompressed_in_small_parts() -> None:
     data = bz2.compress(bytes(header("b.mp4", 16 << 20)) + bytes(16 << 20) + file("a.png", b"one") + END)
     tracemalloc.start()
     try:
-        assert [sample.key for sample in read(data)] == ["b", "a"]
+        assert [sample.key for sample in read(data)] == ["a"]
         assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()

@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ from vartok.operations.settings import (
 from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, SearchReport, find_input_shards, folder_classes
+from vartok.sources.passed_over import warn_of_members
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -139,7 +141,7 @@ def build(
         VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: files were passed over because of their suffixes; there are fewer input shards than the
+        VartokWarning: files, or members of tars, were passed over; there are fewer input shards than the
             n of `shard`; pictures have no label, with `folder_labels`; columns of a table, or values in them,
             are not carried; or a worker process died.
     """
@@ -190,7 +192,7 @@ def build(
             fit=pixels,
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else (),
-            passed_over=tuple(sorted(report.skipped.items())),
+            passed_over=tuple(sorted(report.passed_over.items())),
         )
         with _output_errors(out):
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
@@ -256,6 +258,8 @@ def _run(
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
         warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
+    passed_over: dict[str, int] = summary.get("passed_over", {})
+    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=3)
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(
@@ -272,7 +276,7 @@ def _run(
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
         not_carried=not_carried,
-        passed_over=dict(job.passed_over),
+        passed_over=passed_over,
     )
 
 

@@ -7,6 +7,7 @@ communicate, and a shard that is made again has the same bytes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -133,12 +134,14 @@ class SampleSlot:
             the input shard within a finished part: no shard records it.
         input: identity of the input shard.
         sample: the sample; None marks the end of the input shard, whose last part is `part`.
+        passed_over: (kind, number) of the members of a tar that were passed over since the sample before.
     """
 
     index: int
     part: int | None
     input: str
     sample: Sample | None
+    passed_over: tuple[tuple[str, int], ...] = ()
 
     @property
     def shard(self) -> tuple[int, int | None]:
@@ -193,7 +196,10 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
     for task in tasks:
         index, identity = task.index, task.shard.identity
         count = 0
-        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes), 1):
+        members = Counter[str]()
+        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, members), 1):
+            passed_over = tuple(members.items())
+            members.clear()
             part: int | None = (count - 1) // job.shard_size
             if part in task.done:
                 if not sample.final:
@@ -202,13 +208,14 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             if job.keep_pictures:
                 sample = sample.with_bytes(job.fit.max_bytes)
             kept = sample if job.keep_pictures else sample.without_bytes()
-            yield SampleSlot(index, part, identity, kept), sample.key, sample.read
+            yield SampleSlot(index, part, identity, kept, passed_over), sample.key, sample.read
             if part is None:
                 break
         else:
             last = max(0, count - 1) // job.shard_size
             if last not in task.done:
-                yield SampleSlot(index, last, identity, None), "", _read_nothing
+                end = SampleSlot(index, last, identity, None, tuple(members.items()))
+                yield end, "", _read_nothing
             elif last != task.end:  # done, but not marked as the last: make it again
                 yield from pending_samples(job, [replace(task, done=task.done - {last})])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
@@ -32,6 +33,7 @@ from vartok.operations.settings import (
     resolve_tokenizer,
 )
 from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
@@ -236,6 +238,7 @@ class _EncodeRun:
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
         self._max_bytes = max_bytes
+        self._passed_over = Counter[str]()  # members of tars
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
@@ -243,7 +246,7 @@ class _EncodeRun:
         The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
         """
         for item in self._plan.todo:
-            for key, sample in item.samples(self._max_bytes):
+            for key, sample in item.samples(self._max_bytes, self._passed_over):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
                 if not isinstance(sample.picture, VartokError):
                     claimed = self._plan.claim(item, key)
@@ -255,7 +258,11 @@ class _EncodeRun:
     def results(
         self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
     ) -> Iterator[FileResult]:
-        """Write the tokens of each picture when it is encoded, and yield the results."""
+        """Write the tokens of each picture when it is encoded, and yield the results.
+
+        Warns:
+            VartokWarning: members of tars were passed over.
+        """
         yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
@@ -270,6 +277,7 @@ class _EncodeRun:
                     yield done
             if not written:
                 raise _NothingWrittenError
+        warn_of_members(self._passed_over)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:

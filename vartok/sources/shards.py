@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,16 +80,19 @@ class InputShard:
         name = as_unicode(self.name)
         return name if key == name else f"{name}: {key}"
 
-    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
+    def samples(
+        self, max_bytes: int = MAX_BYTES, passed_over: Counter[str] | None = None
+    ) -> Iterator[Sample]:
         """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
         Args:
             max_bytes: size limit of a picture in a tar or table, in bytes. A larger picture is replaced by an
                 error.
+            passed_over: counter to which the members of a tar are added that are passed over, by kind.
         """
         try:
             if self.kind == "tar":
-                yield from read_tar_samples(self.name, self.size, max_bytes)
+                yield from read_tar_samples(self.name, self.size, max_bytes, passed_over)
             elif self.kind == "parquet":
                 yield from read_table_samples(self.name, self.image_column, max_bytes)
             else:

@@ -80,6 +80,8 @@ def encode(
         format=format,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
+        weights=model.weights or "shipped",
+        dtype=model.dtype,
         **write.arguments(),
         **dataclasses.asdict(pictures),
         **dataclasses.asdict(work),

@@ -28,7 +28,7 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "lazy", "optional", "schedule"],
+    ["files", "fingerprint", "lazy", "optional", "schedule"],
     ["config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
@@ -207,6 +207,7 @@ def test_importing_vartok_imports_nothing_heavy() -> None:
         "files",
         "parallel",
         "operations",
+        "checkpoints.summary",
     ],
 )
 def test_importing_what_knows_no_model_imports_no_torch(module: str) -> None:

@@ -28,6 +28,9 @@ TEMPORARY = ".vartok-"
 HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8] if fcntl else "0"
 """Part of the names of temporary files that tells the machine that wrote them."""
 
+_open_temp_files: set[Path] = set()
+"""Temporary files that this process is writing."""
+
 ABANDONED = 3600.0
 """Age in seconds from which a temporary file counts as abandoned, where locks cannot tell."""
 
@@ -97,6 +100,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     temporary = path.parent / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}.tmp"
     lock = -1
     try:  # before the file exists: Ctrl-C may arrive at any moment
+        _open_temp_files.add(temporary)
         with _create_locked(temporary) as file:
             # A duplicate descriptor keeps the lock after the file is closed, until it has its final name.
             lock = os.dup(file.fileno())
@@ -118,6 +122,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     finally:
         if lock >= 0:
             os.close(lock)
+        _open_temp_files.discard(temporary)
     if durable:
         _sync_folder(path.parent)
 
@@ -174,6 +179,13 @@ def remove_stale_temp_files(folder: str | Path) -> None:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) and entry.name.endswith(".tmp"):
                 _remove_if_stale(entry.path)
+
+
+def remove_open_temp_files() -> None:
+    """Remove the temporary files that this process is writing, since it will end without its own cleanup."""
+    for temporary in [*_open_temp_files]:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _remove_if_stale(temporary: str) -> None:

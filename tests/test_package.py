@@ -28,7 +28,7 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "fingerprint", "lazy", "optional", "schedule"],
+    ["files", "fingerprint", "lazy", "optional", "schedule", "stopping"],
     ["config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
@@ -263,7 +263,7 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
 @pytest.mark.slow
 def test_the_wheel_installs_a_command(wheel: zipfile.ZipFile) -> None:
     info = f"vartok-{vartok.__version__}.dist-info"
-    assert "vartok = vartok.cli:app" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "vartok = vartok.__main__:main" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "License-Expression: MIT" in metadata
     assert "Requires-Python: >=3.11" in metadata

@@ -300,7 +300,7 @@ def test_an_interrupted_run_can_be_completed(
     source = [tar(tmp_path / f"{n}.tar", 400, 1000 * n) for n in range(4)]
     options = (*source, "-o", tmp_path / "out", "-w", weights, "--shard-size", 50)
     run = start(*options)
-    wait_for(lambda: (tmp_path / "out/stats").exists() and names(tmp_path / "out/stats"))
+    wait_for(lambda: [*tmp_path.glob("out/stats/[0-9]*")])
     run.send_signal(number)
     _, said = run.communicate(timeout=60)
     assert run.returncode == code, said.decode()

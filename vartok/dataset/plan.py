@@ -29,7 +29,7 @@ from vartok.dataset.schema import (
 )
 from vartok.dataset.stats import ShardId, ShardStats, read_stats
 from vartok.errors import DatasetError, one_line
-from vartok.files import TEMPORARY
+from vartok.files import TEMPORARY, remove_stale_temp_files
 from vartok.images import Fit, Picture
 from vartok.sources import InputShard, Sample
 
@@ -167,6 +167,8 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
         _check_description(job)
     else:
         _create_folder(job)
+    for folder in (DATA, STATS, ""):
+        remove_stale_temp_files(job.out / folder)
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
     for (index, part), stats in read_stats(job.out).items():

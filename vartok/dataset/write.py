@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 from vartok.dataset.formats import open_writer
 from vartok.dataset.plan import Job, SampleSlot, is_complete
-from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, README, shard_name, write_text
+from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
 from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
-from vartok.files import ABANDONED, atomic_write, remove_stale_temp_files
+from vartok.files import atomic_write
 from vartok.sources import Sample
 from vartok.tokens import ImageTokens
 
@@ -173,8 +173,6 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         passed_over=dict(sorted((+passed_over).items())),
     )
     write_text(stats_file, stats.to_json())
-    for path in (job.shard_path(shard), stats_file):
-        remove_stale_temp_files(path)
     if last:
         _remove_parts_after(job, index, part)
     new = tuple(failed[reported_failures:])
@@ -254,8 +252,6 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
         if again == finished:
             break
         finished = again
-    for name in (FAILED, DATASET, README):
-        remove_stale_temp_files(job.out / name, age=ABANDONED)
     return summary
 
 

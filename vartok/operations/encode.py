@@ -210,7 +210,7 @@ def encode_files(
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
-        return FileResults(iter(plan.refused), total)
+        return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
@@ -224,7 +224,7 @@ def encode_files(
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
-    return FileResults(run.results(encoded), total)
+    return FileResults(run.results(encoded), total, separate=target.separate)
 
 
 class _Job(NamedTuple):

@@ -46,6 +46,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
 
     Raises:
         DatasetError: the folder holds no data set, or an incomplete one; or `rank` and `world` are invalid.
+        VartokError: a package that the format of the shards needs is not installed.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ def read_table_samples(
         VartokError: pyarrow is not installed.
         OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
     """
-    require("pyarrow", extra="dataset", purpose="Parquet tables")
+    require("pyarrow", extra="dataset", purpose="tables")
     import pyarrow.parquet
 
     with (

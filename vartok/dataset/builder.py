@@ -40,6 +40,7 @@ from vartok.operations.settings import (
 from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
+from vartok.sources.classes import table_classes
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -108,7 +109,8 @@ def build(
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
         image_column: column of the tables that holds the pictures; needed if several columns might.
-        label_column: column of the tables that holds the labels; if None, the one called label or cls.
+        label_column: column of the tables that holds the labels, whole numbers or names of classes, which are
+            numbered in sorted order over all tables; if None, the one called label or cls.
         caption_column: column of the tables that holds the captions; if None, caption, text or txt.
         key_column: column of the tables that holds the keys, texts or whole numbers; if None, key.
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
@@ -137,7 +139,8 @@ def build(
 
     Raises:
         ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
-        SourceError: a source cannot be found or searched, or there are no pictures.
+        SourceError: a source cannot be found or searched, there are no pictures, or the labels of some tables
+            are whole numbers and those of others are names.
         DatasetError: `out` holds something else or a data set of other settings; more than `max_failures`
             samples failed; or the engine failed.
         OutputError: a file cannot be written.
@@ -173,6 +176,12 @@ def build(
         report=report,
     )
     files = [file for input_shard in shards for file in input_shard.files]
+    names = table_classes(shards)
+    if names is not None and folder_labels:
+        raise ArgumentError(
+            "the labels of the tables are names, which would number classes otherwise than the folders do",
+            hint="make two data sets, or leave out `folder_labels`",
+        )
     _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
     # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
@@ -196,7 +205,8 @@ def build(
             encoding=_encoding(tokenizer, pixels, grids, device, dtype),
             fit=pixels,
             keep_pictures=keep_pictures,
-            classes=tuple(folder_classes(files, report)) if folder_labels else (),
+            classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
+            label_names=names is not None,
             passed_over=tuple(sorted(report.skipped.items())),
         )
         with _output_errors(out):

@@ -53,7 +53,8 @@ class Job:
         encoding: settings that all tokens of the data set share.
         fit: how pictures become pixels; it agrees with `encoding`.
         keep_pictures: store the picture files with their tokens.
-        classes: names of the labels, if folders give them; else empty.
+        classes: names of the labels, if folders or tables give them; else empty.
+        label_names: True if tables have names in `classes` as labels; False if they have whole numbers.
         passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
 
     Raises:
@@ -67,6 +68,7 @@ class Job:
     fit: Fit
     keep_pictures: bool = False
     classes: tuple[str, ...] = ()
+    label_names: bool = False
     passed_over: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -190,10 +192,11 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
         (slot, key, function that reads the picture), as `encode_pictures` takes them. At an end,
         `slot.sample` is None, the key is empty, and the function raises an error.
     """
+    classes = {name: label for label, name in enumerate(job.classes)} if job.label_names else None
     for task in tasks:
         index, identity = task.index, task.shard.identity
         count = 0
-        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes), 1):
+        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, classes), 1):
             part: int | None = (count - 1) // job.shard_size
             if part in task.done:
                 if not sample.final:

@@ -128,7 +128,9 @@ def as_label(value: Any, classes: Mapping[str, int] | None = None) -> int | None
                 raise NotWholeError if classes is None else UnknownClassError
             return None
         if classes is None:
-            return check_label(parse_whole(name))
+            if not is_whole(name):
+                raise NotWholeError
+            return check_label(int(name.partition(".")[0]))
         if name not in classes:
             raise UnknownClassError
         return classes[name]
@@ -157,15 +159,9 @@ def as_class_name(value: Any) -> str | None:
     return text if text.strip() else ""
 
 
-def parse_whole(text: str) -> int:
-    """Return the whole number that a text holds, such as "7", "-1" or "7.0".
-
-    Raises:
-        NotWholeError: the text holds something else.
-    """
-    if not re.fullmatch(r"[+-]?[0-9]{1,30}(\.0*)?", text.strip()):
-        raise NotWholeError
-    return int(text.strip().partition(".")[0])
+def is_whole(text: str) -> bool:
+    """Return True for the text of a whole number, such as "7", "-1" or "7.0"."""
+    return re.fullmatch(r"[+-]?[0-9]{1,30}(\.0*)?", text.strip()) is not None
 
 
 def as_key(value: Any) -> str:

@@ -76,13 +76,14 @@ class ParquetTable:
         """Yield record batches of about `BATCH_BYTES` bytes or less."""
         for number in range(self._file.metadata.num_row_groups):
             group = self._file.metadata.row_group(number)
-            size = rows_at_once(group.total_byte_size, group.num_rows, rows)
+            chunks = [group.column(i) for i in range(group.num_columns)]
+            mean = sum(
+                chunk.total_uncompressed_size
+                for chunk in chunks
+                if chunk.path_in_schema.startswith(tuple(columns))  # "image.bytes" belongs to "image"
+            ) // max(1, group.num_rows)
+            size = max(1, min(rows, BATCH_BYTES // max(1, mean)))
             yield from self._file.iter_batches(size, [number], columns=list(columns), use_threads=False)
-
-
-def rows_at_once(size: int, count: int, limit: int) -> int:
-    """Return how many rows to read at once, at most `limit`, where `count` rows have `size` bytes."""
-    return max(1, min(limit, BATCH_BYTES // max(1, size // max(1, count))))
 
 
 @contextlib.contextmanager

@@ -56,14 +56,28 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Options for the column, the labels and the keys of pictures."""
+    """Options for the columns of tables, and for the labels and the keys of picture files."""
 
     image_column: Annotated[
         str | None,
         typer.Option(
             "--image-column",
-            help="Parquet column that holds the pictures; needed if several hold binary data.",
+            help="Column of tables that holds the pictures; needed if several hold binary data.",
         ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option("--label-column", help="Column of tables that holds the labels; default: label, cls."),
+    ] = None
+    caption_column: Annotated[
+        str | None,
+        typer.Option(
+            "--caption-column", help="Column of tables that holds the captions; default: caption, text, txt."
+        ),
+    ] = None
+    key_column: Annotated[
+        str | None,
+        typer.Option("--key-column", help="Column of tables that holds the keys; default: key, __key__."),
     ] = None
     folder_labels: Annotated[
         bool,
@@ -147,7 +161,8 @@ def make(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt), pictures; paths or URLs."
+            metavar="SRC",
+            help="Folders, tars, tables (Parquet, Arrow), lists (.txt), pictures; paths or URLs.",
         ),
     ],
     output: Annotated[

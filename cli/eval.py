@@ -64,7 +64,8 @@ def eval(
     pictures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PICTURE", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
+            metavar="PICTURE",
+            help="Pictures, tars, Parquet and Arrow files, lists (.txt), folders (-r); - for stdin.",
         ),
     ] = None,
     measure: MeasureOptions,

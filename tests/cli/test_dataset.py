@@ -21,6 +21,7 @@ from noise import SMALL, draw
 from noise import save as save_checkpoint
 
 from vartok.dataset import TokenDataset, builder, engines, verify
+from vartok.errors import VartokError
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +249,22 @@ def test_inspect_codebook_counts_tokens_of_shards(small: Path, vartok: Vartok) -
     Path("parquet/data/00000-0000.parquet").write_bytes(b"junk")
     broken = vartok("inspect-codebook", "--usage", "parquet", code=3)
     assert "00000-0000.parquet: is not a parquet shard of tokens" in broken.stderr
+
+
+def test_a_missing_pyarrow_is_said_once(small: Path, vartok: Vartok, monkeypatch: pytest.MonkeyPatch) -> None:
+    vartok("dataset", "photos", "-o", "out", "--shard-size", 2)
+    Path("t.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    cure = r": run pip install '\.\[dataset\]' in a clone of vartok"
+    with pytest.raises(VartokError, match=r"^not installed: pyarrow \(needed for parquet shards\)"):
+        TokenDataset("out")
+    for args in (["dataset", "verify", "out"], ["inspect-codebook", "--usage", "out"]):
+        (line, *_) = vartok(*args, code=1).stderr.splitlines()
+        assert re.fullmatch(rf".*not installed: pyarrow \(needed for parquet shards\){cure}", line)
+    for args in (["dataset", "t.parquet"], ["encode", "t.parquet"]):
+        (line, *rest) = vartok(*args, "-o", "x", code=1).stderr.splitlines()
+        assert re.fullmatch(rf".*not installed: pyarrow \(needed for (data sets|tables)\){cure}", line)
+        assert "pyarrow" not in "".join(rest)
 
 
 @pytest.mark.slow

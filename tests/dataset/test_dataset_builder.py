@@ -14,6 +14,7 @@ from vartok.dataset import Progress, TokenDataset, build, verify
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.write import REPEATED_KEYS
 from vartok.errors import ArgumentError, DatasetError, OutputError, SourceError, VartokWarning
+from vartok.sources import classes
 
 pytest_plugins = ["dataset_cases"]
 
@@ -205,18 +206,58 @@ def test_other_errors_have_their_own_classes(
         build(path, tmp_path / "out", **options, shard=(0, 4))
 
 
-def test_what_is_not_carried_is_counted_over_all_tables(options: dict[str, Any], tmp_path: Path) -> None:
-    tables: list[list[str | None]] = [["cat", "dog", "1", None], ["cat"]]
-    for n, labels in enumerate(tables):
+def test_names_of_classes_in_tables_are_numbered_over_all_of_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    columns: list[list[str | None]] = [["cat", None, "7"], ["ant"]]
+    for n, labels in enumerate(columns):
         pictures = [picture(seed) for seed in range(len(labels))]
         table(tmp_path / f"{n}.parquet", image=pictures, label=labels, text=["a"] * len(labels))
-    what = "column 'label': labels that are not whole numbers"
+    for part in (1, 0):  # each run does half, and both agree on the numbers
+        build(tmp_path, tmp_path / "out", **options, shard=(part, 2))
+    dataset = TokenDataset(tmp_path / "out")
+    assert dataset.classes == ["7", "ant", "cat"]
+    assert [row["label"] for row in dataset] == [2, -1, 0, 1]
+    description = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert description["carried"] == {"label": 3, "caption": 4, "metadata": 0}
+    assert "not_carried" not in description
+    assert build(tmp_path, tmp_path / "out", **options).run.shards == 0
+    table(tmp_path / "2.parquet", image=[picture(9)], label=["bee"])
+    with pytest.raises(DatasetError, match="holds a data set with classes"):
+        build(tmp_path, tmp_path / "out", **options)
+    save(tmp_path / "ant/0.png", width=12, height=9)
+    with pytest.raises(ArgumentError, match="the labels of the tables are names"):
+        build(tmp_path, tmp_path / "new", **options, folder_labels=True)
+    table(tmp_path / "2.parquet", image=[picture(9)], label=[3])
+    with pytest.raises(
+        SourceError, match=r"labels of .*0\.parquet are names of classes, but those of .*2\.parq"
+    ):
+        build(tmp_path, tmp_path / "new", **options)
+
+
+def test_what_is_not_carried_is_counted_over_all_tables(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classes, "MAX_CLASSES", 2)
+    columns: list[list[str | None]] = [["cat", "dog", "1", None], ["cat"]]
+    for n, labels in enumerate(columns):
+        pictures = [picture(seed) for seed in range(len(labels))]
+        table(tmp_path / f"{n}.parquet", image=pictures, label=labels, text=["a"] * len(labels))
+    what = "column 'label': names of classes without a number"
     for _ in range(2):  # the second run has nothing to do
         with pytest.warns(VartokWarning) as said:
             summary = build(tmp_path, tmp_path / "out", **options)
-        assert [str(warning.message) for warning in said] == [f"not carried: {what} (3 rows)"]
-        assert summary.not_carried == {what: 3}
+        assert [str(warning.message) for warning in said] == [
+            "the labels of the tables have more than 2 names, so they are not carried",
+            f"not carried: {what} (4 rows)",
+        ]
+        assert summary.not_carried == {what: 4}
     description = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert description["not_carried"] == {what: 3}
-    assert description["carried"] == {"label": 1, "caption": 5, "metadata": 0}
+    assert description["not_carried"] == {what: 4}
+    assert description["carried"] == {"label": 0, "caption": 5, "metadata": 0}
     assert verify(tmp_path / "out").problems == []
+
+
+def test_columns_without_a_table_are_said(options: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    with pytest.warns(VartokWarning, match="there is no table for the columns 'photo', 'breed'"):
+        build(source / "0.png", tmp_path / "out", **options, image_column="photo", label_column="breed")

@@ -54,7 +54,8 @@ class Job:
         encoding: settings that all tokens of the data set share.
         fit: how pictures become pixels; it agrees with `encoding`.
         keep_pictures: store the picture files with their tokens.
-        classes: names of the labels, if folders give them; else empty.
+        classes: names of the labels, if folders or tables give them; else empty.
+        label_names: True if tables have names in `classes` as labels; False if they have whole numbers.
         passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
 
     Raises:
@@ -68,6 +69,7 @@ class Job:
     fit: Fit
     keep_pictures: bool = False
     classes: tuple[str, ...] = ()
+    label_names: bool = False
     passed_over: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -195,11 +197,12 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
         (slot, key, function that reads the picture), as `encode_pictures` takes them. At an end,
         `slot.sample` is None, the key is empty, and the function raises an error.
     """
+    classes = {name: label for label, name in enumerate(job.classes)} if job.label_names else None
     for task in tasks:
         index, identity = task.index, task.shard.identity
         count = 0
         members = Counter[str]()
-        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, members), 1):
+        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, members, classes), 1):
             passed_over = tuple(members.items())
             members.clear()
             part: int | None = (count - 1) // job.shard_size

@@ -63,6 +63,7 @@ def verify(out: str | Path) -> Report:
     Raises:
         DatasetError: the folder holds no data set, or dataset.json is broken.
         OSError: a file cannot be read; a missing shard is a defect instead.
+        VartokError: a package that the format of the shards needs is not installed.
     """
     out = Path(out)
     description, encoding = open_dataset(out)

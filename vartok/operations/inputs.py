@@ -29,7 +29,8 @@ class Input:
 
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
-        kind: "picture", "tar", "table" (Parquet) or "tokens"; "folder" for one that cannot be searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "folder" for one that cannot be
+            searched.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
         error: the reason why a folder, list or URL gives no files, or why what a search found is no file to

@@ -21,7 +21,7 @@ from vartok.sources.passed_over import count_suffix, warn_passed_over
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
-TABLES = (".parquet", ".pq")
+TABLES = (".parquet", ".pq", ".arrow", ".feather")
 TOKENS = (".npz", ".tokens.json", ".jsonl")
 LISTS = (".txt",)
 
@@ -42,8 +42,8 @@ class FoundFile(NamedTuple):
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "folder" for one that cannot be
-            searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "folder" for one that
+            cannot be searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
         error: the reason why a folder cannot be searched, or why what a search found is no file to read, as

@@ -48,6 +48,14 @@ def test_progress_adds_up(source: Path, options: dict[str, Any], tmp_path: Path)
     assert failures[0].cause == "not a picture that vartok can read"
 
 
+def test_a_loaded_tokenizer_builds_in_this_process(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    tar(tmp_path / "a.tar", [("a.png", picture())])
+    assert build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, workers=1).pictures == 1
+    assert TokenDataset(tmp_path / "out").model == small_tokenizer.info
+    with pytest.raises(ArgumentError, match="cannot be sent to other processes"):
+        build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, processes=2)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 def test_a_build_that_is_interrupted_can_be_completed(
     source: Path,

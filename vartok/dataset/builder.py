@@ -73,6 +73,7 @@ def build(
     key_column: str | None = None,
     folder_labels: bool = False,
     full_names: bool = False,
+    tokenizer: Tokenizer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -118,6 +119,8 @@ def build(
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
             in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
+        tokenizer: a loaded tokenizer, with which this process does all the work; `weights`, `device`, `dtype`
+            and `compile` are then not used.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
@@ -156,6 +159,12 @@ def build(
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
+    if tokenizer is not None:
+        if engine == "ray" or (processes or 1) > 1:
+            raise ArgumentError(
+                "a loaded tokenizer cannot be sent to other processes", hint="set `weights` in its place"
+            )
+        device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(
             "a data set cannot have the fit native, since its pictures have one size",
@@ -198,7 +207,7 @@ def build(
         else:
             device, processes = choose_processes(device, processes)
         alone = processes == 1  # else this process needs only the checkpoint's config
-        tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
             out=out,

@@ -92,7 +92,7 @@ def decode_file(
             raise result
         return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
     except VartokError as error:
-        raise name_file(path, error) from error
+        raise name_file(path, error) from None
 
 
 def decode_files(

@@ -93,7 +93,7 @@ def encode_file(
     pictures = [(None, Path(path).name, Path(path))]
     [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
     if isinstance(result, VartokError):
-        raise name_file(path, result) from result
+        raise name_file(path, result) from None
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from vartok.errors import ImageError, one_line
 from vartok.images import MAX_BYTES, bytes_error
 from vartok.optional import require
-from vartok.sources.arrow_files import ArrowTable, is_arrow
+from vartok.sources.arrow_files import ArrowTable, is_arrow, map_file, release_pages
 from vartok.sources.arrow_values import (
     NotWholeError,
     UnknownClassError,
@@ -34,7 +34,7 @@ BATCH_BYTES = 1 << 24
 """Approximate size in bytes of the rows that are read at once."""
 
 BUFFER = 1 << 20
-"""Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
+"""Bytes of a column at a URL that are read at once; by default Arrow reads the column's whole row group."""
 
 
 class Table(Protocol):
@@ -66,8 +66,13 @@ class ParquetTable:
     def __init__(self, stream: BinaryIO, categories: Sequence[str] = ()) -> None:
         import pyarrow.parquet
 
+        # In a mapped file nothing is copied before it is unpacked, whatever size a damaged page claims.
+        self._map = map_file(stream)
         self._file = pyarrow.parquet.ParquetFile(
-            stream, buffer_size=BUFFER, pre_buffer=False, read_dictionary=list(categories)
+            stream if self._map is None else pyarrow.BufferReader(pyarrow.py_buffer(self._map)),
+            buffer_size=BUFFER if self._map is None else 0,
+            pre_buffer=False,
+            read_dictionary=list(categories),
         )
         self.schema = self._file.schema_arrow
         self.num_rows: int = self._file.metadata.num_rows
@@ -83,7 +88,9 @@ class ParquetTable:
                 if chunk.path_in_schema.startswith(tuple(columns))  # "image.bytes" belongs to "image"
             ) // max(1, group.num_rows)
             size = max(1, min(rows, BATCH_BYTES // max(1, mean)))
-            yield from self._file.iter_batches(size, [number], columns=list(columns), use_threads=False)
+            for batch in self._file.iter_batches(size, [number], columns=list(columns), use_threads=False):
+                yield batch
+                release_pages(self._map)
 
 
 @contextlib.contextmanager

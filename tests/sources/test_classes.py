@@ -51,6 +51,7 @@ def test_names_are_read_from_every_type_of_text(tmp_path: Path, column: Any, suf
         ([[1, 2], ["7"]], None),
         ([["7"], ["b", "7"]], ("7", "b")),
         ([["b"], pa.nulls(2)], ("b",)),
+        ([["b"], [float("nan"), None], [-1, None]], ("b",)),
         ([["b", "x" * 2000]], ("b",)),
         ([[b"b", b"\xe9"]], ("b",)),
         ([[True, False], [1.0, 2.0]], None),

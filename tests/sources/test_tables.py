@@ -116,3 +116,10 @@ def test_a_page_that_claims_gigabytes_takes_none(tmp_path: Path) -> None:
     (failed,) = samples_of(path)
     assert "Page was smaller" in str(failed.picture)
     assert pa.default_memory_pool().max_memory() < before + 1_000_000
+
+
+def test_joined_parquet_files_are_refused(tmp_path: Path) -> None:
+    paths = [table(tmp_path / f"{n}.parquet", image=[b"%d" % n] * 9, label=[n] * 9) for n in range(2)]
+    (tmp_path / "both.parquet").write_bytes(paths[0].read_bytes() + paths[1].read_bytes())
+    (failed,) = samples_of(tmp_path / "both.parquet")  # Arrow reads the first pictures as the second's
+    assert str(failed.picture) == "is several Parquet files joined into one: name each file alone"

@@ -65,6 +65,12 @@ def test_texts_are_names_unless_all_are_whole_numbers(
     assert found(tmp_path, *labels) == expected
 
 
+def test_a_name_that_is_not_text_is_left_out(tmp_path: Path) -> None:
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"b\xe9a"))
+    assert found(tmp_path, texts) == found(tmp_path, texts, suffix="feather") == ("a", "b")
+
+
 def test_names_beside_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match=r"labels of .*1\.parquet are names of classes, but those of .*0\.par"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from vartok.errors import ImageError, SourceError, VartokWarning, printable
-from vartok.sources.arrow_values import as_class_name, as_label, is_null, is_text, is_whole, plain
+from vartok.sources.arrow_values import MAX_LABEL_BYTES, as_label, is_null, is_text, is_whole
 from vartok.sources.columns import choose_columns
 from vartok.sources.shards import InputShard
 from vartok.sources.tables import open_table
@@ -97,9 +97,10 @@ def _read_labels(shard: InputShard) -> _Labels:
                 return _Labels(numbers=True)
         with open_table(shard.name, categories=[column]) as table:
             for rows in table.batches([column], VALUES):
-                found = frozenset(_names(rows)) if not isinstance(rows, ImageError) else frozenset()
-                whole = whole and all(map(is_whole, found))
-                names = _limited(names, found)
+                if not isinstance(rows, ImageError):  # a row that cannot be read
+                    found = frozenset(filter(_is_name, _texts(rows) - (names or set())))
+                    whole = whole and all(map(is_whole, found))
+                    names = _limited(names, found)
                 if names is None and not whole:
                     break
     return _Labels(False, names if names is None else frozenset(names), whole)
@@ -125,12 +126,33 @@ def _limited(names: set[str] | None, more: frozenset[str] | None) -> set[str] | 
     return names if len(names) <= MAX_CLASSES else None
 
 
-def _names(rows: Any) -> Iterator[str]:
-    """Yield the texts in the column of a record batch."""
+def _is_name(text: str) -> bool:
+    return bool(text.strip()) and len(text.encode()) <= MAX_LABEL_BYTES
+
+
+def _texts(rows: Any) -> set[str]:
+    """Return the texts in the column of a record batch, without those that are not UTF-8."""
     values = rows.column(0)
     with contextlib.suppress(NotImplementedError, TypeError):  # of some types
         values = values.unique()
-    for value in map(plain, values):
-        with contextlib.suppress(ImageError):  # not UTF-8
-            if value.is_valid and (name := as_class_name(value)):
-                yield name
+    if hasattr(values, "dictionary_decode"):  # a list of plain values is made faster
+        values = values.dictionary_decode()
+    try:
+        texts = values.to_pylist()
+    except UnicodeDecodeError:  # of one of them, which its row will tell
+        texts = map(_value, values)
+    return set(filter(None, (_decode(text) if isinstance(text, bytes) else text for text in texts)))
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _decode(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None

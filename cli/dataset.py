@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vartok.errors import OutputError, VartokError, counted, printable
+from vartok.stopping import Terminated, as_exceptions
 
-from .command import Group, Terminated, command
+from .command import Group, command
 from .display import Display
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
@@ -213,7 +214,7 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a data set: its counts, hashes and index ranges, and that its keys are unique.
+    """Verify a data set: its counts, hashes and index ranges, and the keys of each shard.
 
     Examples:
       vartok dataset verify tokens
@@ -368,7 +369,7 @@ def _stop_message() -> Iterator[None]:
     stdout goes to stderr in this context, as Ray prints warnings on stdout.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), as_exceptions():
             yield
     except (KeyboardInterrupt, Terminated) as error:
         say("stopped; finished shards are kept, and the same command resumes")

@@ -22,7 +22,7 @@ from .options import (
     WorkOptions,
     WriteOptions,
 )
-from .report import Report
+from .report import Report, after_stop
 
 
 @command
@@ -81,11 +81,19 @@ def encode(
         format=format,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
+        weights=model.weights or "shipped",
+        dtype=model.dtype,
         **write.arguments(),
         **dataclasses.asdict(pictures),
         **dataclasses.asdict(work),
     )
-    report = Report(results.total, verb="encoded", quiet=messages.quiet, debug=messages.debug)
+    report = Report(
+        results.total,
+        verb="encoded",
+        quiet=messages.quiet,
+        debug=messages.debug,
+        after_stop=after_stop(results, target),
+    )
     for result in results:
         count = token_count(result.tokens.schedule) if result.tokens else 0
         report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")

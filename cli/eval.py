@@ -165,6 +165,7 @@ def _as_json(
         "baselines": [dataclasses.asdict(scores) for scores in report.baselines],
         "worst": [dataclasses.asdict(scores) for scores in report.worst(worst)],
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
+        "passed_over": report.passed_over,
         "preprocessing": {
             "fit": fit.mode,
             "size": None if native else fit.size,

@@ -28,7 +28,7 @@ pytest_plugins = ["dataset_cases"]
 def test_a_run_that_stops_after_any_shard_can_be_completed(
     tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, whole: dict[str, bytes]
 ) -> None:
-    for stop in range(1, len(SHARDS)):
+    for stop in (1, 4, len(SHARDS) - 1):
         out = tmp_path / str(stop)
         job = make_job(out, small_tokenizer)
         shards = find_input_shards([str(source)], 3)

@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
 from vartok.sources.classes import table_classes
+from vartok.sources.passed_over import warn_of_members
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -71,6 +73,7 @@ def build(
     key_column: str | None = None,
     folder_labels: bool = False,
     full_names: bool = False,
+    tokenizer: Tokenizer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -116,6 +119,8 @@ def build(
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
             in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
+        tokenizer: a loaded tokenizer, with which this process does all the work; `weights`, `device`, `dtype`
+            and `compile` are then not used.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
@@ -148,12 +153,18 @@ def build(
         VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: files were passed over because of their suffixes; there are fewer input shards than the
+        VartokWarning: files, or members of tars, were passed over; there are fewer input shards than the
             n of `shard`; pictures have no label, with `folder_labels`; there are no tables for named columns;
             columns of a table, or values in them, are not carried; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
+    if tokenizer is not None:
+        if engine == "ray" or (processes or 1) > 1:
+            raise ArgumentError(
+                "a loaded tokenizer cannot be sent to other processes", hint="set `weights` in its place"
+            )
+        device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(
             "a data set cannot have the fit native, since its pictures have one size",
@@ -196,7 +207,7 @@ def build(
         else:
             device, processes = choose_processes(device, processes)
         alone = processes == 1  # else this process needs only the checkpoint's config
-        tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
             out=out,
@@ -207,7 +218,7 @@ def build(
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
             label_names=names is not None,
-            passed_over=tuple(sorted(report.skipped.items())),
+            passed_over=tuple(sorted(report.passed_over.items())),
         )
         with _output_errors(out):
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
@@ -273,6 +284,8 @@ def _run(
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
         warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
+    passed_over: dict[str, int] = summary.get("passed_over", {})
+    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=3)
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(
@@ -289,7 +302,7 @@ def _run(
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
         not_carried=not_carried,
-        passed_over=dict(job.passed_over),
+        passed_over=passed_over,
     )
 
 

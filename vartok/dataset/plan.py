@@ -7,6 +7,7 @@ communicate, and a shard that is made again has the same bytes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from vartok.dataset.schema import (
 )
 from vartok.dataset.stats import ShardId, ShardStats, read_stats
 from vartok.errors import DatasetError, one_line
-from vartok.files import TEMPORARY
+from vartok.files import TEMPORARY, remove_stale_temp_files
 from vartok.images import Fit, Picture
 from vartok.sources import InputShard, Sample
 
@@ -135,12 +136,14 @@ class SampleSlot:
             the input shard within a finished part: no shard records it.
         input: identity of the input shard.
         sample: the sample; None marks the end of the input shard, whose last part is `part`.
+        passed_over: (kind, number) of the members of a tar that were passed over since the sample before.
     """
 
     index: int
     part: int | None
     input: str
     sample: Sample | None
+    passed_over: tuple[tuple[str, int], ...] = ()
 
     @property
     def shard(self) -> tuple[int, int | None]:
@@ -166,6 +169,8 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
         _check_description(job)
     else:
         _create_folder(job)
+    for folder in (DATA, STATS, ""):
+        remove_stale_temp_files(job.out / folder)
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
     for (index, part), stats in read_stats(job.out).items():
@@ -196,7 +201,10 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
     for task in tasks:
         index, identity = task.index, task.shard.identity
         count = 0
-        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, classes), 1):
+        members = Counter[str]()
+        for count, sample in enumerate(task.shard.samples(job.fit.max_bytes, members, classes), 1):
+            passed_over = tuple(members.items())
+            members.clear()
             part: int | None = (count - 1) // job.shard_size
             if part in task.done:
                 if not sample.final:
@@ -205,13 +213,14 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
             if job.keep_pictures:
                 sample = sample.with_bytes(job.fit.max_bytes)
             kept = sample if job.keep_pictures else sample.without_bytes()
-            yield SampleSlot(index, part, identity, kept), sample.key, sample.read
+            yield SampleSlot(index, part, identity, kept, passed_over), sample.key, sample.read
             if part is None:
                 break
         else:
             last = max(0, count - 1) // job.shard_size
             if last not in task.done:
-                yield SampleSlot(index, last, identity, None), "", _read_nothing
+                end = SampleSlot(index, last, identity, None, tuple(members.items()))
+                yield end, "", _read_nothing
             elif last != task.end:  # done, but not marked as the last: make it again
                 yield from pending_samples(job, [replace(task, done=task.done - {last})])
 

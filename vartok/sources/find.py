@@ -6,26 +6,18 @@ import os
 import posixpath
 import re
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import (
-    ArgumentError,
-    ImageError,
-    SourceError,
-    VartokError,
-    VartokWarning,
-    counted,
-    printable,
-)
+from vartok.errors import ArgumentError, ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
+from vartok.sources.passed_over import count_suffix, warn_passed_over
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
@@ -42,9 +34,6 @@ A search skips these pictures, since they often lie in the folders of the origin
 
 OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
 """Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
-
-MAX_SUFFIXES = 8
-"""Largest number of suffixes that the warning of `SearchReport` lists."""
 
 
 class FoundFile(NamedTuple):
@@ -74,12 +63,12 @@ class SearchReport:
     """A record of searches: files that were passed over, and the top folders of sources.
 
     Attributes:
-        skipped: number of files by suffix, in lower case, that a search passed over because of their
+        passed_over: number of files by suffix, in lower case, that a search passed over because of their
             suffixes; "" counts files without one. Hidden files and vartok's token files are not counted.
         folders: names of the folders that lie directly in a searched folder, whether they hold files or not.
     """
 
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
     folders: set[str] = field(default_factory=set)
 
     def skip(self, name: str) -> None:
@@ -87,8 +76,10 @@ class SearchReport:
         base = posixpath.basename(name.replace(os.sep, "/"))
         if base.startswith(".") or OWN_TOKENS.search(base):
             return
-        decoded = DECODED.search(base)
-        self.skipped[decoded[0] if decoded else os.path.splitext(base)[1].lower()] += 1
+        if decoded := DECODED.search(base):
+            self.passed_over[decoded[0]] += 1
+        else:
+            count_suffix(self.passed_over, base)
 
     def warn(self, *, stacklevel: int = 2) -> None:
         """Warn once of all files that were passed over, with their suffixes.
@@ -96,18 +87,7 @@ class SearchReport:
         Warns:
             VartokWarning: files were passed over.
         """
-        if not self.skipped:
-            return
-        ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in ranked]
-        if len(parts) > MAX_SUFFIXES:
-            parts[MAX_SUFFIXES - 1 :] = [f"{sum(count for _, count in ranked[MAX_SUFFIXES - 1 :]):,} others"]
-        files = counted(self.skipped.total(), "file")
-        warnings.warn(
-            f"passed over {files} of kinds that are not read: {', '.join(parts)}",
-            VartokWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warn_passed_over(self.passed_over, "file of kinds that are not read", stacklevel=stacklevel + 1)
 
 
 def find_files(

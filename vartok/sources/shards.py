@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,18 +87,22 @@ class InputShard:
         return name if key == name else f"{name}: {key}"
 
     def samples(
-        self, max_bytes: int = MAX_BYTES, classes: Mapping[str, int] | None = None
+        self,
+        max_bytes: int = MAX_BYTES,
+        passed_over: Counter[str] | None = None,
+        classes: Mapping[str, int] | None = None,
     ) -> Iterator[Sample]:
         """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
         Args:
             max_bytes: size limit of a picture in a tar or table, in bytes. A larger picture is replaced by an
                 error.
+            passed_over: counter to which the members of a tar are added that are passed over, by kind.
             classes: labels by the names of classes in a table; None if the labels in it are whole numbers.
         """
         try:
             if self.kind == "tar":
-                yield from read_tar_samples(self.name, self.size, max_bytes)
+                yield from read_tar_samples(self.name, self.size, max_bytes, passed_over)
             elif self.kind == "table":
                 yield from read_table_samples(self.name, self.columns, max_bytes, classes)
             else:

@@ -51,6 +51,7 @@ def test_names_are_read_from_every_type_of_text(tmp_path: Path, column: Any, suf
         ([[1, 2], ["7"]], None),
         ([["7"], ["b", "7"]], ("7", "b")),
         ([["b"], pa.nulls(2)], ("b",)),
+        ([["b"], [float("nan"), None], [-1, None]], ("b",)),
         ([["b", "x" * 2000]], ("b",)),
         ([[b"b", b"\xe9"]], ("b",)),
         ([[True, False], [1.0, 2.0]], None),
@@ -62,6 +63,12 @@ def test_texts_are_names_unless_all_are_whole_numbers(
 ) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"junk")  # it fails when its pictures are read
     assert found(tmp_path, *labels) == expected
+
+
+def test_a_name_that_is_not_text_is_left_out(tmp_path: Path) -> None:
+    offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"b\xe9a"))
+    assert found(tmp_path, texts) == found(tmp_path, texts, suffix="feather") == ("a", "b")
 
 
 def test_names_beside_numbers_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ def test_an_ambiguous_column_of_pictures_is_refused(tmp_path: Path) -> None:
     assert samples_of(path, columns=NamedColumns("two"))[0].picture == b"2"
     (failed,) = samples_of(table(tmp_path / "u.parquet", name=["x"]))
     assert (
-        str(failed.picture) == 'the table has no column of pictures: binary, or a struct with binary "bytes"'
+        str(failed.picture)
+        == "the table has no column of pictures, which are binary or a struct with binary "
+        '"bytes": its columns are name (string)'
     )
 
 
@@ -47,6 +49,7 @@ def test_columns_that_are_not_read_but_look_like_it_are_named(tmp_path: Path) ->
         pages=[[b"3"]],
         label=[[1, 2]],
         Captions=["a"],
+        labelName=["b"],
         text_embedding=[[0.5]],
         key=[7],
         meta=pa.nulls(1),
@@ -60,6 +63,7 @@ def test_columns_that_are_not_read_but_look_like_it_are_named(tmp_path: Path) ->
         "column 'mask': column 'image' holds the pictures",
         "column 'pages': lists of pictures",
         "column 'Captions': captions are read from a column caption or text or txt",
+        "column 'labelName': labels are read from a column label or cls",
     )
 
 

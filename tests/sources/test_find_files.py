@@ -2,13 +2,17 @@
 
 import os
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from commands import QUICK
 from conftest import Vartok, names, save
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
+from source_cases import table
 
 from vartok.errors import SourceError, VartokWarning
 from vartok.sources import FoundFile, SearchReport, find_files, find_input_shards
@@ -17,7 +21,19 @@ from vartok.train.settings import DataSettings
 
 
 def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path) -> None:
-    files = ["a.png", "b.TAR", "c.tgz", "d.parquet", "d.pq", "e.tokens.json", "f.md", "g.tar.xz", "sub/h.JPG"]
+    files = [
+        "a.png",
+        "b.TAR",
+        "c.tgz",
+        "d.parquet",
+        "d.pq",
+        "d.arrow",
+        "d.FEATHER",
+        "e.tokens.json",
+        "f.md",
+        "g.tar.xz",
+        "sub/h.JPG",
+    ]
     for name in files:
         Path("all", name).parent.mkdir(parents=True, exist_ok=True)
         Path("all", name).write_bytes(b"12")
@@ -25,6 +41,8 @@ def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path
         FoundFile("a.png", "all/a.png", "picture"),
         FoundFile("b.TAR", "all/b.TAR", "tar", 2),
         FoundFile("c.tgz", "all/c.tgz", "tar", 2),
+        FoundFile("d.FEATHER", "all/d.FEATHER", "table", 2),
+        FoundFile("d.arrow", "all/d.arrow", "table", 2),
         FoundFile("d.parquet", "all/d.parquet", "table", 2),
         FoundFile("d.pq", "all/d.pq", "table", 2),
         FoundFile("g.tar.xz", "all/g.tar.xz", "tar", 2),
@@ -221,3 +239,37 @@ def test_urls_keep_both_slashes(here: Path) -> None:
     (shard,) = find_input_shards([url], 10)
     (sample,) = shard.samples()
     assert (sample.key, sample.picture) == ("b", url)
+
+
+class Hub(MemoryFileSystem):  # type: ignore[misc]
+    """Stands in for Hugging Face's file system."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return f"/{path.removeprefix('hf://').strip('/')}"
+
+
+def test_tables_on_the_hub_are_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_registry, "hf", Hub)
+    url = "hf://datasets/owner/name@refs%2Fconvert%2Fparquet"
+    table(here / "t.parquet", image=[b"1"], label=[3])
+    Hub().pipe(f"{url}/train/0.parquet", Path("t.parquet").read_bytes())
+    for source in (url, f"{url}/train/0.parquet", f"{url}/*/*.parquet"):
+        (shard,) = find_input_shards([source], 10)
+        (sample,) = shard.samples()
+        assert (sample.key, sample.picture, sample.label) == ("0/00000000", b"1", 3)
+
+
+def test_the_package_for_a_url_is_named(here: Path, vartok: Vartok, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(_registry, "hf", raising=False)
+    url = "hf://datasets/owner/name/0.parquet"
+    message = "not installed: huggingface_hub (needed for hf:// URLs): run pip install huggingface_hub"
+    for command in ("dataset", "encode"):
+        (line, *_) = vartok(command, url, "-o", "out", code=1).stderr.splitlines()
+        assert line == f"vartok: {url}: {message}"
+    Path("list.txt").write_text(f"{url}\n")
+    assert message.partition(":")[0] in vartok("dataset", "list.txt", "-o", "out", code=1).stderr

@@ -103,3 +103,23 @@ def test_the_first_caption_is_the_caption_and_metadata_hold_all(tmp_path: Path) 
     assert (a.caption, a.metadata, b.metadata) == ("a", '{"n": 1}', '{"n": 2}')
     assert a.not_carried == ("column 'caption': captions after the first of a row",)
     assert b.not_carried == ()
+
+
+def test_a_page_that_claims_gigabytes_takes_none(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [b"1"] * 5}), path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    kind, unpacked, packed = data[4:6], data[6:8], data[8:10]
+    assert (kind[0], unpacked[0], packed[0], packed[1]) == (0x15, 0x15, 0x15, unpacked[1])  # a page's header
+    path.write_bytes(data[:9] + b"\xfe\xff\xff\xff\x0f" + data[10:])
+    before = pa.default_memory_pool().max_memory()
+    (failed,) = samples_of(path)
+    assert "Page was smaller" in str(failed.picture)
+    assert pa.default_memory_pool().max_memory() < before + 1_000_000
+
+
+def test_joined_parquet_files_are_refused(tmp_path: Path) -> None:
+    paths = [table(tmp_path / f"{n}.parquet", image=[b"%d" % n] * 9, label=[n] * 9) for n in range(2)]
+    (tmp_path / "both.parquet").write_bytes(paths[0].read_bytes() + paths[1].read_bytes())
+    (failed,) = samples_of(tmp_path / "both.parquet")  # Arrow reads the first pictures as the second's
+    assert str(failed.picture) == "is several Parquet files joined into one: name each file alone"

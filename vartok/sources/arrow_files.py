@@ -65,11 +65,8 @@ class ArrowTable:
         import pyarrow
 
         size = stream.seek(0, 2)
-        self._map: mmap.mmap | None = None
-        if size:
-            with contextlib.suppress(OSError, AttributeError):  # a stream that is no local file
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        if (mapped := self._map) is not None:
+        self._map = mapped = map_file(stream)
+        if mapped is not None:
             self._source: Any = pyarrow.BufferReader(pyarrow.py_buffer(mapped))
             self._contents = list_messages(lambda start, count: mapped[start : start + count], size, False)
         else:
@@ -108,7 +105,7 @@ class ArrowTable:
                     yield part
                 except ArrowInvalid as error:
                     yield ImageError(f"its row cannot be read: {one_line(error)}")
-                self._release()
+                release_pages(self._map)
         if self._contents.error is not None:
             raise self._contents.error
 
@@ -120,10 +117,19 @@ class ArrowTable:
         options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         return ipc.open_stream(self._source, options=options)
 
-    def _release(self) -> None:
-        """Give the memory of the pages that were read back; they are read again if they are used again."""
-        if self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+
+def map_file(stream: BinaryIO) -> mmap.mmap | None:
+    """Map a local file into memory; None for another stream, an empty file, or where that is not possible."""
+    try:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def release_pages(mapped: mmap.mmap | None) -> None:
+    """Give the memory of a mapped file back; what is used again is read again."""
+    if mapped is not None and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def is_arrow(stream: BinaryIO, name: str) -> bool:

@@ -122,18 +122,16 @@ def as_label(value: Any, classes: Mapping[str, int] | None = None) -> int | None
     if not value.is_valid:
         return None
     if _holds_text(value):
-        name = as_class_name(value)
-        if not name:
-            if name is None:
-                raise NotWholeError if classes is None else UnknownClassError
+        text = as_text(value, "label") if _size(value) <= MAX_LABEL_BYTES else None
+        if text is not None and not text.strip():
             return None
-        if classes is None:
-            if not is_whole(name):
-                raise NotWholeError
-            return check_label(int(name.partition(".")[0]))
-        if name not in classes:
-            raise UnknownClassError
-        return classes[name]
+        if classes is not None:
+            if text is None or text not in classes:
+                raise UnknownClassError
+            return classes[text]
+        if text is None or not is_whole(text):
+            raise NotWholeError
+        return check_label(int(text.partition(".")[0]))
     number = value.as_py()
     if not isinstance(number, int | Decimal):
         number = float(number)  # older versions of Arrow give NumPy's float16
@@ -142,21 +140,6 @@ def as_label(value: Any, classes: Mapping[str, int] | None = None) -> int | None
     if isinstance(number, float | Decimal) and not (math.isfinite(number) and number == int(number)):
         raise NotWholeError
     return check_label(int(number))
-
-
-def as_class_name(value: Any) -> str | None:
-    """Return the text of a label, "" for one of white space; None for a text that is too long for a name.
-
-    Args:
-        value: a valid scalar of text or bytes.
-
-    Raises:
-        ImageError: the label is bytes that are not UTF-8.
-    """
-    if _size(value) > MAX_LABEL_BYTES:
-        return None
-    text = as_text(value, "label")
-    return text if text.strip() else ""
 
 
 def is_whole(text: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from vartok.errors import ImageError, SourceError, VartokWarning, printable
-from vartok.sources.arrow_values import as_class_name, is_null, is_text, is_whole, plain
+from vartok.sources.arrow_values import MAX_LABEL_BYTES, as_label, is_null, is_text, is_whole
 from vartok.sources.columns import choose_columns
 from vartok.sources.shards import InputShard
 from vartok.sources.tables import open_table
@@ -17,7 +17,7 @@ from vartok.sources.tables import open_table
 MAX_CLASSES = 100_000
 """Largest number of classes; labels with more names are not carried."""
 
-VALUES = 8192
+VALUES = 1024
 """Largest number of labels that are read at once."""
 
 READERS = 8
@@ -58,20 +58,21 @@ def table_classes(shards: Sequence[InputShard]) -> tuple[str, ...] | None:
     """
     tables = [shard for shard in shards if shard.kind == "table"]
     names: set[str] | None = set()
-    numbered = named = None
+    numbered: list[InputShard] = []
+    named = None
     with ThreadPoolExecutor(READERS) as pool:
         for shard, labels in zip(tables, pool.map(_read_labels, tables), strict=True):
             if labels.numbers:
-                numbered = numbered or shard.name
+                numbered.append(shard)
             elif not labels.whole:
                 named = named or shard.name
             names = _limited(names, labels.names)
     if named is None:
         return None
-    if numbered is not None:
+    for shard in filter(_has_numbers, numbered):
         raise SourceError(
-            f"the labels of {printable(named)} are names of classes, but those of {printable(numbered)} are "
-            "numbers",
+            f"the labels of {printable(named)} are names of classes, but those of {printable(shard.name)} "
+            "are numbers",
             hint="number the names, or make two data sets",
         )
     if names is None:
@@ -96,12 +97,25 @@ def _read_labels(shard: InputShard) -> _Labels:
                 return _Labels(numbers=True)
         with open_table(shard.name, categories=[column]) as table:
             for rows in table.batches([column], VALUES):
-                found = frozenset(_names(rows)) if not isinstance(rows, ImageError) else frozenset()
-                whole = whole and all(map(is_whole, found))
-                names = _limited(names, found)
+                if not isinstance(rows, ImageError):  # a row that cannot be read
+                    found = frozenset(filter(_is_name, _texts(rows) - (names or set())))
+                    whole = whole and all(map(is_whole, found))
+                    names = _limited(names, found)
                 if names is None and not whole:
                     break
     return _Labels(False, names if names is None else frozenset(names), whole)
+
+
+def _has_numbers(shard: InputShard) -> bool:
+    """Return False for a table whose labels are all missing, such as NaN, as pandas writes them."""
+    with contextlib.suppress(Exception), open_table(shard.name) as table:  # errors of Arrow, as above
+        column = choose_columns(table.schema, shard.columns).names["label"]
+        for rows in table.batches([column], VALUES):
+            if not isinstance(rows, ImageError) and any(
+                as_label(value) is not None for value in rows.column(0)
+            ):
+                return True
+    return False
 
 
 def _limited(names: set[str] | None, more: frozenset[str] | None) -> set[str] | None:
@@ -112,12 +126,33 @@ def _limited(names: set[str] | None, more: frozenset[str] | None) -> set[str] | 
     return names if len(names) <= MAX_CLASSES else None
 
 
-def _names(rows: Any) -> Iterator[str]:
-    """Yield the texts in the column of a record batch."""
+def _is_name(text: str) -> bool:
+    return bool(text.strip()) and len(text.encode()) <= MAX_LABEL_BYTES
+
+
+def _texts(rows: Any) -> set[str]:
+    """Return the texts in the column of a record batch, without those that are not UTF-8."""
     values = rows.column(0)
     with contextlib.suppress(NotImplementedError, TypeError):  # of some types
         values = values.unique()
-    for value in map(plain, values):
-        with contextlib.suppress(ImageError):  # not UTF-8
-            if value.is_valid and (name := as_class_name(value)):
-                yield name
+    if hasattr(values, "dictionary_decode"):  # a list of plain values is made faster
+        values = values.dictionary_decode()
+    try:
+        texts = values.to_pylist()
+    except UnicodeDecodeError:  # of one of them, which its row will tell
+        texts = map(_value, values)
+    return set(filter(None, (_decode(text) if isinstance(text, bytes) else text for text in texts)))
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return None
+
+
+def _decode(text: bytes) -> str | None:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None

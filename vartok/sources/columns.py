@@ -29,7 +29,8 @@ ROLES = {
 
 LOOKALIKES = {
     "labels": {"label", "labels", "cls", "class", "classes", "category", "categories", "target", "targets"},
-    "captions": {"caption", "captions", "text", "texts", "txt", "prompt", "prompts", "sentence", "sentences"},
+    "captions": {"caption", "captions", "text", "texts", "txt", "prompt", "prompts", "sentence", "sentences"}
+    | {"description", "descriptions"},
     "metadata": {"metadata", "meta", "json"},
 }
 """Words in the names of columns that seem to hold labels, captions or metadata."""
@@ -117,7 +118,7 @@ def choose_columns(schema: Any, named: NamedColumns) -> Columns:
     for name in fields:
         if name in taken or name.lower() in known or is_null(fields[name]):
             continue
-        words = set(re.split(r"[^a-z]+", name.lower()))
+        words = set(re.split(r"[^a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()))
         title = next((title for title, found in LOOKALIKES.items() if words & found), "")
         if title == "captions" and not _holds_captions(fields[name]):
             title = ""  # such as an embedding of the text
@@ -191,7 +192,10 @@ FITS: dict[str, Callable[[Any], bool]] = {
 def _image_column(fields: dict[str, Any], images: list[str]) -> str:
     """Return the column of pictures among those that may hold pictures."""
     if not images:
-        raise ImageError('the table has no column of pictures: binary, or a struct with binary "bytes"')
+        raise ImageError(
+            'the table has no column of pictures, which are binary or a struct with binary "bytes": its '
+            f"columns are {one_line(', '.join(f'{name} ({kind})' for name, kind in fields.items()), 300)}"
+        )
     # Other columns may hold bytes too, such as captions.
     known = {name for names in ROLES.values() for name in names}
     likely = [name for name in images if name.lower() not in known] or images

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import ArgumentError, ImageError, SourceError
+from vartok.errors import ArgumentError, ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
+from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
 from vartok.sources.passed_over import count_suffix, warn_passed_over
 
@@ -139,12 +140,14 @@ def open_place(place: str) -> BinaryIO:
 
     Raises:
         ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
+        VartokError: a package is missing that opens such a URL.
         OSError: the file cannot be opened. For a URL, its file system's library may raise other errors too.
     """
     if not is_url(place):
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise ImageError("is not a regular file")
         return open(place, "rb")
+    require_file_system(place)
     import fsspec
 
     stream: BinaryIO = fsspec.open(place, "rb").open()
@@ -249,6 +252,10 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> Iterator[FoundFile]:
+    try:
+        require_file_system(source)
+    except VartokError as error:
+        raise SourceError(f"{source}: {error}", hint=error.hint) from None
     if source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
         return

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from vartok.errors import ImageError, one_line
 from vartok.images import MAX_BYTES, bytes_error
 from vartok.optional import require
-from vartok.sources.arrow_files import ArrowTable, is_arrow
+from vartok.sources.arrow_files import ArrowTable, is_arrow, map_file, release_pages
 from vartok.sources.arrow_values import (
     NotWholeError,
     UnknownClassError,
@@ -34,7 +34,11 @@ BATCH_BYTES = 1 << 24
 """Approximate size in bytes of the rows that are read at once."""
 
 BUFFER = 1 << 20
-"""Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
+"""Bytes of a column at a URL that are read at once; by default Arrow reads the column's whole row group."""
+
+
+JOINED = b"PAR1PAR1"
+"""The end of a Parquet file and the beginning of another."""
 
 
 class Table(Protocol):
@@ -66,24 +70,43 @@ class ParquetTable:
     def __init__(self, stream: BinaryIO, categories: Sequence[str] = ()) -> None:
         import pyarrow.parquet
 
+        # In a mapped file nothing is copied before it is unpacked, whatever size a damaged page claims.
+        self._map = map_file(stream)
         self._file = pyarrow.parquet.ParquetFile(
-            stream, buffer_size=BUFFER, pre_buffer=False, read_dictionary=list(categories)
+            stream if self._map is None else pyarrow.BufferReader(pyarrow.py_buffer(self._map)),
+            buffer_size=BUFFER if self._map is None else 0,
+            pre_buffer=False,
+            read_dictionary=list(categories),
         )
+        self._categories = categories
+        self._refuse_joined()
         self.schema = self._file.schema_arrow
         self.num_rows: int = self._file.metadata.num_rows
 
+    def _refuse_joined(self) -> None:
+        """Raise ImageError for joined files: Arrow takes the rows of the first for those of the last."""
+        if self._map is not None:
+            metadata = self._file.metadata
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            known = metadata.serialized_size + sum(group.total_byte_size for group in groups)
+            # Only a file that has more bytes than its footer tells of is searched.
+            if 10 * known < 9 * len(self._map) and self._map.find(JOINED) >= 0:
+                raise ImageError("is several Parquet files joined into one: name each file alone")
+
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
-        """Yield record batches of about `BATCH_BYTES` bytes or less."""
+        """Yield record batches of about `BATCH_BYTES` bytes or less; of `rows` rows if they are categories.
+
+        The metadata of columns is not read: damaged ones make Arrow end the process.
+        """
         for number in range(self._file.metadata.num_row_groups):
             group = self._file.metadata.row_group(number)
-            chunks = [group.column(i) for i in range(group.num_columns)]
-            mean = sum(
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if chunk.path_in_schema.startswith(tuple(columns))  # "image.bytes" belongs to "image"
-            ) // max(1, group.num_rows)
-            size = max(1, min(rows, BATCH_BYTES // max(1, mean)))
-            yield from self._file.iter_batches(size, [number], columns=list(columns), use_threads=False)
+            size = rows
+            if not self._categories:
+                mean = group.total_byte_size // max(1, group.num_rows)
+                size = max(1, min(rows, BATCH_BYTES // max(1, mean)))
+            for batch in self._file.iter_batches(size, [number], columns=list(columns), use_threads=False):
+                yield batch
+                release_pages(self._map)
 
 
 @contextlib.contextmanager

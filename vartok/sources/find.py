@@ -17,6 +17,14 @@ from vartok.errors import ArgumentError, ImageError, SourceError, VartokWarning,
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 from vartok.sources.lists import parse_list
+from vartok.sources.web import (
+    hide_secrets,
+    is_web,
+    lacks_slash,
+    one_slash_error,
+    open_web,
+    without_query,
+)
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
@@ -151,12 +159,15 @@ def open_place(place: str) -> BinaryIO:
 
     Raises:
         ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
-        OSError: the file cannot be opened. For a URL, its file system's library may raise other errors too.
+        OSError: the file cannot be opened. For a URL that is not http, its file system's library may raise
+            other errors too.
     """
     if not is_url(place):
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise ImageError("is not a regular file")
         return open(place, "rb")
+    if is_web(place):
+        return open_web(place)
     import fsspec
 
     stream: BinaryIO = fsspec.open(place, "rb").open()
@@ -174,7 +185,11 @@ def absolute(place: str) -> str:
 
 
 def shorten_path(path: str) -> str:
-    """Return a path for a message: the middle of one of more than 500 characters becomes "..."."""
+    """Return a path for a message: the middle of one of more than 500 characters becomes "...".
+
+    A URL is shown without its password and without a long query, which may hold a signature.
+    """
+    path = hide_secrets(path)
     return path if len(path) <= 500 else f"{path[:200]}...{path[-200:]}"
 
 
@@ -184,6 +199,8 @@ def _find_local(
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
+        if lacks_slash(source):
+            raise one_slash_error(source) from None
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         yield from _search(source, kinds, exclude, report)
@@ -261,11 +278,13 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> Iterator[FoundFile]:
-    if source.lower().endswith(LISTS):
+    path = without_query(source)
+    if path.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
         return
-    if source.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) and "*" not in source:
-        yield FoundFile(posixpath.basename(source), source, _kind(source, kinds))  # the size costs a request
+    known = path.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) or path != source
+    if known and "*" not in path:
+        yield FoundFile(posixpath.basename(path), source, _kind(source, kinds))  # the size costs a request
         return
     suffixes = _suffixes(kinds)
     try:
@@ -274,9 +293,10 @@ def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> 
         system, root = fsspec.url_to_fs(source)
         found = system.glob(root, detail=True) if "*" in source else system.find(root, detail=True)
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be searched: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be searched: {reason}") from None
     if not found:
-        raise SourceError(f"{source}: no files found there")
+        raise SourceError(f"{shorten_path(source)}: no files found there")
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
@@ -296,11 +316,16 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
         with open_place(source) as file:
             places = parse_list(file.read())
     except SourceError as error:
-        raise SourceError(f"{source}: {error}") from None
+        raise SourceError(f"{shorten_path(source)}: {error}") from None
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be read: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be read: {reason}") from None
     for place in places:
-        name = place.partition("://")[2] if is_url(place) else place
+        name = place
+        if is_url(place):  # a picture's query may be all that tells it from others
+            path = without_query(place)
+            known = path.lower().endswith(_suffixes(("picture", "tar", "table")))
+            name = (path if known else place).partition("://")[2]
         yield FoundFile(name, place, _kind(place, kinds))
 
 
@@ -309,7 +334,7 @@ def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
 
     An unknown suffix gives "tokens" if `kinds` has "tokens" but not "picture", else "picture".
     """
-    lower = place.lower()
+    lower = without_query(place).lower()
     if lower.endswith(TARS):
         return "tar"
     if lower.endswith(TABLES):

@@ -31,6 +31,7 @@ from vartok.sources.arrow_values import (
 )
 from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode
+from vartok.sources.web import without_query
 
 ROWS = 16
 """Largest number of rows that are read at once; each row holds a picture."""
@@ -107,7 +108,7 @@ def read_table_samples(
         names = list(dict.fromkeys(columns.names.values()))
         total = table.metadata.num_rows
         number = itertools.count()
-        stem = as_unicode(posixpath.basename(place.replace(os.sep, "/"))).rpartition(".")[0]
+        stem = as_unicode(posixpath.basename(without_query(place).replace(os.sep, "/"))).rpartition(".")[0]
         for group in range(table.metadata.num_row_groups):
             size = _rows_at_once(table.metadata.row_group(group))
             for rows in table.iter_batches(size, [group], columns=names, use_threads=False):

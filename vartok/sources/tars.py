@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 from vartok.errors import ImageError, VartokWarning, counted, one_line, printable, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
 from vartok.sources.decompress import DecompressionError
-from vartok.sources.find import open_place
+from vartok.sources.find import open_place, shorten_path
 from vartok.sources.samples import Sample, as_unicode, check_label
 from vartok.sources.tar_links import LinkTargets
 from vartok.sources.tar_members import Member, TarReader
@@ -136,16 +136,17 @@ def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_B
     """
     further = 0
     with open_place(place) as stream:
-        size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
+        size = size or getattr(getattr(stream, "raw", stream), "size", None)  # of files at URLs
         try:
             for found in read_tar(stream, max_bytes):
                 further += max(0, len(found.pictures) - 1)
                 yield _as_sample(found, stream.tell() / size if size else None)
         finally:
             if further:
+                shown = printable(as_unicode(shorten_path(place)))
+                number = counted(further, "picture")
                 warnings.warn(
-                    f"{printable(as_unicode(place))}: passed over {counted(further, 'picture')} that share a "
-                    "name with another: a sample has one",
+                    f"{shown}: passed over {number} that share a name with another: a sample has one",
                     VartokWarning,
                     stacklevel=2,
                 )

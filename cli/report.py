@@ -10,13 +10,27 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vartok.errors import VartokError
+from vartok.errors import VartokError, printable
+from vartok.stopping import stop
 
 from .display import Display
 from .messages import FAILED, SOME_FAILED, duration, explain, say
 
 if TYPE_CHECKING:
     from vartok.operations import FileResult
+    from vartok.operations.outputs import FileResults
+
+
+def after_stop(results: FileResults, output: object) -> str:
+    """Return what Ctrl-C leaves of a run's results and how to go on, for the line that it prints.
+
+    Args:
+        results: the results.
+        output: name of the output, a stream, or None.
+    """
+    if results.separate:
+        return "the same command with --skip-existing does the rest"
+    return f"{printable(output)} was not written" if isinstance(output, str) else ""
 
 
 MAX_LINES = 3
@@ -34,9 +48,12 @@ class Report:
         verb: what was done to an input, as "encoded".
         quiet: print errors only.
         debug: print the traceback of every error.
+        after_stop: what the line of Ctrl-C says after the counts, if anything.
     """
 
-    def __init__(self, total: int | None, *, verb: str, quiet: bool, debug: bool = False) -> None:
+    def __init__(
+        self, total: int | None, *, verb: str, quiet: bool, debug: bool = False, after_stop: str = ""
+    ) -> None:
         self.done = self.failed = self.skipped = 0
         self._total, self._verb, self._quiet, self._debug = total, verb, quiet, debug
         self._start = time.monotonic()
@@ -44,6 +61,7 @@ class Report:
         self._differing: Counter[str] = Counter()  # outputs that exist and differ
         self._kind: tuple[type, str] | None = None  # of all failures so far
         self._alike: list[str] | None = []  # lines of failures after the first; None once inputs differ
+        stop.tell = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
 
     def add(self, result: FileResult, text: str) -> None:
         """Count a result; if it succeeded and the command has one input, print `text`."""
@@ -115,11 +133,7 @@ class Report:
         left = (self._total or 0) - self.done - self.skipped - self.failed
         only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1) and left <= 0  # its line says all
         if not self._quiet and self._total != 1 and not only_failure:
-            parts = [f"{self._verb} {self.done:,}"]
-            parts += [f"{self.skipped:,} skipped"] * bool(self.skipped)
-            parts += [f"{self.failed:,} failed"] * bool(self.failed)
-            parts += [f"{left:,} not reached"] * (left > 0)
-            say(f"{', '.join(parts)} in {time.monotonic() - self._start:.1f} s")
+            say(f"{self._counts(left)} in {time.monotonic() - self._start:.1f} s")
         if self.failed:
             raise typer.Exit(SOME_FAILED if self.done or self.skipped else FAILED)
 
@@ -132,6 +146,13 @@ class Report:
         for line in self._alike or ():
             self._display.say(line, error=True)
         self._alike = None
+
+    def _counts(self, left: int = 0) -> str:
+        parts = [f"{self._verb} {self.done:,}"]
+        parts += [f"{self.skipped:,} skipped"] * bool(self.skipped)
+        parts += [f"{self.failed:,} failed"] * bool(self.failed)
+        parts += [f"{left:,} not reached"] * (left > 0)
+        return ", ".join(parts)
 
     def _advance(self) -> None:
         count = self.done + self.failed + self.skipped

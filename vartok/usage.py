@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.codebook import UsageReport, count_codes, describe_usage
-from vartok.dataset.formats import read_shard
+from vartok.dataset.formats import find_format, read_shard
 from vartok.dataset.schema import DATASET, FORMAT, open_dataset
 from vartok.errors import SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
@@ -156,6 +156,7 @@ def _read_stream(
 def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     try:
         description, encoding = open_dataset(folder)
+        find_format(description["files"])
     except VartokError as error:
         yield str(folder), error
         return

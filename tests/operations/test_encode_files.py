@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def test_encode_file_gives_the_tokens_of_the_command(
 
 
 def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.Tokenizer) -> None:
-    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: no such file") as error:
         library.encode_file("gone.png", tokenizer=tokenizer)
+    assert "".join(traceback.format_exception(error.value)).count("Traceback") == 1
 
 
 def test_pictures_and_tokens_in_memory_are_no_paths(tokenizer: library.Tokenizer) -> None:

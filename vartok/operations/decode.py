@@ -92,7 +92,7 @@ def decode_file(
             raise result
         return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
     except VartokError as error:
-        raise name_file(path, error) from error
+        raise name_file(path, error) from None
 
 
 def decode_files(
@@ -178,7 +178,7 @@ def decode_files(
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
-        return FileResults(iter(plan.refused), total)
+        return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
     run = _DecodeRun(plan, target, chosen, overwrite, restore_size)
     decoded = decode_tokens(
@@ -188,7 +188,7 @@ def decode_files(
         strip=strip,
         batch_size=default_batch_size(batch_size, loaded),
     )
-    return FileResults(run.results(decoded, default_workers(workers)), total)
+    return FileResults(run.results(decoded, default_workers(workers)), total, separate=target.separate)
 
 
 def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
@@ -35,6 +36,7 @@ from vartok.operations.settings import (
     resolve_tokenizer,
 )
 from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def encode_file(
     pictures = [(None, Path(path).name, Path(path))]
     [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
     if isinstance(result, VartokError):
-        raise name_file(path, result) from result
+        raise name_file(path, result) from None
     return result
 
 
@@ -208,7 +210,7 @@ def encode_files(
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
-        return FileResults(iter(plan.refused), total)
+        return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
@@ -222,7 +224,7 @@ def encode_files(
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
-    return FileResults(run.results(encoded), total)
+    return FileResults(run.results(encoded), total, separate=target.separate)
 
 
 class _Job(NamedTuple):
@@ -249,6 +251,7 @@ class _EncodeRun:
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
         self._max_bytes = max_bytes
+        self._passed_over = Counter[str]()  # members of tars
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
@@ -256,7 +259,7 @@ class _EncodeRun:
         The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
         """
         for item in self._plan.todo:
-            for key, sample in item.samples(self._max_bytes):
+            for key, sample in item.samples(self._max_bytes, self._passed_over):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
                 if not isinstance(sample.picture, VartokError):
                     claimed = self._plan.claim(item, key)
@@ -268,7 +271,11 @@ class _EncodeRun:
     def results(
         self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
     ) -> Iterator[FileResult]:
-        """Write the tokens of each picture when it is encoded, and yield the results."""
+        """Write the tokens of each picture when it is encoded, and yield the results.
+
+        Warns:
+            VartokWarning: members of tars were passed over.
+        """
         yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
@@ -285,6 +292,7 @@ class _EncodeRun:
                         break
             if not written:
                 raise _NothingWrittenError
+        warn_of_members(self._passed_over)
         self._plan.warn()
 
     @contextlib.contextmanager

@@ -54,11 +54,13 @@ class FileResults(Iterator[FileResult]):
 
     Attributes:
         total: number of results; None if an input is a collection, whose pictures are not counted ahead.
+        separate: True if every result has a file of its own, which is whole when the result is yielded.
     """
 
-    def __init__(self, results: Iterator[FileResult], total: int | None) -> None:
+    def __init__(self, results: Iterator[FileResult], total: int | None, *, separate: bool) -> None:
         self._results = results
         self.total = total
+        self.separate = separate
 
     def __next__(self) -> FileResult:
         """Return the next result."""
@@ -90,6 +92,11 @@ class Target:
     file: Path | None = None
     folder: Path | None = None
     joined: bool = False
+
+    @property
+    def separate(self) -> bool:
+        """Whether every result has a file of its own."""
+        return self.stream is None and not self.joined
 
     def place(self, item: Input, key: str | None = None) -> Place | None:
         """Return the place for the result of an input, or of its picture called `key`; None for a stream.

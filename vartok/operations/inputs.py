@@ -64,9 +64,9 @@ class Input:
 
     @property
     def is_collection(self) -> bool:
-        """True for a tar, a table, and a .jsonl or stream of tokens, which may hold several pictures."""
+        """True for a tar, a table, and a stream or .jsonl of tokens, which may hold several pictures."""
         if self.kind == "tokens":
-            return self.place is None or self.place.lower().endswith(".jsonl")
+            return self.place is None or self.place.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
         return self.kind in ("tar", "table")
 
     def samples(

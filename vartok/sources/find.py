@@ -28,9 +28,20 @@ from vartok.sources.web import (
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+TARS = (
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tzst",
+)
 TABLES = (".parquet", ".pq", ".arrow", ".feather")
-TOKENS = (".npz", ".tokens.json", ".jsonl")
+TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
@@ -39,7 +50,7 @@ DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
 A search skips these pictures, since they often lie in the folders of the originals.
 """
 
-OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
+OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl|jsonl\.gz|jsonl\.zst)$")
 """Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
 
 

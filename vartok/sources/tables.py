@@ -102,7 +102,9 @@ def open_table(place: str, categories: Sequence[str] = ()) -> Iterator[Table]:
     """
     require("pyarrow", extra="dataset", purpose="tables")
     with open_place(place) as stream:
-        yield ArrowTable(stream) if is_arrow(stream, without_query(place)) else ParquetTable(stream, categories)
+        yield (
+            ArrowTable(stream) if is_arrow(stream, without_query(place)) else ParquetTable(stream, categories)
+        )
 
 
 def read_table_samples(

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
+from vartok.compression import DecompressionError
 from vartok.errors import ImageError, counted, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
-from vartok.sources.decompress import DecompressionError
 from vartok.sources.find import open_place
 from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN, count_suffix
 from vartok.sources.samples import Sample, as_unicode, check_label

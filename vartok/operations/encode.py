@@ -36,7 +36,7 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
@@ -70,6 +70,7 @@ def encode_file(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -86,6 +87,7 @@ def encode_file(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
+        max_tokens: limit of tokens with the fit "native".
 
     Raises:
         ArgumentError: arguments are invalid, contradict each other, or do not suit the checkpoint.
@@ -98,7 +100,7 @@ def encode_file(
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
     pictures = [(None, Path(path).name, Path(path))]
-    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
+    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids, max_tokens=max_tokens)
     if isinstance(result, VartokError):
         raise name_file(path, result) from None
     return result
@@ -124,6 +126,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -162,6 +165,7 @@ def encode_files(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
+        max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
         batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
             to `MAX_BATCHED_PIXELS` pixels, else 1.
@@ -231,6 +235,7 @@ def encode_files(
         run.pictures(),
         fitted,
         schedule=grids,
+        max_tokens=max_tokens,
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )

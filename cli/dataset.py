@@ -23,7 +23,7 @@ from .options import (
     JsonOption,
     MessageOptions,
     ModelOptions,
-    PictureOptions,
+    SizedPictureOptions,
     WorkOptions,
     output_path,
 )
@@ -170,7 +170,7 @@ def make(
         typer.Option("--output", "-o", metavar="OUT", parser=output_path, help="Folder of the data set."),
     ],
     shards: ShardOptions,
-    pictures: PictureOptions,
+    pictures: SizedPictureOptions,
     source: SourceOptions,
     model: ModelOptions,
     work: WorkOptions,

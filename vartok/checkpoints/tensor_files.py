@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vartok.checkpoints.known import check_regular
 from vartok.errors import CheckpointError, one_line, quoted
-from vartok.files import os_error_reason
+from vartok.files import check_regular, os_error_reason
 
 CODEBOOK = "quantize.embedding.weight"
 """Name of the codebook in VAR's state dicts."""

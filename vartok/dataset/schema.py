@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import atomic_write, os_error_reason
+from vartok.files import atomic_write, check_regular, os_error_reason
 from vartok.metadata import ImageInfo, ModelInfo
-from vartok.schedule import Schedule, check_schedule
+from vartok.schedule import Schedule
+from vartok.tokens import check_token_schedule
 
 FORMAT = "vartok.dataset"
 VERSION = 1
@@ -30,6 +31,9 @@ DATA = "data"
 STATS = "stats"
 FAILED = "failed.jsonl"
 README = "README.md"
+
+MAX_DESCRIPTION = 1 << 26
+"""Size limit in bytes of dataset.json; it has about 200 bytes for each shard."""
 
 OPTIONAL_COLUMNS = ("label", "caption", "metadata")
 """Columns of a row that sources may provide; they are also attributes of `ImageTokens`."""
@@ -80,7 +84,7 @@ class Encoding:
         image = document["image"]
         return cls(
             model=ModelInfo(**document["model"]),
-            schedule=check_schedule(tuple((h, w) for h, w in document["schedule"])),
+            schedule=check_token_schedule(tuple((h, w) for h, w in document["schedule"])),
             size=tuple(image["size"]),
             fit=image["fit"],
             zoom=image["zoom"],
@@ -117,6 +121,18 @@ def shard_name(index: int, part: int) -> str:
     return f"{index:05d}-{part:04d}"
 
 
+def is_dataset(folder: str | Path) -> bool:
+    """Return whether a folder holds a data set, even an incomplete or broken one."""
+    path = Path(folder, DATASET)
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(1000)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
 def read_description(out: Path) -> dict[str, Any]:
     """Return the parsed dataset.json; only its format and version are checked.
 
@@ -125,6 +141,9 @@ def read_description(out: Path) -> dict[str, Any]:
     """
     path = out / DATASET
     try:
+        check_regular(path)
+        if path.stat().st_size > MAX_DESCRIPTION:
+            raise DatasetError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB")
         description = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None

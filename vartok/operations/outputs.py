@@ -90,15 +90,21 @@ class Target:
     folder: Path | None = None
     joined: bool = False
 
-    def path(self, item: Input, key: str | None = None) -> Path | None:
+    def path(self, item: Input, key: str | None = None, *, is_file: bool = False) -> Path | None:
         """Return the path for the result of an input, or of its picture called `key`; None for a stream.
+
+        Args:
+            item: the input.
+            key: name of the picture in a collection.
+            is_file: the key is the name of a file, and is renamed as that of an input.
 
         Raises:
             ArgumentError: the input is a URL, and there is no folder for its result.
         """
         if self.stream is not None or self.file is not None:
             return self.file
-        name = self.rename(item.name) if key is None else self.rename_member(safe_name(key))
+        rename = self.rename if key is None or is_file else self.rename_member
+        name = rename(item.name if key is None else safe_name(key))
         if self.folder is not None:
             return self.folder / name
         if item.place is None:
@@ -217,12 +223,15 @@ class OutputPlan:
             else:
                 self.todo.append(item)
 
-    def claim(self, item: Input, key: str | None = None) -> tuple[str, Path | None] | FileResult:
+    def claim(
+        self, item: Input, key: str | None = None, *, is_file: bool = False
+    ) -> tuple[str, Path | None] | FileResult:
         """Reserve the path for a result.
 
         Args:
             item: an input.
             key: name of the picture in a collection.
+            is_file: see `Target.path`.
 
         Returns:
             The result's name in messages, and its path: None for a stream, a joined file or an input with an
@@ -233,7 +242,7 @@ class OutputPlan:
         if self._target.joined or item.error:
             return label, None
         try:
-            path = self._target.path(item, key)
+            path = self._target.path(item, key, is_file=is_file)
             if path is not None:
                 self._protect_inputs(path)
         except ArgumentError as error:

@@ -8,7 +8,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
@@ -18,11 +18,11 @@ from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 from vartok.sources.lists import parse_list
 
-Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
+Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 TABLES = (".parquet", ".pq")
-TOKENS = (".npz", ".tokens.json", ".jsonl")
+TOKENS = (".npz", ".tokens.json", ".jsonl", ".npy")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
@@ -45,8 +45,8 @@ class FoundFile(NamedTuple):
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "folder" for one that cannot be
-            searched.
+        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "dataset" for the folder of a
+            data set of tokens; "folder" for one that cannot be searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
         error: the reason why a folder cannot be searched, or why what a search found is no file to read, as
@@ -106,6 +106,7 @@ def find_files(
     *,
     kinds: tuple[Kind, ...] = ("picture", "tar", "table"),
     exclude: str | Path | None = None,
+    is_dataset: Callable[[str], bool] | None = None,
     report: SearchReport | None = None,
 ) -> list[FoundFile]:
     """List the files of a source.
@@ -125,6 +126,7 @@ def find_files(
             loses one of its slashes.
         kinds: kinds of files to return; files of other kinds are left out.
         exclude: a folder that is skipped if it lies in a searched folder.
+        is_dataset: tells the folders that are not searched, but returned as data sets; None for none.
         report: record to which this search is added.
 
     Raises:
@@ -138,8 +140,12 @@ def find_files(
     report = SearchReport() if report is None else report
     found = []
     remote = is_url(place)
-    for file in _find_remote(place, kinds, report) if remote else _find_local(place, kinds, exclude, report):
-        if file.kind in kinds or file.kind == "folder":
+    for file in (
+        _find_remote(place, kinds, report)
+        if remote
+        else _find_local(place, kinds, exclude, is_dataset or (lambda _: False), report)
+    ):
+        if file.kind in kinds or file.kind in ("dataset", "folder"):
             found.append(file)
         else:  # named by the caller or a list
             report.skip(file.name)
@@ -179,14 +185,18 @@ def shorten_path(path: str) -> str:
 
 
 def _find_local(
-    source: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+    source: str,
+    kinds: tuple[Kind, ...],
+    exclude: str | Path | None,
+    is_dataset: Callable[[str], bool],
+    report: SearchReport,
 ) -> Iterator[FoundFile]:
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
-        yield from _search(source, kinds, exclude, report)
+        yield from _search(source, kinds, exclude, is_dataset, report)
     elif source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
     else:
@@ -194,7 +204,11 @@ def _find_local(
 
 
 def _search(
-    folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+    folder: str,
+    kinds: tuple[Kind, ...],
+    exclude: str | Path | None,
+    is_dataset: Callable[[str], bool],
+    report: SearchReport,
 ) -> Iterator[FoundFile]:
     """Yield the files of a folder; not by recursion, as folders may be nested thousands deep."""
     suffixes = _suffixes(kinds)
@@ -203,6 +217,9 @@ def _search(
     todo = [folder]
     while todo:
         root = todo.pop()
+        if is_dataset(root):
+            yield FoundFile(os.path.relpath(root, folder), root, "dataset")
+            continue
         try:
             with os.scandir(root) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)

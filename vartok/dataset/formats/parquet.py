@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from vartok.dataset.formats.base import COLUMN_TYPES, Format, build_row
 from vartok.dataset.schema import FORMAT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION, Encoding
 from vartok.errors import DatasetError, VartokError, quoted
+from vartok.metadata import MAX_TEXT
 from vartok.optional import require
 from vartok.schedule import token_count
 from vartok.sources.arrow_values import as_text, is_text, value_type
@@ -127,10 +128,13 @@ def read_parquet(path: Path, encoding: Encoding, texts: bool = True) -> Iterator
         for rows in table.iter_batches(rows_at_once, columns=[*names, "tokens"], use_threads=False):
             flats = _token_rows(rows.column("tokens"), length)
             columns = {name: rows.column(name) for name in names}
+            too_long = _long_keys(columns["key"])
             for i, (flat, n) in enumerate(zip(flats, number, strict=False)):
                 try:
                     if flat is None:
                         raise DatasetError("has no tokens")
+                    if too_long[i]:
+                        raise DatasetError(f"its key has more than {MAX_TEXT:,} characters")
                     fields = {name: _value(column[i], name) for name, column in columns.items()}
                     yield build_row(fields, flat, encoding)
                 except VartokError as error:
@@ -153,7 +157,8 @@ def _open_table(path: Path) -> Any:
     require("pyarrow", extra="dataset", purpose="Parquet shards")
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, read_dictionary=TEXTS, buffer_size=BUFFER, pre_buffer=False)
+    texts = [name for name in TEXTS if name in pq.read_schema(path).names]
+    return pq.ParquetFile(path, read_dictionary=texts, buffer_size=BUFFER, pre_buffer=False)
 
 
 def _encoding(schema: Any) -> Encoding:
@@ -207,6 +212,18 @@ def _token_rows(lists: Any, length: int) -> list[NDArray[Any] | None]:
         return whole
     rows = iter(whole)
     return [next(rows) if valid else None for valid in lists.is_valid().to_pylist()]
+
+
+def _long_keys(keys: Any) -> NDArray[np.bool_]:
+    """Return which keys are too long, without a copy of any: a column may repeat one of a gigabyte."""
+    import pyarrow.compute as pc
+
+    texts = keys.dictionary if hasattr(keys, "dictionary") else keys
+    sizes = pc.fill_null(pc.binary_length(texts), 0)
+    if texts is not keys:
+        sizes = pc.fill_null(sizes.take(keys.indices), 0)
+    found: NDArray[np.bool_] = sizes.to_numpy(zero_copy_only=False) > 4 * MAX_TEXT  # 4 bytes a character
+    return found
 
 
 def _value(scalar: Any, name: str) -> Any:

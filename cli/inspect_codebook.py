@@ -85,6 +85,8 @@ def inspect_codebook(
     if "" in named:
         raise typer.BadParameter("the name of a token file is empty")
     selected = rows.arguments()
+    if not named and any(value is not None for value in selected.values()):
+        raise typer.BadParameter("--keys, --limit and --schedule need --usage")
     _check_atlas(atlas, force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")

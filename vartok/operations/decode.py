@@ -205,6 +205,8 @@ def decode_files(
         suffixes=images.SUFFIXES,
     )
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    if keys is not None:  # which files hold them is known when they are read
+        plan.todo, plan.refused = found, []
     total = None if collections or keys is not None else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total)

@@ -8,16 +8,16 @@ import inspect
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
 from vartok.errors import ArgumentError, VartokError, VartokWarning
+from vartok.files import remove_open_temp_files
+from vartok.stopping import Terminated, stop
 
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
 from .options import expand_options
@@ -60,8 +60,7 @@ class Command(Frame, typer.core.TyperCommand):
         return [re.sub(r"\{(.*?)(\.\.\.)?\}", r"\1", piece) for piece in pieces]
 
 
-class Terminated(BaseException):
-    """Raised in the main thread when SIGTERM arrives."""
+stop.cleanups.append(remove_open_temp_files)
 
 
 def command(run: Callable[..., None]) -> Callable[..., None]:
@@ -80,7 +79,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))
         token = option_names.set(options)
         try:
-            with _exit_codes(debug=debug), _sigterm():
+            with _exit_codes(debug=debug):
                 run(*args, **kwargs)
         finally:
             option_names.reset(token)
@@ -107,11 +106,10 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
         # Python flushes stdout once more when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(PIPE_CLOSED) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    except Terminated:
-        say("terminated")
-        raise typer.Exit(TERMINATED) from None
+    except (KeyboardInterrupt, Terminated) as error:  # where `stopping` does not end the program at once
+        interrupted = isinstance(error, KeyboardInterrupt)
+        say(f"{'interrupted' if interrupted else 'terminated'}; {stop.tell()}")
+        raise typer.Exit(INTERRUPTED if interrupted else TERMINATED) from None
     except (VartokError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -134,23 +132,6 @@ def _options(run: Callable[..., None]) -> dict[str, str]:
                 option = (long or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
                 found[PARAMETERS.get(name, name)] = option
     return found
-
-
-@contextlib.contextmanager
-def _sigterm() -> Iterator[None]:
-    """In the main thread, raise Terminated when SIGTERM arrives; in another thread, do nothing."""
-
-    def end(*_: object) -> NoReturn:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _open_closed_streams() -> None:

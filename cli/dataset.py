@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vartok.errors import OutputError, VartokError, counted, printable
+from vartok.stopping import Terminated, as_exceptions
 
-from .command import Group, Terminated, command
+from .command import Group, command
 from .display import Display
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
@@ -55,14 +56,28 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Options for the column, the labels and the keys of pictures."""
+    """Options for the columns of tables, and for the labels and the keys of picture files."""
 
     image_column: Annotated[
         str | None,
         typer.Option(
             "--image-column",
-            help="Parquet column that holds the pictures; needed if several hold binary data.",
+            help="Column of tables that holds the pictures; needed if several hold binary data.",
         ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option("--label-column", help="Column of tables that holds the labels; default: label, cls."),
+    ] = None
+    caption_column: Annotated[
+        str | None,
+        typer.Option(
+            "--caption-column", help="Column of tables that holds the captions; default: caption, text, txt."
+        ),
+    ] = None
+    key_column: Annotated[
+        str | None,
+        typer.Option("--key-column", help="Column of tables that holds the keys; default: key, __key__."),
     ] = None
     folder_labels: Annotated[
         bool,
@@ -146,7 +161,8 @@ def make(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt), pictures; paths or URLs."
+            metavar="SRC",
+            help="Folders, tars, tables (Parquet, Arrow), lists (.txt), pictures; paths or URLs.",
         ),
     ],
     output: Annotated[
@@ -198,7 +214,7 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a data set: its counts, hashes and index ranges, and that its keys are unique.
+    """Verify a data set: its counts, hashes and index ranges, and the keys of each shard.
 
     Examples:
       vartok dataset verify tokens
@@ -353,7 +369,7 @@ def _stop_message() -> Iterator[None]:
     stdout goes to stderr in this context, as Ray prints warnings on stdout.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), as_exceptions():
             yield
     except (KeyboardInterrupt, Terminated) as error:
         say("stopped; finished shards are kept, and the same command resumes")

@@ -23,7 +23,7 @@ from .options import (
     WorkOptions,
     WriteOptions,
 )
-from .report import Report
+from .report import Report, after_stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,10 @@ def decode(
     from vartok.operations import decode_files
 
     given = parse_inputs(inputs, sources)
+    target = parse_output(output, given, binary="use -o")
     results = decode_files(
         given,
-        parse_output(output, given, binary="use -o"),
+        target,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
         **dataclasses.asdict(pictures),
@@ -101,7 +102,13 @@ def decode(
         **write.arguments(),
         **dataclasses.asdict(work),
     )
-    report = Report(results.total, verb="decoded", quiet=messages.quiet, debug=messages.debug)
+    report = Report(
+        results.total,
+        verb="decoded",
+        quiet=messages.quiet,
+        debug=messages.debug,
+        after_stop=after_stop(results, target),
+    )
     for result in results:
         report.add(result, f"decoded to {printable(result.output or 'stdout')}")
     report.finish()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vartok.errors import printable
+from vartok.stopping import stop
 
 from .messages import say
 
@@ -69,6 +70,7 @@ class Display:
 
             self._live = Live(console=Console(stderr=True), transient=True, refresh_per_second=4)
             atexit.register(self._live.stop)  # shows the cursor again even after an error
+            stop.cleanups.append(self._live.stop)
             self._live.start()
         self._live.update(text)
 

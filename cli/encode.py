@@ -22,7 +22,7 @@ from .options import (
     WorkOptions,
     WriteOptions,
 )
-from .report import Report
+from .report import Report, after_stop
 
 
 @command
@@ -30,7 +30,8 @@ def encode(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
+            metavar="INPUT",
+            help="Pictures, tars, Parquet and Arrow files, lists (.txt), folders (-r); - for stdin.",
         ),
     ] = None,
     output: OutputOption = None,
@@ -53,7 +54,7 @@ def encode(
     """Turn pictures into tokens.
 
     img.png becomes img.tokens.npz, in the same folder or under -o DIR. The token file of a
-    picture in a tar or a Parquet file is named by the picture's key.
+    picture in a tar or a table is named by the picture's key.
 
     Examples:
       vartok encode img.png
@@ -80,11 +81,19 @@ def encode(
         format=format,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
+        weights=model.weights or "shipped",
+        dtype=model.dtype,
         **write.arguments(),
         **dataclasses.asdict(pictures),
         **dataclasses.asdict(work),
     )
-    report = Report(results.total, verb="encoded", quiet=messages.quiet, debug=messages.debug)
+    report = Report(
+        results.total,
+        verb="encoded",
+        quiet=messages.quiet,
+        debug=messages.debug,
+        after_stop=after_stop(results, target),
+    )
     for result in results:
         count = token_count(result.tokens.schedule) if result.tokens else 0
         report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")

@@ -149,7 +149,13 @@ FullNamesOption = Annotated[
     typer.Option("--full-names", help="Keep suffixes of inputs in names of outputs: img.png.tokens.npz."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
-SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Skip inputs whose output exists.")]
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Skip inputs whose output exists; one made with other settings is kept, and is a failure.",
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ConfigError, VartokError, counted, printable
+from vartok.stopping import WORDS, Terminated, as_exceptions
 
 from .command import command
 from .display import Display
-from .messages import duration
+from .messages import INTERRUPTED, TERMINATED, duration
 from .options import DeviceOption, MessageOptions, output_path
 
 if TYPE_CHECKING:
@@ -174,10 +175,8 @@ def _run(
     """Train, and show the progress.
 
     Raises:
-        typer.Exit: Ctrl-C (130) or SIGTERM (143) stopped the run after a step, or SIGTERM as a second signal
-            stopped it at once (143).
-        KeyboardInterrupt: Ctrl-C as a second signal, or before the end of the first step.
-        Terminated: SIGTERM before the end of the first step.
+        typer.Exit: Ctrl-C (130) or SIGTERM (143) stopped the run: after a step, or at once if it was a second
+            signal or no step had ended.
     """
     from vartok.images import configure_pillow
     from vartok.train import train
@@ -186,22 +185,21 @@ def _run(
     configure_pillow()
     stopper = _Stopper(display)
     try:
-        done = train(
-            settings,
-            data,
-            run,
-            resume=resume,
-            device=device,
-            workers=workers,
-            report=lambda event: _show(display, event),
-            should_stop=stopper,
-        )
-    except (KeyboardInterrupt, _Terminated) as error:
+        with as_exceptions():
+            done = train(
+                settings,
+                data,
+                run,
+                resume=resume,
+                device=device,
+                workers=workers,
+                report=lambda event: _show(display, event),
+                should_stop=stopper,
+            )
+    except (KeyboardInterrupt, Terminated) as error:
         kept = "can be resumed from its last save" if (run / STATE).exists() else "had saved nothing yet"
         display.say(f"stopped at once; the run {kept}")
-        if isinstance(error, _Terminated):
-            raise typer.Exit(128 + signal.SIGTERM) from None
-        raise
+        raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None
     finally:
         display.close()
     if not done:
@@ -211,10 +209,6 @@ def _run(
         display.say(f"stopped; everything is saved. Continue{launcher}: {again}")
         raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
     display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} img.png")
-
-
-class _Terminated(BaseException):
-    """Raised when SIGTERM arrives as a second signal, which stops the program without saving."""
 
 
 class _Stopper:
@@ -236,13 +230,14 @@ class _Stopper:
         """Return True if a signal has arrived; the first call sets the signal handlers."""
         if not self._listening:
             self._listening = True
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._receive)
+            for number in WORDS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background jobs
+                    signal.signal(number, self._receive)
         return self.signal is not None
 
     def _receive(self, number: int, _: object) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         self.signal = number
         self._display.say("stopping after this step; a second signal stops at once")
 

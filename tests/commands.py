@@ -24,7 +24,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("VARTOK_"
     "COLUMNS": "80",
     "TERM": "xterm",
 }
-PROGRAM = [sys.executable, "-c", "import importlib; importlib.import_module('vartok.cli').app()"]
+PROGRAM = [sys.executable, "-m", "vartok"]
 NOT_A_PICTURE = b"this is no picture"
 QUICK = ["--size", "64", "--schedule", "1,4"]
 

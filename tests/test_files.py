@@ -1,5 +1,6 @@
 """Files appear whole or not at all; temporary files of killed processes are removed, live ones are not."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -229,7 +230,7 @@ def writer(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_temporary_file_of_a_live_process_is_not_removed(
     tmp_path: Path, writer: subprocess.Popen[str]
 ) -> None:
-    remove_stale_temp_files(tmp_path / "a")
+    remove_stale_temp_files(tmp_path)
     assert len(temporary_files(tmp_path)) == 1
     writer.communicate("\n")
     assert writer.returncode == 0
@@ -241,25 +242,41 @@ def test_a_temporary_file_of_a_killed_process_is_removed(
 ) -> None:
     writer.kill()
     writer.wait()
-    remove_stale_temp_files(tmp_path / "b")  # another file's
-    remove_stale_temp_files(tmp_path / "a", age=60)
     assert len(temporary_files(tmp_path)) == 1
-    remove_stale_temp_files(tmp_path / "a")
-    assert not list(tmp_path.iterdir())
+    theirs = tmp_path / f"{files.TEMPORARY}of another program"
+    theirs.touch()
+    files._remove_stale_once.cache_clear()  # this is another process
+    write_bytes(tmp_path / "b", b"other")
+    assert sorted(tmp_path.iterdir()) == [theirs, tmp_path / "b"]
 
 
-def test_without_locks_only_old_temporary_files_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_is_searched_once_for_stale_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[str] = []
+    monkeypatch.setattr(files, "remove_stale_temp_files", searched.append)
+    with contextlib.chdir(tmp_path):
+        for name in ("1", "2", "sub/1", "sub/2"):
+            write_bytes(name, b"")
+    assert searched == [str(tmp_path), str(tmp_path / "sub")]
+
+
+@pytest.mark.parametrize("held", ["no locks", "another machine"])
+def test_files_that_may_be_live_are_removed_only_when_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
 ) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
+    if held == "no locks":
+        monkeypatch.setattr(files, "fcntl", None)
     with atomic_write(tmp_path / "a") as file:
         file.write(b"x")
-        remove_stale_temp_files(tmp_path / "a")
+        remove_stale_temp_files(tmp_path)
         (temporary,) = temporary_files(tmp_path)
     assert (tmp_path / "a").read_bytes() == b"x"
+    if held == "another machine":
+        temporary = tmp_path / temporary.name.replace(files.HOST, "0" * 8)
     temporary.write_bytes(b"left")
+    remove_stale_temp_files(tmp_path)
+    assert temporary.exists()
     os.utime(temporary, (time.time() - ABANDONED - 1,) * 2)
-    remove_stale_temp_files(tmp_path / "a")
+    remove_stale_temp_files(tmp_path)
     assert not temporary_files(tmp_path)
 
 
@@ -270,7 +287,7 @@ def test_overlapping_writers_that_clean_up_do_not_disturb_each_other(tmp_path: P
         for _ in range(50):
             with atomic_write(path, overwrite=True) as file:
                 file.write(b"%d" % n)
-            remove_stale_temp_files(path)
+            remove_stale_temp_files(tmp_path)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))

@@ -1,6 +1,18 @@
-"""Run the command line: `python -m vartok`."""
+"""Run the command line: `python -m vartok`, and the program `vartok`."""
 
 import importlib
 
+from vartok import stopping
+
+
+def main() -> None:
+    """Run the command line, and exit. Ctrl-C ends it in one line from the first import on."""
+    stopping.install()
+    try:
+        importlib.import_module("vartok.cli").app()
+    finally:
+        stopping.stop.tell = lambda: "its work was done"  # only Python's own shutdown is left
+
+
 if __name__ == "__main__":  # spawned processes import this module again
-    importlib.import_module("vartok.cli").app()
+    main()

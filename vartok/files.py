@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import secrets
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from vartok.errors import OutputError, one_line
+from vartok.errors import OutputError, OutputExistsError, StorageError, one_line
 
 fcntl: ModuleType | None
 try:
@@ -25,8 +26,14 @@ except ImportError:  # Windows
 TEMPORARY = ".vartok-"
 """Prefix of the names of temporary files."""
 
+HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8] if fcntl else "0"
+"""Part of the names of temporary files that tells the machine that wrote them."""
+
+_open_temp_files: set[Path] = set()
+"""Temporary files that this process is writing."""
+
 ABANDONED = 3600.0
-"""Age in seconds from which a temporary file counts as abandoned; used where the file system has no locks."""
+"""Age in seconds from which a temporary file counts as abandoned, where locks cannot tell."""
 
 REASONS = {
     errno.ENOENT: "no such file or folder",
@@ -43,6 +50,9 @@ REASONS = {
     errno.EIO: "the disk reports an input/output error",
 }
 """Wording of common system errors, by errno."""
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""System errors after which no other file of the disk can be written either."""
 
 
 def os_error_reason(error: Exception) -> str:
@@ -87,7 +97,8 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     """Open a temporary file next to `path`, and rename it to `path` if the block ends without an error.
 
     If the block raises or the process dies, `path` stays as it was. The temporary file is locked until it
-    is renamed, so that `remove_stale_temp_files` in another process does not remove it.
+    is renamed, so that `remove_stale_temp_files` does not remove it. Before the first file that a process
+    writes into a folder, the temporary files that killed processes have left there are removed.
 
     Args:
         path: the file to write.
@@ -104,9 +115,11 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     """
     path = Path(path)
     _refuse_existing(path, overwrite)
-    temporary = path.parent / f"{_temporary_prefix(path)}{secrets.token_hex(8)}.tmp"
+    _remove_stale_once(os.path.abspath(path.parent))
+    temporary = path.parent / f"{TEMPORARY}{HOST}-{secrets.token_hex(8)}.tmp"
     lock = -1
     try:  # before the file exists: Ctrl-C may arrive at any moment
+        _open_temp_files.add(temporary)
         with _create_locked(temporary) as file:
             # A duplicate descriptor keeps the lock after the file is closed, until it has its final name.
             lock = os.dup(file.fileno())
@@ -128,6 +141,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = False, durable: bool = F
     finally:
         if lock >= 0:
             os.close(lock)
+        _open_temp_files.discard(temporary)
     if durable:
         _sync_folder(path.parent)
 
@@ -137,8 +151,9 @@ def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Binary
     """Make the parent folders of `path`, then open it for writing as `atomic_write` does.
 
     Raises:
-        OutputError: the file exists and `overwrite` is false, or it cannot be written; the message names
-            `path`, not the temporary file.
+        OutputExistsError: the file exists, and `overwrite` is false.
+        StorageError: the disk is full, read-only or over its quota.
+        OutputError: it cannot be written; the message names `path`, not the temporary file.
     """
     path = Path(path)
     try:
@@ -149,9 +164,10 @@ def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Binary
         if not path.parent.is_dir():
             raise OutputError(f"cannot write {path}: {path.parent} is not a folder") from None
         hint = None if overwrite else "set `overwrite` to replace it"
-        raise OutputError(str(error) or f"{path} exists", hint=hint) from None
+        raise OutputExistsError(str(error) or f"{path} exists", hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise OutputError(f"cannot write {path}: {os_error_reason(error)}") from None
+        kind = StorageError if getattr(error, "errno", None) in STORAGE else OutputError
+        raise kind(f"cannot write {path}: {os_error_reason(error)}") from None
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:
@@ -170,26 +186,42 @@ def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> No
         file.write(data)
 
 
-def remove_stale_temp_files(path: str | Path, *, age: float = 0.0) -> None:
-    """Remove temporary files of `path` that killed processes have left.
+def remove_stale_temp_files(folder: str | Path) -> None:
+    """Remove temporary files that killed processes have left in a folder; `atomic_write` calls it itself.
 
-    A file that is being written is locked, and is kept. Where the file system has no locks, files younger
-    than `ABANDONED` are kept too.
+    A file that is being written is locked, and is kept. Locks may hold on one machine only, or not at all:
+    files that another machine wrote, and all files where the file system has no locks, are kept until
+    they are `ABANDONED` seconds old.
 
     Args:
-        path: path that was given to `atomic_write`.
-        age: files younger than this, in seconds, are kept.
+        folder: folder that is searched, without those below it. Files that cannot be removed stay.
     """
-    path = Path(path)
-    for temporary in path.parent.glob(f"{_temporary_prefix(path)}*.tmp"):
-        # Opened for writing: NFS locks a file exclusively only then.
-        with contextlib.suppress(OSError), open(temporary, "r+b") as file:
-            try:
-                least_age = age if _lock(file) else max(age, ABANDONED)
-            except BlockingIOError:
-                continue
-            if time.time() - os.fstat(file.fileno()).st_mtime >= least_age:
-                temporary.unlink()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY) and entry.name.endswith(".tmp"):
+                _remove_if_stale(entry.path)
+
+
+def remove_open_temp_files() -> None:
+    """Remove the temporary files that this process is writing, since it will end without its own cleanup."""
+    for temporary in [*_open_temp_files]:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _remove_if_stale(temporary: str) -> None:
+    # Opened for writing: NFS locks a file exclusively only then.
+    with contextlib.suppress(OSError), open(temporary, "r+b") as file:
+        ours = os.path.basename(temporary).startswith(f"{TEMPORARY}{HOST}-")
+        if not (_lock(file) and ours) and time.time() - os.fstat(file.fileno()).st_mtime < ABANDONED:
+            return
+        os.unlink(temporary)
+
+
+@functools.lru_cache(4096)
+def _remove_stale_once(folder: str) -> None:
+    """Call `remove_stale_temp_files` for a folder, but not for each of the many files written there."""
+    remove_stale_temp_files(folder)
 
 
 def _create_locked(temporary: Path) -> BinaryIO:
@@ -219,11 +251,6 @@ def _lock(file: BinaryIO) -> bool:
     except OSError:
         return False
     return True
-
-
-def _temporary_prefix(path: Path) -> str:
-    """Return the prefix of a path's temporary files: a hash, since the name itself might be too long."""
-    return f"{TEMPORARY}{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
 
 
 def _place_new(temporary: Path, path: Path) -> None:

@@ -17,12 +17,12 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
 from vartok.errors import TokenFileError, TokensError, quoted
-from vartok.files import write_bytes
+from vartok.files import os_error_reason, write_bytes
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.npy import read_npy_header
 from vartok.schedule import Schedule
@@ -42,6 +42,14 @@ MAX_META = 1 << 20  # bytes of meta.npy, 4 a character: fits five texts of 4,096
 MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
 
 _Info = TypeVar("_Info", ModelInfo, ImageInfo)
+
+
+class TokenMetadata(NamedTuple):
+    """What a token file tells of an image's tokens: their checkpoint, their image, their schedule."""
+
+    model: ModelInfo
+    image: ImageInfo
+    schedule: Schedule
 
 
 def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = False) -> None:
@@ -81,6 +89,24 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
         except TokenFileError as error:
             item = TokenFileError(f"{prefix}{error}", hint=error.hint)
         yield item
+
+
+def read_metadata(path: str | Path) -> Iterator[TokenMetadata]:
+    """Read the metadata of a token file's images, one at a time, without the tokens of an npz.
+
+    Raises:
+        TokenFileError: the file cannot be read, or is not a token file; the message does not name it.
+    """
+    metadata = {parse_npz: _npz_metadata, parse_json: _json_metadata}
+    try:
+        with open(path, "rb") as stream:
+            for prefix, parse, data in _parts(stream):
+                try:
+                    yield metadata[parse](data)
+                except TokenFileError as error:
+                    raise TokenFileError(f"{prefix}{error}", hint=error.hint) from None
+    except OSError as error:
+        raise TokenFileError(os_error_reason(error)) from None
 
 
 def dump_json(tokens: ImageTokens) -> str:
@@ -141,12 +167,7 @@ def parse_npz(data: bytes) -> ImageTokens:
         TokenFileError: not the tokens of an image, or damaged.
     """
     with _as_file_errors(), _open_npz(data) as archive:
-        meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
-        try:  # numpy's own conversion would accept invalid code points
-            text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
-        except UnicodeDecodeError:
-            raise TokenFileError("meta.npy is not Unicode text") from None
-        model, image, schedule = _check_meta(_parse(text.rstrip("\0")))
+        model, image, schedule = _read_meta(archive)
         scales = len(archive.namelist()) - 1
         if scales != len(schedule):
             raise TokenFileError(f"it has {scales} scales, but its schedule has {len(schedule)}")
@@ -156,6 +177,16 @@ def parse_npz(data: bytes) -> ImageTokens:
             for k, (h, w) in enumerate(schedule)
         ]
         return ImageTokens(tuple(arrays), model, image)
+
+
+def _npz_metadata(data: bytes) -> TokenMetadata:
+    with _as_file_errors(), _open_npz(data) as archive:
+        return _read_meta(archive)
+
+
+def _json_metadata(text: bytes) -> TokenMetadata:
+    with _as_file_errors():
+        return _check_meta(_parse(text))
 
 
 def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
@@ -235,8 +266,8 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
     }
 
 
-def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedule]:
-    """Return checkpoint, image and schedule of a token file's JSON object, after checking them."""
+def _check_meta(document: dict[str, Any]) -> TokenMetadata:
+    """Return the metadata in a token file's JSON object, after checking it."""
     if document.get("format") != FORMAT:
         raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
     version = document.get("version")
@@ -247,7 +278,7 @@ def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedul
             f"it has version {quoted(version)}, but this vartok reads version {VERSION}; upgrade vartok"
         )
     schedule = check_token_schedule(document.get("schedule"))
-    return _info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule
+    return TokenMetadata(_info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule)
 
 
 def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
@@ -302,6 +333,15 @@ def _open_npz(data: bytes) -> zipfile.ZipFile:
             "damaged or hostile"
         )
     return archive
+
+
+def _read_meta(archive: zipfile.ZipFile) -> TokenMetadata:
+    meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
+    try:  # numpy's own conversion would accept invalid code points
+        text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
+    except UnicodeDecodeError:
+        raise TokenFileError("meta.npy is not Unicode text") from None
+    return _check_meta(_parse(text.rstrip("\0")))
 
 
 def _read_entry(

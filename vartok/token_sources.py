@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-from vartok.dataset.formats import iter_rows, shard_errors
+from vartok.dataset.formats import find_format, iter_rows, shard_errors
 from vartok.dataset.formats.parquet import PARQUET, parquet_encoding
 from vartok.dataset.formats.wds import WDS, read_flat_wds
 from vartok.dataset.schema import DATA, Encoding, is_dataset, open_dataset
@@ -155,6 +155,7 @@ def _read_path(path: Path) -> Iterator[Row]:
         pictures = {item["name"]: item["pictures"] for item in description.get("shards", ())}
         yield from _read_shard(path, description["files"], encoding, pictures.get(f"{DATA}/{path.name}"))
     elif name.endswith(TABLES):
+        find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
             check_regular(path)
             encoding = parquet_encoding(path)

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -32,6 +33,7 @@ def count_whole_files(folder: Path) -> int:
     return sum(len(tokens_of(path.read_bytes())) for path in files)
 
 
+@pytest.mark.slow
 def test_pipe(vartok: Vartok, here: Path) -> None:
     data = save(here / "img.png").read_bytes()
     encode = start("encode", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -51,6 +53,7 @@ def test_pipe(vartok: Vartok, here: Path) -> None:
     assert np.abs(one - two).max() <= 1
 
 
+@pytest.mark.slow
 def test_closed_pipe(many: Path) -> None:
     process = start("encode", "-r", many, "--format", "jsonl", "-o", "-", stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout
@@ -103,19 +106,23 @@ def encode_without_end(many: Path, output: Path, program: list[str] = PROGRAM, *
     return start(*arguments, program=program, stdin=subprocess.PIPE, **streams)
 
 
+@pytest.mark.slow
 def test_interrupted(many: Path, tmp_path: Path) -> None:
     process = encode_without_end(many, tmp_path, stdout=subprocess.PIPE)
     wait_for(lambda: len(names(tmp_path)) > 20, process)
     process.send_signal(signal.SIGINT)
     output, messages = process.communicate(timeout=120)
-    assert (process.returncode, output, messages) == (130, b"", b"")
+    assert (process.returncode, output) == (130, b"")
+    assert re.fullmatch(
+        rb"vartok: interrupted; encoded \d+; the same command with --skip-existing does the rest\n", messages
+    )
     assert 20 <= count_whole_files(tmp_path) == len(names(tmp_path)) < 60
 
 
 @pytest.mark.slow
 def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
     at_once = "import importlib as i; i.import_module('vartok.cli.display').LIVE_AFTER = 0; "
-    program = [sys.executable, "-c", at_once + "i.import_module('vartok.cli').app()"]
+    program = [sys.executable, "-c", at_once + "i.import_module('vartok.__main__').main()"]
     terminal, inside = pty.openpty()
     process = encode_without_end(many, tmp_path, program, stderr=inside)
     os.close(inside)
@@ -129,6 +136,7 @@ def test_interrupted_with_a_progress_bar(many: Path, tmp_path: Path) -> None:
     os.close(terminal)
     assert process.wait(60) == 130
     assert b"Traceback" not in shown
+    assert b"vartok: interrupted; encoded " in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1  # the cursor is visible again
 
 

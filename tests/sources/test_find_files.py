@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import Vartok, names, save
 
 from vartok.errors import SourceError, VartokWarning
 from vartok.sources import FoundFile, SearchReport, find_files, find_input_shards
-from vartok.train.data import Pictures
+from vartok.train.data import Pictures, StreamPosition
 from vartok.train.settings import DataSettings
 
 
@@ -136,7 +137,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(here: Path) -> None:
         Path("all", name).write_bytes(b"")
     report = SearchReport()
     find_files("all", report=report)
-    assert report.skipped == {".heic": 2, ".jxl": 1, "": 1, ".npz": 1, ".strip.jpg": 1}
+    assert report.passed_over == {".heic": 2, ".jxl": 1, "": 1, ".npz": 1, ".strip.jpg": 1}
     with pytest.warns(VartokWarning) as caught:
         report.warn()
     assert [str(warning.message) for warning in caught] == [
@@ -146,7 +147,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(here: Path) -> None:
     Path("t.parquet").write_bytes(b"")
     named = SearchReport()
     assert find_files("t.parquet", kinds=("picture", "tar"), report=named) == []
-    assert named.skipped == {".parquet": 1}
+    assert named.passed_over == {".parquet": 1}
 
 
 def test_many_suffixes_are_summed_up(here: Path) -> None:
@@ -161,13 +162,22 @@ def test_commands_say_once_that_files_were_passed_over(vartok: Vartok, here: Pat
     save(Path("all/a.png"))
     for name in ("b.HEIC", "c.heic", "noext"):
         Path("all", name).write_bytes(b"")
-    note = "vartok: note: passed over 3 files of kinds that are not read: 2 .heic, 1 without suffix"
+    for n in range(2):
+        with tarfile.open(f"all/{n}.tar", "w") as archive:
+            for name in (f"t{n}.png", ".t.png", "README"):
+                archive.add("all/a.png", name)
+    files = "passed over 3 files of kinds that are not read: 2 .heic, 1 without suffix"
+    members = "passed over 4 members of tars: 2 without suffix, 2 hidden"
     for args in (["encode", "-r", "all", "-o", "out"], ["eval", "-r", "all", "--no-scales"]):
-        assert vartok(*args, *QUICK).stderr.splitlines().count(note) == 1
+        notes = [line for line in vartok(*args, *QUICK).stderr.splitlines() if "note" in line]
+        assert notes == [f"vartok: note: {files}", f"vartok: note: {members}"]
     with pytest.warns(VartokWarning, match="passed over 3 files"):
         find_input_shards(["all"], 10)
     with pytest.warns(VartokWarning, match="passed over 3 files"):
-        Pictures(["all"], DataSettings(), (8, 8), 0)
+        pictures = Pictures(["all"], DataSettings(val_fraction=0.0), (8, 8), 0)
+    next(pictures.batches(4, StreamPosition()))  # more than an epoch
+    with pytest.warns(VartokWarning, match=members):
+        pictures.warn_of_members()
 
 
 def test_linked_folders_are_followed_by_all_commands(vartok: Vartok, here: Path) -> None:

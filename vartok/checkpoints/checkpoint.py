@@ -15,15 +15,13 @@ from torch import Tensor
 
 from vartok.checkpoints.known import find_checkpoint
 from vartok.checkpoints.recognition import HITS, recognize_config
+from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line, printable
 from vartok.files import write_bytes
 from vartok.metadata import MAX_TEXT
 from vartok.models.vqvae import VQVAE
-
-FORMAT = "vartok.checkpoint"
-VERSION = "1"
 
 FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
 

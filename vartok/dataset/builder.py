@@ -9,6 +9,7 @@ import contextlib
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,9 @@ from vartok.operations.settings import (
 )
 from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
-from vartok.sources import InputShard, SearchReport, find_input_shards, folder_classes
+from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
+from vartok.sources.classes import table_classes
+from vartok.sources.passed_over import warn_of_members
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -65,6 +68,9 @@ def build(
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
     image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    key_column: str | None = None,
     folder_labels: bool = False,
     full_names: bool = False,
     tokenizer: Tokenizer | None = None,
@@ -89,7 +95,7 @@ def build(
     fail are left out; failed.jsonl lists them with the reason.
 
     Args:
-        sources: paths or URLs of folders, tars, Parquet files, lists of paths (.txt) and picture files.
+        sources: paths or URLs of folders, tars, tables (Parquet, Arrow), lists of paths (.txt) and pictures.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
         shard_size: largest number of samples in a shard, failed ones included; at least 1.
@@ -105,7 +111,11 @@ def build(
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
-        image_column: column of the Parquet files that holds the pictures; needed if several columns might.
+        image_column: column of the tables that holds the pictures; needed if several columns might.
+        label_column: column of the tables that holds the labels, whole numbers or names of classes, which are
+            numbered in sorted order over all tables; if None, the one called label or cls.
+        caption_column: column of the tables that holds the captions; if None, caption, text or txt.
+        key_column: column of the tables that holds the keys, texts or whole numbers; if None, key.
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
             in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
@@ -134,7 +144,8 @@ def build(
 
     Raises:
         ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
-        SourceError: a source cannot be found or searched, or there are no pictures.
+        SourceError: a source cannot be found or searched, there are no pictures, or the labels of some tables
+            are whole numbers and those of others are names.
         DatasetError: `out` holds something else or a data set of other settings; more than `max_failures`
             samples failed; or the engine failed.
         OutputError: a file cannot be written.
@@ -142,9 +153,9 @@ def build(
         VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: files were passed over because of their suffixes; there are fewer input shards than the
-            n of `shard`; pictures have no label, with `folder_labels`; columns of a table, or values in them,
-            are not carried; or a worker process died.
+        VartokWarning: files, or members of tars, were passed over; there are fewer input shards than the
+            n of `shard`; pictures have no label, with `folder_labels`; there are no tables for named columns;
+            columns of a table, or values in them, are not carried; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
@@ -164,18 +175,25 @@ def build(
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
+    columns = NamedColumns(image_column, label_column, caption_column, key_column)
     report = SearchReport()
     shards = find_input_shards(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         shard_size,
         full_names=full_names,
         folder_labels=folder_labels,
-        image_column=image_column,
+        columns=columns,
         exclude=out,
         report=report,
     )
     files = [file for input_shard in shards for file in input_shard.files]
-    _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
+    names = table_classes(shards)
+    if names is not None and folder_labels:
+        raise ArgumentError(
+            "the labels of the tables are names, which would number classes otherwise than the folders do",
+            hint="make two data sets, or leave out `folder_labels`",
+        )
+    _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
     # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
@@ -198,8 +216,9 @@ def build(
             encoding=_encoding(tokenizer, pixels, grids, device, dtype),
             fit=pixels,
             keep_pictures=keep_pictures,
-            classes=tuple(folder_classes(files, report)) if folder_labels else (),
-            passed_over=tuple(sorted(report.skipped.items())),
+            classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
+            label_names=names is not None,
+            passed_over=tuple(sorted(report.passed_over.items())),
         )
         with _output_errors(out):
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
@@ -265,6 +284,8 @@ def _run(
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
         warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
+    passed_over: dict[str, int] = summary.get("passed_over", {})
+    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=3)
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(
@@ -281,7 +302,7 @@ def _run(
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
         not_carried=not_carried,
-        passed_over=dict(job.passed_over),
+        passed_over=passed_over,
     )
 
 
@@ -349,8 +370,13 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
     return load(weights, device=device, dtype=dtype, compile=compile)
 
 
-def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
-    """Warn of parts, see `shard` of `build`, that have no input shard, and of pictures without a label."""
+def _warn_of_gaps(
+    shards: Sequence[InputShard], columns: NamedColumns, *, folder_labels: bool, parts: int
+) -> None:
+    """Warn of parts (see `shard` of `build`) without input shards, columns without tables, missing labels."""
+    if columns.named() and not any(shard.kind == "table" for shard in shards):
+        names = ", ".join(map(quoted, columns.named().values()))
+        warnings.warn(f"there is no table for the columns {names}", VartokWarning, stacklevel=3)
     if parts > len(shards):
         first, last = len(shards), parts - 1
         idle = f"part {last}" if first == last else f"parts {first} to {last}"

@@ -42,10 +42,11 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
     Attributes:
         schedule: (h, w) of every scale, coarse to fine.
         model: `ModelInfo` of the checkpoint whose codebook the tokens index.
-        classes: names of the labels, if folders gave them; else empty.
+        classes: names of the labels, if folders or tables gave them; else empty.
 
     Raises:
         DatasetError: the folder holds no data set, or an incomplete one; or `rank` and `world` are invalid.
+        VartokError: a package that the format of the shards needs is not installed.
     """
 
     def __init__(

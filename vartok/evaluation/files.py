@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,9 +22,10 @@ from vartok.operations import (
     make_schedule,
     resolve_fit,
 )
-from vartok.operations.inputs import Source
+from vartok.operations.inputs import Inputs, Source
 from vartok.schedule import Schedule
 from vartok.sources import Sample
+from vartok.sources.passed_over import warn_of_members
 from vartok.tokenizer import Tokenizer
 
 
@@ -85,12 +87,16 @@ def evaluate_files(
     Raises:
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
             each other. A picture or source that cannot be read is a failure in the report instead.
+
+    Warns:
+        VartokWarning: files, or members of tars, were passed over.
     """
     given = make_fit(
         fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
     )
     grids = make_schedule(schedule)
-    inputs = _find_inputs(pictures, recursive)
+    inputs, passed_over = _find_inputs(pictures, recursive)
+    members = Counter[str]()
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
     first = tokenizer or load(weights, device=device, dtype=dtype)
     tokenizers = [first]
@@ -107,7 +113,7 @@ def evaluate_files(
         **networks,
     )
     results = evaluation.measure(
-        _find_samples(inputs, max_bytes),
+        _find_samples(inputs, max_bytes, members),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -115,21 +121,27 @@ def evaluate_files(
         for result in results:
             if progress is not None:
                 progress(result)
-    return evaluation.report()
+    warn_of_members(members)
+    return dataclasses.replace(evaluation.report(), passed_over=dict(+(passed_over + members)))
 
 
-def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -> list[Input]:
-    """Return the inputs of all sources; an `Input` is returned unchanged."""
+def _find_inputs(
+    pictures: Source | Iterable[Source | Input], recursive: bool
+) -> tuple[list[Input], Counter[str]]:
+    """Return the inputs of all sources, an `Input` unchanged; and the files that were passed over."""
     if isinstance(pictures, str | Path) or hasattr(pictures, "read"):
-        return find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
+        pictures = find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
     inputs: list[Input] = []
+    passed_over = Counter(pictures.passed_over if isinstance(pictures, Inputs) else ())
     for source in pictures:
-        inputs += [source] if isinstance(source, Input) else find_inputs(source, recursive=recursive)
-    return inputs
+        found = source if isinstance(source, Input) else find_inputs(source, recursive=recursive)
+        inputs += [found] if isinstance(found, Input) else found
+        passed_over += found.passed_over if isinstance(found, Inputs) else Counter()
+    return inputs, passed_over
 
 
-def _find_samples(inputs: Iterable[Input], max_bytes: int) -> Iterator[Sample]:
+def _find_samples(inputs: Iterable[Input], max_bytes: int, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield every picture as a sample. Its key is the input's path, plus the key in a tar or table."""
     for item in inputs:
-        for key, sample in item.samples(max_bytes):
+        for key, sample in item.samples(max_bytes, passed_over):
             yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

@@ -12,24 +12,26 @@ import numpy as np
 from PIL import Image
 
 from vartok import images
-from vartok.errors import ArgumentError, ImageError, TokenFileError, VartokError
+from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileError, VartokError, printable
 from vartok.files import write_bytes
 from vartok.flat_tokens import FlatTokens
+from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import TOKENS, Source, check_path, find_inputs, name_file
+from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
     Output,
-    OutputPlan,
     choose_format,
     resolve_target,
-    stem,
     write_stream,
 )
+from vartok.operations.plan import OutputPlan
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
+from vartok.token_files import TokenMetadata
 from vartok.token_sources import load_row
 from vartok.tokens import ImageTokens
 
@@ -156,7 +158,8 @@ def decode_files(
             taken in any case.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip tokens whose output exists.
+        skip_existing: skip tokens whose output exists and has the size that it would get; one of another size
+            is kept, and is an error.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
@@ -167,12 +170,14 @@ def decode_files(
         workers: threads that write pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; results of inputs whose output exists already come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first. A result
+        with a StorageError, as when the disk is full, is the last.
 
     Raises:
         ArgumentError: arguments that are invalid or contradict each other, two inputs that would write one
             file, a folder where `recursive` is false, or a data set without `output`.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
+        OutputError: the folder that `output` names cannot be written.
         OSError: the output stream cannot be written; raised while iterating.
 
     Warns:
@@ -204,12 +209,13 @@ def decode_files(
         many=len(found) > 1 or (collections and not is_file),
         suffixes=images.SUFFIXES,
     )
-    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    compare = PictureComparison(scales=scales, strip=strip, restore_size=restore_size)
+    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     if keys is not None:  # which files hold them is known when they are read
         plan.todo, plan.refused = found, []
     total = None if collections or keys is not None else len(plan.refused) + len(plan.todo)
     if not plan.todo:
-        return FileResults(iter(plan.refused), total)
+        return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
     schedules.default = loaded.config.patch_nums
     run = _DecodeRun(plan, target, chosen, overwrite, restore_size, selection, schedules)
@@ -220,7 +226,7 @@ def decode_files(
         strip=strip,
         batch_size=default_batch_size(batch_size, loaded),
     )
-    return FileResults(run.results(decoded, default_workers(workers)), total)
+    return FileResults(run.results(decoded, default_workers(workers)), total, separate=target.separate)
 
 
 def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
@@ -278,30 +284,31 @@ class _DecodeRun:
             tokenizer: tokens of another codebook or other phis are errors.
             any_weights: they are not.
         """
-        for item, row in self._selection.read(
-            self._plan.todo, self._schedules, skipped=len(self._plan.refused)
-        ):
-            tokens = row.tokens
+        skipped = len(self._plan.refused)
+        for item, row in self._selection.read(self._plan.todo, self._schedules, skipped=skipped):
+            tokens, key, is_file = row.tokens, row.key, False
+            if isinstance(tokens, ImageTokens) and key is None and item.is_collection:
+                key, is_file = tokens.image.source, True
+            try:
+                if isinstance(tokens, FlatTokens):
+                    tokens = self._schedules.complete(tokens, item.source, tokenizer)
+            except VartokError as error:
+                label = str(item) if key is None else f"{item}: {printable(key)}"
+                yield _Job(label, None, None), error
+                continue
             if isinstance(tokens, VartokError):
                 yield _Job(str(item), None, None), tokens
                 continue
-            source = None
-            if isinstance(tokens, ImageTokens) and row.key is None and item.is_collection:
-                source = tokens.image.source
-            claimed = self._plan.claim(
-                item, row.key if source is None else source, is_file=source is not None
-            )
+            claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
             if isinstance(claimed, FileResult):
                 yield claimed, VartokError("not decoded")
                 continue
             try:
-                if isinstance(tokens, FlatTokens):
-                    tokens = self._schedules.complete(tokens, item.source, tokenizer)
-                elif not any_weights:
+                if row.tokens is tokens and not any_weights:
                     check_model(tokens, tokenizer)
                 yield _Job(*claimed, tokens), tokens
-            except VartokError as error:
-                yield _Job(*claimed, None), error
+            except TokenFileError as error:
+                yield _Job(*claimed, tokens), error
         self._schedules.warn_if_unused()
 
     def results(
@@ -317,6 +324,9 @@ class _DecodeRun:
                 if data is not None and self._target.stream is not None:
                     write_stream(self._target.stream, data)
                 yield result
+                if isinstance(result.error, StorageError):
+                    break
+        self._plan.warn()
 
     def _finish(
         self, item: tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]
@@ -341,10 +351,14 @@ class _DecodeRun:
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
         except VartokError as error:
-            return self._plan.refuse_new(job.label, job.path, error), None
+            return self._plan.refuse_new(job.label, job.path, error, _metadata(job.tokens)), None
         except MemoryError:
             return FileResult(job.label, error=ImageError("not enough memory to decode it")), None
         return replace(result, picture=picture), data
+
+
+def _metadata(tokens: ImageTokens) -> TokenMetadata:
+    return TokenMetadata(tokens.model, tokens.image, tokens.schedule)
 
 
 def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
-from vartok.errors import VartokError
+from vartok.checkpoints.summary import read_summary
+from vartok.errors import StorageError, VartokError
 from vartok.files import open_output, write_bytes
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
+from vartok.operations.existing import Encoder, TokenComparison
 from vartok.operations.inputs import Input, Source, check_path, find_inputs, name_file
+from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
     Output,
-    OutputPlan,
     Target,
     choose_format,
     resolve_target,
-    stem,
     write_stream,
 )
+from vartok.operations.plan import OutputPlan
 from vartok.operations.settings import (
     default_batch_size,
     default_workers,
@@ -32,6 +36,7 @@ from vartok.operations.settings import (
     resolve_tokenizer,
 )
 from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
@@ -134,10 +139,12 @@ def encode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists.
-        tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
+            schedule; one that was made with others is kept, and is an error.
+        tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
-        weights: a checkpoint; the shipped one if None.
+        weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
+            will load, "shipped" for the shipped one, with which `skip_existing` compares.
         device: torch device, or "auto".
         dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
@@ -154,13 +161,14 @@ def encode_files(
         workers: threads that read pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; results of inputs whose output exists already come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first. A result
+        with a StorageError, as when the disk is full, is the last.
 
     Raises:
         ArgumentError: arguments that contradict each other or do not suit the checkpoint, two inputs that
             would write one file, or a folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
-        OutputError: the jsonl file cannot be written; raised while iterating.
+        OutputError: the folder that `output` names cannot be written; or, while iterating, the jsonl file.
         OSError: the output stream cannot be written; raised while iterating.
     """
     fitted = make_fit(
@@ -192,11 +200,18 @@ def encode_files(
         joined=chosen == "jsonl",
         suffixes=TOKEN_FORMATS,
     )
-    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    load = functools.cache(lambda: resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile))
+
+    def encoder() -> Encoder:
+        told = read_summary(weights) if tokenizer is None or (callable(tokenizer) and weights) else None
+        return Encoder(*told, dtype) if told else Encoder(load().config, load().info, load().dtype)
+
+    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids)
+    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
-        return FileResults(iter(plan.refused), total)
-    loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
+        return FileResults(iter(plan.refused), total, separate=target.separate)
+    loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
@@ -209,7 +224,7 @@ def encode_files(
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
-    return FileResults(run.results(encoded), total)
+    return FileResults(run.results(encoded), total, separate=target.separate)
 
 
 class _Job(NamedTuple):
@@ -236,6 +251,7 @@ class _EncodeRun:
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
         self._max_bytes = max_bytes
+        self._passed_over = Counter[str]()  # members of tars
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
@@ -243,7 +259,7 @@ class _EncodeRun:
         The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
         """
         for item in self._plan.todo:
-            for key, sample in item.samples(self._max_bytes):
+            for key, sample in item.samples(self._max_bytes, self._passed_over):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
                 if not isinstance(sample.picture, VartokError):
                     claimed = self._plan.claim(item, key)
@@ -255,7 +271,11 @@ class _EncodeRun:
     def results(
         self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
     ) -> Iterator[FileResult]:
-        """Write the tokens of each picture when it is encoded, and yield the results."""
+        """Write the tokens of each picture when it is encoded, and yield the results.
+
+        Warns:
+            VartokWarning: members of tars were passed over.
+        """
         yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
@@ -268,8 +288,12 @@ class _EncodeRun:
                     done = self._write(job, result, stream)
                     written = written or done.error is None
                     yield done
+                    if isinstance(done.error, StorageError):
+                        break
             if not written:
                 raise _NothingWrittenError
+        warn_of_members(self._passed_over)
+        self._plan.warn()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:

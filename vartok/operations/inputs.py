@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -31,8 +32,8 @@ class Input:
 
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
-        kind: "picture", "tar", "table" (Parquet) or "tokens"; "dataset" for the folder of a data set of
-            tokens; "folder" for one that cannot be searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "dataset" for the folder of a data set
+            of tokens; "folder" for one that cannot be searched.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
         error: the reason why a folder, list or URL gives no files, or why what a search found is no file to
@@ -61,13 +62,16 @@ class Input:
             return self.place is None or self.place.lower().endswith((".jsonl", ".npy"))
         return self.kind in ("tar", "table", "dataset")
 
-    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str | None, Sample]]:
+    def samples(
+        self, max_bytes: int = MAX_BYTES, passed_over: Counter[str] | None = None
+    ) -> Iterator[tuple[str | None, Sample]]:
         """Yield the key and the sample, not decoded, of each picture; the key is None outside a collection.
 
         If the input has an error, or its tar or table cannot be read on, the last sample holds the error.
 
         Args:
             max_bytes: size limit in bytes of a picture in a tar, a table or a stream.
+            passed_over: counter to which the members of a tar are added that are passed over, by kind.
         """
         label = str(self)
         if self.error is not None:
@@ -81,7 +85,7 @@ class Input:
                 yield None, Sample(label, _without_name(error, str(self.place)))
                 return
             for shard in shards:
-                for sample in shard.samples(max_bytes):
+                for sample in shard.samples(max_bytes, passed_over):
                     # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:
@@ -103,9 +107,21 @@ class Input:
                 yield Row(TokenFileError(os_error_reason(error)))
 
 
+class Inputs(list[Input]):
+    """Inputs in order.
+
+    Attributes:
+        passed_over: number of files that the search passed over, by suffix, see `SearchReport`.
+    """
+
+    def __init__(self, passed_over: Counter[str]) -> None:
+        super().__init__()
+        self.passed_over = passed_over
+
+
 def find_inputs(
     sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
-) -> list[Input]:
+) -> Inputs:
     """Return the files that sources name, in the sources' order; the files of a folder are sorted.
 
     A file that is named is taken whatever its suffix, and not opened: a missing file fails when it is read.
@@ -130,8 +146,8 @@ def find_inputs(
         or hasattr(sources, "read")
     )
     given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
-    inputs: list[Input] = []
     report = SearchReport()
+    inputs = Inputs(report.passed_over)
     for source in given:
         inputs += _find(source, kinds, recursive, report)
     if "picture" in kinds:  # token files lie beside pictures, which nobody expects to be decoded

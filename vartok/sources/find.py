@@ -6,22 +6,22 @@ import os
 import posixpath
 import re
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import ArgumentError, ImageError, SourceError, VartokWarning, counted, printable
+from vartok.errors import ArgumentError, ImageError, SourceError
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 from vartok.sources.lists import parse_list
+from vartok.sources.passed_over import count_suffix, warn_passed_over
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
-TABLES = (".parquet", ".pq")
+TABLES = (".parquet", ".pq", ".arrow", ".feather")
 TOKENS = (".npz", ".tokens.json", ".jsonl", ".npy")
 LISTS = (".txt",)
 
@@ -34,9 +34,6 @@ A search skips these pictures, since they often lie in the folders of the origin
 OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
 """Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
 
-MAX_SUFFIXES = 8
-"""Largest number of suffixes that the warning of `SearchReport` lists."""
-
 
 class FoundFile(NamedTuple):
     """A file of a source, or a folder in it that cannot be searched.
@@ -45,8 +42,8 @@ class FoundFile(NamedTuple):
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "dataset" for the folder of a
-            data set of tokens; "folder" for one that cannot be searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "dataset" for the folder
+            of a data set of tokens; "folder" for one that cannot be searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
         error: the reason why a folder cannot be searched, or why what a search found is no file to read, as
@@ -65,12 +62,12 @@ class SearchReport:
     """A record of searches: files that were passed over, and the top folders of sources.
 
     Attributes:
-        skipped: number of files by suffix, in lower case, that a search passed over because of their
+        passed_over: number of files by suffix, in lower case, that a search passed over because of their
             suffixes; "" counts files without one. Hidden files and vartok's token files are not counted.
         folders: names of the folders that lie directly in a searched folder, whether they hold files or not.
     """
 
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
     folders: set[str] = field(default_factory=set)
 
     def skip(self, name: str) -> None:
@@ -78,8 +75,10 @@ class SearchReport:
         base = posixpath.basename(name.replace(os.sep, "/"))
         if base.startswith(".") or OWN_TOKENS.search(base):
             return
-        decoded = DECODED.search(base)
-        self.skipped[decoded[0] if decoded else os.path.splitext(base)[1].lower()] += 1
+        if decoded := DECODED.search(base):
+            self.passed_over[decoded[0]] += 1
+        else:
+            count_suffix(self.passed_over, base)
 
     def warn(self, *, stacklevel: int = 2) -> None:
         """Warn once of all files that were passed over, with their suffixes.
@@ -87,18 +86,7 @@ class SearchReport:
         Warns:
             VartokWarning: files were passed over.
         """
-        if not self.skipped:
-            return
-        ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in ranked]
-        if len(parts) > MAX_SUFFIXES:
-            parts[MAX_SUFFIXES - 1 :] = [f"{sum(count for _, count in ranked[MAX_SUFFIXES - 1 :]):,} others"]
-        files = counted(self.skipped.total(), "file")
-        warnings.warn(
-            f"passed over {files} of kinds that are not read: {', '.join(parts)}",
-            VartokWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warn_passed_over(self.passed_over, "file of kinds that are not read", stacklevel=stacklevel + 1)
 
 
 def find_files(

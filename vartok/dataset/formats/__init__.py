@@ -14,6 +14,7 @@ from vartok.dataset.formats.wds import WDS
 from vartok.dataset.schema import Encoding
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import check_regular
+from vartok.optional import require
 from vartok.tokens import ImageTokens
 
 __all__ = [
@@ -36,10 +37,13 @@ def find_format(name: str) -> Format:
 
     Raises:
         DatasetError: there is no such format.
+        VartokError: a package that the format needs is not installed.
     """
     if name not in FORMATS:
         raise DatasetError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(name)}")
-    return FORMATS[name]
+    format = FORMATS[name]
+    require(*format.packages, extra="dataset", purpose=f"{name} shards")
+    return format
 
 
 def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardWriter:
@@ -52,6 +56,7 @@ def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardW
 
     Raises:
         DatasetError: there is no such format.
+        VartokError: a package that the format needs is not installed.
     """
     return find_format(format).open_writer(stream, encoding)
 
@@ -68,6 +73,7 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
         DatasetError: the file is broken or has another format, or its rows do not have this encoding, as far
             as the format records it.
         OSError: the file cannot be read.
+        VartokError: a package that the format needs is not installed.
     """
     found = find_format(format)
     with shard_errors(format):
@@ -88,9 +94,10 @@ def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageToke
     Raises:
         DatasetError, OSError: see `read_shard`; the rows before the fault are yielded first.
     """
+    found = find_format(format)
     with shard_errors(format):
         check_regular(path)
-        yield from find_format(format).read(path, encoding, False)
+        yield from found.read(path, encoding, False)
 
 
 @contextlib.contextmanager

@@ -60,6 +60,7 @@ class Format:
             row that is broken. It may leave captions and metadata out if `texts` is false. Any exception of
             it, except OSError, means that the shard is broken from there on.
         keeps_pictures: True if its writers store the picture files with the tokens.
+        packages: optional packages that its writers and `read` import.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Format:
     open_writer: Callable[[io.RawIOBase, Encoding], ShardWriter]
     read: Callable[[Path, Encoding, bool], Iterator[ImageTokens | VartokError]]
     keeps_pictures: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def row_fields(tokens: ImageTokens) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from vartok.dataset.formats.base import COLUMN_TYPES, Format, build_row
 from vartok.dataset.schema import FORMAT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION, Encoding
 from vartok.errors import DatasetError, VartokError, quoted
 from vartok.metadata import MAX_TEXT
-from vartok.optional import require
 from vartok.schedule import token_count
 from vartok.sources.arrow_values import as_text, is_text, value_type
 from vartok.tokens import ImageTokens, token_dtype
@@ -154,7 +153,6 @@ def parquet_encoding(path: Path) -> Encoding:
 
 def _open_table(path: Path) -> Any:
     """Open a table for reading in small parts: a text that occurs many times is in memory once."""
-    require("pyarrow", extra="dataset", purpose="Parquet shards")
     import pyarrow.parquet as pq
 
     texts = [name for name in TEXTS if name in pq.read_schema(path).names]
@@ -233,4 +231,4 @@ def _value(scalar: Any, name: str) -> Any:
     return as_text(scalar, name) if scalar.is_valid else None
 
 
-PARQUET = Format("parquet", ".parquet", ParquetWriter, read_parquet)
+PARQUET = Format("parquet", ".parquet", ParquetWriter, read_parquet, packages=("pyarrow",))

@@ -17,7 +17,8 @@ from vartok import files
 from vartok.checkpoints import read_summary
 from vartok.errors import OutputExistsError
 from vartok.operations import encode
-from vartok.token_files import dump_json, load_tokens
+from vartok.token_files import dump_json
+from vartok.token_sources import load_tokens
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from .options import (
     JsonOption,
     MessageOptions,
     ModelOptions,
-    PictureOptions,
+    NativePictureOptions,
     WorkOptions,
     load_tokenizer,
 )
@@ -69,7 +69,7 @@ def eval(
         ),
     ] = None,
     measure: MeasureOptions,
-    picture: PictureOptions,
+    picture: NativePictureOptions,
     model: ModelOptions,
     inputs: InputOptions,
     work: WorkOptions,

@@ -58,6 +58,14 @@ FitOption = Annotated[
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
     ),
 ]
+SizedFitOption = Annotated[
+    Literal["crop", "pad", "stretch"],
+    typer.Option("--fit", help="How a picture gets that size: crop to the centre, pad, or stretch."),
+]
+MaxTokensOption = Annotated[
+    int,
+    typer.Option("--max-tokens", min=1, help="With native: refuse pictures of more than this many tokens."),
+]
 ZoomOption = Annotated[
     float,
     typer.Option(
@@ -217,6 +225,20 @@ class PictureOptions:
             max_bytes=self.max_bytes,
         )
         make_schedule(self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativePictureOptions(PictureOptions):
+    """Options of a command that can keep the sizes of pictures."""
+
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedPictureOptions(PictureOptions):
+    """Options of a command that gives all pictures one size."""
+
+    fit: SizedFitOption = "crop"
 
 
 @dataclass(frozen=True, kw_only=True)

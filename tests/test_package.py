@@ -29,7 +29,7 @@ FILES = {
 ORDER = (
     ["errors"],
     ["files", "fingerprint", "lazy", "optional", "schedule", "stopping"],
-    ["config", "codebook", "images", "metadata"],
+    ["compression", "config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["models.var", "models.light", "models.quantizer"],

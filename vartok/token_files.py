@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
-from vartok.errors import TokenFileError, TokensError, quoted
+from vartok.compression import DecompressionError, decompressed
+from vartok.errors import TokenFileError, TokensError, VartokError, quoted
 from vartok.files import os_error_reason, write_bytes
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule
@@ -103,7 +104,8 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
 
     A file that begins with "PK" is an npz. A file that begins with "{" is JSONL if its first line also ends
     with "}" or its second line begins with "{"; otherwise it is one JSON object on several lines. Blank
-    lines, a byte order mark, CRLF and a missing last newline make no difference.
+    lines, a byte order mark, CRLF and a missing last newline make no difference. Files compressed by gzip,
+    bzip2, xz or zstd are decompressed.
 
     Args:
         stream: a buffered binary stream; it is read forward only, so a pipe will do.
@@ -116,13 +118,16 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
     Raises:
         OSError: the stream cannot be read.
     """
-    for prefix, parse, data in _parts(stream):
-        item: ImageTokens | TokenFileError
-        try:
-            item = parse(data)
-        except TokenFileError as error:
-            item = TokenFileError(f"{prefix}{error}", hint=error.hint)
-        yield item
+    try:
+        for prefix, parse, data in _parts(stream):
+            item: ImageTokens | TokenFileError
+            try:
+                item = parse(data)
+            except TokenFileError as error:
+                item = TokenFileError(f"{prefix}{error}", hint=error.hint)
+            yield item
+    except TokenFileError as error:  # of compressed data
+        yield error
 
 
 def read_metadata(path: str | Path) -> Iterator[TokenMetadata]:
@@ -223,10 +228,26 @@ def _json_metadata(text: bytes) -> TokenMetadata:
         return _check_meta(_parse(text))
 
 
-def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
-    """Yield, for each image in a stream, the prefix of its error messages, its parser, and its bytes."""
+def _parts(
+    file: BinaryIO, *, inflate: bool = True
+) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
+    """Yield, for each image in a stream, the prefix of its error messages, its parser, and its bytes.
+
+    Args:
+        file: the stream.
+        inflate: decompress it if it is compressed; what is compressed twice is no token file.
+
+    Raises:
+        TokenFileError: compressed data cannot be read, or not to its end.
+    """
     lines = _lines(file)
     first = next(lines, (1, b""))
+    if inflate and (inner := _decompressed(file, first[1])):
+        try:
+            yield from _parts(inner, inflate=False)
+        except DecompressionError as error:
+            raise TokenFileError(f"cannot be read to its end: {error}") from None
+        return
     head = first[1].removeprefix(codecs.BOM_UTF8).strip()
     if head.startswith(b"PK"):
         yield "", parse_npz, _read_on(file, first[1])
@@ -241,6 +262,14 @@ def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens]
                 return
         for number, line in itertools.chain(ahead, lines):
             yield f"line {number}: ", parse_json, line
+
+
+def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO | None:
+    """Return the decompressed stream of a file after `head`; None if it is not compressed."""
+    try:
+        return decompressed(file, head)
+    except VartokError as error:
+        raise TokenFileError(str(error), hint=error.hint) from None
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vartok.codebook import UsageReport, count_codes, describe_usage
 from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import DATASET, FORMAT, open_dataset
-from vartok.errors import SourceError, TokensError, VartokError
+from vartok.dataset.schema import DATASET, FORMAT, check_regular, open_dataset
+from vartok.errors import DatasetError, SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
 from vartok.sources import find_files
@@ -101,9 +101,10 @@ def count_usage(
 def is_dataset(folder: str | Path) -> bool:
     """Return whether a folder holds a data set, even an incomplete or broken one."""
     try:
+        check_regular(Path(folder, DATASET))
         with open(Path(folder, DATASET), "rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(1000)
-    except OSError:
+    except (DatasetError, OSError):
         return False
 
 

@@ -1,6 +1,8 @@
 """build(): the function behind `vartok dataset`, its progress, its errors and its interruption."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from dataset_cases import contents, picture, table, tar
 import vartok
 from vartok.dataset import Progress, TokenDataset, build, verify
 from vartok.dataset.formats import FORMATS
+from vartok.dataset.lock import run_lock
+from vartok.dataset.plan import CPU_SHARD_SIZE, SHARD_SIZE, default_shard_size
 from vartok.dataset.write import REPEATED_KEYS
 from vartok.errors import ArgumentError, DatasetError, OutputError, SourceError, VartokWarning
+from vartok.files import TEMPORARY, fcntl
 from vartok.sources import classes
 
 pytest_plugins = ["dataset_cases"]
@@ -68,8 +73,9 @@ def test_a_build_that_is_interrupted_can_be_completed(
         if progress.shards == 2:
             raise error
 
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         build(source, tmp_path / "out", **options, progress=interrupt)
+    assert raised.value.__notes__ == ["2 of 8 or more shards are done"]  # of five tars and a run of files
     left = names(tmp_path / "out")
     assert len([name for name in left if name.startswith("stats/")]) == 2
     assert not [name for name in left if ".tmp" in name]
@@ -88,10 +94,50 @@ def test_parts_of_several_machines_make_the_whole(
 
 def test_max_failures_stops_a_build(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match="stopped: 1 sample failed, more than the 0 allowed; finished shards are kept"
+        DatasetError, match="1 sample failed, more than the 0 allowed; 3 of 8 or more shards are done"
     ):
         build(source, tmp_path / "out", **options, max_failures=0)
     assert build(source, tmp_path / "out", **options, max_failures=2).complete
+
+
+def test_a_run_is_refused_while_another_is_at_work_in_its_part(
+    source: Path, whole: dict[str, bytes], options: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    build(source, out, **options, shard=(2, 3))
+    with run_lock(out, (1, 3)):
+        build(source, out, **options, shard=(0, 3))
+        for part in ((0, 1), (1, 3)):
+            with pytest.raises(DatasetError, match="another run is at work in"):
+                build(source, out, **options, shard=part)
+        assert len([name for name in names(out) if ".tmp" in name]) == 2  # the locks
+    (out / f"{TEMPORARY}run.tmp").write_bytes(b"left by a killed run")
+    with run_lock(out, (0, 1)), pytest.raises(DatasetError, match=f"process {os.getpid()} on"):
+        build(source, out, **options, shard=(1, 3))
+    build(source, out, **options)
+    assert contents(out) == whole
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    assert fcntl is not None
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_lock(tmp_path, (0, 2)), run_lock(tmp_path, (0, 2)):
+        assert names(tmp_path) == []
+
+
+def test_a_data_set_keeps_its_shard_size(options: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path / "in/0.png", width=12, height=9)
+    defaults = {**options, "shard_size": None}
+    for name, size in (("new", CPU_SHARD_SIZE), ("old", 7)):
+        if name == "old":
+            build(tmp_path / "in", tmp_path / name, **{**options, "shard_size": size})
+        build(tmp_path / "in", tmp_path / name, **defaults)
+        assert json.loads((tmp_path / name / "dataset.json").read_text())["shard_size"] == size
+    assert default_shard_size(tmp_path / "none", "cuda") == SHARD_SIZE
+    assert default_shard_size(tmp_path / "in", "cpu") == CPU_SHARD_SIZE
 
 
 def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> None:

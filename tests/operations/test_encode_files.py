@@ -253,3 +253,18 @@ def test_height_and_width_of_a_size(vartok: Vartok, here: Path, tokenizer: libra
     assert item.schedule[-1] == (4, 6)
     with pytest.raises(ArgumentError, match="multiple of 16"):
         resolve_fit([tokenizer], make_fit(size="64x100"), size="64x100")
+
+
+def test_native_pictures_of_too_many_tokens_are_refused_before_they_are_encoded(
+    vartok: Vartok, here: Path
+) -> None:
+    save(here / "in/large.png", 0, 96, 64)
+    save(here / "in/small.png", 0, 32, 32)
+    args = ["-r", "in", "--fit", "native", "--max-tokens", "50"]
+    cure = "set --max-tokens higher if there is memory for it, or set another --fit"
+    told = f"in/large.png: its 96 x 64 pixels would take 64 tokens, more than the limit of 50: {cure}"
+    for command in (["encode", "-o", "out"], ["eval", "--no-scales"]):
+        assert told in vartok(*command, *args, code=3).stderr
+    assert names(here / "out") == ["small.tokens.npz"]
+    vartok("encode", "in/large.png", "-o", "x.npz", "--fit", "native", "--max-tokens", "64")
+    assert "is not one of" in vartok("dataset", "in", "-o", "data", "--fit", "native", code=2).stderr

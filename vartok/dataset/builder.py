@@ -9,26 +9,17 @@ import contextlib
 import math
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.dataset.formats import FORMATS
-from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
+from vartok.dataset.lock import run_lock
+from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_folder
+from vartok.dataset.progress import Progress, ProgressTotals, Summary
+from vartok.dataset.run import output_errors, run_engine
 from vartok.dataset.schema import Encoding
-from vartok.dataset.write import ShardProgress, write_summary
-from vartok.errors import (
-    ArgumentError,
-    DatasetError,
-    OutputError,
-    VartokError,
-    VartokWarning,
-    counted,
-    quoted,
-)
-from vartok.files import os_error_reason
+from vartok.errors import ArgumentError, VartokWarning, counted, quoted
 from vartok.images import Fit
 from vartok.operations.settings import (
     GPU_BATCH_SIZE,
@@ -42,7 +33,6 @@ from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
 from vartok.sources.classes import table_classes
-from vartok.sources.passed_over import warn_of_members
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -58,7 +48,7 @@ def build(
     out: str | Path,
     *,
     format: str = "parquet",
-    shard_size: int = 10_000,
+    shard_size: int | None = None,
     keep_pictures: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
@@ -90,7 +80,8 @@ def build(
 ) -> Summary:
     """Tokenize pictures into a data set, or complete a data set that an interrupted run has begun.
 
-    A shard file appears when it is complete. After an interruption the same call makes the missing shards;
+    A shard file appears when it is complete. An error that ends the run, also KeyboardInterrupt, tells in its
+    message or in a note how many shards are done. After an interruption the same call makes the missing ones;
     unless `compile` is set, they have the bytes that the interrupted run would have given them. Samples that
     fail are left out; failed.jsonl lists them with the reason.
 
@@ -98,7 +89,9 @@ def build(
         sources: paths or URLs of folders, tars, tables (Parquet, Arrow), lists of paths (.txt) and pictures.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: largest number of samples in a shard, failed ones included; at least 1.
+        shard_size: largest number of samples in a shard, failed ones included; at least 1. If None, that of
+            the data set that `out` holds, or for a new one `CPU_SHARD_SIZE` on a CPU, else `SHARD_SIZE` of
+            `vartok.dataset.plan`.
         keep_pictures: store the picture files with their tokens; needs the format "wds".
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
@@ -146,8 +139,8 @@ def build(
         ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
         SourceError: a source cannot be found or searched, there are no pictures, or the labels of some tables
             are whole numbers and those of others are names.
-        DatasetError: `out` holds something else or a data set of other settings; more than `max_failures`
-            samples failed; or the engine failed.
+        DatasetError: `out` holds something else or a data set of other settings; another run is at work in
+            it; more than `max_failures` samples failed; or the engine failed.
         OutputError: a file cannot be written.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         VartokError: an optional package is not installed.
@@ -176,6 +169,12 @@ def build(
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
     columns = NamedColumns(image_column, label_column, caption_column, key_column)
+    # Not imported at the top, since this module imports torch.
+    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
+
+    if engine == "local":
+        device, processes = choose_processes(device, processes)
+    shard_size = shard_size or default_shard_size(out, device)
     report = SearchReport()
     shards = find_input_shards(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
@@ -194,18 +193,12 @@ def build(
             hint="make two data sets, or leave out `folder_labels`",
         )
     _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
-    # Not imported at the top, since this module imports torch.
-    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
-
     with contextlib.ExitStack() as stack:
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
             gpus = stack.enter_context(ray_cluster(address))
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
-            processes = None
-        else:
-            device, processes = choose_processes(device, processes)
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
@@ -220,9 +213,12 @@ def build(
             label_names=names is not None,
             passed_over=tuple(sorted(report.passed_over.items())),
         )
-        with _output_errors(out):
+        ours = {i: one for i, one in enumerate(shards) if i % shard[1] == shard[0]}
+        with output_errors(out):
+            prepare_folder(job)
+            stack.enter_context(run_lock(out, shard))
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
-        tasks = [task for task in tasks if task.index % shard[1] == shard[0]]
+        tasks = [task for task in tasks if task.index in ours]
         count = max(1, min(processes or 1, len(tasks)))
         config = WorkerConfig(
             weights=weights,
@@ -247,75 +243,8 @@ def build(
             sizes = {"batch_size": config.batch_size, "workers": config.workers}
             reports = run_here(job, tasks, tokenizer, **sizes)
         del tokenizer  # worker processes and Ray actors load their own
-        return _run(job, reports, ProgressTotals(tasks), len(shards), max_failures, progress)
-
-
-def _run(
-    job: Job,
-    reports: Generator[ShardProgress, None, None],
-    totals: ProgressTotals,
-    input_shards: int,
-    max_failures: int | None,
-    progress: Callable[[Progress], None] | None,
-) -> Summary:
-    """Run an engine to its end; write dataset.json and failed.jsonl, even after an error.
-
-    Raises:
-        DatasetError: more than `max_failures` samples failed, or the engine failed.
-        OutputError: a file cannot be written.
-    """
-    with _output_errors(job.out):
-        try:
-            with contextlib.closing(reports):
-                for report in reports:
-                    state = totals.add(report)
-                    if progress is not None:
-                        progress(state)
-                    if max_failures is not None and state.failed > max_failures:
-                        raise DatasetError(
-                            f"stopped: {counted(state.failed, 'sample')} failed, more than the "
-                            f"{max_failures:,} allowed; finished shards are kept"
-                        )
-            summary = write_summary(job, input_shards)
-        except BaseException:
-            with contextlib.suppress(OSError, VartokError):
-                write_summary(job, input_shards)
-            raise
-    not_carried: dict[str, int] = summary.get("not_carried", {})
-    for what, rows in not_carried.items():
-        warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
-    passed_over: dict[str, int] = summary.get("passed_over", {})
-    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=3)
-    state = totals.state()
-    rate = state.pictures / state.seconds if state.pictures else 0.0
-    return Summary(
-        run=RunSummary(
-            pictures=state.pictures,
-            failed=state.failed,
-            shards=state.shards,
-            seconds=state.seconds,
-            pictures_per_second=rate,
-        ),
-        complete=summary["complete"],
-        pictures=summary["pictures"],
-        failed=summary["failed"],
-        bytes=summary["bytes"],
-        shards=len(summary["shards"]),
-        not_carried=not_carried,
-        passed_over=passed_over,
-    )
-
-
-@contextlib.contextmanager
-def _output_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError in the block into an OutputError whose hint says how to resume."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {out}: {os_error_reason(error)}; finished shards are kept",
-            hint="run the same call again to make the missing shards",
-        ) from error
+        totals = ProgressTotals(tasks)
+        return run_engine(job, reports, totals, ours, len(shards), max_failures, progress)
 
 
 def _check_arguments(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vartok.dataset.schema import STATS, shard_name
+from vartok.dataset.schema import STATS, check_regular, shard_name
 from vartok.errors import DatasetError
 
 OPTIONAL_COUNTS = ("not_carried", "passed_over")
@@ -125,6 +125,7 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
             shard = int(match[1]), int(match[2])
             try:
                 with contextlib.suppress(FileNotFoundError):  # another process is making the shard again
+                    check_regular(path)
                     found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
             except DatasetError as error:
                 found[shard] = error

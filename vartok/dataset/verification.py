@@ -11,9 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import DATA, DATASET, FAILED, STATS, Encoding, open_dataset, shard_name
+from vartok.dataset.schema import (
+    DATA,
+    DATASET,
+    FAILED,
+    STATS,
+    Encoding,
+    check_regular,
+    open_dataset,
+    shard_name,
+)
 from vartok.dataset.stats import ShardStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
+from vartok.files import os_error_reason
 
 MAX_NAMED_KEYS = 5
 """Largest number of duplicate keys that `verify` names; it only counts the others."""
@@ -62,7 +72,7 @@ def verify(out: str | Path) -> Report:
 
     Raises:
         DatasetError: the folder holds no data set, or dataset.json is broken.
-        OSError: a file cannot be read; a missing shard is a defect instead.
+        OSError: a stats file cannot be read; a shard that cannot is a defect instead.
         VartokError: a package that the format of the shards needs is not installed.
     """
     out = Path(out)
@@ -80,6 +90,8 @@ def verify(out: str | Path) -> Report:
             report.problems.append(Problem(file, "is missing: build the data set again"))
         except DatasetError as error:
             report.problems.append(Problem(file, str(error)))
+        except OSError as error:
+            report.problems.append(Problem(file, f"cannot be read: {os_error_reason(error)}"))
         else:
             report.pictures += keys.total()
             report.problems += (Problem(file, cause) for cause in _repeated_keys(keys))
@@ -96,6 +108,7 @@ def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats)
         DatasetError: the shard is broken, or its stats do not match it.
         OSError: the file cannot be read.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != stats.sha256:
@@ -145,11 +158,11 @@ def _check_summary(
     if listed != {f"{DATA}/{name}{suffix}": (item.pictures, item.sha256) for name, item in stats.items()}:
         yield Problem(DATASET, "lists other shards than the stats files: build the data set again")
     known = {f"{name}{suffix}" for name in stats}
-    for path in sorted((out / DATA).iterdir()):
+    for path in sorted((out / DATA).iterdir()) if (out / DATA).is_dir() else ():
         if path.name not in known:
             yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set: remove it")
     failed = out / FAILED
-    lines = failed.read_bytes().count(b"\n") if failed.exists() else 0
+    lines = failed.read_bytes().count(b"\n") if failed.is_file() else 0
     if lines != report.failed:
         yield Problem(
             FAILED,

@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -18,7 +18,7 @@ from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, shard
 from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
 from vartok.files import atomic_write
-from vartok.sources import Sample
+from vartok.sources import InputShard, Sample
 from vartok.tokens import ImageTokens
 
 REPORT_INTERVAL = 0.2
@@ -253,6 +253,27 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
             break
         finished = again
     return summary
+
+
+def describe_done(job: Job, shards: Mapping[int, InputShard]) -> str:
+    """Return how many shards are done, as in "2 of 5 shards are done".
+
+    Args:
+        job: the data set.
+        shards: the input shards to count, by their positions among all. An unfinished tar or table may make
+            more shards than one: "2 of 5 or more".
+    """
+    parts: dict[int, set[int]] = {index: set() for index in shards}
+    ends: dict[int, int] = {}
+    for (index, part), stats in _finished_shards(job).items():
+        if index in parts:
+            parts[index].add(part)
+            if stats.last:
+                ends[index] = part
+    unfinished = [shards[index] for index in shards if not is_complete(parts[index], ends.get(index))]
+    done = sum(map(len, parts.values()))
+    more = " or more" if any(shard.kind != "files" for shard in unfinished) else ""
+    return f"{done:,} of {done + len(unfinished):,}{more} shards are done"
 
 
 def _finished_shards(job: Job) -> dict[ShardId, ShardStats]:

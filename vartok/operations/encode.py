@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from vartok.checkpoints.summary import read_summary
+from vartok.compression import check_zstd, compressed
 from vartok.errors import StorageError, VartokError
 from vartok.files import open_output, write_bytes
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
@@ -35,7 +36,7 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
 
 TokenFormat = Literal["npz", "json", "jsonl"]
 
-TOKEN_FORMATS: dict[str, TokenFormat] = {".npz": "npz", ".json": "json", ".jsonl": "jsonl"}
+TOKEN_FORMATS: dict[str, TokenFormat] = {
+    ".npz": "npz",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+}
 """Formats of token files, by suffix."""
 
 
@@ -63,6 +70,7 @@ def encode_file(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -79,6 +87,7 @@ def encode_file(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
+        max_tokens: limit of tokens with the fit "native".
 
     Raises:
         ArgumentError: arguments are invalid, contradict each other, or do not suit the checkpoint.
@@ -91,7 +100,7 @@ def encode_file(
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
     pictures = [(None, Path(path).name, Path(path))]
-    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
+    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids, max_tokens=max_tokens)
     if isinstance(result, VartokError):
         raise name_file(path, result) from None
     return result
@@ -117,6 +126,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -135,7 +145,7 @@ def encode_files(
         output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
             stream the working folder.
         format: "npz", "json", or "jsonl", which puts all pictures into one file; if None, by the suffix of
-            `output`, else "npz".
+            `output`, else "npz". A jsonl file is compressed if its name ends in ".gz" or ".zst".
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
@@ -155,6 +165,7 @@ def encode_files(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
+        max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
         batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
             to `MAX_BATCHED_PIXELS` pixels, else 1.
@@ -168,6 +179,7 @@ def encode_files(
         ArgumentError: arguments that contradict each other or do not suit the checkpoint, two inputs that
             would write one file, or a folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
+        VartokError: a file of zstd is to be written, and pyarrow is not installed.
         OutputError: the folder that `output` names cannot be written; or, while iterating, the jsonl file.
         OSError: the output stream cannot be written; raised while iterating.
     """
@@ -190,6 +202,8 @@ def encode_files(
     def rename_member(key: PurePath) -> PurePath:
         return key.with_name(f"{key.name}.tokens.{chosen}")
 
+    if chosen == "jsonl" and isinstance(output, (str, Path)) and str(output).lower().endswith(".zst"):
+        check_zstd()
     collections = any(item.is_collection for item in found)
     target = resolve_target(
         output,
@@ -221,6 +235,7 @@ def encode_files(
         run.pictures(),
         fitted,
         schedule=grids,
+        max_tokens=max_tokens,
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
@@ -301,8 +316,9 @@ class _EncodeRun:
         if not self._target.joined or self._target.file is None:
             yield self._target.stream
             return
-        with open_output(self._target.file, overwrite=self._overwrite) as file:
-            yield file
+        path = self._target.file
+        with open_output(path, overwrite=self._overwrite) as file, compressed(file, path.name) as stream:
+            yield stream
 
     def _write(self, job: _Job, tokens: ImageTokens, stream: BinaryIO | None) -> FileResult:
         data = dump_npz(tokens) if self._format == "npz" else f"{dump_json(tokens)}\n".encode()
@@ -310,8 +326,10 @@ class _EncodeRun:
         try:
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
-            elif stream is not None:
+            elif stream is self._target.stream and stream is not None:
                 write_stream(stream, data)
+            elif stream is not None:
+                stream.write(data)
         except VartokError as error:
             return self._plan.refuse_new(job.label, job.path, error)
         return FileResult(job.label, output=place, tokens=tokens, notes=tokens.notes)

@@ -12,8 +12,18 @@ from typing import Any, BinaryIO, TypeAlias, cast
 from vartok.errors import ArgumentError, SourceError, VartokError, printable, quoted
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
-from vartok.sources.find import LISTS, TABLES, TARS, Kind, SearchReport, find_files, is_url, shorten_path
+from vartok.sources.find import (
+    LISTS,
+    TABLES,
+    TARS,
+    Kind,
+    SearchReport,
+    find_files,
+    is_url,
+    shorten_path,
+)
 from vartok.sources.samples import as_unicode
+from vartok.sources.web import lacks_slash, one_slash_error
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
@@ -54,9 +64,9 @@ class Input:
 
     @property
     def is_collection(self) -> bool:
-        """True for a tar, a table, and a .jsonl or stream of tokens, which may hold several pictures."""
+        """True for a tar, a table, and a stream or .jsonl of tokens, which may hold several pictures."""
         if self.kind == "tokens":
-            return self.place is None or self.place.lower().endswith(".jsonl")
+            return self.place is None or self.place.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
         return self.kind in ("tar", "table")
 
     def samples(
@@ -166,6 +176,9 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
     if not place:
         raise ArgumentError("the path of an input is empty")
     path = PurePath(place)
+    if lacks_slash(place):
+        yield Input(path, file_kind, place, error=_without_name(one_slash_error(place), place))
+        return
     if os.path.isdir(place) and not recursive:
         raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
     searched = os.path.isdir(place) or is_url(place)
@@ -187,7 +200,8 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
 
 def _without_name(error: SourceError, place: str) -> SourceError:
     """Return an error without the source's name at its beginning, which a report adds."""
-    return SourceError(str(error).removeprefix(f"{printable(place)}: "), hint=error.hint)
+    text = str(error).removeprefix(f"{printable(place)}: ").removeprefix(f"{shorten_path(place)}: ")
+    return SourceError(text, hint=error.hint)
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:

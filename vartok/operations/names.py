@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import PurePath, PurePosixPath
 
 MAX_NAME_BYTES = 255
@@ -16,6 +17,14 @@ RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) 
 
 ENDING = re.compile(r"(\.[A-Za-z0-9]{1,9}){1,2}$")
 """Suffixes of an output's name, as ".tokens.npz"."""
+
+
+def suffix_of(name: str | PurePath, suffixes: Iterable[str]) -> str:
+    """Return the one of `suffixes` that a name ends in, as ".jsonl.gz"; else its suffix in lower case."""
+    path = PurePath(name)
+    lower = path.name.lower()
+    known = [suffix for suffix in suffixes if lower.endswith(suffix) and lower != suffix]
+    return max(known, key=len, default=path.suffix.lower())
 
 
 def stem(name: PurePath, endings: tuple[str, ...] = (), *, full: bool = False) -> PurePath:

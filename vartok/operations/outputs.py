@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 from vartok.errors import ArgumentError, OutputError, VartokError, printable
 from vartok.operations.inputs import Input
-from vartok.operations.names import folded_name, portable_name, safe_name
+from vartok.operations.names import folded_name, portable_name, safe_name, suffix_of
 from vartok.sources.find import is_url
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def resolve_target(
         if is_folder:
             raise ArgumentError(f"{shown} is a folder, but all pictures go into one jsonl file: name it")
         return Target(rename, rename_member, file=path, joined=True)
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path, suffixes)
     if is_folder:
         return Target(rename, rename_member, folder=path)
     if suffix in suffixes and not many:
@@ -226,7 +226,7 @@ def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *
         names = ", ".join(dict.fromkeys(suffixes.values()))
         raise ArgumentError(f"`format` is one of {names}, not {format!r}")
     name = output if isinstance(output, (str, Path)) else ""
-    told = suffixes.get(PurePath(name).suffix.lower())
+    told = suffixes.get(suffix_of(name, suffixes))
     if format and told and told != format:
         raise ArgumentError(
             f"{printable(name)} is {told} by its suffix, but `format` is {format}: change one of them"

@@ -244,7 +244,7 @@ class RenameCount:
         """Count an output if the name that it is given is not its own."""
         if own != given:
             self._number += 1
-            self._example = self._example or f"{printable(given)} for {printable(own)}"
+            self._example = self._example or f"{printable(given, 100)} for {printable(own, 100)}"
 
     def warn(self) -> None:
         """Warn of the outputs that were counted, and forget them.

@@ -18,12 +18,31 @@ from vartok.images import picture_suffixes
 from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
 from vartok.sources.passed_over import count_suffix, warn_passed_over
+from vartok.sources.web import (
+    hide_secrets,
+    is_web,
+    lacks_slash,
+    one_slash_error,
+    open_web,
+    without_query,
+)
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+TARS = (
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tzst",
+)
 TABLES = (".parquet", ".pq", ".arrow", ".feather")
-TOKENS = (".npz", ".tokens.json", ".jsonl")
+TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
@@ -32,7 +51,7 @@ DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
 A search skips these pictures, since they often lie in the folders of the originals.
 """
 
-OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
+OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl|jsonl\.gz|jsonl\.zst)$")
 """Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
 
 
@@ -141,12 +160,15 @@ def open_place(place: str) -> BinaryIO:
     Raises:
         ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
         VartokError: a package is missing that opens such a URL.
-        OSError: the file cannot be opened. For a URL, its file system's library may raise other errors too.
+        OSError: the file cannot be opened. For a URL that is not http, its file system's library may raise
+            other errors too.
     """
     if not is_url(place):
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise ImageError("is not a regular file")
         return open(place, "rb")
+    if is_web(place):
+        return open_web(place)
     require_file_system(place)
     import fsspec
 
@@ -165,7 +187,11 @@ def absolute(place: str) -> str:
 
 
 def shorten_path(path: str) -> str:
-    """Return a path for a message: the middle of one of more than 500 characters becomes "..."."""
+    """Return a path for a message: the middle of one of more than 500 characters becomes "...".
+
+    A URL is shown without its password and without a long query, which may hold a signature.
+    """
+    path = hide_secrets(path)
     return path if len(path) <= 500 else f"{path[:200]}...{path[-200:]}"
 
 
@@ -175,6 +201,8 @@ def _find_local(
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
+        if lacks_slash(source):
+            raise one_slash_error(source) from None
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         yield from _search(source, kinds, exclude, report)
@@ -252,15 +280,20 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> Iterator[FoundFile]:
-    try:
-        require_file_system(source)
-    except VartokError as error:
-        raise SourceError(f"{source}: {error}", hint=error.hint) from None
-    if source.lower().endswith(LISTS):
+    path = without_query(source)
+    listed = path.lower().endswith(LISTS)
+    known = path.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) or path != source
+    known = known and "*" not in path
+    if not (is_web(source) and (listed or known)):
+        try:
+            require_file_system(source)
+        except VartokError as error:
+            raise SourceError(f"{shorten_path(source)}: {error}", hint=error.hint) from None
+    if listed:
         yield from _read_list(source, kinds)
         return
-    if source.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) and "*" not in source:
-        yield FoundFile(posixpath.basename(source), source, _kind(source, kinds))  # the size costs a request
+    if known:
+        yield FoundFile(posixpath.basename(path), source, _kind(source, kinds))  # the size costs a request
         return
     suffixes = _suffixes(kinds)
     try:
@@ -269,9 +302,10 @@ def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> 
         system, root = fsspec.url_to_fs(source)
         found = system.glob(root, detail=True) if "*" in source else system.find(root, detail=True)
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be searched: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be searched: {reason}") from None
     if not found:
-        raise SourceError(f"{source}: no files found there")
+        raise SourceError(f"{shorten_path(source)}: no files found there")
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
@@ -291,11 +325,16 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
         with open_place(source) as file:
             places = parse_list(file.read())
     except SourceError as error:
-        raise SourceError(f"{source}: {error}") from None
+        raise SourceError(f"{shorten_path(source)}: {error}") from None
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be read: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be read: {reason}") from None
     for place in places:
-        name = place.partition("://")[2] if is_url(place) else place
+        name = place
+        if is_url(place):  # a picture's query may be all that tells it from others
+            path = without_query(place)
+            known = path.lower().endswith(_suffixes(("picture", "tar", "table")))
+            name = (path if known else place).partition("://")[2]
         yield FoundFile(name, place, _kind(place, kinds))
 
 
@@ -304,7 +343,7 @@ def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
 
     An unknown suffix gives "tokens" if `kinds` has "tokens" but not "picture", else "picture".
     """
-    lower = place.lower()
+    lower = without_query(place).lower()
     if lower.endswith(TARS):
         return "tar"
     if lower.endswith(TABLES):

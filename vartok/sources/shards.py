@@ -23,6 +23,7 @@ from vartok.sources.find import LISTS, SearchReport, absolute, find_files, is_ur
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
+from vartok.sources.web import hide_secrets, without_query
 
 
 class PictureFile(NamedTuple):
@@ -69,8 +70,9 @@ class InputShard:
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
-        # With the folder, since shards of several data sets often have equal names.
-        name = "/".join(absolute(self.name).replace(os.sep, "/").split("/")[-2:])
+        # With the folder, since shards of several data sets often have equal names. Without a URL's query,
+        # whose signature differs in every run.
+        name = "/".join(absolute(without_query(self.name)).replace(os.sep, "/").split("/")[-2:])
         columns = self.columns.named()
         image = columns.pop("image", None)
         chosen = [f", column {image}"] * (image is not None)
@@ -83,7 +85,7 @@ class InputShard:
         for file in self.files:
             if file.key == key:
                 return shorten_path(as_unicode(file.place))
-        name = as_unicode(self.name)
+        name = self._shown
         return name if key == name else f"{name}: {key}"
 
     def samples(
@@ -108,10 +110,16 @@ class InputShard:
             else:
                 yield from self._file_samples()
         except VartokError as error:
-            yield Sample(as_unicode(self.name), error, final=True)
+            yield Sample(self._shown, error, final=True)
         except Exception as error:  # any error of a remote file system's library, or of Arrow
-            reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}")
-            yield Sample(as_unicode(self.name), reason, final=True)
+            hint = "set `retry_failed` to make its shard again" if is_url(self.name) else None
+            reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}", hint=hint)
+            yield Sample(self._shown, reason, final=True)
+
+    @property
+    def _shown(self) -> str:
+        """The name without the secrets of a URL, which is also the key of an error that ends the shard."""
+        return as_unicode(hide_secrets(self.name))
 
     def _file_samples(self) -> Iterator[Sample]:
         for number, (key, place, label, error) in enumerate(self.files, 1):
@@ -224,7 +232,7 @@ def _refuse_repeated(names: list[str]) -> None:
     for name in names:
         place = absolute(name)
         if place in seen:
-            raise SourceError(f"{name} is named twice")
+            raise SourceError(f"{shorten_path(name)} is named twice")
         seen.add(place)
 
 
@@ -235,7 +243,7 @@ def _refuse_equal_keys(files: list[PictureFile]) -> None:
         other = seen.setdefault(file.key, file)
         if other is not file:
             if absolute(other.place) == absolute(file.place):
-                raise SourceError(f"{file.place} is named twice")
+                raise SourceError(f"{shorten_path(file.place)} is named twice")
             folders = {os.path.dirname(absolute(one.place)) for one in (other, file)}
             endings = {posixpath.splitext(one.place)[1] for one in (other, file)}
             hint = "name the folder above both instead of each"
@@ -243,4 +251,5 @@ def _refuse_equal_keys(files: list[PictureFile]) -> None:
                 hint = (
                     "set `full_names` to keep their suffixes" if len(endings) == 2 else "rename one of them"
                 )
-            raise SourceError(f"{other.place} and {file.place} would have one key, {file.key}", hint=hint)
+            both = f"{shorten_path(other.place)} and {shorten_path(file.place)}"
+            raise SourceError(f"{both} would have one key, {file.key}", hint=hint)

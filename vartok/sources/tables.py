@@ -26,6 +26,7 @@ from vartok.sources.arrow_values import (
 from vartok.sources.columns import ANY_COLUMNS, Columns, NamedColumns, choose_columns, describe_column
 from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode
+from vartok.sources.web import without_query
 
 ROWS = 16
 """Largest number of rows that are read at once; each row holds a picture."""
@@ -124,7 +125,9 @@ def open_table(place: str, categories: Sequence[str] = ()) -> Iterator[Table]:
     """
     require("pyarrow", extra="dataset", purpose="tables")
     with open_place(place) as stream:
-        yield ArrowTable(stream) if is_arrow(stream, place) else ParquetTable(stream, categories)
+        yield (
+            ArrowTable(stream) if is_arrow(stream, without_query(place)) else ParquetTable(stream, categories)
+        )
 
 
 def read_table_samples(
@@ -158,7 +161,7 @@ def read_table_samples(
         names = list(dict.fromkeys(columns.names.values()))
         total = max(1, table.num_rows)
         number = itertools.count()
-        stem = as_unicode(posixpath.basename(place.replace(os.sep, "/"))).rpartition(".")[0]
+        stem = as_unicode(posixpath.basename(without_query(place).replace(os.sep, "/"))).rpartition(".")[0]
         for rows in table.batches(names, ROWS):
             if isinstance(rows, ImageError):
                 n = next(number)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
+from vartok.compression import DecompressionError
 from vartok.errors import ImageError, counted, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
-from vartok.sources.decompress import DecompressionError
 from vartok.sources.find import open_place
 from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN, count_suffix
 from vartok.sources.samples import Sample, as_unicode, check_label
@@ -150,7 +150,7 @@ def read_tar_samples(
     """
     passed_over = Counter() if passed_over is None else passed_over
     with open_place(place) as stream:
-        size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
+        size = size or getattr(getattr(stream, "raw", stream), "size", None)  # of files at URLs
         for found in read_tar(stream, max_bytes, passed_over):
             passed_over[FURTHER] += len(found.pictures) - 1
             yield _as_sample(found, stream.tell() / size if size else None)

@@ -10,7 +10,7 @@ from vartok.dataset.formats.base import Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import Encoding, check_regular
 from vartok.errors import DatasetError, one_line, quoted
 from vartok.optional import require
 from vartok.tokens import ImageTokens
@@ -65,6 +65,7 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
         VartokError: a package that the format needs is not installed.
     """
     read = find_format(format).read
+    check_regular(path)
     try:
         yield from read(path, encoding)
     except (DatasetError, OSError):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import typer
 
 from vartok.errors import ArgumentError, VartokError, VartokWarning
+from vartok.processors import configure_openmp
 
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
 from .options import expand_options
@@ -77,6 +78,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         debug = bool(kwargs.get("debug"))
         _open_closed_streams()
+        configure_openmp()
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))
         token = option_names.set(options)
         try:

@@ -28,7 +28,7 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "lazy", "optional", "schedule"],
+    ["files", "lazy", "optional", "processors", "schedule"],
     ["config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],

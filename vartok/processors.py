@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path, PurePosixPath
 
-SPINS = "4000"
-"""How often an OpenMP thread of GNU's library looks for work before it sleeps: less than 0.1 ms.
+SPINS = "2000"
+"""How often an OpenMP thread of GNU's library looks for work before it sleeps: for some 0.03 ms.
 
 By default it looks for milliseconds. If another process has the processor of the thread that it waits for,
 that time is lost at every operation: two programs at once take up to five times as long as one by one.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import io
 import os
 import stat
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import PIL._imaging
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -26,6 +23,7 @@ from PIL.ImageFile import ImageFile
 
 from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
+from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
 from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
@@ -89,17 +87,14 @@ def picture_suffixes() -> tuple[str, ...]:
 def configure_pillow(*, quiet: bool = True) -> None:
     """Configure Pillow for a program that uses vartok; this changes the whole process.
 
-    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies.
+    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's warnings of damaged
+    pixels are heard, and such files refused.
 
     Args:
         quiet: keep libtiff from writing to stderr; for one broken file it may write hundreds of lines.
     """
     Image.MAX_IMAGE_PIXELS = None
-    if quiet:
-        with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
-            library = ctypes.CDLL(PIL._imaging.__file__)
-            library.TIFFSetErrorHandler(None)
-            library.TIFFSetWarningHandler(None)
+    libtiff.listen(quiet=quiet)
 
 
 def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
@@ -255,6 +250,9 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
             read_planes(source)
         if source.format in ("JPEG", "MPO"):
             load_checked(source, stream)
+        elif source.format == "TIFF":
+            with libtiff.refuse_damage():
+                source.load()
         else:
             source.load()
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded

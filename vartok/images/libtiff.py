@@ -7,6 +7,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import PIL._imaging
 
@@ -45,10 +46,16 @@ def listen(*, quiet: bool) -> None:
     Args:
         quiet: if False, they are also written to stderr, as libtiff does.
     """
+    vsnprintf: Any = None
+    with contextlib.suppress(
+        AttributeError, OSError, TypeError
+    ):  # Windows has no such name for its C library
+        vsnprintf = ctypes.CDLL(None).vsnprintf
 
     def hear(module: bytes | None, form: bytes, values: int | None) -> None:
-        buffer = ctypes.create_string_buffer(300)
-        ctypes.CDLL(None).vsnprintf(buffer, ctypes.c_size_t(300), form, ctypes.c_void_p(values))
+        buffer = ctypes.create_string_buffer(form, max(300, len(form) + 1))
+        if vsnprintf is not None:
+            vsnprintf(buffer, ctypes.c_size_t(300), form, ctypes.c_void_p(values))
         text = f"{(module or b'libtiff').decode(errors='replace')}: {buffer.value.decode(errors='replace')}"
         if _messages.heard is not None:
             _messages.heard.append(text)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
 
 from vartok.errors import ArgumentError, SourceError, VartokError, printable, quoted
+from vartok.files import named_errors
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import LISTS, TABLES, TARS, Kind, SearchReport, find_files, is_url, shorten_path
@@ -69,7 +70,9 @@ class Input:
         if self.error is not None:
             yield None, Sample(label, self.error)
         elif self.stream is not None:
-            yield None, Sample(label, self.stream.read(max_bytes + 1))
+            with named_errors(label):
+                data = self.stream.read(max_bytes + 1)
+            yield None, Sample(label, data)
         elif self.is_collection:
             try:
                 shards = find_input_shards([str(self.place)], 1)

@@ -81,10 +81,11 @@ def count_usage(
                     images += 1
                 else:
                     error = TokensError(f"has {scales} scales, but the first image has {len(counts)}")
-            if error is not None:
-                failures.append((name, error))
             if progress is not None:
                 progress(name, error)
+            if error is not None:
+                error.__cause__ = error.__context__ = None  # with tracebacks they would keep the data
+                failures.append((name, error.with_traceback(None)))
     if counts is None:
         told = "every source failed or is empty"
         if failures and progress is None:  # nobody has been told the causes

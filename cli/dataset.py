@@ -23,7 +23,7 @@ from .options import (
     JsonOption,
     MessageOptions,
     ModelOptions,
-    PictureOptions,
+    SizedPictureOptions,
     WorkOptions,
     output_path,
 )
@@ -46,8 +46,13 @@ class ShardOptions:
         typer.Option("--format", help="Format of shards: Parquet, WebDataset's tars, or JSON lines."),
     ] = "parquet"
     shard_size: Annotated[
-        int, typer.Option("--shard-size", min=1, help="Largest number of pictures in a shard.")
-    ] = 10_000
+        int | None,
+        typer.Option(
+            "--shard-size",
+            min=1,
+            help="Largest number of pictures in a shard; default: 10,000 on a GPU, 500 on a CPU.",
+        ),
+    ] = None
     keep_pictures: Annotated[
         bool,
         typer.Option("--keep-pictures", help="With wds: store the picture files too, next to their tokens."),
@@ -56,14 +61,28 @@ class ShardOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Options for the column, the labels and the keys of pictures."""
+    """Options for the columns of tables, and for the labels and the keys of picture files."""
 
     image_column: Annotated[
         str | None,
         typer.Option(
             "--image-column",
-            help="Parquet column that holds the pictures; needed if several hold binary data.",
+            help="Column of tables that holds the pictures; needed if several hold binary data.",
         ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option("--label-column", help="Column of tables that holds the labels; default: label, cls."),
+    ] = None
+    caption_column: Annotated[
+        str | None,
+        typer.Option(
+            "--caption-column", help="Column of tables that holds the captions; default: caption, text, txt."
+        ),
+    ] = None
+    key_column: Annotated[
+        str | None,
+        typer.Option("--key-column", help="Column of tables that holds the keys; default: key, __key__."),
     ] = None
     folder_labels: Annotated[
         bool,
@@ -147,7 +166,8 @@ def make(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SRC", help="Folders, tars, Parquet files, lists (.txt), pictures; paths or URLs."
+            metavar="SRC",
+            help="Folders, tars, tables (Parquet, Arrow), lists (.txt), pictures; paths or URLs.",
         ),
     ],
     output: Annotated[
@@ -155,7 +175,7 @@ def make(
         typer.Option("--output", "-o", metavar="OUT", parser=output_path, help="Folder of the data set."),
     ],
     shards: ShardOptions,
-    pictures: PictureOptions,
+    pictures: SizedPictureOptions,
     source: SourceOptions,
     model: ModelOptions,
     work: WorkOptions,
@@ -199,7 +219,7 @@ def verify(
     messages: MessageOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a data set: its counts, hashes and index ranges, and that its keys are unique.
+    """Verify a data set: its counts, hashes and index ranges, and the keys of each shard.
 
     Examples:
       vartok dataset verify tokens
@@ -364,7 +384,7 @@ def _prepare_process(debug: bool) -> None:
 
 @contextlib.contextmanager
 def _stop_message() -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, say how to resume, and exit.
+    """On Ctrl-C or SIGTERM, say how many shards are done and how to resume, and exit.
 
     stdout goes to stderr in this context, as Ray prints warnings on stdout.
     """
@@ -372,5 +392,6 @@ def _stop_message() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr), as_exceptions():
             yield
     except (KeyboardInterrupt, Terminated) as error:
-        say("stopped; finished shards are kept, and the same command resumes")
+        done = "; ".join(getattr(error, "__notes__", ["no shard was begun"]))
+        say(f"stopped: {done}; the same command goes on")
         raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None

@@ -16,8 +16,8 @@ from .options import (
     InputOptions,
     MessageOptions,
     ModelOptions,
+    NativePictureOptions,
     OutputOption,
-    PictureOptions,
     TokenFormat,
     WorkOptions,
     WriteOptions,
@@ -30,7 +30,8 @@ def encode(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="INPUT", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
+            metavar="INPUT",
+            help="Pictures, tars, Parquet and Arrow files, lists (.txt), folders (-r); - for stdin.",
         ),
     ] = None,
     output: OutputOption = None,
@@ -42,7 +43,7 @@ def encode(
         ),
     ] = None,
     *,
-    pictures: PictureOptions,
+    pictures: NativePictureOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -53,7 +54,7 @@ def encode(
     """Turn pictures into tokens.
 
     img.png becomes img.tokens.npz, in the same folder or under -o DIR. The token file of a
-    picture in a tar or a Parquet file is named by the picture's key.
+    picture in a tar or a table is named by the picture's key.
 
     Examples:
       vartok encode img.png
@@ -80,6 +81,8 @@ def encode(
         format=format,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
+        weights=model.weights or "shipped",
+        dtype=model.dtype,
         **write.arguments(),
         **dataclasses.asdict(pictures),
         **dataclasses.asdict(work),

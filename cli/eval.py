@@ -18,7 +18,7 @@ from .options import (
     JsonOption,
     MessageOptions,
     ModelOptions,
-    PictureOptions,
+    NativePictureOptions,
     WorkOptions,
     load_tokenizer,
 )
@@ -65,11 +65,12 @@ def eval(
     pictures: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PICTURE", help="Pictures, tars, Parquet files, lists (.txt), folders (-r); - for stdin."
+            metavar="PICTURE",
+            help="Pictures, tars, Parquet and Arrow files, lists (.txt), folders (-r); - for stdin.",
         ),
     ] = None,
     measure: MeasureOptions,
-    picture: PictureOptions,
+    picture: NativePictureOptions,
     model: ModelOptions,
     inputs: InputOptions,
     work: WorkOptions,
@@ -168,6 +169,7 @@ def _as_json(
         "baselines": [dataclasses.asdict(scores) for scores in report.baselines],
         "worst": [dataclasses.asdict(scores) for scores in report.worst(worst)],
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
+        "passed_over": report.passed_over,
         "preprocessing": {
             "fit": fit.mode,
             "size": None if native else fit.size,

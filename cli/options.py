@@ -58,6 +58,14 @@ FitOption = Annotated[
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
     ),
 ]
+SizedFitOption = Annotated[
+    Literal["crop", "pad", "stretch"],
+    typer.Option("--fit", help="How a picture gets that size: crop to the centre, pad, or stretch."),
+]
+MaxTokensOption = Annotated[
+    int,
+    typer.Option("--max-tokens", min=1, help="With native: refuse pictures of more than this many tokens."),
+]
 ZoomOption = Annotated[
     float,
     typer.Option(
@@ -149,7 +157,13 @@ FullNamesOption = Annotated[
     typer.Option("--full-names", help="Keep suffixes of inputs in names of outputs: img.png.tokens.npz."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files that exist.")]
-SkipExistingOption = Annotated[bool, typer.Option("--skip-existing", help="Skip inputs whose output exists.")]
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Skip inputs whose output exists; one made with other settings is kept, and is a failure.",
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
@@ -211,6 +225,20 @@ class PictureOptions:
             max_bytes=self.max_bytes,
         )
         make_schedule(self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativePictureOptions(PictureOptions):
+    """Options of a command that can keep the sizes of pictures."""
+
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedPictureOptions(PictureOptions):
+    """Options of a command that gives all pictures one size."""
+
+    fit: SizedFitOption = "crop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 import traceback
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import typer
 
-from vartok.errors import printable
+from vartok.errors import VartokError, printable
 from vartok.stopping import stop
 
 from .display import Display
@@ -31,8 +33,15 @@ def after_stop(results: FileResults, output: object) -> str:
     return f"{printable(output)} was not written" if isinstance(output, str) else ""
 
 
+MAX_LINES = 3
+"""Largest number of failures that are named one by one if all inputs fail alike, after the first."""
+
+
 class Report:
     """Counts successes, failures and skipped inputs, reports them on stderr, and sets the exit code.
+
+    A failure is a line. But if all inputs fail alike, or outputs that exist differ alike from what was asked,
+    the first is named and the others are counted.
 
     Args:
         total: number of inputs; None if unknown. For a single input, `succeed` prints its result.
@@ -49,6 +58,9 @@ class Report:
         self._total, self._verb, self._quiet, self._debug = total, verb, quiet, debug
         self._start = time.monotonic()
         self._display = Display(quiet=quiet, lines=False)
+        self._differing: Counter[str] = Counter()  # outputs that exist and differ
+        self._kind: tuple[type, str] | None = None  # of all failures so far
+        self._alike: list[str] | None = []  # lines of failures after the first; None once inputs differ
         stop.tell = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
 
     def add(self, result: FileResult, text: str) -> None:
@@ -63,6 +75,7 @@ class Report:
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
         """Count a success; print its notes, and if the command has one input, `result`."""
         self.done += 1
+        self._name_alike()
         for note in notes:
             self.note(f"{name}: {note}")
         if self._total == 1:
@@ -75,7 +88,21 @@ class Report:
         if self._debug and isinstance(reason, BaseException):
             self.close()
             traceback.print_exception(reason)
-        self._display.say(f"{name}: {reason if isinstance(reason, str) else explain(reason)}", error=True)
+        line = f"{name}: {reason if isinstance(reason, str) else explain(reason)}"
+        kind = _kind(reason)
+        difference = getattr(reason, "difference", None)
+        if difference is not None:
+            self._differing[difference] += 1
+            if self._differing[difference] == 1:
+                self._display.say(line, error=True)
+        elif self._kind is None:
+            self._kind = kind
+            self._display.say(line, error=True)
+        elif self._alike is not None and self._kind == kind:
+            self._alike.append(line)
+        else:
+            self._name_alike()
+            self._display.say(line, error=True)
         self._advance()
 
     def skip(self) -> None:
@@ -93,10 +120,20 @@ class Report:
         Raises:
             typer.Exit: an input failed: `SOME_FAILED` if others were done or skipped, else `FAILED`.
         """
+        for difference, count in self._differing.items():
+            if count > 1:
+                self._display.say(
+                    f"{count - 1:,} more that exist are kept for the same reason: {difference}", error=True
+                )
+        if self._alike and len(self._alike) > MAX_LINES:
+            self._display.say(f"{len(self._alike):,} others failed for the same reason", error=True)
+        else:
+            self._name_alike()
         self.close()
-        only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1)  # its line says everything
+        left = (self._total or 0) - self.done - self.skipped - self.failed
+        only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1) and left <= 0  # its line says all
         if not self._quiet and self._total != 1 and not only_failure:
-            say(f"{self._counts()} in {time.monotonic() - self._start:.1f} s")
+            say(f"{self._counts(left)} in {time.monotonic() - self._start:.1f} s")
         if self.failed:
             raise typer.Exit(SOME_FAILED if self.done or self.skipped else FAILED)
 
@@ -104,10 +141,17 @@ class Report:
         """Remove the status from the terminal."""
         self._display.close()
 
-    def _counts(self) -> str:
+    def _name_alike(self) -> None:
+        """Print the failures that were held back, and hold back none from now on."""
+        for line in self._alike or ():
+            self._display.say(line, error=True)
+        self._alike = None
+
+    def _counts(self, left: int = 0) -> str:
         parts = [f"{self._verb} {self.done:,}"]
         parts += [f"{self.skipped:,} skipped"] * bool(self.skipped)
         parts += [f"{self.failed:,} failed"] * bool(self.failed)
+        parts += [f"{left:,} not reached"] * (left > 0)
         return ", ".join(parts)
 
     def _advance(self) -> None:
@@ -119,3 +163,11 @@ class Report:
         if self.failed:
             status += f", {self.failed:,} failed"
         self._display.update(status)
+
+
+def _kind(reason: Exception | str) -> tuple[type, str]:
+    """Return what failures for the same reason have in common."""
+    text = reason if isinstance(reason, str) else str(reason)
+    if isinstance(reason, VartokError):
+        text = reason.hint or text
+    return type(reason), re.sub(r"[0-9][0-9,.]*", "0", text)

@@ -45,6 +45,7 @@ def in_a_process(code: str, path: Path) -> list[str]:
     start = f"""
 import re
 from pathlib import Path
+import torch
 from vartok import checkpoints
 path = Path({str(path)!r})
 def peak():  # MiB; unlike ru_maxrss, not the parent's

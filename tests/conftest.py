@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from noise import COFFEE
 from noise import save as save_checkpoint
 from PIL import Image
@@ -29,7 +29,10 @@ from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, wr
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.images import to_tensor
 
-settings.register_profile("vartok", deadline=None)  # other work on the machine is no failure
+EXAMPLES = 100 if os.environ.get("CI") else 25
+settings.register_profile(  # other work on the machine is no failure
+    "vartok", deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("vartok")
 
 ROOT = Path(__file__).parent.parent

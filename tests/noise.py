@@ -36,6 +36,11 @@ def draw(
     config: TokenizerConfig, seed: int = 0, codebook_std: float = 0.4, gain: float = 1.4
 ) -> dict[str, Tensor]:
     """Return a state dict whose activations and residuals stay of order 1, so that many codes are used."""
+    return {name: tensor.clone() for name, tensor in _draw(config, seed, codebook_std, gain).items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _draw(config: TokenizerConfig, seed: int, codebook_std: float, gain: float) -> dict[str, Tensor]:
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in sorted(shapes(config).items()):

@@ -39,6 +39,6 @@ def keys(shard: InputShard) -> list[str]:
     return [sample.key for sample in shard.samples()]
 
 
-def samples_of(path: Path, **options: Any) -> list[Sample]:
+def samples_of(path: Path | str, **options: Any) -> list[Sample]:
     (shard,) = find_input_shards([str(path)], 10, **options)
     return list(shard.samples())

@@ -112,7 +112,14 @@ def run_blocks(document: str, marks: set[str], vartok: Vartok) -> None:
                 vartok(*words(line)[1:])
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if any(b.mark == "" for b in blocks(d))])
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(d, marks=() if d == "README.md" else pytest.mark.slow)
+        for d in DOCUMENTS
+        if any(block.mark == "" for block in blocks(d))
+    ],
+)
 def test_blocks_run(document: str, place: Path, vartok: Vartok) -> None:
     run_blocks(document, {""}, vartok)
 

@@ -189,6 +189,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(parse_npz, bytes(1 << 21)) == too_long
 
 
+@pytest.mark.slow
 def test_jsonl_memory_is_flat() -> None:
     text = dump_json(image_tokens()).encode() + b"\n"
     with memory_below(400_000):

@@ -26,19 +26,21 @@ def test_no_picture_depends_on_its_batch(
     either: vartok.Tokenizer, photos: Tensor, size: int, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "QUANTIZED_CELLS", cells)
-    together = either.encode(photos)
-    parts = [either.encode(part) for part in photos.split(size)]
-    assert len(photos) == 16
+    some = photos[:8]
+    together = either.encode(some)
+    parts = [either.encode(part) for part in some.split(size)]
+    assert len(some) == 8
     assert torch.equal(torch.cat([part.flatten() for part in parts]), together.flatten())
     parted = torch.cat([either.decode(part) for part in parts])
     assert torch.equal(parted, either.decode(together))
 
 
 def test_memory_layout_makes_no_difference(either: vartok.Tokenizer, photos: Tensor) -> None:
-    want = either.encode(photos).flatten()
-    assert torch.equal(either.encode(photos.to(memory_format=torch.channels_last)).flatten(), want)
-    padded = torch.zeros(16, 4, 70, 70)
-    padded[:, 1:, 3:67, 3:67] = photos
+    some = photos[:4]
+    want = either.encode(some).flatten()
+    assert torch.equal(either.encode(some.to(memory_format=torch.channels_last)).flatten(), want)
+    padded = torch.zeros(4, 4, 70, 70)
+    padded[:, 1:, 3:67, 3:67] = some
     assert torch.equal(either.encode(padded[:, 1:, 3:67, 3:67]).flatten(), want)
 
 
@@ -109,10 +111,11 @@ def test_the_callers_autocast_changes_no_tokens(
 
 
 def test_threads_get_the_same_tokens(either: vartok.Tokenizer, photos: Tensor) -> None:
-    want = [either.encode(photo[None]).flatten() for photo in photos]
+    some = photos[:8]
+    want = [either.encode(photo[None]).flatten() for photo in some]
     with ThreadPoolExecutor(4) as pool:
-        for _ in range(3):
-            found = list(pool.map(lambda photo: either.encode(photo[None]).flatten(), photos))
+        for _ in range(2):
+            found = list(pool.map(lambda photo: either.encode(photo[None]).flatten(), some))
             assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 

@@ -41,6 +41,22 @@ class OutputError(VartokError):
     """A result that cannot be written."""
 
 
+class OutputExistsError(OutputError):
+    """A result whose file exists already.
+
+    Attributes:
+        difference: how the file differs from the result, if it was to be kept only if it does not; else None.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, difference: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.difference = difference
+
+
+class StorageError(OutputError):
+    """A result that cannot be written, and neither can any other: the disk is full or read-only."""
+
+
 class ImageError(VartokError):
     """A picture that cannot be read, or pixels whose shape or range the encoder cannot take."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from vartok.errors import OutputError, one_line
+from vartok.errors import OutputError, OutputExistsError, StorageError, one_line
 
 fcntl: ModuleType | None
 try:
@@ -50,6 +50,9 @@ REASONS = {
     errno.EIO: "the disk reports an input/output error",
 }
 """Wording of common system errors, by errno."""
+
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""System errors after which no other file of the disk can be written either."""
 
 
 def os_error_reason(error: Exception) -> str:
@@ -133,8 +136,9 @@ def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Binary
     """Make the parent folders of `path`, then open it for writing as `atomic_write` does.
 
     Raises:
-        OutputError: the file exists and `overwrite` is false, or it cannot be written; the message names
-            `path`, not the temporary file.
+        OutputExistsError: the file exists, and `overwrite` is false.
+        StorageError: the disk is full, read-only or over its quota.
+        OutputError: it cannot be written; the message names `path`, not the temporary file.
     """
     path = Path(path)
     try:
@@ -145,9 +149,10 @@ def open_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Binary
         if not path.parent.is_dir():
             raise OutputError(f"cannot write {path}: {path.parent} is not a folder") from None
         hint = None if overwrite else "set `overwrite` to replace it"
-        raise OutputError(str(error) or f"{path} exists", hint=hint) from None
+        raise OutputExistsError(str(error) or f"{path} exists", hint=hint) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise OutputError(f"cannot write {path}: {os_error_reason(error)}") from None
+        kind = StorageError if getattr(error, "errno", None) in STORAGE else OutputError
+        raise kind(f"cannot write {path}: {os_error_reason(error)}") from None
 
 
 def write_bytes(path: str | Path, data: bytes, *, overwrite: bool = False) -> None:

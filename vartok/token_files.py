@@ -17,11 +17,12 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
-from vartok.errors import TokenFileError, TokensError, quoted
+from vartok.compression import DecompressionError, decompressed
+from vartok.errors import TokenFileError, TokensError, VartokError, quoted
 from vartok.files import os_error_reason, write_bytes
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule
@@ -43,6 +44,14 @@ MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 _Info = TypeVar("_Info", ModelInfo, ImageInfo)
+
+
+class TokenMetadata(NamedTuple):
+    """What a token file tells of an image's tokens: their checkpoint, their image, their schedule."""
+
+    model: ModelInfo
+    image: ImageInfo
+    schedule: Schedule
 
 
 def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = False) -> None:
@@ -95,7 +104,8 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
 
     A file that begins with "PK" is an npz. A file that begins with "{" is JSONL if its first line also ends
     with "}" or its second line begins with "{"; otherwise it is one JSON object on several lines. Blank
-    lines, a byte order mark, CRLF and a missing last newline make no difference.
+    lines, a byte order mark, CRLF and a missing last newline make no difference. Files compressed by gzip,
+    bzip2, xz or zstd are decompressed.
 
     Args:
         stream: a buffered binary stream; it is read forward only, so a pipe will do.
@@ -108,14 +118,35 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
     Raises:
         OSError: the stream cannot be read.
     """
-    for prefix, parse, data in _parts(stream):
-        item: ImageTokens | TokenFileError
-        try:
-            item = parse(data)
-        except TokenFileError as error:
-            item = TokenFileError(f"{prefix}{error}", hint=error.hint)
-            item.with_traceback(error.__traceback__).__cause__ = error.__cause__ or error.__context__
-        yield item
+    try:
+        for prefix, parse, data in _parts(stream):
+            item: ImageTokens | TokenFileError
+            try:
+                item = parse(data)
+            except TokenFileError as error:
+                item = TokenFileError(f"{prefix}{error}", hint=error.hint)
+                item.with_traceback(error.__traceback__).__cause__ = error.__cause__ or error.__context__
+            yield item
+    except TokenFileError as error:  # of compressed data
+        yield error
+
+
+def read_metadata(path: str | Path) -> Iterator[TokenMetadata]:
+    """Read the metadata of a token file's images, one at a time, without the tokens of an npz.
+
+    Raises:
+        TokenFileError: the file cannot be read, or is not a token file; the message does not name it.
+    """
+    metadata = {parse_npz: _npz_metadata, parse_json: _json_metadata}
+    try:
+        with open(path, "rb") as stream:
+            for prefix, parse, data in _parts(stream):
+                try:
+                    yield metadata[parse](data)
+                except TokenFileError as error:
+                    raise TokenFileError(f"{prefix}{error}", hint=error.hint) from None
+    except OSError as error:
+        raise TokenFileError(os_error_reason(error)) from None
 
 
 def dump_json(tokens: ImageTokens) -> str:
@@ -176,12 +207,7 @@ def parse_npz(data: bytes) -> ImageTokens:
         TokenFileError: not the tokens of an image, or damaged.
     """
     with _as_file_errors(), _open_npz(data) as archive:
-        meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
-        try:  # numpy's own conversion would accept invalid code points
-            text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
-        except UnicodeDecodeError:
-            raise TokenFileError("meta.npy is not Unicode text") from None
-        model, image, schedule = _check_meta(_parse(text.rstrip("\0")))
+        model, image, schedule = _read_meta(archive)
         scales = len(archive.namelist()) - 1
         if scales != len(schedule):
             raise TokenFileError(f"it has {scales} scales, but its schedule has {len(schedule)}")
@@ -193,10 +219,36 @@ def parse_npz(data: bytes) -> ImageTokens:
         return ImageTokens(tuple(arrays), model, image)
 
 
-def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
-    """Yield, for each image in a stream, the prefix of its error messages, its parser, and its bytes."""
+def _npz_metadata(data: bytes) -> TokenMetadata:
+    with _as_file_errors(), _open_npz(data) as archive:
+        return _read_meta(archive)
+
+
+def _json_metadata(text: bytes) -> TokenMetadata:
+    with _as_file_errors():
+        return _check_meta(_parse(text))
+
+
+def _parts(
+    file: BinaryIO, *, inflate: bool = True
+) -> Iterator[tuple[str, Callable[[bytes], ImageTokens], bytes]]:
+    """Yield, for each image in a stream, the prefix of its error messages, its parser, and its bytes.
+
+    Args:
+        file: the stream.
+        inflate: decompress it if it is compressed; what is compressed twice is no token file.
+
+    Raises:
+        TokenFileError: compressed data cannot be read, or not to its end.
+    """
     lines = _lines(file)
     first = next(lines, (1, b""))
+    if inflate and (inner := _decompressed(file, first[1])):
+        try:
+            yield from _parts(inner, inflate=False)
+        except DecompressionError as error:
+            raise TokenFileError(f"cannot be read to its end: {error}") from None
+        return
     head = first[1].removeprefix(codecs.BOM_UTF8).strip()
     if head.startswith(b"PK"):
         yield "", parse_npz, _read_on(file, first[1])
@@ -211,6 +263,14 @@ def _parts(file: BinaryIO) -> Iterator[tuple[str, Callable[[bytes], ImageTokens]
                 return
         for number, line in itertools.chain(ahead, lines):
             yield f"line {number}: ", parse_json, line
+
+
+def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO | None:
+    """Return the decompressed stream of a file after `head`; None if it is not compressed."""
+    try:
+        return decompressed(file, head)
+    except VartokError as error:
+        raise TokenFileError(str(error), hint=error.hint) from None
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -267,8 +327,8 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
     }
 
 
-def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedule]:
-    """Return checkpoint, image and schedule of a token file's JSON object, after checking them."""
+def _check_meta(document: dict[str, Any]) -> TokenMetadata:
+    """Return the metadata in a token file's JSON object, after checking it."""
     if document.get("format") != FORMAT:
         raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
     version = document.get("version")
@@ -279,7 +339,7 @@ def _check_meta(document: dict[str, Any]) -> tuple[ModelInfo, ImageInfo, Schedul
             f"it has version {quoted(version)}, but this vartok reads version {VERSION}; upgrade vartok"
         )
     schedule = check_token_schedule(document.get("schedule"))
-    return _info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule
+    return TokenMetadata(_info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule)
 
 
 def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
@@ -334,6 +394,15 @@ def _open_npz(data: bytes) -> zipfile.ZipFile:
             "damaged or hostile"
         )
     return archive
+
+
+def _read_meta(archive: zipfile.ZipFile) -> TokenMetadata:
+    meta = _read_entry(archive, "meta.npy", "U", (), MAX_META)
+    try:  # numpy's own conversion would accept invalid code points
+        text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
+    except UnicodeDecodeError:
+        raise TokenFileError("meta.npy is not Unicode text") from None
+    return _check_meta(_parse(text.rstrip("\0")))
 
 
 def _read_entry(

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.codebook import UsageReport, count_codes, describe_usage
-from vartok.dataset.formats import read_shard
-from vartok.dataset.schema import DATASET, FORMAT, open_dataset
-from vartok.errors import SourceError, TokensError, VartokError
+from vartok.dataset.formats import find_format, read_shard
+from vartok.dataset.schema import DATASET, FORMAT, check_regular, open_dataset
+from vartok.errors import DatasetError, SourceError, TokensError, VartokError
 from vartok.files import os_error_reason
 from vartok.schedule import Schedule
 from vartok.sources import find_files
@@ -102,9 +102,10 @@ def count_usage(
 def is_dataset(folder: str | Path) -> bool:
     """Return whether a folder holds a data set, even an incomplete or broken one."""
     try:
+        check_regular(Path(folder, DATASET))
         with open(Path(folder, DATASET), "rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(1000)
-    except OSError:
+    except (DatasetError, OSError):
         return False
 
 
@@ -157,6 +158,7 @@ def _read_stream(
 def _read_dataset(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, ImageTokens | VartokError]]:
     try:
         description, encoding = open_dataset(folder)
+        find_format(description["files"])
     except VartokError as error:
         yield str(folder), error
         return

@@ -146,6 +146,7 @@ def test_a_header_that_claims_terabytes_takes_no_memory(tmp_path: Path) -> None:
     assert "is not a whole safetensors file" in refusal(path)
 
 
+@pytest.mark.slow
 @has_proc
 def test_a_configuration_that_claims_gigabytes_takes_no_memory(tmp_path: Path) -> None:
     config = dataclasses.replace(LIGHT, vocab_size=1 << 24, patch_nums=square(*[1] * 64))  # counts of 4 GiB

@@ -48,19 +48,19 @@ def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
 
 def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
     save(here / "img.png")
-    vartok("encode", "img.png", "-o", "img.npz")
+    vartok("encode", "img.png", "-o", "img.npz", "--size", 64)
     [item] = tokens_of((here / "img.npz").read_bytes())
     vartok("decode", "img.npz", "--scales", 4, "-o", "four.png")
     assert (pixels(here / "four.png") == decoded_pixels(tokenizer, item, 4)).all()
     vartok("decode", "img.npz")
     vartok("decode", "img.npz", "--strip")
     strip = pixels(here / "img.strip.png")
-    assert strip.shape == (256, 10 * 256, 3)
-    assert (strip[:, 3 * 256 : 4 * 256] == pixels(here / "four.png")).all()
-    assert (strip[:, 9 * 256 :] == pixels(here / "img.decoded.png")).all()
+    assert strip.shape == (64, 10 * 64, 3)
+    assert (strip[:, 3 * 64 : 4 * 64] == pixels(here / "four.png")).all()
+    assert (strip[:, 9 * 64 :] == pixels(here / "img.decoded.png")).all()
     assert (pixels(here / "img.decoded.png") == decoded_pixels(tokenizer, item)).all()
     short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
-    assert (short == strip[:, : 2 * 256]).all()
+    assert (short == strip[:, : 2 * 64]).all()
     assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
 
 

@@ -39,12 +39,12 @@ def report_of(vartok: Vartok, *args: object, code: int = 0) -> dict[str, Any]:
 
 def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vartok.cli.eval_tables", None)  # imports Rich, which JSON needs not
-    report = report_of(vartok, "-r", "in", "--zoom", "1.125", "--background", "#102030", "--baselines")
+    report = report_of(vartok, "in/a.png", "--zoom", "1.125", "--background", "#102030", "--baselines")
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
-        *("preprocessing", "methods", "device", "dtype", "versions"),
+        *("passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
     }
-    assert (report["pictures"], report["failures"], report["worst"]) == (3, [], [])
+    assert (report["pictures"], report["failures"], report["worst"]) == (1, [], [])
     assert report["preprocessing"] == {
         "fit": "crop",
         "size": [256, 256],
@@ -69,8 +69,8 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_table(vartok: Vartok, folder: Path) -> None:
-    found = report_of(vartok, "-r", "in", "--baselines", "--worst", "1")
-    result = vartok("eval", "-r", "in", "--baselines", "--worst", "1")
+    found = report_of(vartok, "-r", "in", "--size", "176", "--baselines", "--worst", "1")
+    result = vartok("eval", "-r", "in", "--size", "176", "--baselines", "--worst", "1")
     assert re.fullmatch(r"vartok: evaluated 3 in [\d.]+ s\n", result.stderr)
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0] == ["3", "pictures"]
@@ -81,18 +81,18 @@ def test_table(vartok: Vartok, folder: Path) -> None:
     assert ["MS-SSIM", *(f"{one['ms_ssim']:.4f}" for one in both)] in lines
     assert ["bits", "per", "pixel", *(f"{one['bits_per_pixel']:.4f}" for one in both)] in lines
     scale = found["models"][0]["usage"]["scales"][9]
-    assert ["9", "16x16", f"{found['models'][0]['psnr']:.2f}"] == next(
-        line[:3] for line in lines if line[:2] == ["9", "16x16"]
+    assert ["9", "11x11", f"{found['models'][0]['psnr']:.2f}"] == next(
+        line[:3] for line in lines if line[:2] == ["9", "11x11"]
     )
-    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["9", "16x16"])
-    assert [found["worst"][0]["name"], "256", "x", "256"] in [line[:4] for line in lines]
+    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["9", "11x11"])
+    assert [found["worst"][0]["name"], "176", "x", "176"] in [line[:4] for line in lines]
     text = " ".join(result.stdout.split())
     for method in found["methods"].values():
         assert method in text
     for name, title in (("ssim", "SSIM"), ("bits_per_pixel", "bits per pixel"), ("jpeg", "JPEG")):
         assert f" {title} {found['methods'][name]} " in text
     assert all(line == line.rstrip() for line in result.stdout.splitlines())
-    assert "crop, 256 x 256, zoom 1, Lanczos; transparency on #ffffff" in result.stdout
+    assert "crop, 176 x 176, zoom 1, Lanczos; transparency on #ffffff" in result.stdout
     assert "float32 on cpu; vartok" in result.stdout
 
 

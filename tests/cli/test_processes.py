@@ -32,6 +32,7 @@ def count_whole_files(folder: Path) -> int:
     return sum(len(tokens_of(path.read_bytes())) for path in files)
 
 
+@pytest.mark.slow
 def test_pipe(vartok: Vartok, here: Path) -> None:
     data = save(here / "img.png").read_bytes()
     encode = start("encode", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -51,6 +52,7 @@ def test_pipe(vartok: Vartok, here: Path) -> None:
     assert np.abs(one - two).max() <= 1
 
 
+@pytest.mark.slow
 def test_closed_pipe(many: Path) -> None:
     process = start("encode", "-r", many, "--format", "jsonl", "-o", "-", stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout
@@ -103,6 +105,7 @@ def encode_without_end(many: Path, output: Path, program: list[str] = PROGRAM, *
     return start(*arguments, program=program, stdin=subprocess.PIPE, **streams)
 
 
+@pytest.mark.slow
 def test_interrupted(many: Path, tmp_path: Path) -> None:
     process = encode_without_end(many, tmp_path, stdout=subprocess.PIPE)
     wait_for(lambda: len(names(tmp_path)) > 20, process)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Vartok
 from tiny_run import TINY
 
 from vartok.train.folder import STATE
@@ -33,13 +34,12 @@ def preset(tmp_path: Path) -> Path:
     return tmp_path / "tiny.toml"
 
 
-def test_the_command_trains_and_says_so(tiles: Path, tmp_path: Path, preset: Path) -> None:
-    process = command(tiles, "-o", tmp_path / "run", "-p", preset, "--device", "cpu", "--steps", "10")
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (0, "")
-    assert "initialised from 16 crops" in err
-    assert "validation pictures" in err
-    assert f"vartok encode -w {tmp_path / 'run'} " in err
+def test_the_command_trains_and_says_so(vartok: Vartok, tiles: Path, tmp_path: Path, preset: Path) -> None:
+    done = vartok("train", tiles, "-o", tmp_path / "run", "-p", preset, "--device", "cpu", "--steps", "10")
+    assert done.stdout == ""
+    assert "initialised from 16 crops" in done.stderr
+    assert "validation pictures" in done.stderr
+    assert f"vartok encode -w {tmp_path / 'run'} " in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """build(): the function behind `vartok dataset`, its progress, its errors and its interruption."""
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,13 @@ from dataset_cases import contents, picture, table, tar
 
 import vartok
 from vartok.dataset import Progress, TokenDataset, build, verify
+from vartok.dataset.formats import FORMATS
+from vartok.dataset.lock import run_lock
+from vartok.dataset.plan import CPU_SHARD_SIZE, SHARD_SIZE, default_shard_size
+from vartok.dataset.write import REPEATED_KEYS
 from vartok.errors import ArgumentError, DatasetError, OutputError, SourceError, VartokWarning
+from vartok.files import TEMPORARY, fcntl
+from vartok.sources import classes
 
 pytest_plugins = ["dataset_cases"]
 
@@ -44,6 +53,14 @@ def test_progress_adds_up(source: Path, options: dict[str, Any], tmp_path: Path)
     assert failures[0].cause == "not a picture that vartok can read"
 
 
+def test_a_loaded_tokenizer_builds_in_this_process(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    tar(tmp_path / "a.tar", [("a.png", picture())])
+    assert build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, workers=1).pictures == 1
+    assert TokenDataset(tmp_path / "out").model == small_tokenizer.info
+    with pytest.raises(ArgumentError, match="cannot be sent to other processes"):
+        build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, processes=2)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
 def test_a_build_that_is_interrupted_can_be_completed(
     source: Path,
@@ -56,8 +73,9 @@ def test_a_build_that_is_interrupted_can_be_completed(
         if progress.shards == 2:
             raise error
 
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         build(source, tmp_path / "out", **options, progress=interrupt)
+    assert raised.value.__notes__ == ["2 of 8 or more shards are done"]  # of five tars and a run of files
     left = names(tmp_path / "out")
     assert len([name for name in left if name.startswith("stats/")]) == 2
     assert not [name for name in left if ".tmp" in name]
@@ -76,10 +94,50 @@ def test_parts_of_several_machines_make_the_whole(
 
 def test_max_failures_stops_a_build(source: Path, options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match="stopped: 1 sample failed, more than the 0 allowed; finished shards are kept"
+        DatasetError, match="1 sample failed, more than the 0 allowed; 3 of 8 or more shards are done"
     ):
         build(source, tmp_path / "out", **options, max_failures=0)
     assert build(source, tmp_path / "out", **options, max_failures=2).complete
+
+
+def test_a_run_is_refused_while_another_is_at_work_in_its_part(
+    source: Path, whole: dict[str, bytes], options: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    build(source, out, **options, shard=(2, 3))
+    with run_lock(out, (1, 3)):
+        build(source, out, **options, shard=(0, 3))
+        for part in ((0, 1), (1, 3)):
+            with pytest.raises(DatasetError, match="another run is at work in"):
+                build(source, out, **options, shard=part)
+        assert len([name for name in names(out) if ".tmp" in name]) == 2  # the locks
+    (out / f"{TEMPORARY}run.tmp").write_bytes(b"left by a killed run")
+    with run_lock(out, (0, 1)), pytest.raises(DatasetError, match=f"process {os.getpid()} on"):
+        build(source, out, **options, shard=(1, 3))
+    build(source, out, **options)
+    assert contents(out) == whole
+
+
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    assert fcntl is not None
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_lock(tmp_path, (0, 2)), run_lock(tmp_path, (0, 2)):
+        assert names(tmp_path) == []
+
+
+def test_a_data_set_keeps_its_shard_size(options: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path / "in/0.png", width=12, height=9)
+    defaults = {**options, "shard_size": None}
+    for name, size in (("new", CPU_SHARD_SIZE), ("old", 7)):
+        if name == "old":
+            build(tmp_path / "in", tmp_path / name, **{**options, "shard_size": size})
+        build(tmp_path / "in", tmp_path / name, **defaults)
+        assert json.loads((tmp_path / name / "dataset.json").read_text())["shard_size"] == size
+    assert default_shard_size(tmp_path / "none", "cuda") == SHARD_SIZE
+    assert default_shard_size(tmp_path / "in", "cpu") == CPU_SHARD_SIZE
 
 
 def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -119,6 +177,47 @@ def test_files_that_are_passed_over_are_counted_and_folders_without_pictures_are
     assert summary.passed_over == description["passed_over"] == {".heic": 1}
     assert description["classes"] == ["ant", "bee", "cat"]
     assert [item["label"] for item in TokenDataset(tmp_path / "out")] == [0, 2]
+
+
+def test_what_is_passed_over_in_tars_is_counted_over_all_shards(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for n in range(2):
+        pictures = [(f"{n}{i}.png", picture(i)) for i in range(4)]
+        tar(tmp_path / f"in/{n}.tar", [*pictures, ("00.heic", b""), (".x.png", b""), ("y.txt", b"")])
+    (tmp_path / "in/other.heic").write_bytes(b"")
+    both = {".heic": 3, "hidden": 2, "without a picture": 2}
+    for part in (0, None, None):  # a part, the rest, and nothing to do
+        with pytest.warns(VartokWarning) as said:
+            summary = build(tmp_path / "in", tmp_path / "out", **options, shard=(0, 2 if part == 0 else 1))
+        folder, members = [str(warning.message) for warning in said]
+        assert folder == "passed over 1 file of kinds that are not read: 1 .heic"
+    assert members == "passed over 6 members of tars: 2 .heic, 2 hidden, 2 without a picture"
+    assert (
+        summary.passed_over == json.loads((tmp_path / "out/dataset.json").read_text())["passed_over"] == both
+    )
+    stats = json.loads((tmp_path / "out/stats/00001-0001.json").read_text())
+    assert stats["passed_over"] == {".heic": 1, "hidden": 1, "without a picture": 1}
+    assert verify(tmp_path / "out").problems == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_equal_keys_lose_no_pictures_and_verify_agrees(
+    tmp_path: Path, options: dict[str, Any], format: str
+) -> None:
+    """Many tars number their files alike; they may be joined, and a tar may have a second file of a name."""
+    (tmp_path / "in").mkdir()
+    one = tar(tmp_path / "in/0.tar", [("0.png", picture(0))])
+    two = tar(tmp_path / "in/1.tar", [("0.png", picture(0)), ("1.png", picture(1)), ("0.png", picture(2))])
+    table(tmp_path / "in/2.parquet", image=[picture(n) for n in range(3)], key=["0", "0#2", "0"])
+    (tmp_path / "in/3.tar").write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.warns(VartokWarning, match=rf"not carried: {re.escape(REPEATED_KEYS)} \(4 rows\)"):
+        summary = build(tmp_path / "in", tmp_path / "out", **{**options, "shard_size": 4}, format=format)
+    assert (summary.pictures, summary.failed, summary.complete) == (11, 0, True)
+    assert verify(tmp_path / "out").problems == []
+    found = [item["key"] for item in TokenDataset(tmp_path / "out")]
+    assert found == ["0", *("0", "1", "0#2"), *("0", "0#2", "0#3"), *("0", "0#2", "1", "0#3")]
 
 
 @pytest.mark.parametrize(
@@ -161,18 +260,58 @@ def test_other_errors_have_their_own_classes(
         build(path, tmp_path / "out", **options, shard=(0, 4))
 
 
-def test_what_is_not_carried_is_counted_over_all_tables(options: dict[str, Any], tmp_path: Path) -> None:
-    tables: list[list[str | None]] = [["cat", "dog", "1", None], ["cat"]]
-    for n, labels in enumerate(tables):
+def test_names_of_classes_in_tables_are_numbered_over_all_of_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    columns: list[list[str | None]] = [["cat", None, "7"], ["ant"]]
+    for n, labels in enumerate(columns):
         pictures = [picture(seed) for seed in range(len(labels))]
         table(tmp_path / f"{n}.parquet", image=pictures, label=labels, text=["a"] * len(labels))
-    what = "column 'label': labels that are not whole numbers"
+    for part in (1, 0):  # each run does half, and both agree on the numbers
+        build(tmp_path, tmp_path / "out", **options, shard=(part, 2))
+    dataset = TokenDataset(tmp_path / "out")
+    assert dataset.classes == ["7", "ant", "cat"]
+    assert [row["label"] for row in dataset] == [2, -1, 0, 1]
+    description = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert description["carried"] == {"label": 3, "caption": 4, "metadata": 0}
+    assert "not_carried" not in description
+    assert build(tmp_path, tmp_path / "out", **options).run.shards == 0
+    table(tmp_path / "2.parquet", image=[picture(9)], label=["bee"])
+    with pytest.raises(DatasetError, match="holds a data set with classes"):
+        build(tmp_path, tmp_path / "out", **options)
+    save(tmp_path / "ant/0.png", width=12, height=9)
+    with pytest.raises(ArgumentError, match="the labels of the tables are names"):
+        build(tmp_path, tmp_path / "new", **options, folder_labels=True)
+    table(tmp_path / "2.parquet", image=[picture(9)], label=[3])
+    with pytest.raises(
+        SourceError, match=r"labels of .*0\.parquet are names of classes, but those of .*2\.parq"
+    ):
+        build(tmp_path, tmp_path / "new", **options)
+
+
+def test_what_is_not_carried_is_counted_over_all_tables(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classes, "MAX_CLASSES", 2)
+    columns: list[list[str | None]] = [["cat", "dog", "1", None], ["cat"]]
+    for n, labels in enumerate(columns):
+        pictures = [picture(seed) for seed in range(len(labels))]
+        table(tmp_path / f"{n}.parquet", image=pictures, label=labels, text=["a"] * len(labels))
+    what = "column 'label': names of classes without a number"
     for _ in range(2):  # the second run has nothing to do
         with pytest.warns(VartokWarning) as said:
             summary = build(tmp_path, tmp_path / "out", **options)
-        assert [str(warning.message) for warning in said] == [f"not carried: {what} (3 rows)"]
-        assert summary.not_carried == {what: 3}
+        assert [str(warning.message) for warning in said] == [
+            "the labels of the tables have more than 2 names, so they are not carried",
+            f"not carried: {what} (4 rows)",
+        ]
+        assert summary.not_carried == {what: 4}
     description = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert description["not_carried"] == {what: 3}
-    assert description["carried"] == {"label": 1, "caption": 5, "metadata": 0}
+    assert description["not_carried"] == {what: 4}
+    assert description["carried"] == {"label": 0, "caption": 5, "metadata": 0}
     assert verify(tmp_path / "out").problems == []
+
+
+def test_columns_without_a_table_are_said(options: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    with pytest.warns(VartokWarning, match="there is no table for the columns 'photo', 'breed'"):
+        build(source / "0.png", tmp_path / "out", **options, image_column="photo", label_column="breed")

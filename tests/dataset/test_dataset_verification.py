@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from dataset_cases import SHARDS, make_job, run, shard_id, with_key, write_rows
 import vartok
 from vartok.dataset import TokenDataset, verify
 from vartok.dataset.formats import FORMATS, read_shard
-from vartok.errors import DatasetError
+from vartok.errors import DatasetError, TokensError
 from vartok.metadata import ModelInfo
 from vartok.tokens import ImageTokens
+from vartok.usage import count_usage
 
 pytest_plugins = ["dataset_cases"]
 
@@ -75,8 +77,10 @@ def test_verify_finds_defects(
     good = list(read_shard(format, path, job.encoding))
     put(good[:2])
     assert "has 2 rows, but its stats say 3" in problems()
-    put([*good[:2], with_key(good[2], "04")])
-    assert f"04 occurs 2 times, in {SHARDS[0]}, {SHARDS[1]}" in problems()
+    put([*good[:2], with_key(good[2], "00")])
+    assert f"data/{path.name}: 00 occurs 2 times" in problems()
+    put([*good[:2], with_key(good[2], "04")])  # a key of another shard
+    assert problems() == ""
     if format == "jsonl":  # no writer of ImageTokens stores such an index
         put(good, lambda text: text.replace(b'"scales":[[[', b'"scales":[[[64', 1))
     else:
@@ -102,3 +106,43 @@ def test_verify_finds_defects(
     assert f"stats/{stats.name}: is empty, torn, or not a stats file" in problems()
     stats.unlink()
     assert "lists other shards" in problems()
+
+
+@pytest.mark.parametrize("name", ["data/00000-0000.parquet", "stats/00000-0000.json", "dataset.json"])
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_regular_file_is_not_waited_for(
+    dataset: Path,
+    tmp_path: Path,
+    small_tokenizer: vartok.Tokenizer,
+    name: str,
+    put: Callable[[Path], None],
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out)
+    (out / name).unlink()
+    put(out / name)
+    if name == "dataset.json":
+        for read in (verify, TokenDataset):
+            with pytest.raises(DatasetError, match="is not a regular file"):
+                read(out)
+        with pytest.raises(TokensError):
+            count_usage(out, small_tokenizer)
+        return
+    problems = verify(out).problems
+    assert (name, "is not a regular file") in problems
+    if name.startswith("data"):
+        with pytest.raises(DatasetError, match=f"{name}: is not a regular file"):
+            list(TokenDataset(out))
+        ((failed, error),) = count_usage(out, small_tokenizer).failures
+        assert (failed, str(error)) == (str(out / name), "is not a regular file")
+
+
+def test_missing_folders_and_shards_are_defects(dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out)
+    shutil.rmtree(out / "data")
+    assert [problem.cause for problem in verify(out).problems] == [
+        "is missing: build the data set again"
+    ] * len(SHARDS)
+    with pytest.raises(DatasetError, match=r"00000-0000\.parquet: no such file or folder"):
+        list(TokenDataset(out))

@@ -87,7 +87,7 @@ def test_missing_files_are_made_again_with_the_same_bytes(
     run(make_job(out, small_tokenizer), source, small_tokenizer)
     assert contents(out) == whole
     rng = random.Random(0)
-    for _ in range(8):
+    for _ in range(4):
         files = [path for folder in ("data", "stats") for path in sorted((out / folder).iterdir())]
         for path in rng.sample(files, 4):
             leave_temporary_file(path)

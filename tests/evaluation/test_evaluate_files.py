@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from conftest import save
 from noise import SMALL, tokenizer
 
 import vartok
-from vartok.errors import VartokError
+from vartok.errors import VartokError, VartokWarning
 from vartok.evaluation import Evaluation, EvaluationReport, Failure, PictureScores, evaluate_files
 from vartok.images import Fit
 from vartok.schedule import square
@@ -64,10 +65,20 @@ def test_larger_pictures_than_max_bytes_fail(small: vartok.Tokenizer, folder: Pa
 
 def test_a_tar_is_a_source(small: vartok.Tokenizer, folder: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "in.tar", "w") as tar:
-        tar.add(folder / "b.png", "b.png")
-    report = evaluate(small, tmp_path / "in.tar")
+        for name in ("b.png", "b.gif", "c.heic"):
+            tar.add(folder / "b.png", name)
+    with pytest.warns(VartokWarning, match="passed over 2 members of tars"):
+        report = evaluate(small, tmp_path / "in.tar")
     assert [scores.name for scores in report.by_picture] == [f"{tmp_path / 'in.tar'}: b"]
     assert report.models == evaluate(small, folder / "b.png").models
+    for item in (folder / "a.png", folder / "b.png", folder / "deep"):
+        (shutil.rmtree if item.is_dir() else Path.unlink)(item)
+    (tmp_path / "in.tar").rename(folder / "in.tar")
+    (folder / "d.heic").touch()
+    with pytest.warns(VartokWarning) as said:
+        report = evaluate(small, folder)
+    assert len(said) == 2
+    assert report.passed_over == {".heic": 2, "further pictures of a sample": 1}
 
 
 def test_failures_are_in_the_report_and_told_at_once(small: vartok.Tokenizer, folder: Path) -> None:

@@ -235,7 +235,7 @@ def test_lookup_asks_no_default_device() -> None:
 
 
 @given(st.integers(1, 70), st.sampled_from([64, 50]), st.booleans(), st.integers(0, 1 << 20))
-@settings(deadline=None)
+@settings(max_examples=30)
 def test_what_a_cell_finds_does_not_depend_on_its_company(
     count: int, half: int, znorm: bool, seed: int
 ) -> None:

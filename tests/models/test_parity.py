@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = json.loads((DATA / "cases.json").read_text())
 TOLERANCE = 2e-3  # of values of order 1
 
 
-SLOW = {"extended_schedule_512", "square_512", "rectangle_384x256"}
+SLOW = {"square_256", "extended_schedule_512", "square_512", "rectangle_384x256"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,9 @@ def test_encode_file_gives_the_tokens_of_the_command(
 
 
 def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.Tokenizer) -> None:
-    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: no such file") as error:
         library.encode_file("gone.png", tokenizer=tokenizer)
+    assert "".join(traceback.format_exception(error.value)).count("Traceback") == 1
 
 
 def test_pictures_and_tokens_in_memory_are_no_paths(tokenizer: library.Tokenizer) -> None:
@@ -129,8 +131,8 @@ def test_nothing_is_loaded_where_all_outputs_exist(here: Path) -> None:
     def load() -> library.Tokenizer:
         pytest.fail("loaded for nothing")
 
-    [skipped] = library.encode_files("a.png", skip_existing=True, tokenizer=load)
-    assert skipped.skipped
+    [kept] = library.encode_files("a.png", skip_existing=True, tokenizer=load)
+    assert "is no whole token file" in str(kept.error)
     [refused] = library.encode_files("a.png", tokenizer=load)
     assert isinstance(refused.error, OutputError)
     assert "`overwrite`" in str(refused.error.hint)
@@ -190,10 +192,11 @@ def test_pictures_of_a_tar_are_named_by_their_keys(
 def test_keys_of_a_tar_stay_below_the_folder(here: Path, tokenizer: library.Tokenizer) -> None:
     picture = save(here / "img.png")
     write_tar(here / "shard.tar", {"../../evil.png": picture, "../evil.png": picture})
-    first, second = library.encode_files("shard.tar", "deep/out", tokenizer=tokenizer, size=64)
+    with pytest.warns(library.VartokWarning, match="1 output got another name"):
+        first, second = library.encode_files("shard.tar", "deep/out", tokenizer=tokenizer, size=64)
     assert first.output == Path("deep/out/evil.tokens.npz")
-    assert isinstance(second.error, OutputError)
-    assert names(here) == ["deep/out/evil.tokens.npz", "img.png", "shard.tar"]
+    assert second.output == Path("deep/out/evil-2.tokens.npz")
+    assert len(names(here)) == 4
 
 
 def test_an_input_that_cannot_be_found_fails_alone(here: Path, tokenizer: library.Tokenizer) -> None:
@@ -250,3 +253,18 @@ def test_height_and_width_of_a_size(vartok: Vartok, here: Path, tokenizer: libra
     assert item.schedule[-1] == (4, 6)
     with pytest.raises(ArgumentError, match="multiple of 16"):
         resolve_fit([tokenizer], make_fit(size="64x100"), size="64x100")
+
+
+def test_native_pictures_of_too_many_tokens_are_refused_before_they_are_encoded(
+    vartok: Vartok, here: Path
+) -> None:
+    save(here / "in/large.png", 0, 96, 64)
+    save(here / "in/small.png", 0, 32, 32)
+    args = ["-r", "in", "--fit", "native", "--max-tokens", "50"]
+    cure = "set --max-tokens higher if there is memory for it, or set another --fit"
+    told = f"in/large.png: its 96 x 64 pixels would take 64 tokens, more than the limit of 50: {cure}"
+    for command in (["encode", "-o", "out"], ["eval", "--no-scales"]):
+        assert told in vartok(*command, *args, code=3).stderr
+    assert names(here / "out") == ["small.tokens.npz"]
+    vartok("encode", "in/large.png", "-o", "x.npz", "--fit", "native", "--max-tokens", "64")
+    assert "is not one of" in vartok("dataset", "in", "-o", "data", "--fit", "native", code=2).stderr

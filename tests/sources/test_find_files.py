@@ -2,21 +2,38 @@
 
 import os
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from commands import QUICK
 from conftest import Vartok, names, save
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
+from source_cases import table
 
 from vartok.errors import SourceError, VartokWarning
 from vartok.sources import FoundFile, SearchReport, find_files, find_input_shards
-from vartok.train.data import Pictures
+from vartok.train.data import Pictures, StreamPosition
 from vartok.train.settings import DataSettings
 
 
 def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path) -> None:
-    files = ["a.png", "b.TAR", "c.tgz", "d.parquet", "d.pq", "e.tokens.json", "f.md", "g.tar.xz", "sub/h.JPG"]
+    files = [
+        "a.png",
+        "b.TAR",
+        "c.tgz",
+        "d.parquet",
+        "d.pq",
+        "d.arrow",
+        "d.FEATHER",
+        "e.tokens.json",
+        "f.md",
+        "g.tar.xz",
+        "sub/h.JPG",
+    ]
     for name in files:
         Path("all", name).parent.mkdir(parents=True, exist_ok=True)
         Path("all", name).write_bytes(b"12")
@@ -24,6 +41,8 @@ def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path
         FoundFile("a.png", "all/a.png", "picture"),
         FoundFile("b.TAR", "all/b.TAR", "tar", 2),
         FoundFile("c.tgz", "all/c.tgz", "tar", 2),
+        FoundFile("d.FEATHER", "all/d.FEATHER", "table", 2),
+        FoundFile("d.arrow", "all/d.arrow", "table", 2),
         FoundFile("d.parquet", "all/d.parquet", "table", 2),
         FoundFile("d.pq", "all/d.pq", "table", 2),
         FoundFile("g.tar.xz", "all/g.tar.xz", "tar", 2),
@@ -136,7 +155,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(here: Path) -> None:
         Path("all", name).write_bytes(b"")
     report = SearchReport()
     find_files("all", report=report)
-    assert report.skipped == {".heic": 2, ".jxl": 1, "": 1, ".npz": 1, ".strip.jpg": 1}
+    assert report.passed_over == {".heic": 2, ".jxl": 1, "": 1, ".npz": 1, ".strip.jpg": 1}
     with pytest.warns(VartokWarning) as caught:
         report.warn()
     assert [str(warning.message) for warning in caught] == [
@@ -146,7 +165,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(here: Path) -> None:
     Path("t.parquet").write_bytes(b"")
     named = SearchReport()
     assert find_files("t.parquet", kinds=("picture", "tar"), report=named) == []
-    assert named.skipped == {".parquet": 1}
+    assert named.passed_over == {".parquet": 1}
 
 
 def test_many_suffixes_are_summed_up(here: Path) -> None:
@@ -161,13 +180,22 @@ def test_commands_say_once_that_files_were_passed_over(vartok: Vartok, here: Pat
     save(Path("all/a.png"))
     for name in ("b.HEIC", "c.heic", "noext"):
         Path("all", name).write_bytes(b"")
-    note = "vartok: note: passed over 3 files of kinds that are not read: 2 .heic, 1 without suffix"
+    for n in range(2):
+        with tarfile.open(f"all/{n}.tar", "w") as archive:
+            for name in (f"t{n}.png", ".t.png", "README"):
+                archive.add("all/a.png", name)
+    files = "passed over 3 files of kinds that are not read: 2 .heic, 1 without suffix"
+    members = "passed over 4 members of tars: 2 without suffix, 2 hidden"
     for args in (["encode", "-r", "all", "-o", "out"], ["eval", "-r", "all", "--no-scales"]):
-        assert vartok(*args, *QUICK).stderr.splitlines().count(note) == 1
+        notes = [line for line in vartok(*args, *QUICK).stderr.splitlines() if "note" in line]
+        assert notes == [f"vartok: note: {files}", f"vartok: note: {members}"]
     with pytest.warns(VartokWarning, match="passed over 3 files"):
         find_input_shards(["all"], 10)
     with pytest.warns(VartokWarning, match="passed over 3 files"):
-        Pictures(["all"], DataSettings(), (8, 8), 0)
+        pictures = Pictures(["all"], DataSettings(val_fraction=0.0), (8, 8), 0)
+    next(pictures.batches(4, StreamPosition()))  # more than an epoch
+    with pytest.warns(VartokWarning, match=members):
+        pictures.warn_of_members()
 
 
 def test_linked_folders_are_followed_by_all_commands(vartok: Vartok, here: Path) -> None:
@@ -211,3 +239,37 @@ def test_urls_keep_both_slashes(here: Path) -> None:
     (shard,) = find_input_shards([url], 10)
     (sample,) = shard.samples()
     assert (sample.key, sample.picture) == ("b", url)
+
+
+class Hub(MemoryFileSystem):  # type: ignore[misc]
+    """Stands in for Hugging Face's file system."""
+
+    protocol = "hf"
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return f"/{path.removeprefix('hf://').strip('/')}"
+
+
+def test_tables_on_the_hub_are_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_registry, "hf", Hub)
+    url = "hf://datasets/owner/name@refs%2Fconvert%2Fparquet"
+    table(here / "t.parquet", image=[b"1"], label=[3])
+    Hub().pipe(f"{url}/train/0.parquet", Path("t.parquet").read_bytes())
+    for source in (url, f"{url}/train/0.parquet", f"{url}/*/*.parquet"):
+        (shard,) = find_input_shards([source], 10)
+        (sample,) = shard.samples()
+        assert (sample.key, sample.picture, sample.label) == ("0/00000000", b"1", 3)
+
+
+def test_the_package_for_a_url_is_named(here: Path, vartok: Vartok, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(_registry, "hf", raising=False)
+    url = "hf://datasets/owner/name/0.parquet"
+    message = "not installed: huggingface_hub (needed for hf:// URLs): run pip install huggingface_hub"
+    for command in ("dataset", "encode"):
+        (line, *_) = vartok(command, url, "-o", "out", code=1).stderr.splitlines()
+        assert line == f"vartok: {url}: {message}"
+    Path("list.txt").write_text(f"{url}\n")
+    assert message.partition(":")[0] in vartok("dataset", "list.txt", "-o", "out", code=1).stderr

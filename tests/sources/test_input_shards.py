@@ -25,7 +25,7 @@ def test_a_folder_is_searched_in_order(here: Path) -> None:
     found = find_input_shards(["photos"], 3, exclude=Path("photos/out"))
     assert [(shard.kind, shard.name) for shard in found] == [
         ("tar", "photos/z.tar"),
-        ("parquet", "photos/b/t.parquet"),
+        ("table", "photos/b/t.parquet"),
         ("files", "photos/a.png"),
         ("files", "photos/b/2.png"),
     ]

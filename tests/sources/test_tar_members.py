@@ -169,12 +169,12 @@ def test_sparse_files_are_read_as_by_tarfile(member: bytes) -> None:
 
 def test_a_sparse_file_of_many_extents_takes_no_memory() -> None:
     extension = bytearray(b"%011o\0%011o\0" % (1, 1) * 21 + b"\1" + bytes(7))
-    more = bytes(extension) * 20_000 + bytes(512)
+    more = bytes(extension) * 5_000 + bytes(512)
     data = sparse("a.png", b"", [(0, 0)] * 4, 1 << 20, more) + file("b.png", b"two") + END
     tracemalloc.start()
     try:
         first, second = read(gzip.compress(data))
-        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+        assert tracemalloc.get_traced_memory()[1] < 15 << 20
     finally:
         tracemalloc.stop()
     assert str(first.pictures[0]) == "is a sparse file that is broken"
@@ -198,19 +198,19 @@ def test_a_sparse_file_larger_than_the_limit_is_not_read() -> None:
 def test_a_bomb_is_not_read_to_its_end(
     monkeypatch: pytest.MonkeyPatch, compress: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr("vartok.sources.decompress.FREE_BYTES", 1 << 20)
-    data = compress(file("a.png", b"one") + bytes(header("b.mp4", 60 << 20)) + bytes(60 << 20) + END)
+    monkeypatch.setattr("vartok.compression.FREE_BYTES", 1 << 20)
+    data = compress(file("a.png", b"one") + bytes(header("b.mp4", 8 << 20)) + bytes(8 << 20) + END)
     with pytest.raises(ImageError, match="its data decompresses to more than 2,000 times its size"):
         read(data)
 
 
 def test_a_compressed_tar_is_decompressed_in_small_parts() -> None:
     """Ten kilobytes of bzip2 may hold gigabytes."""
-    data = bz2.compress(bytes(header("b.mp4", 60 << 20)) + bytes(60 << 20) + file("a.png", b"one") + END)
+    data = bz2.compress(bytes(header("b.mp4", 16 << 20)) + bytes(16 << 20) + file("a.png", b"one") + END)
     tracemalloc.start()
     try:
-        assert [sample.key for sample in read(data)] == ["b", "a"]
-        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        assert [sample.key for sample in read(data)] == ["a"]
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
     finally:
         tracemalloc.stop()
 

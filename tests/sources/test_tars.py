@@ -6,6 +6,7 @@ import io
 import lzma
 import tarfile
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_cases import picture, samples_of, tar
 
-from vartok.errors import ImageError, VartokWarning
+from vartok.errors import ImageError
 from vartok.sources import read_tar
-from vartok.sources.tars import SIDECARS
+from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN
+from vartok.sources.tars import SIDECARS, read_tar_samples
 
 
 def test_a_tar_is_read_in_samples(tmp_path: Path) -> None:
@@ -141,16 +143,15 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
             ("h.cls", b"9" * 20),
         ],
     )
-    a, b, c, d, e, f, g, h = samples_of(path)
+    a, b, d, e, f, g, h = samples_of(path)
     assert (a.key, a.picture, a.label, a.caption, a.metadata) == ("a", b"a", 12, "né", '{"k":1}')
     assert (b.picture, b.label, b.caption, b.metadata) == (b"b", None, None, None)
-    assert str(c.picture) == "the tar has no picture of this name"
     assert str(d.picture) == "its .cls must be a class index, a whole number, not 'dog'"
     assert str(e.picture) == "its .txt is not text in UTF-8"
     assert f.key == "f%FF"
     assert (g.picture, g.label) == (b"g", None)  # as tables say that there is none
     assert str(h.picture) == f"its label is larger than {(1 << 63) - 1:,}"
-    reached = [sample.progress for sample in (a, b, c, d, e, f)]
+    reached = [sample.progress for sample in (a, b, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)
 
 
@@ -233,7 +234,9 @@ def test_a_link_to_a_too_large_file_is_not_read() -> None:
 def test_hidden_files_in_a_tar_are_passed_over_as_in_folders(tmp_path: Path) -> None:
     names = ("a/._1.png", "a/1.png", "a/.DS_Store", ".cache/2.png", "./3.png", "__MACOSX/._3.png", ".4.png")
     path = tar(tmp_path / "a.tar", [(name, b"x") for name in names])
-    assert [sample.key for sample in samples_of(path)] == ["a/1", "./3"]
+    passed_over = Counter[str]()
+    assert [sample.key for sample in read_tar_samples(str(path), passed_over=passed_over)] == ["a/1", "./3"]
+    assert +passed_over == {HIDDEN: 5}
 
 
 def keys_of(path: Path) -> list[tuple[str, object, str | None]]:
@@ -270,18 +273,32 @@ def test_many_names_with_dots_are_not_held_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("names", "others"),
     [
-        ("a.png", "a.left.png", "a.right.png"),
-        ("a.left.png", "a.mid.png", "a.right.png", "a.json"),
-        ("a.left.png", "a.mid.png", "a.right.png", "a.meta.npy"),
-        ("a.png", "a.jpg", "a.png"),
+        (("a.png", "a.left.png", "a.right.png"), {}),
+        (("a.left.png", "a.mid.png", "a.right.png", "a.json"), {}),
+        (("a.left.png", "a.mid.png", "a.mid.txt", "a.right.png", "a.meta.npy"), {".npy": 1, ALONE: 1}),
+        (("a.png", "a.jpg", "a.png", "b.heic", "b.txt", "c.cls", "__meta__/c.json"), {".heic": 1, ALONE: 2}),
+        (("LICENSE", "b.JXL", "c.jxl", "a.png", "a.jpg", "a.gif", "d.mp4/e"), {"": 2, ".jxl": 2}),
+        (("d.01.txt", "a.1.png", "a.png", "a.2.png", "d.2.txt"), {ALONE: 2}),
     ],
 )
-def test_further_pictures_of_a_sample_are_counted(tmp_path: Path, names: tuple[str, ...]) -> None:
-    path = tar(tmp_path / "a.tar", [(name, b"%d" % n) for n, name in enumerate(names)])
-    with pytest.warns(VartokWarning, match=r"a\.tar: passed over 2 pictures that share a name with another"):
-        assert [(key, picture) for key, picture, _ in keys_of(path)] == [("a", b"0")]
+def test_what_is_passed_over_in_a_tar_is_counted(
+    tmp_path: Path, names: tuple[str, ...], others: dict[str, int]
+) -> None:
+    path = tar(tmp_path / "a.tar", [(name, name.encode()) for name in names])
+    passed_over = Counter[str]()
+    (sample,) = read_tar_samples(str(path), passed_over=passed_over)
+    assert (sample.key, sample.picture) == ("a", next(name.encode() for name in names if name[:2] == "a."))
+    assert +passed_over == {FURTHER: 2, **others}
+
+
+def test_names_with_dots_and_no_picture_are_counted_too(tmp_path: Path) -> None:
+    members = [(f"a.{n:04}.{suffix}", b"1") for n in range(300) for suffix in ("txt", "png")]
+    path = tar(tmp_path / "a.tar", [*members, ("a.x.txt", b"alone")])
+    passed_over = Counter[str]()
+    assert len(list(read_tar_samples(str(path), passed_over=passed_over))) == 300
+    assert +passed_over == {ALONE: 1}
 
 
 def test_a_tar_of_files_without_pictures_is_an_error(tmp_path: Path) -> None:

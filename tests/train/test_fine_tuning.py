@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,25 @@ from vartok.train.settings import QuantizerSettings
 from vartok.train.settings_file import dump_settings
 
 
-def fine_tuning(tiles: Path, folder: Path) -> tuple[Path, TrainSettings]:
-    """Train weights, and return them with settings that fine-tune them; the preset has another [model]."""
-    go(tiny(), tiles, folder / "first")
+@pytest.fixture(scope="module")
+def trained(tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the weights of a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    go(tiny(), tiles, folder)
+    return folder / WEIGHTS
+
+
+def fine_tuning(trained: Path, folder: Path) -> tuple[Path, TrainSettings]:
+    """Return a copy of weights, and settings that fine-tune them; the preset has another [model]."""
     weights = folder / "first" / WEIGHTS
+    weights.parent.mkdir()
+    shutil.copyfile(trained, weights)
     (folder / "other.toml").write_text(TINY.replace("[1, 2, 4]", "[1, 4]"))
     return weights, read_settings(str(folder / "other.toml"), weights=weights)
 
 
-def test_fine_tuning_begins_with_the_checkpoints_weights(tiles: Path, tmp_path: Path) -> None:
-    weights, settings = fine_tuning(tiles, tmp_path)
+def test_fine_tuning_begins_with_the_checkpoints_weights(tiles: Path, trained: Path, tmp_path: Path) -> None:
+    weights, settings = fine_tuning(trained, tmp_path)
     assert settings.model == tiny().model
     assert settings.optimizer.encoder_warmup_steps == 0
     assert settings == parse_settings(dump_settings(settings))
@@ -41,8 +51,11 @@ def test_fine_tuning_begins_with_the_checkpoints_weights(tiles: Path, tmp_path: 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(tiles: Path, tmp_path: Path) -> None:
-    weights, settings = fine_tuning(tiles, tmp_path)
+@pytest.mark.slow
+def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
+    tiles: Path, trained: Path, tmp_path: Path
+) -> None:
+    weights, settings = fine_tuning(trained, tmp_path)
     go(settings, tiles, tmp_path / "whole")
     asked = itertools.count(1)
     go(settings, tiles, tmp_path / "parts", should_stop=lambda: next(asked) == 5)
@@ -65,16 +78,18 @@ def _of_model(name: str) -> str:
     return name.replace("anchor.0.", "model.encoder.").replace("anchor.1.", "model.quant_conv.")
 
 
-def test_weights_of_another_configuration_are_refused(tiles: Path, tmp_path: Path) -> None:
-    _, settings = fine_tuning(tiles, tmp_path)
+def test_weights_of_another_configuration_are_refused(tiles: Path, trained: Path, tmp_path: Path) -> None:
+    _, settings = fine_tuning(trained, tmp_path)
     other = dataclasses.replace(settings, model=dataclasses.replace(settings.model, vocab_size=32))
     with pytest.raises(TrainError, match=r"first.weights\.safetensors: its configuration is not the run's"):
         go(other, tiles, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_card_names_the_origin_by_name_and_fingerprint_and_no_path(tiles: Path, tmp_path: Path) -> None:
-    weights, settings = fine_tuning(tiles, tmp_path)
+def test_the_card_names_the_origin_by_name_and_fingerprint_and_no_path(
+    tiles: Path, trained: Path, tmp_path: Path
+) -> None:
+    weights, settings = fine_tuning(trained, tmp_path)
     events = go(settings, tiles, tmp_path / "second")
     before, after = (event for event in events if isinstance(event, Validation))
     assert (before.step, after.step) == (0, 8)

@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,14 @@ def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_p
     few = [tiles / name for name in ("tile00.png", "tile11.png", "tile22.png", "tile33.png")]
     settings = tiny(
         data={"val_fraction": 0.0, "zoom": 1.0, "grayscale_prob": 0.0, "color_jitter": 0.0},
-        run={"steps": 150},
+        run={"steps": 60},
         optimizer={"encoder_warmup_steps": 20},
     )
     events = go(settings, few, tmp_path / "run")
     steps = [event for event in events if isinstance(event, Progress)]
-    assert steps[-1].psnr > steps[0].psnr + 3
+    assert steps[-1].psnr > steps[0].psnr + 1.5
     assert steps[-1].loss < steps[0].loss
-    assert steps[-1].step == 150
+    assert steps[-1].step == 60
     assert steps[-1].fraction == 1
 
     loaded = vartok.load(tmp_path / "run" / WEIGHTS, device="cpu")
@@ -41,9 +42,9 @@ def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_p
     assert loaded.name == "tiny"
     images = to_tensor(np.stack([np.asarray(Image.open(path).resize((64, 64))) for path in few]))
     error = (loaded.decode(loaded.encode(images)) - images).square().mean()
-    assert 10 * math.log10(4 / error) > steps[0].psnr + 1.5  # smoother pictures than crops, by other weights
+    assert 10 * math.log10(4 / error) > steps[0].psnr + 0.5  # smoother pictures than crops, by other weights
     card = (tmp_path / "run" / "weights.md").read_text()
-    assert "150 steps of 4 crops of 64x64 pixels" in card
+    assert "60 steps of 4 crops of 64x64 pixels" in card
     assert settings == read_settings(str(tmp_path / "run" / "settings.toml"))
 
 
@@ -94,11 +95,14 @@ def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) 
     assert list((tmp_path / "run" / "log").glob("events*"))
 
 
-def test_minutes_end_a_run(tiles: Path, tmp_path: Path) -> None:
-    events = go(tiny(run={"steps": 1 << 30, "minutes": 0.04}), tiles, tmp_path / "run")
+def test_minutes_end_a_run(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()  # the loop's clock: every look at it is a second later
+    monkeypatch.setattr("vartok.train.loop.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    events = go(tiny(run={"steps": 1 << 30, "minutes": 0.5}), tiles, tmp_path / "run")
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert last.fraction == 1
-    assert 2.4 <= last.seconds < 20
+    assert 5 < last.step < 30
+    assert 30 <= last.seconds < 35
 
 
 def test_a_run_without_a_step_fails_and_leaves_nothing(tiles: Path, tmp_path: Path) -> None:
@@ -144,6 +148,7 @@ def test_a_run_inside_its_data_does_not_train_on_its_samples(tiles: Path, tmp_pa
     assert any("pictures differ" in str(event) for event in go(tiny(), data, data / "run", resume=True))
 
 
+@pytest.mark.slow
 def test_a_collapsing_codebook_ends_the_run(tiles: Path, tmp_path: Path) -> None:
     settings = tiny(
         quantizer={"dead_code_threshold": 0.0, "codebook_ema_decay": 0.5},

@@ -1,27 +1,27 @@
 """Find, read, check and write checkpoint files, and build the model of a checkpoint.
 
 A file is never trusted: no code in it is run, and the tensors' shapes are checked against the configuration
-before a model gets them.
+before a model gets them. Names load when they are first used, as most of them need torch.
 """
 
-from vartok.checkpoints.checkpoint import (
-    FORMAT,
-    VERSION,
-    Checkpoint,
-    build_model,
-    read_checkpoint,
-    write_checkpoint,
-)
-from vartok.checkpoints.known import (
-    PUBLISHED_NAME,
-    PUBLISHED_SHA256,
-    RUN_WEIGHTS,
-    file_sha256,
-    find_checkpoint,
-    shipped_checkpoint,
-)
-from vartok.checkpoints.recognition import HITS
-from vartok.checkpoints.tensor_files import CODEBOOK
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vartok.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vartok.checkpoints.checkpoint import Checkpoint, build_model, read_checkpoint, write_checkpoint
+    from vartok.checkpoints.known import (
+        PUBLISHED_NAME,
+        PUBLISHED_SHA256,
+        RUN_WEIGHTS,
+        file_sha256,
+        find_checkpoint,
+        shipped_checkpoint,
+    )
+    from vartok.checkpoints.recognition import HITS
+    from vartok.checkpoints.summary import CODEBOOK, FORMAT, VERSION, read_summary
 
 __all__ = [
     "CODEBOOK",
@@ -36,6 +36,24 @@ __all__ = [
     "file_sha256",
     "find_checkpoint",
     "read_checkpoint",
+    "read_summary",
     "shipped_checkpoint",
     "write_checkpoint",
 ]
+
+MODULES = {
+    "checkpoint": ("Checkpoint", "build_model", "read_checkpoint", "write_checkpoint"),
+    "known": (
+        "PUBLISHED_NAME",
+        "PUBLISHED_SHA256",
+        "RUN_WEIGHTS",
+        "file_sha256",
+        "find_checkpoint",
+        "shipped_checkpoint",
+    ),
+    "recognition": ("HITS",),
+    "summary": ("CODEBOOK", "FORMAT", "VERSION", "read_summary"),
+}
+"""The module of each public name."""
+
+__getattr__ = lazy_names(__name__, {name: module for module, names in MODULES.items() for name in names})

@@ -13,16 +13,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from vartok.checkpoints.known import find_checkpoint
 from vartok.checkpoints.recognition import HITS, recognize_config
+from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line, printable
 from vartok.files import write_bytes
 from vartok.metadata import MAX_TEXT
 from vartok.models.vqvae import VQVAE
-
-FORMAT = "vartok.checkpoint"
-VERSION = "1"
 
 FLOAT8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz})
 
@@ -65,7 +64,8 @@ def read_checkpoint(
     """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
 
     Args:
-        path: the file; its format is recognized by its content, not by its name.
+        path: the file, whose format is recognized by its content, not by its name; a training run's folder;
+            or "shipped" for the checkpoint that is installed with vartok.
         overrides: values of the configuration that replace the file's, by their keys in
             `TokenizerConfig.to_json`.
         key: key of the tokenizer in a file of several, such as "ema" or "trainer.vae_local". None for the
@@ -75,7 +75,7 @@ def read_checkpoint(
         CheckpointError: there is no such file, or it is not a checkpoint that vartok can run. The message
             begins with the path; for a wrong tensor it states the name, and the shape or dtype expected.
     """
-    path = Path(path)
+    path = find_checkpoint(path)
     try:
         return _read(path, overrides, key)
     except (CheckpointError, ConfigError) as error:

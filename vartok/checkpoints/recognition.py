@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vartok import schedule as schedules
-from vartok.checkpoints.tensor_files import CODEBOOK
+from vartok.checkpoints.summary import CODEBOOK
 from vartok.config import TokenizerConfig
 from vartok.errors import CheckpointError
 

@@ -14,11 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vartok.checkpoints.known import check_regular
+from vartok.checkpoints.summary import CODEBOOK
 from vartok.errors import CheckpointError, one_line, quoted
 from vartok.files import os_error_reason
-
-CODEBOOK = "quantize.embedding.weight"
-"""Name of the codebook in VAR's state dicts."""
 
 MAX_TENSORS = 100_000
 """Largest number of tensors in a file."""

@@ -9,25 +9,17 @@ import contextlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.dataset.formats import FORMATS
-from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
+from vartok.dataset.lock import run_lock
+from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_folder
+from vartok.dataset.progress import Progress, ProgressTotals, Summary
+from vartok.dataset.run import output_errors, run_engine
 from vartok.dataset.schema import Encoding
-from vartok.dataset.write import ShardProgress, write_summary
-from vartok.errors import (
-    ArgumentError,
-    DatasetError,
-    OutputError,
-    VartokError,
-    VartokWarning,
-    counted,
-    quoted,
-)
-from vartok.files import os_error_reason
+from vartok.errors import ArgumentError, VartokWarning, counted, quoted
 from vartok.images import Fit
 from vartok.operations.settings import (
     GPU_BATCH_SIZE,
@@ -39,7 +31,8 @@ from vartok.operations.settings import (
 )
 from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
-from vartok.sources import InputShard, SearchReport, find_input_shards, folder_classes
+from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
+from vartok.sources.classes import table_classes
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -55,7 +48,7 @@ def build(
     out: str | Path,
     *,
     format: str = "parquet",
-    shard_size: int = 10_000,
+    shard_size: int | None = None,
     keep_pictures: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
@@ -65,8 +58,12 @@ def build(
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
     image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    key_column: str | None = None,
     folder_labels: bool = False,
     full_names: bool = False,
+    tokenizer: Tokenizer | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -83,15 +80,18 @@ def build(
 ) -> Summary:
     """Tokenize pictures into a data set, or complete a data set that an interrupted run has begun.
 
-    A shard file appears when it is complete. After an interruption the same call makes the missing shards;
+    A shard file appears when it is complete. An error that ends the run, also KeyboardInterrupt, tells in its
+    message or in a note how many shards are done. After an interruption the same call makes the missing ones;
     unless `compile` is set, they have the bytes that the interrupted run would have given them. Samples that
     fail are left out; failed.jsonl lists them with the reason.
 
     Args:
-        sources: paths or URLs of folders, tars, Parquet files, lists of paths (.txt) and picture files.
+        sources: paths or URLs of folders, tars, tables (Parquet, Arrow), lists of paths (.txt) and pictures.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: largest number of samples in a shard, failed ones included; at least 1.
+        shard_size: largest number of samples in a shard, failed ones included; at least 1. If None, that of
+            the data set that `out` holds, or for a new one `CPU_SHARD_SIZE` on a CPU, else `SHARD_SIZE` of
+            `vartok.dataset.plan`.
         keep_pictures: store the picture files with their tokens; needs the format "wds".
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
@@ -104,10 +104,16 @@ def build(
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
-        image_column: column of the Parquet files that holds the pictures; needed if several columns might.
+        image_column: column of the tables that holds the pictures; needed if several columns might.
+        label_column: column of the tables that holds the labels, whole numbers or names of classes, which are
+            numbered in sorted order over all tables; if None, the one called label or cls.
+        caption_column: column of the tables that holds the captions; if None, caption, text or txt.
+        key_column: column of the tables that holds the keys, texts or whole numbers; if None, key.
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
             in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
+        tokenizer: a loaded tokenizer, with which this process does all the work; `weights`, `device`, `dtype`
+            and `compile` are then not used.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
@@ -131,20 +137,27 @@ def build(
 
     Raises:
         ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
-        SourceError: a source cannot be found or searched, or there are no pictures.
-        DatasetError: `out` holds something else or a data set of other settings; more than `max_failures`
-            samples failed; or the engine failed.
+        SourceError: a source cannot be found or searched, there are no pictures, or the labels of some tables
+            are whole numbers and those of others are names.
+        DatasetError: `out` holds something else or a data set of other settings; another run is at work in
+            it; more than `max_failures` samples failed; or the engine failed.
         OutputError: a file cannot be written.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         VartokError: an optional package is not installed.
 
     Warns:
-        VartokWarning: files were passed over because of their suffixes; there are fewer input shards than the
-            n of `shard`; pictures have no label, with `folder_labels`; columns of a table, or values in them,
-            are not carried; or a worker process died.
+        VartokWarning: files, or members of tars, were passed over; there are fewer input shards than the
+            n of `shard`; pictures have no label, with `folder_labels`; there are no tables for named columns;
+            columns of a table, or values in them, are not carried; or a worker process died.
     """
     out = Path(out)
     _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
+    if tokenizer is not None:
+        if engine == "ray" or (processes or 1) > 1:
+            raise ArgumentError(
+                "a loaded tokenizer cannot be sent to other processes", hint="set `weights` in its place"
+            )
+        device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(
             "a data set cannot have the fit native, since its pictures have one size",
@@ -155,32 +168,39 @@ def build(
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
+    columns = NamedColumns(image_column, label_column, caption_column, key_column)
+    # Not imported at the top, since this module imports torch.
+    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
+
+    if engine == "local":
+        device, processes = choose_processes(device, processes)
+    shard_size = shard_size or default_shard_size(out, device)
     report = SearchReport()
     shards = find_input_shards(
         [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
         shard_size,
         full_names=full_names,
         folder_labels=folder_labels,
-        image_column=image_column,
+        columns=columns,
         exclude=out,
         report=report,
     )
     files = [file for input_shard in shards for file in input_shard.files]
-    _warn_of_gaps(shards, folder_labels=folder_labels, parts=shard[1])
-    # Not imported at the top, since this module imports torch.
-    from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
-
+    names = table_classes(shards)
+    if names is not None and folder_labels:
+        raise ArgumentError(
+            "the labels of the tables are names, which would number classes otherwise than the folders do",
+            hint="make two data sets, or leave out `folder_labels`",
+        )
+    _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
     with contextlib.ExitStack() as stack:
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
             gpus = stack.enter_context(ray_cluster(address))
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
-            processes = None
-        else:
-            device, processes = choose_processes(device, processes)
         alone = processes == 1  # else this process needs only the checkpoint's config
-        tokenizer = _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
         job = Job(
             out=out,
@@ -189,12 +209,16 @@ def build(
             encoding=_encoding(tokenizer, pixels, grids, device, dtype),
             fit=pixels,
             keep_pictures=keep_pictures,
-            classes=tuple(folder_classes(files, report)) if folder_labels else (),
-            passed_over=tuple(sorted(report.skipped.items())),
+            classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
+            label_names=names is not None,
+            passed_over=tuple(sorted(report.passed_over.items())),
         )
-        with _output_errors(out):
+        ours = {i: one for i, one in enumerate(shards) if i % shard[1] == shard[0]}
+        with output_errors(out):
+            prepare_folder(job)
+            stack.enter_context(run_lock(out, shard))
             tasks = plan_tasks(job, shards, retry_failed=retry_failed)
-        tasks = [task for task in tasks if task.index % shard[1] == shard[0]]
+        tasks = [task for task in tasks if task.index in ours]
         count = max(1, min(processes or 1, len(tasks)))
         config = WorkerConfig(
             weights=weights,
@@ -219,73 +243,8 @@ def build(
             sizes = {"batch_size": config.batch_size, "workers": config.workers}
             reports = run_here(job, tasks, tokenizer, **sizes)
         del tokenizer  # worker processes and Ray actors load their own
-        return _run(job, reports, ProgressTotals(tasks), len(shards), max_failures, progress)
-
-
-def _run(
-    job: Job,
-    reports: Generator[ShardProgress, None, None],
-    totals: ProgressTotals,
-    input_shards: int,
-    max_failures: int | None,
-    progress: Callable[[Progress], None] | None,
-) -> Summary:
-    """Run an engine to its end; write dataset.json and failed.jsonl, even after an error.
-
-    Raises:
-        DatasetError: more than `max_failures` samples failed, or the engine failed.
-        OutputError: a file cannot be written.
-    """
-    with _output_errors(job.out):
-        try:
-            with contextlib.closing(reports):
-                for report in reports:
-                    state = totals.add(report)
-                    if progress is not None:
-                        progress(state)
-                    if max_failures is not None and state.failed > max_failures:
-                        raise DatasetError(
-                            f"stopped: {counted(state.failed, 'sample')} failed, more than the "
-                            f"{max_failures:,} allowed; finished shards are kept"
-                        )
-            summary = write_summary(job, input_shards)
-        except BaseException:
-            with contextlib.suppress(OSError, VartokError):
-                write_summary(job, input_shards)
-            raise
-    not_carried: dict[str, int] = summary.get("not_carried", {})
-    for what, rows in not_carried.items():
-        warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
-    state = totals.state()
-    rate = state.pictures / state.seconds if state.pictures else 0.0
-    return Summary(
-        run=RunSummary(
-            pictures=state.pictures,
-            failed=state.failed,
-            shards=state.shards,
-            seconds=state.seconds,
-            pictures_per_second=rate,
-        ),
-        complete=summary["complete"],
-        pictures=summary["pictures"],
-        failed=summary["failed"],
-        bytes=summary["bytes"],
-        shards=len(summary["shards"]),
-        not_carried=not_carried,
-        passed_over=dict(job.passed_over),
-    )
-
-
-@contextlib.contextmanager
-def _output_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError in the block into an OutputError whose hint says how to resume."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {out}: {os_error_reason(error)}; finished shards are kept",
-            hint="run the same call again to make the missing shards",
-        ) from error
+        totals = ProgressTotals(tasks)
+        return run_engine(job, reports, totals, ours, len(shards), max_failures, progress)
 
 
 def _check_arguments(
@@ -340,8 +299,13 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
     return load(weights, device=device, dtype=dtype, compile=compile)
 
 
-def _warn_of_gaps(shards: Sequence[InputShard], *, folder_labels: bool, parts: int) -> None:
-    """Warn of parts, see `shard` of `build`, that have no input shard, and of pictures without a label."""
+def _warn_of_gaps(
+    shards: Sequence[InputShard], columns: NamedColumns, *, folder_labels: bool, parts: int
+) -> None:
+    """Warn of parts (see `shard` of `build`) without input shards, columns without tables, missing labels."""
+    if columns.named() and not any(shard.kind == "table" for shard in shards):
+        names = ", ".join(map(quoted, columns.named().values()))
+        warnings.warn(f"there is no table for the columns {names}", VartokWarning, stacklevel=3)
     if parts > len(shards):
         first, last = len(shards), parts - 1
         idle = f"part {last}" if first == last else f"parts {first} to {last}"

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vartok.dataset.formats import find_format, read_shard
 from vartok.dataset.schema import OPTIONAL_COLUMNS, open_dataset
 from vartok.errors import DatasetError
+from vartok.files import os_error_reason
 from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
@@ -42,10 +43,11 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
     Attributes:
         schedule: (h, w) of every scale, coarse to fine.
         model: `ModelInfo` of the checkpoint whose codebook the tokens index.
-        classes: names of the labels, if folders gave them; else empty.
+        classes: names of the labels, if folders or tables gave them; else empty.
 
     Raises:
         DatasetError: the folder holds no data set, or an incomplete one; or `rank` and `world` are invalid.
+        VartokError: a package that the format of the shards needs is not installed.
     """
 
     def __init__(
@@ -99,8 +101,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         """Yield the rows of this rank; in a worker of a DataLoader, only that worker's share of them.
 
         Raises:
-            DatasetError: a shard is broken.
-            OSError: a shard cannot be read.
+            DatasetError: a shard is broken or cannot be read.
         """
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
@@ -142,6 +143,8 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
             shard = list(read_shard(self._description["files"], path, self._encoding))
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}", hint=error.hint) from None
+        except OSError as error:
+            raise DatasetError(f"{path}: {os_error_reason(error)}") from None
         if len(shard) != rows:
             raise DatasetError(
                 f"{path} has {len(shard):,} rows, but dataset.json says {rows:,}",

@@ -83,7 +83,8 @@ class Summary:
         shards: number of finished shards.
         not_carried: what came with the pictures and is left out, such as "column 'label': labels that are not
             whole numbers", and the number of its rows.
-        passed_over: number of files in the sources, by suffix, that are of kinds that are not read.
+        passed_over: number of files in the sources, and of members of tars, that are not read, by kind: by
+            suffix, or as in `vartok.sources.passed_over`.
     """
 
     run: RunSummary

@@ -161,7 +161,7 @@ def run_ray(
     except ray.exceptions.RayError as error:
         raise DatasetError(
             f"Ray ended the run: {str(error).strip().splitlines()[-1]}",
-            hint="run the same build again; finished shards are kept",
+            hint="run the same build again",
         ) from error
 
 

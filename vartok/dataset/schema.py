@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,10 @@ def read_description(out: Path) -> dict[str, Any]:
     """
     path = out / DATASET
     try:
+        check_regular(path)
         description = json.loads(path.read_bytes())
+    except DatasetError as error:
+        raise DatasetError(f"{path} {error}") from None
     except FileNotFoundError:
         raise DatasetError(f"{out} holds no data set: there is no {DATASET}") from None
     except OSError as error:
@@ -172,6 +176,17 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
     except (VartokError, TypeError, ValueError) as error:
         raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}", hint=hint) from None
     return description, encoding
+
+
+def check_regular(path: Path) -> None:
+    """Check that a file of a data set is a regular one: reading a pipe or a device might never end.
+
+    Raises:
+        DatasetError: it is another kind of file, or a folder.
+        OSError: it does not exist, or its folder cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DatasetError("is not a regular file")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vartok.dataset.schema import STATS, shard_name
+from vartok.dataset.schema import STATS, check_regular, shard_name
 from vartok.errors import DatasetError
+
+OPTIONAL_COUNTS = ("not_carried", "passed_over")
+"""Attributes of `ShardStats` that are not written if they are empty."""
 
 ShardId = tuple[int, int]
 """A shard: (index of its input shard, number of its part), both from 0."""
@@ -43,6 +46,7 @@ class ShardStats:
         sha256: sha256 of the shard's file, in hex.
         last: True if the shard is the last one of its input shard.
         not_carried: for each text of `Sample.not_carried`, the number of rows; not written if empty.
+        passed_over: number of members of a tar that were passed over, by kind; not written if empty.
     """
 
     input: str
@@ -53,13 +57,15 @@ class ShardStats:
     sha256: str
     last: bool
     not_carried: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the stats as a JSON object on one line, with a newline."""
         failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
         values = {**vars(self), "failed": failed}
-        if not self.not_carried:
-            del values["not_carried"]
+        for name in OPTIONAL_COUNTS:
+            if not values[name]:
+                del values[name]
         return json.dumps(values) + "\n"
 
     @classmethod
@@ -83,10 +89,10 @@ class ShardStats:
         for name, kind in types.items():
             if type(getattr(stats, name)) is not kind:
                 raise DatasetError(f"{name} is not of type {kind.__name__}: build the data set again")
-        if type(stats.not_carried) is not dict or not all(
-            type(count) is int for count in stats.not_carried.values()
-        ):
-            raise DatasetError("not_carried does not hold counts: build the data set again")
+        for name in OPTIONAL_COUNTS:
+            counts = getattr(stats, name)
+            if type(counts) is not dict or not all(type(count) is int for count in counts.values()):
+                raise DatasetError(f"{name} does not hold counts: build the data set again")
         return stats
 
 
@@ -119,6 +125,7 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
             shard = int(match[1]), int(match[2])
             try:
                 with contextlib.suppress(FileNotFoundError):  # another process is making the shard again
+                    check_regular(path)
                     found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
             except DatasetError as error:
                 found[shard] = error

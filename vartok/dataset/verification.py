@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import DATA, DATASET, FAILED, STATS, Encoding, open_dataset, shard_name
+from vartok.dataset.schema import (
+    DATA,
+    DATASET,
+    FAILED,
+    STATS,
+    Encoding,
+    check_regular,
+    open_dataset,
+    shard_name,
+)
 from vartok.dataset.stats import ShardStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
+from vartok.files import os_error_reason
 
 MAX_NAMED_KEYS = 5
 """Largest number of duplicate keys that `verify` names; it only counts the others."""
@@ -51,7 +60,9 @@ class Report:
 
 
 def verify(out: str | Path) -> Report:
-    """Check the counts, hashes and index ranges of a data set, and that no key occurs twice.
+    """Check the counts, hashes and index ranges of a data set, and that no key occurs twice in a shard.
+
+    Different shards may have equal keys, as from tars that number their files alike.
 
     Args:
         out: folder of the data set.
@@ -61,41 +72,43 @@ def verify(out: str | Path) -> Report:
 
     Raises:
         DatasetError: the folder holds no data set, or dataset.json is broken.
-        OSError: a file cannot be read; a missing shard is a defect instead.
+        OSError: a stats file cannot be read; a shard that cannot is a defect instead.
+        VartokError: a package that the format of the shards needs is not installed.
     """
     out = Path(out)
     description, encoding = open_dataset(out)
     suffix = find_format(description["files"]).suffix
     stats = {shard_name(*shard): values for shard, values in read_stats(out).items()}
     report = Report()
-    hashes: list[NDArray[np.uint64]] = []
     for name, expected in stats.items():
         file = f"{DATA}/{name}{suffix}"
-        found = np.empty(0, np.uint64)
+        report.shards += 1
+        report.failed += len(expected.failed)
         try:
-            found = _check_shard(out / file, description["files"], encoding, expected)
+            keys = _check_shard(out / file, description["files"], encoding, expected)
         except FileNotFoundError:
             report.problems.append(Problem(file, "is missing: build the data set again"))
         except DatasetError as error:
             report.problems.append(Problem(file, str(error)))
-        hashes.append(found)
-        report.shards += 1
-        report.pictures += len(found)
-        report.failed += len(expected.failed)
+        except OSError as error:
+            report.problems.append(Problem(file, f"cannot be read: {os_error_reason(error)}"))
+        else:
+            report.pictures += keys.total()
+            report.problems += (Problem(file, cause) for cause in _repeated_keys(keys))
     for shard, reason in broken_stats(out).items():
         report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(reason)))
     report.problems += _check_summary(out, description, stats, report)
-    report.problems += _check_keys(out, description["files"], encoding, list(stats), hashes)
     return report
 
 
-def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats) -> NDArray[np.uint64]:
-    """Return the 64-bit hashes of a shard's keys.
+def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats) -> Counter[str]:
+    """Return the keys of a shard's rows, each with the number of its rows.
 
     Raises:
         DatasetError: the shard is broken, or its stats do not match it.
         OSError: the file cannot be read.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != stats.sha256:
@@ -103,10 +116,19 @@ def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats)
             f"its sha256 is not that of its stats, {stats.sha256[:12]}...: remove it and build the data set "
             "again"
         )
-    keys = [_hash_key(row.image.source) for row in read_shard(format, path, encoding)]
-    if len(keys) != stats.pictures:
-        raise DatasetError(f"has {len(keys):,} rows, but its stats say {stats.pictures:,}")
-    return np.array(keys, np.uint64)
+    keys = Counter(row.image.source for row in read_shard(format, path, encoding))
+    if keys.total() != stats.pictures:
+        raise DatasetError(f"has {keys.total():,} rows, but its stats say {stats.pictures:,}")
+    return keys
+
+
+def _repeated_keys(keys: Counter[str]) -> Iterator[str]:
+    """Yield the causes of problems for keys that occur more than once, up to `MAX_NAMED_KEYS`."""
+    repeated = {key: count for key, count in keys.items() if count > 1}
+    for key, count in itertools.islice(repeated.items(), MAX_NAMED_KEYS):
+        yield f"{one_line(key)} occurs {count:,} times"
+    if len(repeated) > MAX_NAMED_KEYS:
+        yield f"{len(repeated) - MAX_NAMED_KEYS:,} more keys occur more than once"
 
 
 def _check_summary(
@@ -136,52 +158,13 @@ def _check_summary(
     if listed != {f"{DATA}/{name}{suffix}": (item.pictures, item.sha256) for name, item in stats.items()}:
         yield Problem(DATASET, "lists other shards than the stats files: build the data set again")
     known = {f"{name}{suffix}" for name in stats}
-    for path in sorted((out / DATA).iterdir()):
+    for path in sorted((out / DATA).iterdir()) if (out / DATA).is_dir() else ():
         if path.name not in known:
             yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set: remove it")
     failed = out / FAILED
-    lines = failed.read_bytes().count(b"\n") if failed.exists() else 0
+    lines = failed.read_bytes().count(b"\n") if failed.is_file() else 0
     if lines != report.failed:
         yield Problem(
             FAILED,
             f"has {lines:,} lines, but the stats have {report.failed:,} failures: build the data set again",
         )
-
-
-def _check_keys(
-    out: Path, format: str, encoding: Encoding, names: list[str], hashes: list[NDArray[np.uint64]]
-) -> Iterator[Problem]:
-    """Yield a problem for each key that occurs more than once, up to `MAX_NAMED_KEYS`.
-
-    Keys are compared by 64-bit hashes, since all keys together might not fit into memory.
-
-    Args:
-        out: folder of the data set.
-        format: format of the shards, one of `FORMATS`.
-        encoding: encoding of the data set.
-        names: names of the shards.
-        hashes: for each shard, the hashes of its keys.
-    """
-    values, counts = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]), return_counts=True)
-    duplicates = values[counts > 1]
-    if not len(duplicates):
-        return
-    shards: dict[str, list[str]] = {}
-    wanted = set(duplicates[:MAX_NAMED_KEYS].tolist())
-    for name, found in zip(names, hashes, strict=True):
-        if wanted & set(found.tolist()):
-            path = out / DATA / f"{name}{find_format(format).suffix}"
-            for row in read_shard(format, path, encoding):
-                if _hash_key(row.image.source) in wanted:
-                    shards.setdefault(row.image.source, []).append(name)
-    for key, where in shards.items():
-        if len(where) > 1:  # keys of one hash may differ
-            yield Problem(
-                DATA, f"{one_line(key)} occurs {len(where)} times, in {', '.join(sorted(set(where)))}"
-            )
-    if len(duplicates) > MAX_NAMED_KEYS:
-        yield Problem(DATA, f"{len(duplicates) - MAX_NAMED_KEYS:,} more keys occur more than once")
-
-
-def _hash_key(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -18,11 +18,14 @@ from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, shard
 from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
 from vartok.files import atomic_write
-from vartok.sources import Sample
+from vartok.sources import InputShard, Sample
 from vartok.tokens import ImageTokens
 
 REPORT_INTERVAL = 0.2
 """Seconds between two progress reports of a shard, at least; a failure is reported at once."""
+
+REPEATED_KEYS = "keys that an earlier row of the shard has: a number follows them, as in a#2"
+"""Text in `not_carried` for rows whose keys were changed, so that the keys of a shard differ."""
 
 SampleResult = tuple[SampleSlot, ImageTokens | VartokError]
 """A sample's slot, and its tokens; if the sample failed, the error instead of tokens."""
@@ -127,7 +130,8 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     stats_file.unlink(missing_ok=True)  # first: a shard without stats is not done
     rows, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
-    not_carried = Counter[str]()
+    not_carried, passed_over = Counter[str](), Counter[str]()
+    keys = _ShardKeys()
     reported_at, reported_failures = time.monotonic(), 0
     # Durable: after a power cut, a stats file must not mark a torn shard as done.
     with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
@@ -135,13 +139,14 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         writer = open_writer(job.format, stream, job.encoding)
         for slot, result in results:
             identity, sample = slot.input, slot.sample
+            passed_over.update(dict(slot.passed_over))
             if sample is None:
                 last = True
                 break
             try:
                 if isinstance(result, VartokError):
                     raise result
-                row = _add_columns(result, sample)
+                row, renamed = keys.distinguish(_add_columns(result, sample))
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
                 writer.add(row, picture or None)  # `Sample.without_bytes` leaves b""
             except VartokError as error:
@@ -150,6 +155,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                 rows += 1
                 column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(row, name) is not None)
                 not_carried.update(sample.not_carried)
+                not_carried[REPEATED_KEYS] += renamed
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
                 new = tuple(failed[reported_failures:])
                 yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, sample.progress)
@@ -163,13 +169,38 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         bytes=stream.size,
         sha256=stream.sha256,
         last=last,
-        not_carried=dict(sorted(not_carried.items())),
+        not_carried=dict(sorted((+not_carried).items())),
+        passed_over=dict(sorted((+passed_over).items())),
     )
     write_text(stats_file, stats.to_json())
     if last:
         _remove_parts_after(job, index, part)
     new = tuple(failed[reported_failures:])
     yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, finished=True, last=last)
+
+
+class _ShardKeys:
+    """The keys of a shard's rows.
+
+    Tars that are joined may hold equal keys, and so may a column of keys. Different shards may have equal
+    keys, as from tars that number their files alike.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}  # the last number that was given to a key
+
+    def distinguish(self, row: ImageTokens) -> tuple[ImageTokens, bool]:
+        """Return a row with a key that no row before it has, and whether its key was changed."""
+        key = row.image.source
+        if key not in self._last:
+            self._last[key] = 1
+            return row, False
+        number = self._last[key] + 1
+        while f"{key}#{number}" in self._last:
+            number += 1
+        self._last[key] = number
+        self._last[f"{key}#{number}"] = 1
+        return replace(row, image=replace(row.image, source=f"{key}#{number}")), True
 
 
 def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:
@@ -224,6 +255,27 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
     return summary
 
 
+def describe_done(job: Job, shards: Mapping[int, InputShard]) -> str:
+    """Return how many shards are done, as in "2 of 5 shards are done".
+
+    Args:
+        job: the data set.
+        shards: the input shards to count, by their positions among all. An unfinished tar or table may make
+            more shards than one: "2 of 5 or more".
+    """
+    parts: dict[int, set[int]] = {index: set() for index in shards}
+    ends: dict[int, int] = {}
+    for (index, part), stats in _finished_shards(job).items():
+        if index in parts:
+            parts[index].add(part)
+            if stats.last:
+                ends[index] = part
+    unfinished = [shards[index] for index in shards if not is_complete(parts[index], ends.get(index))]
+    done = sum(map(len, parts.values()))
+    more = " or more" if any(shard.kind != "files" for shard in unfinished) else ""
+    return f"{done:,} of {done + len(unfinished):,}{more} shards are done"
+
+
 def _finished_shards(job: Job) -> dict[ShardId, ShardStats]:
     return {shard: stats for shard, stats in read_stats(job.out).items() if job.has_shard(shard, stats)}
 
@@ -238,9 +290,10 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
     columns = {
         name: sum(stats.carried.get(name, 0) for stats in finished.values()) for name in OPTIONAL_COLUMNS
     }
-    not_carried = Counter[str]()
+    not_carried, passed_over = Counter[str](), Counter(dict(job.passed_over))
     for stats in finished.values():
         not_carried.update(stats.not_carried)
+        passed_over.update(stats.passed_over)
     return {
         **job.describe(),
         "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
@@ -249,7 +302,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
         **({"not_carried": dict(sorted(not_carried.items()))} if not_carried else {}),
-        **({"passed_over": dict(job.passed_over)} if job.passed_over else {}),
+        **({"passed_over": dict(sorted(passed_over.items()))} if passed_over else {}),
         "shards": [
             {
                 "name": f"{DATA}/{job.shard_path(shard).name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
+    MAX_TOKENS,
     Input,
     default_batch_size,
     default_workers,
@@ -21,9 +23,10 @@ from vartok.operations import (
     make_schedule,
     resolve_fit,
 )
-from vartok.operations.inputs import Source
+from vartok.operations.inputs import Inputs, Source
 from vartok.schedule import Schedule
 from vartok.sources import Sample
+from vartok.sources.passed_over import warn_of_members
 from vartok.tokenizer import Tokenizer
 
 
@@ -41,6 +44,7 @@ def evaluate_files(
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
     max_bytes: int = MAX_BYTES,
     baselines: bool = False,
     lpips: bool = False,
@@ -68,6 +72,7 @@ def evaluate_files(
         background: colour under transparency and around a padded picture; a CSS colour.
         schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
+        max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.
         baselines: also measure JPEG and WebP files of the tokens' size.
         lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
@@ -85,12 +90,16 @@ def evaluate_files(
     Raises:
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
             each other. A picture or source that cannot be read is a failure in the report instead.
+
+    Warns:
+        VartokWarning: files, or members of tars, were passed over.
     """
     given = make_fit(
         fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
     )
     grids = make_schedule(schedule)
-    inputs = _find_inputs(pictures, recursive)
+    inputs, passed_over = _find_inputs(pictures, recursive)
+    members = Counter[str]()
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
     first = tokenizer or load(weights, device=device, dtype=dtype)
     tokenizers = [first]
@@ -102,12 +111,13 @@ def evaluate_files(
         tokenizers,
         resolve_fit(tokenizers, given, size=size, schedule=grids),
         schedule=grids,
+        max_tokens=max_tokens,
         baselines=baselines,
         scales=scales,
         **networks,
     )
     results = evaluation.measure(
-        _find_samples(inputs, max_bytes),
+        _find_samples(inputs, max_bytes, members),
         batch_size=default_batch_size(batch_size, first),
         workers=default_workers(workers),
     )
@@ -115,21 +125,27 @@ def evaluate_files(
         for result in results:
             if progress is not None:
                 progress(result)
-    return evaluation.report()
+    warn_of_members(members)
+    return dataclasses.replace(evaluation.report(), passed_over=dict(+(passed_over + members)))
 
 
-def _find_inputs(pictures: Source | Iterable[Source | Input], recursive: bool) -> list[Input]:
-    """Return the inputs of all sources; an `Input` is returned unchanged."""
+def _find_inputs(
+    pictures: Source | Iterable[Source | Input], recursive: bool
+) -> tuple[list[Input], Counter[str]]:
+    """Return the inputs of all sources, an `Input` unchanged; and the files that were passed over."""
     if isinstance(pictures, str | Path) or hasattr(pictures, "read"):
-        return find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
+        pictures = find_inputs(pictures, recursive=recursive)  # type: ignore[arg-type]
     inputs: list[Input] = []
+    passed_over = Counter(pictures.passed_over if isinstance(pictures, Inputs) else ())
     for source in pictures:
-        inputs += [source] if isinstance(source, Input) else find_inputs(source, recursive=recursive)
-    return inputs
+        found = source if isinstance(source, Input) else find_inputs(source, recursive=recursive)
+        inputs += [found] if isinstance(found, Input) else found
+        passed_over += found.passed_over if isinstance(found, Inputs) else Counter()
+    return inputs, passed_over
 
 
-def _find_samples(inputs: Iterable[Input], max_bytes: int) -> Iterator[Sample]:
+def _find_samples(inputs: Iterable[Input], max_bytes: int, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield every picture as a sample. Its key is the input's path, plus the key in a tar or table."""
     for item in inputs:
-        for key, sample in item.samples(max_bytes):
+        for key, sample in item.samples(max_bytes, passed_over):
             yield dataclasses.replace(sample, key=str(item) if key is None else f"{item}: {key}")

@@ -19,6 +19,7 @@ from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, co
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
+from vartok.operations.streams import MAX_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.sources import Sample
@@ -44,6 +45,7 @@ class Evaluation:
             baselines' files.
         fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
         schedule: (h, w) of every scale; if None, each checkpoint's own, stretched to a picture's latent.
+        max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
@@ -61,6 +63,7 @@ class Evaluation:
         fit: Fit,
         *,
         schedule: Schedule | None = None,
+        max_tokens: int = MAX_TOKENS,
         baselines: bool = False,
         scales: bool = True,
         lpips: nn.Module | None = None,
@@ -70,6 +73,7 @@ class Evaluation:
         self._tokenizers = tuple(tokenizers)
         self._fit = fit
         self._schedule = schedule
+        self._max_tokens = max_tokens
         self._formats = tuple(BASELINES) if baselines else ()
         self._scales = scales
         # MPS lacks float64, which the Fréchet distance needs.
@@ -99,7 +103,12 @@ class Evaluation:
 
         def read(sample: Sample) -> tuple[str, Picture | VartokError]:
             try:
-                return sample.key, sample.read(self._fit)
+                picture = sample.read(self._fit)
+                height, width = picture.pixels.shape[:2]
+                if self._fit.mode == "native" and self._schedule is None:
+                    for tokenizer in self._tokenizers:
+                        check_token_count(tokenizer.config, (height, width), self._max_tokens)
+                return sample.key, picture
             except VartokError as error:
                 return sample.key, error
 

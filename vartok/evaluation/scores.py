@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
@@ -286,6 +286,8 @@ class EvaluationReport:
         fit: the fit by which pictures were brought to the encoded size.
         device: type of the device that the first checkpoint ran on, such as "cpu".
         dtype: dtype of the first checkpoint's encoder and decoder.
+        passed_over: number of files and of members of tars that were not read, by kind: by suffix, or as in
+            `vartok.sources.passed_over`.
     """
 
     pictures: int
@@ -297,6 +299,7 @@ class EvaluationReport:
     fit: Fit
     device: str
     dtype: str
+    passed_over: dict[str, int] = field(default_factory=dict)
 
     def worst(self, count: int) -> list[PictureScores]:
         """Return at most `count` pictures, those of lowest PSNR by the first checkpoint, lowest first."""

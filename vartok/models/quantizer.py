@@ -5,16 +5,20 @@ Source: Tian et al. 2024, arXiv:2404.02905, Algorithms 1 and 2. Attribute names 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.config import TokenizerConfig
+from vartok.fingerprint import quantizer_fingerprint
 from vartok.schedule import Grid, Schedule, phi_index
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_DISTANCES = 1 << 24
 """Largest number of distances that `Lookup` computes at once, 64 MiB of float32."""
@@ -240,24 +244,16 @@ class MultiScaleQuantizer(nn.Module):
         return self.phis[phi_index(k, scales, len(self.phis))](h) if self.phis else h
 
     def fingerprint(self) -> str:
-        """Return the sha256, 64 hex digits, of everything that maps tokens to f_hat.
-
-        The hash covers the codebook, every phi's weight, bias and ratio, and the number of phis, which
-        assigns phis to scales. Values are hashed as little-endian float32, so that device and file format
-        make no difference. Encoder and decoder are not part of it.
-        """
+        """Return the `quantizer_fingerprint`, 64 hex digits."""
         assert all(isinstance(phi, Phi) for phi in self.phis)  # `optimize_for_cpu` comes later
-        digest = hashlib.sha256()
-        codes = self.embedding.weight
-        digest.update(f"codebook {codes.shape[0]}x{codes.shape[1]} phis {len(self.phis)}\n".encode())
-        digest.update(_float32_bytes(codes))
-        for phi in self.phis:
-            assert isinstance(phi, Phi)
-            digest.update(f"ratio {float(phi.ratio)!r}\n".encode())
-            digest.update(_float32_bytes(phi.weight))
-            digest.update(b"" if phi.bias is None else _float32_bytes(phi.bias))
-        return digest.hexdigest()
+        phis = [
+            (float(phi.ratio), _array(phi.weight), None if phi.bias is None else _array(phi.bias))
+            for phi in self.phis
+            if isinstance(phi, Phi)
+        ]
+        return quantizer_fingerprint(_array(self.embedding.weight), phis)
 
 
-def _float32_bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().cpu().float().numpy()
+    return array

@@ -12,10 +12,17 @@ from vartok.operations.settings import (
     parse_size,
     resolve_fit,
 )
-from vartok.operations.streams import MAX_BATCHED_PIXELS, PictureSource, decode_tokens, encode_pictures
+from vartok.operations.streams import (
+    MAX_BATCHED_PIXELS,
+    MAX_TOKENS,
+    PictureSource,
+    decode_tokens,
+    encode_pictures,
+)
 
 __all__ = [
     "MAX_BATCHED_PIXELS",
+    "MAX_TOKENS",
     "FileResult",
     "FileResults",
     "Input",

@@ -12,23 +12,24 @@ import numpy as np
 from PIL import Image
 
 from vartok import images
-from vartok.errors import ImageError, TokenFileError, VartokError
+from vartok.errors import ImageError, StorageError, TokenFileError, VartokError
 from vartok.files import os_error_reason, write_bytes
+from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import TOKENS, Input, Source, check_path, find_inputs, name_file
+from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
     Output,
-    OutputPlan,
     choose_format,
     resolve_target,
-    stem,
     write_stream,
 )
+from vartok.operations.plan import OutputPlan
 from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
-from vartok.token_files import iter_tokens, load_tokens
+from vartok.token_files import TokenMetadata, iter_tokens, load_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +92,7 @@ def decode_file(
             raise result
         return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
     except VartokError as error:
-        raise name_file(path, error) from error
+        raise name_file(path, error) from None
 
 
 def decode_files(
@@ -134,7 +135,8 @@ def decode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip tokens whose output exists.
+        skip_existing: skip tokens whose output exists and has the size that it would get; one of another size
+            is kept, and is an error.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
@@ -145,12 +147,14 @@ def decode_files(
         workers: threads that write pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; results of inputs whose output exists already come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first. A result
+        with a StorageError, as when the disk is full, is the last.
 
     Raises:
         ArgumentError: arguments that contradict each other, two inputs that would write one file, or a
             folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
+        OutputError: the folder that `output` names cannot be written.
         OSError: the output stream cannot be written; raised while iterating.
     """
     chosen = choose_format(output, format, images.SUFFIXES, default="png")
@@ -170,7 +174,8 @@ def decode_files(
         many=len(found) > 1 or (collections and not is_file),
         suffixes=images.SUFFIXES,
     )
-    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    compare = PictureComparison(scales=scales, strip=strip, restore_size=restore_size)
+    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
@@ -252,7 +257,8 @@ class _DecodeRun:
                 if isinstance(tokens, VartokError):
                     yield _Job(str(item), None, None), tokens
                     continue
-                claimed = self._plan.claim(item, tokens.image.source if item.is_collection else None)
+                key = tokens.image.source if item.is_collection else None
+                claimed = self._plan.claim(item, key, _metadata(tokens))
                 if isinstance(claimed, FileResult):
                     yield claimed, VartokError("not decoded")
                     continue
@@ -276,6 +282,9 @@ class _DecodeRun:
                 if data is not None and self._target.stream is not None:
                     write_stream(self._target.stream, data)
                 yield result
+                if isinstance(result.error, StorageError):
+                    break
+        self._plan.warn()
 
     def _finish(
         self, item: tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]
@@ -300,10 +309,14 @@ class _DecodeRun:
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
         except VartokError as error:
-            return self._plan.refuse_new(job.label, job.path, error), None
+            return self._plan.refuse_new(job.label, job.path, error, _metadata(job.tokens)), None
         except MemoryError:
             return FileResult(job.label, error=ImageError("not enough memory to decode it")), None
         return replace(result, picture=picture), data
+
+
+def _metadata(tokens: ImageTokens) -> TokenMetadata:
+    return TokenMetadata(tokens.model, tokens.image, tokens.schedule)
 
 
 def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:

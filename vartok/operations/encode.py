@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
-from vartok.errors import VartokError
+from vartok.checkpoints.summary import read_summary
+from vartok.compression import check_zstd, compressed
+from vartok.errors import StorageError, VartokError
 from vartok.files import open_output, write_bytes
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
+from vartok.operations.existing import Encoder, TokenComparison
 from vartok.operations.inputs import Input, Source, check_path, find_inputs, name_file
+from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
     FileResults,
     Output,
-    OutputPlan,
     Target,
     choose_format,
     resolve_target,
-    stem,
     write_stream,
 )
+from vartok.operations.plan import OutputPlan
 from vartok.operations.settings import (
     default_batch_size,
     default_workers,
@@ -31,7 +36,8 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import PictureSource, encode_pictures
+from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
+from vartok.sources.passed_over import warn_of_members
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
@@ -41,7 +47,13 @@ if TYPE_CHECKING:
 
 TokenFormat = Literal["npz", "json", "jsonl"]
 
-TOKEN_FORMATS: dict[str, TokenFormat] = {".npz": "npz", ".json": "json", ".jsonl": "jsonl"}
+TOKEN_FORMATS: dict[str, TokenFormat] = {
+    ".npz": "npz",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+}
 """Formats of token files, by suffix."""
 
 
@@ -58,6 +70,7 @@ def encode_file(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -74,6 +87,7 @@ def encode_file(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
+        max_tokens: limit of tokens with the fit "native".
 
     Raises:
         ArgumentError: arguments are invalid, contradict each other, or do not suit the checkpoint.
@@ -86,9 +100,9 @@ def encode_file(
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
     pictures = [(None, Path(path).name, Path(path))]
-    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids)
+    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids, max_tokens=max_tokens)
     if isinstance(result, VartokError):
-        raise name_file(path, result) from result
+        raise name_file(path, result) from None
     return result
 
 
@@ -112,6 +126,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
+    max_tokens: int = MAX_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -130,14 +145,16 @@ def encode_files(
         output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
             stream the working folder.
         format: "npz", "json", or "jsonl", which puts all pictures into one file; if None, by the suffix of
-            `output`, else "npz".
+            `output`, else "npz". A jsonl file is compressed if its name ends in ".gz" or ".zst".
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists.
-        tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
+            schedule; one that was made with others is kept, and is an error.
+        tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
-        weights: a checkpoint; the shipped one if None.
+        weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
+            will load, "shipped" for the shipped one, with which `skip_existing` compares.
         device: torch device, or "auto".
         dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
@@ -148,19 +165,22 @@ def encode_files(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
+        max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
         batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
             to `MAX_BATCHED_PIXELS` pixels, else 1.
         workers: threads that read pictures; if None, the number of cores + 1, at most 8.
 
     Returns:
-        The results, in the inputs' order; results of inputs whose output exists already come first.
+        The results, in the inputs' order; results of inputs whose output exists already come first. A result
+        with a StorageError, as when the disk is full, is the last.
 
     Raises:
         ArgumentError: arguments that contradict each other or do not suit the checkpoint, two inputs that
             would write one file, or a folder where `recursive` is false.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
-        OutputError: the jsonl file cannot be written; raised while iterating.
+        VartokError: a file of zstd is to be written, and pyarrow is not installed.
+        OutputError: the folder that `output` names cannot be written; or, while iterating, the jsonl file.
         OSError: the output stream cannot be written; raised while iterating.
     """
     fitted = make_fit(
@@ -182,6 +202,8 @@ def encode_files(
     def rename_member(key: PurePath) -> PurePath:
         return key.with_name(f"{key.name}.tokens.{chosen}")
 
+    if chosen == "jsonl" and isinstance(output, (str, Path)) and str(output).lower().endswith(".zst"):
+        check_zstd()
     collections = any(item.is_collection for item in found)
     target = resolve_target(
         output,
@@ -192,11 +214,18 @@ def encode_files(
         joined=chosen == "jsonl",
         suffixes=TOKEN_FORMATS,
     )
-    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing)
+    load = functools.cache(lambda: resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile))
+
+    def encoder() -> Encoder:
+        told = read_summary(weights) if tokenizer is None or (callable(tokenizer) and weights) else None
+        return Encoder(*told, dtype) if told else Encoder(load().config, load().info, load().dtype)
+
+    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids)
+    plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
-    loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
+    loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
     pixels = None if fitted.mode == "native" else math.prod(fitted.size)
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
@@ -206,6 +235,7 @@ def encode_files(
         run.pictures(),
         fitted,
         schedule=grids,
+        max_tokens=max_tokens,
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),
     )
@@ -236,6 +266,7 @@ class _EncodeRun:
     ) -> None:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
         self._max_bytes = max_bytes
+        self._passed_over = Counter[str]()  # members of tars
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
@@ -243,7 +274,7 @@ class _EncodeRun:
         The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
         """
         for item in self._plan.todo:
-            for key, sample in item.samples(self._max_bytes):
+            for key, sample in item.samples(self._max_bytes, self._passed_over):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
                 if not isinstance(sample.picture, VartokError):
                     claimed = self._plan.claim(item, key)
@@ -255,7 +286,11 @@ class _EncodeRun:
     def results(
         self, encoded: Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]
     ) -> Iterator[FileResult]:
-        """Write the tokens of each picture when it is encoded, and yield the results."""
+        """Write the tokens of each picture when it is encoded, and yield the results.
+
+        Warns:
+            VartokWarning: members of tars were passed over.
+        """
         yield from self._plan.refused
         written = False
         with contextlib.suppress(_NothingWrittenError), self._open() as stream:
@@ -268,8 +303,12 @@ class _EncodeRun:
                     done = self._write(job, result, stream)
                     written = written or done.error is None
                     yield done
+                    if isinstance(done.error, StorageError):
+                        break
             if not written:
                 raise _NothingWrittenError
+        warn_of_members(self._passed_over)
+        self._plan.warn()
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[BinaryIO | None]:
@@ -277,8 +316,9 @@ class _EncodeRun:
         if not self._target.joined or self._target.file is None:
             yield self._target.stream
             return
-        with open_output(self._target.file, overwrite=self._overwrite) as file:
-            yield file
+        path = self._target.file
+        with open_output(path, overwrite=self._overwrite) as file, compressed(file, path.name) as stream:
+            yield stream
 
     def _write(self, job: _Job, tokens: ImageTokens, stream: BinaryIO | None) -> FileResult:
         data = dump_npz(tokens) if self._format == "npz" else f"{dump_json(tokens)}\n".encode()
@@ -286,8 +326,10 @@ class _EncodeRun:
         try:
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
-            elif stream is not None:
+            elif stream is self._target.stream and stream is not None:
                 write_stream(stream, data)
+            elif stream is not None:
+                stream.write(data)
         except VartokError as error:
             return self._plan.refuse_new(job.label, job.path, error)
         return FileResult(job.label, output=place, tokens=tokens, notes=tokens.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -12,8 +13,18 @@ from vartok.errors import ArgumentError, SourceError, VartokError, printable, qu
 from vartok.files import named_errors
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
-from vartok.sources.find import LISTS, TABLES, TARS, Kind, SearchReport, find_files, is_url, shorten_path
+from vartok.sources.find import (
+    LISTS,
+    TABLES,
+    TARS,
+    Kind,
+    SearchReport,
+    find_files,
+    is_url,
+    shorten_path,
+)
 from vartok.sources.samples import as_unicode
+from vartok.sources.web import lacks_slash, one_slash_error
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
@@ -29,7 +40,8 @@ class Input:
 
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
-        kind: "picture", "tar", "table" (Parquet) or "tokens"; "folder" for one that cannot be searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "folder" for one that cannot be
+            searched.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
         error: the reason why a folder, list or URL gives no files, or why what a search found is no file to
@@ -53,18 +65,21 @@ class Input:
 
     @property
     def is_collection(self) -> bool:
-        """True for a tar, a table, and a .jsonl or stream of tokens, which may hold several pictures."""
+        """True for a tar, a table, and a stream or .jsonl of tokens, which may hold several pictures."""
         if self.kind == "tokens":
-            return self.place is None or self.place.lower().endswith(".jsonl")
+            return self.place is None or self.place.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
         return self.kind in ("tar", "table")
 
-    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[tuple[str | None, Sample]]:
+    def samples(
+        self, max_bytes: int = MAX_BYTES, passed_over: Counter[str] | None = None
+    ) -> Iterator[tuple[str | None, Sample]]:
         """Yield the key and the sample, not decoded, of each picture; the key is None outside a collection.
 
         If the input has an error, or its tar or table cannot be read on, the last sample holds the error.
 
         Args:
             max_bytes: size limit in bytes of a picture in a tar, a table or a stream.
+            passed_over: counter to which the members of a tar are added that are passed over, by kind.
         """
         label = str(self)
         if self.error is not None:
@@ -80,16 +95,28 @@ class Input:
                 yield None, Sample(label, _without_name(error, str(self.place)))
                 return
             for shard in shards:
-                for sample in shard.samples(max_bytes):
+                for sample in shard.samples(max_bytes, passed_over):
                     # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 
 
+class Inputs(list[Input]):
+    """Inputs in order.
+
+    Attributes:
+        passed_over: number of files that the search passed over, by suffix, see `SearchReport`.
+    """
+
+    def __init__(self, passed_over: Counter[str]) -> None:
+        super().__init__()
+        self.passed_over = passed_over
+
+
 def find_inputs(
     sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
-) -> list[Input]:
+) -> Inputs:
     """Return the files that sources name, in the sources' order; the files of a folder are sorted.
 
     A file that is named is taken whatever its suffix, and not opened: a missing file fails when it is read.
@@ -113,8 +140,8 @@ def find_inputs(
         or hasattr(sources, "read")
     )
     given = [cast(Source, sources)] if single else cast(Iterable[Source], sources)
-    inputs: list[Input] = []
     report = SearchReport()
+    inputs = Inputs(report.passed_over)
     for source in given:
         inputs += _find(source, kinds, recursive, report)
     if "picture" in kinds:  # token files lie beside pictures, which nobody expects to be decoded
@@ -152,6 +179,9 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
     if not place:
         raise ArgumentError("the path of an input is empty")
     path = PurePath(place)
+    if lacks_slash(place):
+        yield Input(path, file_kind, place, error=_without_name(one_slash_error(place), place))
+        return
     if os.path.isdir(place) and not recursive:
         raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
     searched = os.path.isdir(place) or is_url(place)
@@ -173,7 +203,8 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
 
 def _without_name(error: SourceError, place: str) -> SourceError:
     """Return an error without the source's name at its beginning, which a report adds."""
-    return SourceError(str(error).removeprefix(f"{printable(place)}: "), hint=error.hint)
+    text = str(error).removeprefix(f"{printable(place)}: ").removeprefix(f"{shorten_path(place)}: ")
+    return SourceError(text, hint=error.hint)
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:

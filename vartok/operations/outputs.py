@@ -1,15 +1,16 @@
-"""Outputs of encoding and decoding: choose their paths, and refuse or skip those that exist."""
+"""Outputs of encoding and decoding: their places, formats and results."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 from vartok.errors import ArgumentError, OutputError, VartokError, printable
 from vartok.operations.inputs import Input
+from vartok.operations.names import folded_name, portable_name, safe_name, suffix_of
 from vartok.sources.find import is_url
 
 if TYPE_CHECKING:
@@ -97,25 +98,50 @@ class Target:
         """Whether every result has a file of its own."""
         return self.stream is None and not self.joined
 
-    def path(self, item: Input, key: str | None = None) -> Path | None:
-        """Return the path for the result of an input, or of its picture called `key`; None for a stream.
+    def place(self, item: Input, key: str | None = None) -> Place | None:
+        """Return the place for the result of an input, or of its picture called `key`; None for a stream.
 
         Raises:
             ArgumentError: the input is a URL, and there is no folder for its result.
         """
-        if self.stream is not None or self.file is not None:
-            return self.file
+        if self.stream is not None:
+            return None
+        if self.file is not None:
+            return Place(self.file.parent, PurePath(self.file.name), PurePath(self.file.name))
         name = self.rename(item.name) if key is None else self.rename_member(safe_name(key))
-        if self.folder is not None:
-            return self.folder / name
-        if item.place is None:
-            return Path(name)
-        if is_url(item.place):
-            raise ArgumentError(
-                f"{item} is a URL: nothing can be written there", hint="name a folder with `output`"
-            )
-        beside = Path(item.place).parent
-        return beside / (name.name if key is None else name)
+        base = self.folder or Path()
+        if self.folder is None and item.place is not None:
+            if is_url(item.place):
+                raise ArgumentError(
+                    f"{item} is a URL: nothing can be written there", hint="name a folder with `output`"
+                )
+            base = Path(item.place).parent
+            name = PurePath(name.name) if key is None else name
+        return Place(base, portable_name(name), name)
+
+
+class Place(NamedTuple):
+    """The place of an output file.
+
+    Attributes:
+        base: a folder that the user named.
+        name: path of the file below it, as every system can hold it.
+        plain: the path as the input's name gives it.
+    """
+
+    base: Path
+    name: PurePath
+    plain: PurePath
+
+    @property
+    def path(self) -> Path:
+        """The file's path."""
+        return self.base / self.name
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What all paths have in common that are this file on some system."""
+        return os.path.abspath(self.base), folded_name(self.name)
 
 
 def resolve_target(
@@ -161,7 +187,7 @@ def resolve_target(
         if is_folder:
             raise ArgumentError(f"{shown} is a folder, but all pictures go into one jsonl file: name it")
         return Target(rename, rename_member, file=path, joined=True)
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path, suffixes)
     if is_folder:
         return Target(rename, rename_member, folder=path)
     if suffix in suffixes and not many:
@@ -177,141 +203,17 @@ def resolve_target(
     return Target(rename, rename_member, folder=path)
 
 
-class OutputPlan:
-    """Plans the path of every result, so that no two results share one and none replaces an input.
-
-    Args:
-        target: the destination.
-        inputs: the inputs of the run.
-        overwrite: replace files that exist.
-        skip_existing: skip inputs whose output exists.
-
-    Attributes:
-        todo: inputs to encode or decode.
-        refused: results of the inputs whose output exists: skipped, or with an error.
+def check_folder(folder: Path) -> None:
+    """Check that a folder of outputs can be written, or made, before any work is done for it.
 
     Raises:
-        ArgumentError: two inputs would write one file, a result would replace an input, or both
-            `overwrite` and `skip_existing` are set.
+        OutputError: there is a file in its place, or no permission to write in it.
     """
-
-    def __init__(
-        self, target: Target, inputs: Sequence[Input], *, overwrite: bool, skip_existing: bool
-    ) -> None:
-        if overwrite and skip_existing:
-            raise ArgumentError("`overwrite` and `skip_existing` contradict each other")
-        self._target, self._overwrite, self._skip = target, overwrite, skip_existing
-        self._sources = {os.path.realpath(item.place) for item in inputs if item.place}
-        self._taken: set[str] = set()
-        self.todo: list[Input] = []
-        self.refused: list[FileResult] = []
-        if target.joined:
-            self._plan_joined(inputs)
-            return
-        planned: dict[str, Input] = {}
-        for item in inputs:
-            path = None if item.is_collection or item.error else target.path(item)
-            if path is None:
-                self.todo.append(item)
-                continue
-            self._protect_inputs(path)
-            other = planned.setdefault(os.path.abspath(path), item)
-            if other is not item:
-                raise _conflict(other, item, path)
-            refused = self._refuse_existing(str(item), path)
-            if refused:
-                self.refused.append(refused)
-            else:
-                self.todo.append(item)
-
-    def claim(self, item: Input, key: str | None = None) -> tuple[str, Path | None] | FileResult:
-        """Reserve the path for a result.
-
-        Args:
-            item: an input.
-            key: name of the picture in a collection.
-
-        Returns:
-            The result's name in messages, and its path: None for a stream, a joined file or an input with an
-            error. Or a `FileResult` to report instead, skipped or with an error, if the path exists by now,
-            is an input, or belongs to another result.
-        """
-        label = str(item) if key is None else f"{item}: {printable(key)}"
-        if self._target.joined or item.error:
-            return label, None
-        try:
-            path = self._target.path(item, key)
-            if path is not None:
-                self._protect_inputs(path)
-        except ArgumentError as error:
-            return FileResult(label, error=error)
-        place = os.path.abspath(path) if path else "the stream"
-        if place in self._taken:
-            hint = "a token file of several images needs the suffix .jsonl"
-            if path is None or self._target.file:
-                hint = "name a folder with `output`"
-            elif item.is_collection:
-                hint = "two pictures of the input have this name"
-            taken = OutputError(
-                f"{printable(path or place)} is taken by another picture of this run", hint=hint
-            )
-            return FileResult(label, error=taken)
-        refused = path and self._refuse_existing(label, path)
-        if refused:
-            return refused
-        self._taken.add(place)
-        return label, path
-
-    def refuse_new(self, label: str, path: Path | None, error: VartokError) -> FileResult:
-        """Return the result of a picture that cannot be written.
-
-        If `path` exists by now, since another process wrote it, the result is skipped or refused as for any
-        file that exists; else it has `error`.
-        """
-        return (path and self._refuse_existing(label, path)) or FileResult(label, error=error)
-
-    def _plan_joined(self, inputs: Sequence[Input]) -> None:
-        file = self._target.file
-        if file is not None:
-            self._protect_inputs(file)
-            refused = self._refuse_existing(printable(file), file)
-            if refused and self._skip:
-                import warnings
-
-                from vartok.errors import VartokWarning
-
-                warnings.warn(
-                    f"{printable(file)} exists, so all inputs are skipped, even those that it lacks",
-                    VartokWarning,
-                    stacklevel=4,
-                )
-                self.refused = [FileResult(str(item), skipped=True) for item in inputs]
-            elif refused:
-                self.refused = [refused]
-            if refused:
-                return
-        self.todo = [*inputs]
-
-    def _refuse_existing(self, label: str, path: Path) -> FileResult | None:
-        if self._overwrite or not os.path.lexists(path):
-            return None
-        if self._skip:
-            return FileResult(label, skipped=True)
-        hint = "set `overwrite` to replace it, or `skip_existing` to skip it"
-        return FileResult(label, error=OutputError(f"{printable(path)} exists", hint=hint))
-
-    def _protect_inputs(self, path: Path) -> None:
-        if os.path.realpath(path) in self._sources:
-            raise ArgumentError(f"{printable(path)} is an input, which would be lost")
-
-
-def _conflict(one: Input, other: Input, path: Path) -> ArgumentError:
-    if one.place == other.place:
-        return ArgumentError(f"{other} is named twice")
-    hint = "set `full_names`, or give each its own `output` in its own run"
-    if one.name == other.name:
-        hint = "name the folder above them and set `recursive`, or give each its own `output` in its own run"
-    return ArgumentError(f"{one} and {other} would both be written to {printable(path)}", hint=hint)
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), Path())
+    if not there.is_dir():
+        raise OutputError(f"cannot write in {printable(folder)}: {printable(there)} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write in {printable(folder)}: no permission")
 
 
 def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *, default: F) -> F:
@@ -324,39 +226,12 @@ def choose_format(output: Output, format: F | None, suffixes: Mapping[str, F], *
         names = ", ".join(dict.fromkeys(suffixes.values()))
         raise ArgumentError(f"`format` is one of {names}, not {format!r}")
     name = output if isinstance(output, (str, Path)) else ""
-    told = suffixes.get(PurePath(name).suffix.lower())
+    told = suffixes.get(suffix_of(name, suffixes))
     if format and told and told != format:
         raise ArgumentError(
             f"{printable(name)} is {told} by its suffix, but `format` is {format}: change one of them"
         )
     return format or told or default
-
-
-def safe_name(name: str) -> PurePath:
-    """Turn a name that is stored inside a file into a path that stays below the folder of the outputs.
-
-    Such names are keys of a tar and sources of tokens. Roots and ".." are removed, and unprintable
-    characters become "_"; "image" if nothing remains.
-    """
-    text = "".join(char if char.isprintable() else "_" for char in name.replace("\\", "/"))
-    parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
-    return PurePath(*parts) if parts else PurePath("image")
-
-
-def stem(name: PurePath, endings: tuple[str, ...] = (), *, full: bool = False) -> PurePath:
-    """Return a name without the first of `endings` that it has, else without its suffix.
-
-    Args:
-        name: a relative path.
-        endings: endings of several suffixes, in lower case, as ".tokens.npz".
-        full: return the name as it is.
-    """
-    if full:
-        return name
-    for ending in endings:
-        if name.name.lower().endswith(ending) and len(name.name) > len(ending):
-            return name.with_name(name.name[: -len(ending)])
-    return name.with_suffix("")
 
 
 def write_stream(stream: BinaryIO, data: bytes) -> None:

@@ -1,9 +1,10 @@
-"""Sources of pictures: folders, tars, Parquet tables, lists, files and URLs.
+"""Sources of pictures: folders, tars, tables, lists, files and URLs.
 
 `find_files` lists the files of a source. `find_input_shards` groups the files of several sources into input
 shards, and `InputShard.samples` yields the samples of an input shard.
 """
 
+from vartok.sources.columns import NamedColumns
 from vartok.sources.find import LISTS, TABLES, TARS, FoundFile, SearchReport, find_files, is_url, open_place
 from vartok.sources.samples import Sample
 from vartok.sources.shards import InputShard, PictureFile, find_input_shards, folder_classes
@@ -15,6 +16,7 @@ __all__ = [
     "TARS",
     "FoundFile",
     "InputShard",
+    "NamedColumns",
     "PictureFile",
     "Sample",
     "SearchReport",

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +14,7 @@ from vartok.errors import ImageError
 from vartok.sources.samples import MAX_TEXT, check_label
 
 MAX_LABEL_BYTES = 1 << 10
-"""Size limit in bytes of a label that is text; a longer text is no number."""
+"""Size limit in bytes of a label that is text; a longer text is neither a number nor the name of a class."""
 
 MAX_TEXT_BYTES = 4 * MAX_TEXT
 """Size limit in bytes of a text, since a character of UTF-8 has up to 4 bytes."""
@@ -25,6 +26,10 @@ ITEM_BYTES = 12
 
 class NotWholeError(Exception):
     """Raised for a label that is not a whole number, such as the name of a class."""
+
+
+class UnknownClassError(Exception):
+    """Raised for the name of a class that has no number."""
 
 
 def value_type(kind: Any) -> Any:
@@ -60,6 +65,11 @@ def is_number(kind: Any) -> bool:
     return _is(kind, "integer", "floating", "boolean", "decimal")
 
 
+def is_integer(kind: Any) -> bool:
+    """Return True for integers of any width."""
+    return _is(kind, "integer")
+
+
 def is_text(kind: Any) -> bool:
     """Return True for strings, and for bytes, which may be text in UTF-8."""
     return is_binary(kind) or _is(kind, "string", "large_string", "string_view")
@@ -93,24 +103,33 @@ def _is(kind: Any, *names: str) -> bool:
     return any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in names)
 
 
-def as_label(value: Any) -> int | None:
-    """Return the class index that a scalar holds: a whole number of any type, or text of one.
+def as_label(value: Any, classes: Mapping[str, int] | None = None) -> int | None:
+    """Return the class index that a scalar holds: a whole number of any type, or text.
+
+    Args:
+        value: the scalar.
+        classes: class indices by the names of classes, which texts are; None if texts are whole numbers.
 
     Returns:
         The class index; None for null, NaN, an empty text, or a negative number.
 
     Raises:
-        NotWholeError: the value is not a whole number.
+        NotWholeError: the value is not a whole number, nor a text if `classes` is given.
+        UnknownClassError: the value is a text that is not in `classes`.
         ImageError: the label is too large, or bytes that are not UTF-8.
     """
     value = plain(value)
     if not value.is_valid:
         return None
     if _holds_text(value):
-        text = as_text(value, "label").strip() if _size(value) <= MAX_LABEL_BYTES else "-"
-        if not text:
+        text = as_text(value, "label") if _size(value) <= MAX_LABEL_BYTES else None
+        if text is not None and not text.strip():
             return None
-        if not re.fullmatch(r"[+-]?[0-9]{1,30}(\.0*)?", text):
+        if classes is not None:
+            if text is None or text not in classes:
+                raise UnknownClassError
+            return classes[text]
+        if text is None or not is_whole(text):
             raise NotWholeError
         return check_label(int(text.partition(".")[0]))
     number = value.as_py()
@@ -121,6 +140,20 @@ def as_label(value: Any) -> int | None:
     if isinstance(number, float | Decimal) and not (math.isfinite(number) and number == int(number)):
         raise NotWholeError
     return check_label(int(number))
+
+
+def is_whole(text: str) -> bool:
+    """Return True for the text of a whole number, such as "7", "-1" or "7.0"."""
+    return re.fullmatch(r"[+-]?[0-9]{1,30}(\.0*)?", text.strip()) is not None
+
+
+def as_key(value: Any) -> str:
+    """Return the key that a valid scalar of text or a whole number holds.
+
+    Raises:
+        ImageError: the text has more than `MAX_TEXT` characters, or is not UTF-8.
+    """
+    return as_text(value, "key") if _holds_text(value) else str(int(value.as_py()))
 
 
 def as_text(value: Any, role: str) -> str:

@@ -6,23 +6,43 @@ import os
 import posixpath
 import re
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import ArgumentError, ImageError, SourceError, VartokWarning, counted, printable
+from vartok.errors import ArgumentError, ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
+from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
+from vartok.sources.passed_over import count_suffix, warn_passed_over
+from vartok.sources.web import (
+    hide_secrets,
+    is_web,
+    lacks_slash,
+    one_slash_error,
+    open_web,
+    without_query,
+)
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
-TABLES = (".parquet", ".pq")
-TOKENS = (".npz", ".tokens.json", ".jsonl")
+TARS = (
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tbz",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tzst",
+)
+TABLES = (".parquet", ".pq", ".arrow", ".feather")
+TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
@@ -31,11 +51,8 @@ DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
 A search skips these pictures, since they often lie in the folders of the originals.
 """
 
-OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl)$")
+OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl|jsonl\.gz|jsonl\.zst)$")
 """Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
-
-MAX_SUFFIXES = 8
-"""Largest number of suffixes that the warning of `SearchReport` lists."""
 
 
 class FoundFile(NamedTuple):
@@ -45,8 +62,8 @@ class FoundFile(NamedTuple):
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet) or "tokens", by the suffix; "folder" for one that cannot be
-            searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "folder" for one that
+            cannot be searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
         error: the reason why a folder cannot be searched, or why what a search found is no file to read, as
@@ -65,12 +82,12 @@ class SearchReport:
     """A record of searches: files that were passed over, and the top folders of sources.
 
     Attributes:
-        skipped: number of files by suffix, in lower case, that a search passed over because of their
+        passed_over: number of files by suffix, in lower case, that a search passed over because of their
             suffixes; "" counts files without one. Hidden files and vartok's token files are not counted.
         folders: names of the folders that lie directly in a searched folder, whether they hold files or not.
     """
 
-    skipped: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
     folders: set[str] = field(default_factory=set)
 
     def skip(self, name: str) -> None:
@@ -78,8 +95,10 @@ class SearchReport:
         base = posixpath.basename(name.replace(os.sep, "/"))
         if base.startswith(".") or OWN_TOKENS.search(base):
             return
-        decoded = DECODED.search(base)
-        self.skipped[decoded[0] if decoded else os.path.splitext(base)[1].lower()] += 1
+        if decoded := DECODED.search(base):
+            self.passed_over[decoded[0]] += 1
+        else:
+            count_suffix(self.passed_over, base)
 
     def warn(self, *, stacklevel: int = 2) -> None:
         """Warn once of all files that were passed over, with their suffixes.
@@ -87,18 +106,7 @@ class SearchReport:
         Warns:
             VartokWarning: files were passed over.
         """
-        if not self.skipped:
-            return
-        ranked = sorted(self.skipped.items(), key=lambda item: (-item[1], item[0]))
-        parts = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in ranked]
-        if len(parts) > MAX_SUFFIXES:
-            parts[MAX_SUFFIXES - 1 :] = [f"{sum(count for _, count in ranked[MAX_SUFFIXES - 1 :]):,} others"]
-        files = counted(self.skipped.total(), "file")
-        warnings.warn(
-            f"passed over {files} of kinds that are not read: {', '.join(parts)}",
-            VartokWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warn_passed_over(self.passed_over, "file of kinds that are not read", stacklevel=stacklevel + 1)
 
 
 def find_files(
@@ -151,12 +159,17 @@ def open_place(place: str) -> BinaryIO:
 
     Raises:
         ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
-        OSError: the file cannot be opened. For a URL, its file system's library may raise other errors too.
+        VartokError: a package is missing that opens such a URL.
+        OSError: the file cannot be opened. For a URL that is not http, its file system's library may raise
+            other errors too.
     """
     if not is_url(place):
         if not stat.S_ISREG(os.stat(place).st_mode):
             raise ImageError("is not a regular file")
         return open(place, "rb")
+    if is_web(place):
+        return open_web(place)
+    require_file_system(place)
     import fsspec
 
     stream: BinaryIO = fsspec.open(place, "rb").open()
@@ -174,7 +187,11 @@ def absolute(place: str) -> str:
 
 
 def shorten_path(path: str) -> str:
-    """Return a path for a message: the middle of one of more than 500 characters becomes "..."."""
+    """Return a path for a message: the middle of one of more than 500 characters becomes "...".
+
+    A URL is shown without its password and without a long query, which may hold a signature.
+    """
+    path = hide_secrets(path)
     return path if len(path) <= 500 else f"{path[:200]}...{path[-200:]}"
 
 
@@ -184,6 +201,8 @@ def _find_local(
     try:
         status = os.stat(source)
     except (OSError, ValueError) as error:
+        if lacks_slash(source):
+            raise one_slash_error(source) from None
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         yield from _search(source, kinds, exclude, report)
@@ -261,11 +280,20 @@ def _is_special(entry: os.DirEntry[str]) -> bool:
 
 
 def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> Iterator[FoundFile]:
-    if source.lower().endswith(LISTS):
+    path = without_query(source)
+    listed = path.lower().endswith(LISTS)
+    known = path.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) or path != source
+    known = known and "*" not in path
+    if not (is_web(source) and (listed or known)):
+        try:
+            require_file_system(source)
+        except VartokError as error:
+            raise SourceError(f"{shorten_path(source)}: {error}", hint=error.hint) from None
+    if listed:
         yield from _read_list(source, kinds)
         return
-    if source.lower().endswith(_suffixes(("picture", "tar", "table", "tokens"))) and "*" not in source:
-        yield FoundFile(posixpath.basename(source), source, _kind(source, kinds))  # the size costs a request
+    if known:
+        yield FoundFile(posixpath.basename(path), source, _kind(source, kinds))  # the size costs a request
         return
     suffixes = _suffixes(kinds)
     try:
@@ -274,9 +302,10 @@ def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> 
         system, root = fsspec.url_to_fs(source)
         found = system.glob(root, detail=True) if "*" in source else system.find(root, detail=True)
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be searched: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be searched: {reason}") from None
     if not found:
-        raise SourceError(f"{source}: no files found there")
+        raise SourceError(f"{shorten_path(source)}: no files found there")
     base = root.partition("*")[0].rpartition("/")[0] if "*" in source else root.rstrip("/")
     for path in sorted(found):
         name = path[len(base) :].lstrip("/")
@@ -296,11 +325,16 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
         with open_place(source) as file:
             places = parse_list(file.read())
     except SourceError as error:
-        raise SourceError(f"{source}: {error}") from None
+        raise SourceError(f"{shorten_path(source)}: {error}") from None
     except Exception as error:  # any error of the file system's library
-        raise SourceError(f"{source}: cannot be read: {os_error_reason(error)}") from None
+        reason = os_error_reason(error)
+        raise SourceError(f"{shorten_path(source)}: cannot be read: {reason}") from None
     for place in places:
-        name = place.partition("://")[2] if is_url(place) else place
+        name = place
+        if is_url(place):  # a picture's query may be all that tells it from others
+            path = without_query(place)
+            known = path.lower().endswith(_suffixes(("picture", "tar", "table")))
+            name = (path if known else place).partition("://")[2]
         yield FoundFile(name, place, _kind(place, kinds))
 
 
@@ -309,7 +343,7 @@ def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
 
     An unknown suffix gives "tokens" if `kinds` has "tokens" but not "picture", else "picture".
     """
-    lower = place.lower()
+    lower = without_query(place).lower()
     if lower.endswith(TARS):
         return "tar"
     if lower.endswith(TABLES):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,10 +18,12 @@ from typing import Literal, NamedTuple
 from vartok.errors import ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES
+from vartok.sources.columns import ANY_COLUMNS, NamedColumns
 from vartok.sources.find import LISTS, SearchReport, absolute, find_files, is_url, shorten_path
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
+from vartok.sources.web import hide_secrets, without_query
 
 
 class PictureFile(NamedTuple):
@@ -41,63 +44,82 @@ class PictureFile(NamedTuple):
 
 @dataclass(frozen=True)
 class InputShard:
-    """A tar, a Parquet table, or a run of successive picture files, which one process reads.
+    """A tar, a table, or a run of successive picture files, which one process reads.
 
     Attributes:
-        kind: "tar", "parquet" or "files".
+        kind: "tar", "table" or "files".
         name: path or URL of the tar or table, or of the first file of a run.
         size: size of the tar or table in bytes; None for a run of files, or if unknown.
         files: the files of a run; empty for a tar or table.
-        image_column: name of the column of pictures in the table; None to find the column by its type.
+        columns: the columns of the table that the caller chose.
     """
 
-    kind: Literal["tar", "parquet", "files"]
+    kind: Literal["tar", "table", "files"]
     name: str
     size: int | None = None
     files: tuple[PictureFile, ...] = ()
-    image_column: str | None = None
+    columns: NamedColumns = ANY_COLUMNS
 
     @property
     def identity(self) -> str:
         """Text by which a resumed run detects that its sources changed.
 
-        For a tar or table it has the folder, the name and the column; for a run of files, their number, and
-        a hash of their keys and labels.
+        For a tar or table it has the folder, the name and the chosen columns; for a run of files, their
+        number, and a hash of their keys and labels.
         """
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
-        # With the folder, since shards of several data sets often have equal names.
-        name = "/".join(absolute(self.name).replace(os.sep, "/").split("/")[-2:])
-        return as_unicode(name) + (f", column {self.image_column}" if self.image_column else "")
+        # With the folder, since shards of several data sets often have equal names. Without a URL's query,
+        # whose signature differs in every run.
+        name = "/".join(absolute(without_query(self.name)).replace(os.sep, "/").split("/")[-2:])
+        columns = self.columns.named()
+        image = columns.pop("image", None)
+        chosen = [f", column {image}"] * (image is not None)
+        return as_unicode(name) + "".join(
+            [*chosen, *(f", {role} {column}" for role, column in columns.items())]
+        )
 
     def find(self, key: str) -> str:
         """Return the place of a sample for messages: its path or URL, or "shard.tar: key"."""
         for file in self.files:
             if file.key == key:
                 return shorten_path(as_unicode(file.place))
-        name = as_unicode(self.name)
+        name = self._shown
         return name if key == name else f"{name}: {key}"
 
-    def samples(self, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
+    def samples(
+        self,
+        max_bytes: int = MAX_BYTES,
+        passed_over: Counter[str] | None = None,
+        classes: Mapping[str, int] | None = None,
+    ) -> Iterator[Sample]:
         """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
         Args:
             max_bytes: size limit of a picture in a tar or table, in bytes. A larger picture is replaced by an
                 error.
+            passed_over: counter to which the members of a tar are added that are passed over, by kind.
+            classes: labels by the names of classes in a table; None if the labels in it are whole numbers.
         """
         try:
             if self.kind == "tar":
-                yield from read_tar_samples(self.name, self.size, max_bytes)
-            elif self.kind == "parquet":
-                yield from read_table_samples(self.name, self.image_column, max_bytes)
+                yield from read_tar_samples(self.name, self.size, max_bytes, passed_over)
+            elif self.kind == "table":
+                yield from read_table_samples(self.name, self.columns, max_bytes, classes)
             else:
                 yield from self._file_samples()
         except VartokError as error:
-            yield Sample(as_unicode(self.name), error, final=True)
+            yield Sample(self._shown, error, final=True)
         except Exception as error:  # any error of a remote file system's library, or of Arrow
-            reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}")
-            yield Sample(as_unicode(self.name), reason, final=True)
+            hint = "set `retry_failed` to make its shard again" if is_url(self.name) else None
+            reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}", hint=hint)
+            yield Sample(self._shown, reason, final=True)
+
+    @property
+    def _shown(self) -> str:
+        """The name without the secrets of a URL, which is also the key of an error that ends the shard."""
+        return as_unicode(hide_secrets(self.name))
 
     def _file_samples(self) -> Iterator[Sample]:
         for number, (key, place, label, error) in enumerate(self.files, 1):
@@ -111,7 +133,7 @@ def find_input_shards(
     *,
     full_names: bool = False,
     folder_labels: bool = False,
-    image_column: str | None = None,
+    columns: NamedColumns = ANY_COLUMNS,
     exclude: str | Path | None = None,
     report: SearchReport | None = None,
 ) -> list[InputShard]:
@@ -122,7 +144,7 @@ def find_input_shards(
         shard_size: number of files in a run; the last run may have fewer.
         full_names: keep the suffixes of files in their keys.
         folder_labels: label picture files with the index of their class in `folder_classes`.
-        image_column: name of the column of pictures in the tables; None to find the column by its type.
+        columns: the columns of the tables that the caller chose.
         exclude: a folder that is skipped if it lies in a searched folder.
         report: record to which the searches are added.
 
@@ -146,12 +168,12 @@ def find_input_shards(
         elif file.kind == "tar":
             shards.append(InputShard("tar", file.place, file.size))
         elif file.kind == "table":
-            shards.append(InputShard("parquet", file.place, file.size, image_column=image_column))
+            shards.append(InputShard("table", file.place, file.size, columns=columns))
         else:
             files.append(PictureFile(_as_key(file.name, full=full_names), file.place, error=file.error))
     if not shards and not files:
         raise SourceError(
-            "found no pictures: name folders of pictures, tars, Parquet files, lists (.txt) or picture files"
+            "found no pictures: name folders of pictures, tars, tables (Parquet, Arrow), lists or pictures"
         )
     _refuse_repeated([shard.name for shard in shards])
     _refuse_equal_keys(files)
@@ -210,7 +232,7 @@ def _refuse_repeated(names: list[str]) -> None:
     for name in names:
         place = absolute(name)
         if place in seen:
-            raise SourceError(f"{name} is named twice")
+            raise SourceError(f"{shorten_path(name)} is named twice")
         seen.add(place)
 
 
@@ -221,7 +243,7 @@ def _refuse_equal_keys(files: list[PictureFile]) -> None:
         other = seen.setdefault(file.key, file)
         if other is not file:
             if absolute(other.place) == absolute(file.place):
-                raise SourceError(f"{file.place} is named twice")
+                raise SourceError(f"{shorten_path(file.place)} is named twice")
             folders = {os.path.dirname(absolute(one.place)) for one in (other, file)}
             endings = {posixpath.splitext(one.place)[1] for one in (other, file)}
             hint = "name the folder above both instead of each"
@@ -229,4 +251,5 @@ def _refuse_equal_keys(files: list[PictureFile]) -> None:
                 hint = (
                     "set `full_names` to keep their suffixes" if len(endings) == 2 else "rename one of them"
                 )
-            raise SourceError(f"{other.place} and {file.place} would have one key, {file.key}", hint=hint)
+            both = f"{shorten_path(other.place)} and {shorten_path(file.place)}"
+            raise SourceError(f"{both} would have one key, {file.key}", hint=hint)

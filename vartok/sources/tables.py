@@ -1,36 +1,32 @@
-"""Read Parquet tables: a column of pictures, and optional ones of keys, labels, captions and metadata."""
+"""Read tables, Parquet or Arrow files: pictures with optional keys, labels, captions and metadata."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import posixpath
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, Protocol
 
-from vartok.errors import ImageError, one_line, quoted
+from vartok.errors import ImageError, one_line
 from vartok.images import MAX_BYTES, bytes_error
 from vartok.optional import require
+from vartok.sources.arrow_files import ArrowTable, is_arrow, map_file, release_pages
 from vartok.sources.arrow_values import (
     NotWholeError,
+    UnknownClassError,
     as_json,
+    as_key,
     as_label,
-    as_text,
     as_texts,
     dump_json,
-    is_binary,
-    is_list,
-    is_nested,
-    is_null,
-    is_number,
-    is_text,
     plain,
-    value_type,
 )
+from vartok.sources.columns import ANY_COLUMNS, Columns, NamedColumns, choose_columns, describe_column
 from vartok.sources.find import open_place
 from vartok.sources.samples import Sample, as_unicode
+from vartok.sources.web import without_query
 
 ROWS = 16
 """Largest number of rows that are read at once; each row holds a picture."""
@@ -39,94 +35,155 @@ BATCH_BYTES = 1 << 24
 """Approximate size in bytes of the rows that are read at once."""
 
 BUFFER = 1 << 20
-"""Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
-
-ROLES = {
-    "key": ("key", "__key__"),
-    "label": ("label", "cls"),
-    "caption": ("caption", "text", "txt"),
-    "metadata": ("metadata", "json"),
-}
-"""Possible names of the column of each role, in any case, preferred names first; the last is WebDataset's."""
-
-LOOKALIKES = {
-    "labels": {"label", "labels", "cls", "class", "classes", "category", "categories", "target", "targets"},
-    "captions": {"caption", "captions", "text", "texts", "txt", "prompt", "prompts", "sentence", "sentences"},
-    "metadata": {"metadata", "meta", "json"},
-}
-"""Words in the names of columns that seem to hold labels, captions or metadata."""
+"""Bytes of a column at a URL that are read at once; by default Arrow reads the column's whole row group."""
 
 
-MAX_NOTES = 20
-"""Largest number of columns whose omission is noted, since a table may have any number."""
+JOINED = b"PAR1PAR1"
+"""The end of a Parquet file and the beginning of another."""
 
 
-class Columns(NamedTuple):
-    """The columns of a table that are read.
+class Table(Protocol):
+    """An open table.
 
     Attributes:
-        names: names of the columns by role: "image", "key", "label", "caption", "metadata". Only "image" is
-            always there.
-        notes: for each column that is not read but looks like a picture, key, label, caption or metadata, its
-            name and the reason.
+        schema: Arrow's schema.
+        num_rows: number of rows.
     """
 
-    names: dict[str, str]
-    notes: tuple[str, ...]
+    schema: Any
+    num_rows: int
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
+        """Yield the rows of some columns: Arrow's record batches of at most `rows` rows.
+
+        An ImageError instead of a batch stands for one row that cannot be read.
+        """
 
 
-def read_table_samples(
-    place: str, image_column: str | None = None, max_bytes: int = MAX_BYTES
-) -> Iterator[Sample]:
-    """Yield the rows of a Parquet table as samples.
+class ParquetTable:
+    """A Parquet file; see `Table`.
 
-    A row without a key gets the table's stem and the row's number, such as "table/00000007". A label is a
-    whole number of any type, or text of one. Names of classes are no labels: numbering them would take a
-    search of the whole data set before its first shard. A row with several captions gets the first as its
-    caption, and all in its metadata if it has no other. `Sample.not_carried` names what is left out.
+    Args:
+        stream: the file.
+        categories: columns of text whose values are read as dictionaries, each different value once.
+    """
+
+    def __init__(self, stream: BinaryIO, categories: Sequence[str] = ()) -> None:
+        import pyarrow.parquet
+
+        # In a mapped file nothing is copied before it is unpacked, whatever size a damaged page claims.
+        self._map = map_file(stream)
+        self._file = pyarrow.parquet.ParquetFile(
+            stream if self._map is None else pyarrow.BufferReader(pyarrow.py_buffer(self._map)),
+            buffer_size=BUFFER if self._map is None else 0,
+            pre_buffer=False,
+            read_dictionary=list(categories),
+        )
+        self._categories = categories
+        self._refuse_joined()
+        self.schema = self._file.schema_arrow
+        self.num_rows: int = self._file.metadata.num_rows
+
+    def _refuse_joined(self) -> None:
+        """Raise ImageError for joined files: Arrow takes the rows of the first for those of the last."""
+        if self._map is not None:
+            metadata = self._file.metadata
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            known = metadata.serialized_size + sum(group.total_byte_size for group in groups)
+            # Only a file that has more bytes than its footer tells of is searched.
+            if 10 * known < 9 * len(self._map) and self._map.find(JOINED) >= 0:
+                raise ImageError("is several Parquet files joined into one: name each file alone")
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[Any]:
+        """Yield record batches of about `BATCH_BYTES` bytes or less; of `rows` rows if they are categories.
+
+        The metadata of columns is not read: damaged ones make Arrow end the process.
+        """
+        for number in range(self._file.metadata.num_row_groups):
+            group = self._file.metadata.row_group(number)
+            size = rows
+            if not self._categories:
+                mean = group.total_byte_size // max(1, group.num_rows)
+                size = max(1, min(rows, BATCH_BYTES // max(1, mean)))
+            for batch in self._file.iter_batches(size, [number], columns=list(columns), use_threads=False):
+                yield batch
+                release_pages(self._map)
+
+
+@contextlib.contextmanager
+def open_table(place: str, categories: Sequence[str] = ()) -> Iterator[Table]:
+    """Open a table for reading.
 
     Args:
         place: path or URL.
-        image_column: name of the column of pictures; None if only one column can hold pictures: binary, or a
-            struct with binary "bytes".
-        max_bytes: size limit of a picture in bytes. A larger picture is replaced by an error.
+        categories: columns of text whose values may be read as dictionaries, each different value once.
 
     Raises:
-        ImageError: the column of pictures is missing or ambiguous, or `place` is not a regular file.
+        ImageError: `place` is not a regular file, or an Arrow file that is damaged at its beginning.
         VartokError: pyarrow is not installed.
         OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
     """
-    require("pyarrow", extra="dataset", purpose="Parquet tables")
-    import pyarrow.parquet
+    require("pyarrow", extra="dataset", purpose="tables")
+    with open_place(place) as stream:
+        yield (
+            ArrowTable(stream) if is_arrow(stream, without_query(place)) else ParquetTable(stream, categories)
+        )
 
-    with (
-        open_place(place) as stream,
-        pyarrow.parquet.ParquetFile(stream, buffer_size=BUFFER, pre_buffer=False) as table,
-    ):
-        columns = choose_columns(table.schema_arrow, image_column)
+
+def read_table_samples(
+    place: str,
+    named: NamedColumns = ANY_COLUMNS,
+    max_bytes: int = MAX_BYTES,
+    classes: Mapping[str, int] | None = None,
+) -> Iterator[Sample]:
+    """Yield the rows of a table as samples.
+
+    A row without a key gets the table's stem and the row's number, such as "table/00000007". A label is a
+    whole number of any type, or text of one; or the name of a class, if `classes` numbers them. A row with
+    several captions gets the first as its caption, and all in its metadata if it has no other.
+    `Sample.not_carried` names what is left out.
+
+    Args:
+        place: path or URL.
+        named: the columns that the caller chose. By default the column of pictures is the only one that can
+            hold pictures: binary, or a struct with binary "bytes".
+        max_bytes: size limit of a picture in bytes. A larger picture is replaced by an error.
+        classes: labels by the names of classes; None if labels are whole numbers.
+
+    Raises:
+        ImageError: a column is missing or unfit, the column of pictures is ambiguous, `place` is not a
+            regular file, or the table is damaged.
+        VartokError: pyarrow is not installed.
+        OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
+    """
+    with open_table(place) as table:
+        columns = choose_columns(table.schema, named)
         names = list(dict.fromkeys(columns.names.values()))
-        total = table.metadata.num_rows
+        total = max(1, table.num_rows)
         number = itertools.count()
-        stem = as_unicode(posixpath.basename(place.replace(os.sep, "/"))).rpartition(".")[0]
-        for group in range(table.metadata.num_row_groups):
-            size = _rows_at_once(table.metadata.row_group(group))
-            for rows in table.iter_batches(size, [group], columns=names, use_threads=False):
-                # Two columns may have the same name.
-                places = {name: rows.schema.get_all_field_indices(name)[0] for name in names}
-                for i in range(rows.num_rows):
-                    n = next(number)
-                    # Arrow's scalars are views: nothing is copied before its size has been checked.
-                    row = {role: rows.column(places[name])[i] for role, name in columns.names.items()}
-                    yield _row_sample(row, columns, f"{stem}/{n:08d}", (n + 1) / total, max_bytes)
+        stem = as_unicode(posixpath.basename(without_query(place).replace(os.sep, "/"))).rpartition(".")[0]
+        for rows in table.batches(names, ROWS):
+            if isinstance(rows, ImageError):
+                n = next(number)
+                yield Sample(f"{stem}/{n:08d}", rows, progress=(n + 1) / total)
+                continue
+            # Two columns may have the same name.
+            places = {name: rows.schema.get_all_field_indices(name)[0] for name in names}
+            for i in range(rows.num_rows):
+                n = next(number)
+                # Arrow's scalars are views: nothing is copied before its size has been checked.
+                row = {role: rows.column(places[name])[i] for role, name in columns.names.items()}
+                yield _row_sample(row, columns, f"{stem}/{n:08d}", (n + 1) / total, max_bytes, classes)
 
 
-def _rows_at_once(group: Any) -> int:
-    """Return how many rows of a row group to read at once, from their mean size."""
-    mean: int = group.total_byte_size // max(1, group.num_rows)
-    return max(1, min(ROWS, BATCH_BYTES // max(1, mean)))
-
-
-def _row_sample(row: dict[str, Any], columns: Columns, key: str, progress: float, max_bytes: int) -> Sample:
+def _row_sample(
+    row: dict[str, Any],
+    columns: Columns,
+    key: str,
+    progress: float,
+    max_bytes: int,
+    classes: Mapping[str, int] | None,
+) -> Sample:
     """Return the sample of a row, with an error as its picture if it has none or a value cannot be read.
 
     Args:
@@ -135,13 +192,14 @@ def _row_sample(row: dict[str, Any], columns: Columns, key: str, progress: float
         key: the key to use if the row has none.
         progress: see `Sample`.
         max_bytes: size limit of the picture in bytes.
+        classes: labels by the names of classes; None if labels are whole numbers.
     """
     notes = columns.notes
     role = "key"
     try:
         row = {name: plain(value) for name, value in row.items()}
         valid = {name for name, value in row.items() if value.is_valid}
-        key = (as_text(row["key"], role) if "key" in valid else "") or key
+        key = (as_key(row["key"]) if "key" in valid else "") or key
         role = "picture"
         image = row["image"]
         while image.is_valid and hasattr(image.type, "get_field_index"):  # a struct
@@ -153,9 +211,11 @@ def _row_sample(row: dict[str, Any], columns: Columns, key: str, progress: float
         label = None
         role = "label"
         try:
-            label = as_label(row["label"]) if "label" in valid else None
+            label = as_label(row["label"], classes) if "label" in valid else None
         except NotWholeError:
-            notes = (*notes, f"{_column(columns.names['label'])}: labels that are not whole numbers")
+            notes = (*notes, f"{describe_column(columns.names['label'])}: labels that are not whole numbers")
+        except UnknownClassError:
+            notes = (*notes, f"{describe_column(columns.names['label'])}: names of classes without a number")
         role = "caption"
         captions = as_texts(row["caption"], role) if "caption" in valid else []
         role = "metadata"
@@ -163,7 +223,8 @@ def _row_sample(row: dict[str, Any], columns: Columns, key: str, progress: float
         if len(captions) > 1 and metadata is None:
             metadata = dump_json({"captions": captions}, role)
         elif len(captions) > 1:
-            notes = (*notes, f"{_column(columns.names['caption'])}: captions after the first of a row")
+            column = describe_column(columns.names["caption"])
+            notes = (*notes, f"{column}: captions after the first of a row")
         picture = image.as_py()
     except ImageError as error:
         return Sample(key, error, progress=progress)
@@ -171,124 +232,3 @@ def _row_sample(row: dict[str, Any], columns: Columns, key: str, progress: float
         return Sample(key, ImageError(f"its {role} cannot be read: {one_line(error)}"), progress=progress)
     caption = captions[0] if captions else None
     return Sample(key, picture, label, caption, metadata, progress, not_carried=notes)
-
-
-def choose_columns(schema: Any, image_column: str | None) -> Columns:
-    """Choose the columns of a table to read, by their names and types.
-
-    Args:
-        schema: Arrow's schema of the table.
-        image_column: name of the column of pictures; None if only one column can hold pictures.
-
-    Raises:
-        ImageError: the column of pictures is missing or ambiguous.
-    """
-    fields: dict[str, Any] = {}
-    for field in schema:
-        fields.setdefault(field.name, field.type)
-    image, images = _image_column(fields, image_column)
-    columns = {"image": image}
-    notes = []
-    fits: dict[str, Callable[[Any], bool]] = {
-        "key": is_text,
-        "label": lambda kind: is_number(kind) or is_text(kind),
-        "caption": _holds_captions,
-        "metadata": lambda kind: is_text(kind) or is_nested(kind),
-    }
-    for role, names in ROLES.items():
-        found = [
-            name
-            for name, kind in fields.items()
-            if name.lower() in names and name != image and not is_null(kind)
-        ]
-        fitting = [name for name in found if fits[role](fields[name])]
-        if fitting:
-            columns[role] = min(fitting, key=lambda name: _rank(name, fields[name], role))
-        title = role if role == "metadata" else f"{role}s"
-        for name in found:
-            if name not in fitting:
-                notes.append(f"{_column(name)}: {title} of type {one_line(fields[name], 60)}")
-            elif name != columns[role]:
-                notes.append(f"{_column(name)}: {_column(columns[role])} holds the {title}")
-    known = {name for names in ROLES.values() for name in names}
-    for name in fields:
-        if name == image or name.lower() in known or is_null(fields[name]):
-            continue
-        words = set(re.split(r"[^a-z]+", name.lower()))
-        title = next((title for title, found in LOOKALIKES.items() if words & found), "")
-        if title == "captions" and not _holds_captions(fields[name]):
-            title = ""  # such as an embedding of the text
-        if name in images:
-            notes.append(f"{_column(name)}: {_column(image)} holds the pictures")
-        elif title:
-            names = ROLES[title.removesuffix("s")]
-            notes.append(f"{_column(name)}: {title} are read from a column {' or '.join(names)}")
-        elif is_list(fields[name]) and _holds_pictures(value_type(fields[name]).value_type):
-            notes.append(f"{_column(name)}: lists of pictures")
-    counts = Counter(schema.names)
-    for name in columns.values():
-        if counts[name] > 1:
-            notes.append(f"{_column(name)}: a second column of this name")
-    more = ["further columns"] if len(notes) > MAX_NOTES else []
-    return Columns(columns, (*notes[:MAX_NOTES], *more))
-
-
-def _holds_captions(kind: Any) -> bool:
-    """Return True for text, and for lists of texts."""
-    if not is_list(kind):
-        return is_text(kind)
-    item = value_type(kind).value_type
-    return is_text(item) or is_null(item)  # a column of empty lists has items of the type null
-
-
-def _image_column(fields: dict[str, Any], image_column: str | None) -> tuple[str, list[str]]:
-    """Return the column of pictures, and all columns that may hold pictures."""
-    images = [name for name, kind in fields.items() if _holds_pictures(kind)]
-    if image_column is not None:
-        named = [name for name in images if name.lower() == image_column.lower()]
-        if image_column not in named and len(named) != 1:
-            raise ImageError(f"the table has no column {quoted(image_column)} that holds pictures")
-        return image_column if image_column in named else named[0], images
-    if not images:
-        raise ImageError('the table has no column of pictures: binary, or a struct with binary "bytes"')
-    # Other columns may hold bytes too, such as captions.
-    known = {name for names in ROLES.values() for name in names}
-    likely = [name for name in images if name.lower() not in known] or images
-    plain_bytes = [name for name in likely if _holds_pictures(fields[name], common=True)] or likely
-    if len(plain_bytes) > 1:
-        raise ImageError(
-            f"several columns may hold pictures ({', '.join(map(one_line, plain_bytes))})",
-            hint="set `image_column` to the name of the column of pictures",
-        )
-    return plain_bytes[0], images
-
-
-def _holds_pictures(kind: Any, *, common: bool = False) -> bool:
-    """Return True for bytes, and for a struct with "bytes".
-
-    Args:
-        kind: the type.
-        common: accept only the types in which most tables hold pictures, no views and no categoricals.
-    """
-    from pyarrow import types
-
-    if types.is_struct(value_type(kind)):
-        kind = value_type(kind)
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_pictures(kind.field(index).type, common=common)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind)) if common else is_binary(kind)
-
-
-def _rank(name: str, kind: Any, role: str) -> tuple[bool, int, bool]:
-    """Return the rank of a column among those of its role: usual types first, then preferred names."""
-    from pyarrow import types
-
-    usual = (
-        types.is_integer(kind) if role == "label" else types.is_string(kind) or types.is_large_string(kind)
-    )
-    exact = name in ROLES[role]
-    return not (usual and exact), ROLES[role].index(name.lower()), not exact
-
-
-def _column(name: str) -> str:
-    return f"column {quoted(name)}"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeAlias
 
+from vartok.compression import decompressed
 from vartok.errors import ImageError
-from vartok.sources.decompress import decompressed
 
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 1 << 20

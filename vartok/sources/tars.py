@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import tarfile
-import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from vartok.errors import ImageError, VartokWarning, counted, one_line, printable, quoted
+from vartok.compression import DecompressionError
+from vartok.errors import ImageError, counted, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
-from vartok.sources.decompress import DecompressionError
 from vartok.sources.find import open_place
+from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN, count_suffix
 from vartok.sources.samples import Sample, as_unicode, check_label
 from vartok.sources.tar_links import LinkTargets
 from vartok.sources.tar_members import Member, TarReader
@@ -38,7 +40,8 @@ class TarSample(NamedTuple):
 
     Attributes:
         key: name of the files up to the first dot after the last slash, or to the last dot, see `read_tar`.
-        pictures: bytes of each picture, or the error of a picture that is too large, in the tar's order.
+        pictures: bytes of each picture, or the error of a picture that is too large, in the tar's order; at
+            least one.
         sidecars: bytes of each other file, or the error of a file that is too large or occurs twice, by its
             extension: "cls", "txt" or "json".
     """
@@ -48,7 +51,9 @@ class TarSample(NamedTuple):
     sidecars: dict[str, bytes | ImageError]
 
 
-def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample]:
+def read_tar(
+    stream: BinaryIO, max_bytes: int = MAX_BYTES, passed_over: Counter[str] | None = None
+) -> Iterator[TarSample]:
     """Yield the samples of a tar, plain or compressed, in its order. The stream need not be seekable.
 
     Files that share a name up to the first dot are one sample, as in WebDataset. But if there are several
@@ -56,12 +61,15 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
     dot with a picture, then the dots are parts of the names ("trip 2024.01.01.png"), and the names up to the
     last dot are the keys.
 
-    Hidden files (".name") are skipped, as in folders. A link stands for the file that it points to, which
-    must come before it. A file that is larger than its limit is not read, but replaced by an error.
+    Hidden files (".name") are passed over, as in folders, and so are files of kinds that are not read and
+    names without a picture. A link stands for the file that it points to, which must come before it. A file
+    that is larger than its limit is not read, but replaced by an error.
 
     Args:
         stream: stream of the tar's bytes. Several tars in a row are read as one.
         max_bytes: size limit of a picture in bytes. A sample's files together may have four times as many.
+        passed_over: counter to which members are added that are passed over, by kind: by suffix, or `HIDDEN`
+            or `ALONE`. Once a sample is yielded, it has those up to the sample's last file.
 
     Raises:
         ImageError: the stream is not a tar, is broken, ends too early, or holds files but no pictures; the
@@ -71,6 +79,7 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
     Source: webdataset.tariterators, for keys and extensions.
     """
     suffixes = picture_suffixes()
+    passed_over = Counter() if passed_over is None else passed_over
     group: _Group | None = None
     broken: ImageError | None = None
     members = pictures = 0
@@ -83,10 +92,11 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
             if file is None or not file.extension:
                 targets.remember(member)
             if file is None:
+                _count_member(passed_over, member)
                 continue
             if group is None or not group.admits(file):
                 if group is not None:
-                    yield from group.samples()
+                    yield from group.samples(passed_over)
                 same = group is not None and (group.archive, group.key) == (file.archive, file.key)
                 group = _Group(file.archive, file.key, by_stem=same)
             content: bytes | ImageError = b""
@@ -101,54 +111,49 @@ def read_tar(stream: BinaryIO, max_bytes: int = MAX_BYTES) -> Iterator[TarSample
                 except BROKEN:
                     group = group.without(file.stem)  # the sample of the file that is cut off is not yielded
                     raise
+            else:
+                count_suffix(passed_over, member.name)
             group.add(file, content, 4 * max_bytes)
             if not group.by_stem and group.is_full(2 * max_bytes) and group.is_divisible:
-                yield from group.without(file.stem).samples()
+                yield from group.without(file.stem).samples(passed_over)
                 group = group.only(file.stem)
     except BROKEN as error:
         broken = ImageError(f"is not a whole tar file: {one_line(error) or type(error).__name__}")
     if group is not None:
-        yield from group.samples()
+        yield from group.samples(passed_over)
     if broken is not None:
         raise broken
     if members and not pictures:
         raise ImageError(f"holds {counted(members, 'member')}, but no pictures")
 
 
-def read_tar_samples(place: str, size: int | None = None, max_bytes: int = MAX_BYTES) -> Iterator[Sample]:
+def read_tar_samples(
+    place: str,
+    size: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    passed_over: Counter[str] | None = None,
+) -> Iterator[Sample]:
     """Yield the samples of a tar with their labels (.cls), captions (.txt) and metadata (.json).
-
-    Further pictures of a sample are passed over, and counted in a warning at the end.
 
     Args:
         place: path or URL.
         size: size of the tar in bytes, for `Sample.progress`. If None, fsspec gives the size of a URL, and a
             path has no progress.
         max_bytes: size limit of a picture in bytes.
+        passed_over: counter to which members are added that are passed over, as by `read_tar`; `FURTHER`
+            counts the pictures of a sample after its first.
 
     Raises:
         ImageError: the tar is broken, see `read_tar`, or `place` is not a regular file.
         OSError: the tar cannot be opened or read. For a URL, its file system's library may raise other errors
             too.
-
-    Warns:
-        VartokWarning: pictures were passed over.
     """
-    further = 0
+    passed_over = Counter() if passed_over is None else passed_over
     with open_place(place) as stream:
-        size = size or getattr(stream, "size", None)  # an attribute of fsspec's files
-        try:
-            for found in read_tar(stream, max_bytes):
-                further += max(0, len(found.pictures) - 1)
-                yield _as_sample(found, stream.tell() / size if size else None)
-        finally:
-            if further:
-                warnings.warn(
-                    f"{printable(as_unicode(place))}: passed over {counted(further, 'picture')} that share a "
-                    "name with another: a sample has one",
-                    VartokWarning,
-                    stacklevel=2,
-                )
+        size = size or getattr(getattr(stream, "raw", stream), "size", None)  # of files at URLs
+        for found in read_tar(stream, max_bytes, passed_over):
+            passed_over[FURTHER] += len(found.pictures) - 1
+            yield _as_sample(found, stream.tell() / size if size else None)
 
 
 def _as_sample(found: TarSample, progress: float | None) -> Sample:
@@ -158,8 +163,6 @@ def _as_sample(found: TarSample, progress: float | None) -> Sample:
         label = _as_label(texts["cls"]) if "cls" in texts else None
     except ImageError as error:
         return Sample(key, error, progress=progress)
-    if not found.pictures:
-        return Sample(key, ImageError("the tar has no picture of this name"), progress=progress)
     return Sample(key, found.pictures[0], label, texts.get("txt"), texts.get("json"), progress)
 
 
@@ -198,13 +201,10 @@ class _File(NamedTuple):
     @classmethod
     def of(cls, member: Member, suffixes: tuple[str, ...]) -> _File | None:
         """Return the parts of a member's name; None if it belongs to no sample."""
-        parts = member.name.split("/")
-        if any(part.startswith(".") and part not in (".", "..") for part in parts):
-            return None
-        base = parts[-1]
+        base = posixpath.basename(member.name)
         folder = member.name[: len(member.name) - len(base)]
         stem, dot, extension = base.rpartition(".")
-        if not dot or member.kind == "folder" or META.match(member.name):
+        if not dot or member.kind == "folder" or META.match(member.name) or _is_hidden(member.name):
             return None
         extension = extension.lower()
         is_picture = f".{extension}".endswith(suffixes)
@@ -293,18 +293,22 @@ class _Group:
             group.files = [(file, content) for file, content in self.files if file.stem != stem]
         return group
 
-    def samples(self) -> Iterator[TarSample]:
-        """Yield the samples that the files are."""
+    def samples(self, passed_over: Counter[str]) -> Iterator[TarSample]:
+        """Yield the samples that the files are; count labels, captions and metadata that belong to none."""
         by_stem: dict[str, list[tuple[_File, bytes | ImageError]]] = {}
         for file, content in self.files:
             by_stem.setdefault(file.stem, []).append((file, content))
         if self.is_divisible:
-            for stem, files in by_stem.items():
-                yield TarSample(stem, _pictures(files), _sidecars(files))
+            found = [TarSample(stem, _pictures(files), _sidecars(files)) for stem, files in by_stem.items()]
+            alone = {sample.key for sample in found if not sample.pictures}
         else:
-            first = next((file.stem for file, _ in self.files if file.is_picture), self.key)
-            sidecars = _sidecars(by_stem.get(first, [])) | _sidecars(by_stem.get(self.key, []))
-            yield TarSample(self.key, _pictures(self.files), sidecars)
+            first = next((file.stem for file, _ in self.files if file.is_picture), None)
+            used = set() if first is None else {first, self.key}
+            alone = by_stem.keys() - used
+            sidecars = _sidecars(by_stem.get(first or "", [])) | _sidecars(by_stem.get(self.key, []))
+            found = [TarSample(self.key, _pictures(self.files), sidecars)]
+        passed_over[ALONE] += sum(file.extension in SIDECARS and file.stem in alone for file, _ in self.files)
+        yield from (sample for sample in found if sample.pictures)
 
 
 def _pictures(files: list[tuple[_File, bytes | ImageError]]) -> list[bytes | ImageError]:
@@ -318,3 +322,17 @@ def _sidecars(files: list[tuple[_File, bytes | ImageError]]) -> dict[str, bytes 
             twice = ImageError(f"it has two .{file.extension} files")
             found[file.extension] = twice if file.extension in found else content
     return found
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _count_member(passed_over: Counter[str], member: Member) -> None:
+    """Count a member that belongs to no sample, unless it is a folder or describes the tar itself."""
+    if member.kind == "folder" or META.match(member.name):
+        return
+    if _is_hidden(member.name):
+        passed_over[HIDDEN] += 1
+    else:
+        count_suffix(passed_over, member.name)

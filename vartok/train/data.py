@@ -11,6 +11,7 @@ import itertools
 import posixpath
 import random
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -25,6 +26,7 @@ from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.parallel import map_ordered
 from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place, shorten_path
+from vartok.sources.passed_over import warn_of_members
 from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
@@ -115,6 +117,15 @@ class Pictures:
             raise SourceError("no pictures found: name picture files, tar shards, or folders that hold some")
         names = "\n".join(map(_name, self._files))
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
+        self._members: dict[str, Counter[str]] = {}  # those passed over, by tar
+
+    def warn_of_members(self) -> None:
+        """Warn of the members of the tars read so far that were passed over.
+
+        Warns:
+            VartokWarning: members were passed over.
+        """
+        warn_of_members(sum(list(self._members.values()), Counter()), stacklevel=2)
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
         """Read the validation pictures.
@@ -138,7 +149,7 @@ class Pictures:
             return []
         # Shuffled, as the first files may all come from one folder or one shard.
         files = random.Random(0).sample(self._files, len(self._files))
-        chosen = (sample for sample in _samples(files) if self._is_held_out(sample))
+        chosen = (sample for sample in _samples(files, self._members) if self._is_held_out(sample))
         pixels = (
             found
             for found in map_ordered(read, chosen, workers=workers, limit=2 * workers)
@@ -217,7 +228,9 @@ class Pictures:
 
         order = random.Random(f"{self.seed}/{epoch}")
         files = order.sample(self._files, len(self._files))
-        shuffled: Iterable[Sample] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(_samples(files))
+        shuffled: Iterable[Sample] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(
+            _samples(files, self._members)
+        )
         return (sample for sample in shuffled if not self._is_held_out(sample))
 
     def _is_held_out(self, sample: Sample) -> bool:
@@ -252,20 +265,27 @@ def _name(file: FoundFile) -> str:
     return posixpath.splitext(PurePath(file.name).as_posix())[0]
 
 
-def _samples(files: Iterable[FoundFile]) -> Iterator[Sample]:
-    """Yield a sample for every picture file, and for every picture in a tar shard."""
+def _samples(files: Iterable[FoundFile], members: dict[str, Counter[str]]) -> Iterator[Sample]:
+    """Yield a sample for every picture file, and for every picture in a tar shard.
+
+    Args:
+        files: picture files and tars.
+        members: for each tar, the counts of members that are passed over, by kind; set when it has been read.
+    """
     for file in files:
         if file.kind == "tar":
-            yield from _read_shard(file.place)
+            passed_over = Counter[str]()
+            yield from _read_shard(file.place, passed_over)
+            members[file.place] = passed_over
         else:
             yield Sample(_name(file), file.place if is_url(file.place) else Path(file.place))
 
 
-def _read_shard(place: str) -> Iterator[Sample]:
+def _read_shard(place: str, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield the pictures of a tar shard; if reading fails, the last sample holds the error."""
     try:
         with open_place(place) as stream:
-            for found in read_tar(stream):
+            for found in read_tar(stream, passed_over=passed_over):
                 for picture in found.pictures:
                     yield Sample(found.key, picture)
     except ImageError as error:

@@ -278,6 +278,8 @@ def _train(
             meter, saved_at = Meter(), state.step
 
     save_and_validate()
+    if processes.is_main:
+        pictures.warn_of_members()
     return fraction >= 1
 
 

@@ -10,8 +10,9 @@ from vartok.dataset.formats.base import Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import Encoding, check_regular
 from vartok.errors import DatasetError, one_line, quoted
+from vartok.optional import require
 from vartok.tokens import ImageTokens
 
 __all__ = ["FORMATS", "Format", "ShardWriter", "find_format", "open_writer", "read_shard"]
@@ -25,10 +26,13 @@ def find_format(name: str) -> Format:
 
     Raises:
         DatasetError: there is no such format.
+        VartokError: a package that the format needs is not installed.
     """
     if name not in FORMATS:
         raise DatasetError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(name)}")
-    return FORMATS[name]
+    format = FORMATS[name]
+    require(*format.packages, extra="dataset", purpose=f"{name} shards")
+    return format
 
 
 def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardWriter:
@@ -41,6 +45,7 @@ def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardW
 
     Raises:
         DatasetError: there is no such format.
+        VartokError: a package that the format needs is not installed.
     """
     return find_format(format).open_writer(stream, encoding)
 
@@ -57,9 +62,12 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
         DatasetError: the file is broken or has another format, or its rows do not have this encoding, as far
             as the format records it.
         OSError: the file cannot be read.
+        VartokError: a package that the format needs is not installed.
     """
+    read = find_format(format).read
+    check_regular(path)
     try:
-        yield from find_format(format).read(path, encoding)
+        yield from read(path, encoding)
     except (DatasetError, OSError):
         raise
     except Exception as error:  # Arrow, tarfile and numpy raise many types for broken bytes

@@ -59,6 +59,7 @@ class Format:
         read: function of (path, encoding) that yields the rows of a shard in order. Any exception of it,
             except OSError, means that the shard is broken.
         keeps_pictures: True if its writers store the picture files with the tokens.
+        packages: optional packages that its writers and `read` import.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Format:
     open_writer: Callable[[io.RawIOBase, Encoding], ShardWriter]
     read: Callable[[Path, Encoding], Iterator[ImageTokens]]
     keeps_pictures: bool = False
+    packages: tuple[str, ...] = ()
 
 
 def row_fields(tokens: ImageTokens) -> dict[str, Any]:

@@ -106,4 +106,4 @@ def read_parquet(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
                 yield build_row(fields, flat, encoding)
 
 
-PARQUET = Format("parquet", ".parquet", ParquetWriter, read_parquet)
+PARQUET = Format("parquet", ".parquet", ParquetWriter, read_parquet, packages=("pyarrow",))

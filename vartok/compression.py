@@ -1,13 +1,17 @@
-"""Decompress streams of gzip, bzip2 and xz, in bounded memory."""
+"""Decompress streams of gzip, bzip2, xz and zstd in bounded memory; write files of gzip and zstd."""
 
 from __future__ import annotations
 
 import bz2
+import contextlib
+import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
+
+from vartok.optional import require
 
 CHUNK = 1 << 16
 """Bytes that are read from a compressed stream at once."""
@@ -36,6 +40,9 @@ def decompressed(stream: BinaryIO, head: bytes) -> BinaryIO | None:
         head: first bytes of the stream, already read from it; at least 10, if it has so many.
 
     Reads raise DecompressionError if the data is broken, or if it is a bomb, see `MAX_RATIO`.
+
+    Raises:
+        VartokError: the stream is of zstd, and pyarrow is not installed.
     """
     if head.startswith(b"\x1f\x8b\x08"):
         return io.BufferedReader(_Decompressed(stream, head, _Gzip), CHUNK)
@@ -43,7 +50,45 @@ def decompressed(stream: BinaryIO, head: bytes) -> BinaryIO | None:
         return io.BufferedReader(_Decompressed(stream, head, bz2.BZ2Decompressor), CHUNK)
     if head.startswith((b"\xfd7zXZ", b"\x5d\x00\x00\x80")):
         return io.BufferedReader(_Decompressed(stream, head, _xz), CHUNK)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        check_zstd()
+        return io.BufferedReader(_Zstd(stream, head), CHUNK)
     return None
+
+
+@contextlib.contextmanager
+def compressed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """Yield a stream that compresses what is written to `file`, as the end of its name says.
+
+    Equal data give equal bytes.
+
+    Args:
+        file: an open file. It may be closed at the end of the block.
+        name: its name, which ends in ".gz" or ".zst" if it is to be compressed.
+
+    Raises:
+        VartokError: the name ends in ".zst", and pyarrow is not installed.
+    """
+    if name.lower().endswith(".gz"):
+        with gzip.GzipFile("", "wb", 6, file, mtime=0) as stream:
+            yield stream  # type: ignore[misc]
+    elif name.lower().endswith(".zst"):
+        check_zstd()
+        import pyarrow
+
+        with pyarrow.CompressedOutputStream(pyarrow.PythonFile(file, "w"), "zstd") as stream:
+            yield stream
+    else:
+        yield file
+
+
+def check_zstd() -> None:
+    """Check that zstd can be read and written.
+
+    Raises:
+        VartokError: pyarrow is not installed.
+    """
+    require("pyarrow", extra="dataset", purpose="zstd")
 
 
 def _xz() -> lzma.LZMADecompressor:
@@ -125,3 +170,49 @@ class _Decompressed(io.RawIOBase):
         self._consumed += len(more)
         self._input += more
         return bool(more)
+
+
+class _Counted:
+    """A stream that counts the bytes that are read from it, for Arrow."""
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO, head: bytes) -> None:
+        self._stream, self._head = stream, head
+        self.count = 0
+
+    def read(self, size: int) -> bytes:
+        data, self._head = self._head[:size], self._head[size:]
+        data = data or self._stream.read(size)
+        self.count += len(data)
+        return data
+
+    def close(self) -> None:
+        """Leave the stream open, as it is the caller's."""
+
+
+class _Zstd(io.RawIOBase):
+    """The decompressed bytes of a stream of zstd."""
+
+    def __init__(self, stream: BinaryIO, head: bytes) -> None:
+        import pyarrow
+
+        self._source = _Counted(stream, head)
+        self._produced = 0
+        self._inflated = pyarrow.CompressedInputStream(pyarrow.PythonFile(self._source, "r"), "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data: bytes = self._inflated.read(len(buffer))
+        except OSError as error:
+            if error.errno is not None:  # of the stream
+                raise
+            raise DecompressionError("invalid compressed data, or an unexpected end of it") from error
+        self._produced += len(data)
+        if self._produced > FREE_BYTES + MAX_RATIO * self._source.count:
+            raise DecompressionError(f"its data decompresses to more than {MAX_RATIO:,} times its size")
+        buffer[: len(data)] = data
+        return len(data)

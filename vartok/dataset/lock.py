@@ -1,0 +1,75 @@
+"""The lock of a data set's folder: two runs that would make the same shards do not work at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from vartok.errors import DatasetError, one_line
+from vartok.files import TEMPORARY, fcntl
+
+
+@contextlib.contextmanager
+def run_lock(out: Path, part: tuple[int, int]) -> Iterator[None]:
+    """Lock a data set's folder for one run while the block runs.
+
+    Runs of different parts may work at the same time. The lock of a killed run ends with its process. Where
+    the file system has no locks, nothing keeps two runs apart.
+
+    Args:
+        out: folder of the data set; it exists.
+        part: (i, n), the part of the work that the run does, as for `build`.
+
+    Raises:
+        DatasetError: another run is at work there.
+        OSError: the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        whole = part == (0, 1)
+        stack.enter_context(_locked(out / f"{TEMPORARY}run.tmp", shared=not whole))
+        if not whole:
+            stack.enter_context(_locked(out / f"{TEMPORARY}run-{part[0]}-{part[1]}.tmp"))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file, and remove it at the end unless another run shares it."""
+    if fcntl is None:  # Windows
+        yield
+        return
+    while True:
+        with open(path, "a+b") as file:  # for writing: NFS locks a file exclusively only then
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise _busy(path, file.read(200)) from None
+            except OSError:  # a file system without locks
+                path.unlink(missing_ok=True)
+                yield
+                return
+            if not os.fstat(file.fileno()).st_nlink:  # another run has ended, and removed it
+                continue
+            if not shared:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+                file.flush()
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+            return
+
+
+def _busy(path: Path, owner: bytes) -> DatasetError:
+    who = one_line(owner.decode(errors="replace"))
+    return DatasetError(
+        f"another run is at work in {path.parent}" + f": {who}" * bool(who),
+        hint="wait until it has ended; runs share a folder only if each has its own `shard`",
+    )

@@ -19,6 +19,7 @@ from .options import (
     ModelOptions,
     OutputOption,
     PictureFormat,
+    RowOptions,
     WorkOptions,
     WriteOptions,
 )
@@ -60,11 +61,12 @@ class DecodeOptions:
 def decode(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
+        typer.Argument(metavar="INPUT", help="Token files, arrays (.npy), data sets, folders (-r), or -."),
     ] = None,
     output: OutputOption = None,
     *,
     pictures: DecodeOptions,
+    rows: RowOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -75,13 +77,16 @@ def decode(
     """Turn tokens into pictures.
 
     img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR. Pictures of a
-    JSONL file or of stdin are named by the source that is stored with their tokens.
+    JSONL file or of stdin are named by the source that is stored with their tokens, those of a
+    data set by their keys, and those of an array [B, L] by their row.
 
     Examples:
       vartok decode img.tokens.npz
       vartok decode img.tokens.npz --scales 4 -o coarse.png
       vartok decode img.tokens.npz --strip
       vartok decode all.jsonl -o pictures --format webp
+      vartok decode DATASET -o pictures --limit 8
+      vartok decode samples.npy -o pictures
     """
     from vartok.operations import decode_files
 
@@ -93,6 +98,7 @@ def decode(
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
         **dataclasses.asdict(pictures),
+        **rows.arguments(),
         **write.arguments(),
         **dataclasses.asdict(work),
     )

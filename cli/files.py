@@ -71,17 +71,39 @@ def parse_output(output: str | None, inputs: list[str | BinaryIO], *, binary: st
     return sys.stdout.buffer
 
 
-def _read_list(source: str, null: bool) -> list[str]:
+def parse_keys(values: list[str] | None) -> list[str] | None:
+    """Return the keys that --keys names; None without the option.
+
+    Args:
+        values: keys, divided by commas, or the name of a list of keys (.txt), for each use of the option.
+
+    Raises:
+        typer.BadParameter: a key is empty, or a list is not text.
+        OSError: a list cannot be read.
+    """
+    from vartok.sources import LISTS
+
+    if values is None:
+        return None
+    keys: list[str] = []
+    for value in values:
+        keys += _read_list(value, False, "--keys") if value.lower().endswith(LISTS) else value.split(",")
+    if "" in keys:
+        raise typer.BadParameter("a key in --keys is empty")
+    return keys
+
+
+def _read_list(source: str, null: bool, option: str = "--files-from") -> list[str]:
     from vartok.sources.lists import parse_list
 
     if not source:
-        raise typer.BadParameter("the name in --files-from is empty")
+        raise typer.BadParameter(f"the name in {option} is empty")
     with named_errors("<stdin>" if source == STDIO else source):
         data = sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     try:
         names = parse_list(data, null=null)
     except SourceError as error:
-        raise typer.BadParameter(f"--files-from {printable(source)}: {error}") from None
+        raise typer.BadParameter(f"{option} {printable(source)}: {error}") from None
     if not null and any("\0" in name for name in names):
-        raise typer.BadParameter(f"--files-from {printable(source)}: its names end in NUL, so use -0")
+        raise typer.BadParameter(f"{option} {printable(source)}: its names end in NUL, so use -0")
     return names

@@ -1,10 +1,11 @@
-"""`vartok inspect`: shows the contents of token files."""
+"""`vartok inspect`: shows the contents of token files, arrays of tokens and data sets."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,10 +14,14 @@ from vartok.errors import VartokError, counted, printable
 from .command import command
 from .files import parse_inputs
 from .messages import print_result
-from .options import DebugOption, InputOptions, JsonOption
+from .options import DebugOption, InputOptions, JsonOption, RowOptions
 from .report import Report
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vartok.operations import FlatSchedules, Input
+    from vartok.token_sources import Found
     from vartok.tokens import ImageTokens
 
 SHOWN_INDICES = 8
@@ -27,66 +32,114 @@ SHOWN_INDICES = 8
 def inspect(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Token files, folders (-r), or - for stdin."),
+        typer.Argument(metavar="INPUT", help="Token files, arrays (.npy), data sets, folders (-r), or -."),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search folders for token files.")
+        bool, typer.Option("--recursive", "-r", help="Search folders for token files and data sets.")
     ] = False,
+    *,
+    rows: RowOptions,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show the contents of token files.
+    """Show the contents of token files, arrays of tokens and data sets.
 
     For each image, print its source, its checkpoint, and the grid and first indices of every scale.
+    An array (.npy) states no checkpoint; its grids are those of --schedule, by default VAR's.
 
     Examples:
       vartok inspect img.tokens.npz
       vartok inspect all.jsonl --json | jq .image.source
+      vartok inspect DATASET --limit 1
     """
-    from vartok.operations import find_inputs, read_input
+    from vartok.operations import FlatSchedules, RowSelection, find_inputs
     from vartok.operations.inputs import TOKENS
 
+    selected = rows.arguments()
+    schedules = FlatSchedules(selected["schedule"])
+    selection = RowSelection(selected["keys"], selected["limit"])
     files = find_inputs(parse_inputs(inputs, InputOptions()), TOKENS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
-    for item in files:
-        for tokens in read_input(item):
-            if isinstance(tokens, VartokError):
-                report.fail(str(item), tokens)
-                continue
-            if as_json:
-                print_result(json.dumps({"file": str(item), **_summary(tokens)}))
-            else:
-                print_result(_describe(str(item), tokens))
-            report.done += 1
+    for item, row in selection.read(files, schedules):
+        name = str(item)
+        try:
+            shown = _Shown.of(item, row.tokens, schedules)
+        except VartokError as error:
+            report.fail(name, error)
+            continue
+        print_result(json.dumps({"file": name, **shown.summary()}) if as_json else shown.describe(name))
+        report.done += 1
+    schedules.warn_if_unused()
     report.finish()
 
 
-def _summary(tokens: ImageTokens) -> dict[str, Any]:
-    return {
-        "model": dataclasses.asdict(tokens.model),
-        "image": dataclasses.asdict(tokens.image),
-        "schedule": tokens.schedule,
-        "tokens": sum(scale.size for scale in tokens.scales),
-        "first": [scale.ravel()[:SHOWN_INDICES].tolist() for scale in tokens.scales],
-    }
+class _Shown(NamedTuple):
+    """What is shown of an image.
+
+    Attributes:
+        source: name of the image.
+        tokens: its tokens with their metadata; None for those of an array.
+        scales: K arrays, coarse to fine; array k is [h_k, w_k].
+    """
+
+    source: str
+    tokens: ImageTokens | None
+    scales: Sequence[NDArray[Any]]
+
+    @classmethod
+    def of(cls, item: Input, tokens: Found, schedules: FlatSchedules) -> _Shown:
+        """Return what is shown of an image.
+
+        Raises:
+            VartokError: `tokens` is an error, or their number fits no schedule.
+        """
+        from vartok.tokens import ImageTokens, split_tokens
+
+        if isinstance(tokens, VartokError):
+            raise tokens
+        if isinstance(tokens, ImageTokens):
+            return cls(tokens.image.source, tokens, tokens.scales)
+        source = item.source if tokens.key is None else tokens.key
+        return cls(source, None, split_tokens(tokens.tokens, schedules.find(tokens)))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the object that --json prints."""
+        tokens = self.tokens
+        label = {} if tokens is None or tokens.label is None else {"label": tokens.label}
+        return {
+            "model": tokens and dataclasses.asdict(tokens.model),
+            "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
+            **label,
+            "schedule": [scale.shape for scale in self.scales],
+            "tokens": sum(scale.size for scale in self.scales),
+            "first": [scale.ravel()[:SHOWN_INDICES].tolist() for scale in self.scales],
+        }
+
+    def describe(self, name: str) -> str:
+        """Return the text that is printed."""
+        total = sum(scale.size for scale in self.scales)
+        lines = [name, *_describe_metadata(self.source, self.tokens)]
+        lines.append(f"  tokens      {total:,} in {counted(len(self.scales), 'scale')}")
+        for k, scale in enumerate(self.scales):
+            first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
+            more = " ..." if scale.size > SHOWN_INDICES else ""
+            lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
+        return "\n".join(lines)
 
 
-def _describe(name: str, tokens: ImageTokens) -> str:
+def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
+    """Return the lines of a picture and its checkpoint."""
+    if tokens is None:
+        return [f"  picture     {printable(source)}", "  checkpoint  not stated"]
     image, model = tokens.image, tokens.model
     height, width = image.size
     zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
     where = f"{printable(image.dtype)} on {printable(image.device)}"
     identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
-    total = sum(scale.size for scale in tokens.scales)
-    lines = [
-        name,
-        f"  picture     {printable(image.source)}, {image.width} x {image.height} pixels",
+    label = [] if tokens.label is None else [f"  label       {tokens.label}"]
+    return [
+        f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
+        *label,
         f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}",
         f"  checkpoint  {printable(model.name)}, {identity}",
-        f"  tokens      {total:,} in {counted(len(tokens.scales), 'scale')}",
     ]
-    for k, scale in enumerate(tokens.scales):
-        first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
-        more = " ..." if scale.size > SHOWN_INDICES else ""
-        lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
-    return "\n".join(lines)

@@ -20,6 +20,7 @@ from .options import (
     DeviceOption,
     ForceOption,
     JsonOption,
+    RowOptions,
     WeightsOption,
     load_tokenizer,
     output_path,
@@ -42,11 +43,16 @@ MAX_BARS = 64
 def inspect_codebook(
     tokens: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TOKENS", help="Token files, folders and data sets for --usage; - for stdin."),
+        typer.Argument(
+            metavar="TOKENS",
+            help="Token files, arrays (.npy), folders, data sets for --usage; - for stdin.",
+        ),
     ] = None,
     usage: Annotated[
         bool, typer.Option("--usage", help="Show how the scales of TOKENS use the codes.")
     ] = False,
+    *,
+    rows: RowOptions,
     atlas: Annotated[
         Path | None,
         typer.Option(
@@ -78,13 +84,16 @@ def inspect_codebook(
         raise typer.BadParameter("--usage needs TOKENS: name token files, folders or data sets")
     if "" in named:
         raise typer.BadParameter("the name of a token file is empty")
+    selected = rows.arguments()
+    if not named and any(value is not None for value in selected.values()):
+        raise typer.BadParameter("--keys, --limit and --schedule need --usage")
     _check_atlas(atlas, force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
-    used = _count_usage(named, tokenizer, report) if named else None
+    used = _count_usage(named, tokenizer, report, selected) if named else None
     if as_json:
         print_result(json.dumps(_as_json(tokenizer, codebook, used)))
     else:
@@ -116,7 +125,9 @@ def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
     write_bytes(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
 
 
-def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> TokenUsage:
+def _count_usage(
+    names: list[str], tokenizer: Tokenizer, report: Report, selected: dict[str, Any]
+) -> TokenUsage:
     """Return the usage of the codes by token files; files that cannot be counted are failures of `report`.
 
     Raises:
@@ -132,9 +143,8 @@ def _count_usage(names: list[str], tokenizer: Tokenizer, report: Report) -> Toke
             report.fail(printable(name), error)
 
     try:
-        return count_usage(
-            [sys.stdin.buffer if name == "-" else name for name in names], tokenizer, progress=tell
-        )
+        sources = [sys.stdin.buffer if name == "-" else name for name in names]
+        return count_usage(sources, tokenizer, **selected, progress=tell)
     except VartokError:
         report.finish()  # exits if a failure was printed: it explains why there are no tokens
         raise

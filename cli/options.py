@@ -197,6 +197,43 @@ class InputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """Options that select rows of tokens, and tell what arrays do not say."""
+
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keys",
+            metavar="KEY,...",
+            help="Take only the rows of these keys; a name in .txt is a list of keys, one per line.",
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Take only the first N rows of all inputs."),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w); default: the checkpoint's, "
+            "for as many tokens.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as keyword arguments of `decode_files` and `count_usage`.
+
+        Raises:
+            typer.BadParameter: a key is empty, or the list of keys is not text.
+            OSError: the list of keys cannot be read.
+        """
+        from .files import parse_keys
+
+        return {"keys": parse_keys(self.keys), "limit": self.limit, "schedule": self.schedule}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureOptions:
     """Options for reading pictures and for the grids of their tokens."""
 

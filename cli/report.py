@@ -40,8 +40,8 @@ MAX_LINES = 3
 class Report:
     """Counts successes, failures and skipped inputs, reports them on stderr, and sets the exit code.
 
-    A failure is a line. But if all inputs fail alike, or outputs that exist differ alike from what was asked,
-    the first is named and the others are counted.
+    A failure is a line. But if all inputs that are not skipped fail alike, or outputs that exist differ alike
+    from what was asked, the first is named and the others are counted.
 
     Args:
         total: number of inputs; None if unknown. For a single input, `succeed` prints its result.
@@ -125,7 +125,7 @@ class Report:
                 self._display.say(
                     f"{count - 1:,} more that exist are kept for the same reason: {difference}", error=True
                 )
-        if self._alike and len(self._alike) > MAX_LINES:
+        if self._alike and len(self._alike) > MAX_LINES and not self.done:
             self._display.say(f"{len(self._alike):,} others failed for the same reason", error=True)
         else:
             self._name_alike()

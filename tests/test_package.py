@@ -28,10 +28,13 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "fingerprint", "lazy", "optional", "schedule", "stopping"],
+    ["files", "fingerprint", "lazy", "npy", "optional", "schedule", "stopping"],
     ["compression", "config", "codebook", "images", "metadata"],
     ["tokens"],
-    ["token_files", "sources", "inputs", "models.layers", "models.packed_conv"],
+    ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
+    ["dataset.schema"],
+    ["dataset.formats"],
+    ["token_sources"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],

@@ -9,12 +9,13 @@ from conftest import Vartok, photo
 from noise import SMALL, tokenizer
 
 import vartok
+from vartok.dataset.schema import is_dataset
 from vartok.errors import TokenFileError, TokensError, VartokError
 from vartok.images import to_tensor
 from vartok.metadata import ImageInfo
 from vartok.token_files import dump_json, dump_npz
 from vartok.tokens import ImageTokens
-from vartok.usage import TokenUsage, count_usage, is_dataset
+from vartok.usage import TokenUsage, count_usage
 
 
 @pytest.fixture(scope="module")

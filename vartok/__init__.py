@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vartok.operations.decode import decode_file, decode_files
     from vartok.operations.encode import encode_file, encode_files
     from vartok.operations.outputs import FileResult
-    from vartok.token_files import load_tokens, read_tokens
+    from vartok.token_sources import load_tokens, read_tokens
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens, TokenMaps
 
@@ -116,8 +116,8 @@ __getattr__ = lazy_names(
         "load": "loading",
         "ImageTokens": "tokens",
         "TokenMaps": "tokens",
-        "load_tokens": "token_files",
-        "read_tokens": "token_files",
+        "load_tokens": "token_sources",
+        "read_tokens": "token_sources",
         **{name: name for name in SUBMODULES},
     },
 )

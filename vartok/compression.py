@@ -76,7 +76,7 @@ def compressed(file: BinaryIO, name: str) -> Iterator[BinaryIO]:
         check_zstd()
         import pyarrow
 
-        with pyarrow.CompressedOutputStream(pyarrow.PythonFile(file, "w"), "zstd") as stream:
+        with pyarrow.CompressedOutputStream(pyarrow.PythonFile(_Flushed(file), "w"), "zstd") as stream:
             yield stream
     else:
         yield file
@@ -170,6 +170,22 @@ class _Decompressed(io.RawIOBase):
         self._consumed += len(more)
         self._input += more
         return bool(more)
+
+
+class _Flushed:
+    """A file that is flushed after every write, for Arrow, which does not pass its own flush on."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leave the file open, as it is the caller's."""
 
 
 class _Counted:

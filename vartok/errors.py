@@ -87,8 +87,10 @@ class VartokWarning(UserWarning):
 
 def one_line(text: object, limit: int = 120) -> str:
     """Return `text` as one line for a message: printable, and of at most `limit` characters."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+    whole = str(text)
+    head = whole[: 10 * limit]  # a value in a file may have millions of characters
+    line = " ".join("".join(char if char.isprintable() else " " for char in head).split())
+    return line if len(line) <= limit and head == whole else f"{line[: limit - 3]}..."
 
 
 def quoted(value: object) -> str:

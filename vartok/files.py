@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,21 @@ def os_error_reason(error: Exception) -> str:
         return REASONS[error.errno]
     text = one_line(getattr(error, "strerror", None) or error) or type(error).__name__
     return text[:1].lower() + text[1:] if isinstance(error, OSError) and error.strerror else text
+
+
+def check_regular(path: str | Path) -> None:
+    """Check that a path is a regular file, before it is opened: a pipe may never open, a device never end.
+
+    Raises:
+        OSError: the path does not exist, cannot be accessed, or is a folder, a pipe, a socket or a device.
+        ValueError: the path holds a NUL.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file: save its data in a file first", str(path))
 
 
 @contextlib.contextmanager

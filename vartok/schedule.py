@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -104,6 +105,24 @@ def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
         return max(1, round(h * height / last_h)), max(1, round(w * width / last_w))
 
     return (*(stretched(h, w) for h, w in schedule[:-1]), grid)
+
+
+def schedule_of_length(schedule: Schedule, tokens: int) -> Schedule | None:
+    """Return the schedule, stretched to a latent of another size, that has this number of tokens.
+
+    Args:
+        schedule: (h, w) of every scale.
+        tokens: number of tokens of a picture.
+
+    Returns:
+        `schedule` itself, or what `adapt_schedule` makes of it for a square latent; None if no size fits.
+    """
+    if token_count(schedule) == tokens:
+        return schedule
+    sides = range(1, MAX_SIDE + 1)
+    side = bisect.bisect_left(sides, tokens, key=lambda n: token_count(adapt_schedule(schedule, (n, n)))) + 1
+    found = adapt_schedule(schedule, (side, side))
+    return found if token_count(found) == tokens and side <= MAX_SIDE else None
 
 
 def token_count(schedule: Iterable[Grid]) -> int:

@@ -25,6 +25,7 @@ from vartok.compression import DecompressionError, decompressed
 from vartok.errors import TokenFileError, TokensError, VartokError, quoted
 from vartok.files import os_error_reason, write_bytes
 from vartok.metadata import ImageInfo, ModelInfo
+from vartok.npy import read_npy_header
 from vartok.schedule import Schedule
 from vartok.tokens import ImageTokens, check_token_schedule
 
@@ -40,8 +41,6 @@ MAX_BYTES = 40 << 20
 
 MAX_META = 1 << 20  # bytes of meta.npy, 4 a character: fits five texts of 4,096 characters, escaped by 12
 MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
-
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 _Info = TypeVar("_Info", ModelInfo, ImageInfo)
 
@@ -64,39 +63,6 @@ def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = Fals
     else:
         raise TokenFileError(f"{path}: the name of a token file must end in .npz, .json or .jsonl")
     write_bytes(Path(path), data, overwrite=overwrite)
-
-
-def load_tokens(path: str | Path) -> ImageTokens:
-    """Read a token file of one image.
-
-    Raises:
-        TokenFileError: the file cannot be read, or holds no image or several; the message names the file.
-    """
-    images = list(itertools.islice(read_tokens(path), 2))
-    if len(images) != 1:
-        number = "several images" if images else "no image"
-        raise TokenFileError(f"{path}: holds {number}, not one", hint="read the file with read_tokens")
-    return images[0]
-
-
-def read_tokens(file: str | Path | BinaryIO) -> Iterator[ImageTokens]:
-    """Read the images of a token file, one at a time, in any of the formats; see `iter_tokens`.
-
-    Args:
-        file: a path, or a buffered binary stream.
-
-    Raises:
-        TokenFileError: an image cannot be read; the message names the file if it was given by path.
-    """
-    name = f"{file}: " if isinstance(file, str | Path) else ""
-    try:
-        with open(file, "rb") if isinstance(file, str | Path) else contextlib.nullcontext(file) as stream:
-            for item in iter_tokens(stream):
-                if isinstance(item, TokenFileError):
-                    raise TokenFileError(f"{name}{item}", hint=item.hint)
-                yield item
-    except OSError as error:
-        raise TokenFileError(f"{name}{os_error_reason(error)}") from None
 
 
 def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
@@ -241,7 +207,7 @@ def _parts(
     Raises:
         TokenFileError: compressed data cannot be read, or not to its end.
     """
-    lines = _lines(file)
+    lines = read_lines(file)
     first = next(lines, (1, b""))
     if inflate and (inner := _decompressed(file, first[1])):
         try:
@@ -273,8 +239,11 @@ def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO | None:
         raise TokenFileError(str(error), hint=error.hint) from None
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of every line that is not blank; a line is cut after `MAX_BYTES` + 1 bytes."""
+def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, from 1, and the bytes of every line that is not blank.
+
+    A line of more than `MAX_BYTES` is cut after `MAX_BYTES` + 1 bytes, and `parse_json` refuses it.
+    """
     for number in itertools.count(1):
         line = file.readline(MAX_BYTES + 1)
         if not line:
@@ -419,8 +388,8 @@ def _read_entry(
         if len(npy) != entry.file_size:
             raise EOFError
         stream = io.BytesIO(npy)
-        found, fortran_order, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-    except Exception:  # struct.error, zlib.error, EOFError, NotImplementedError, tokenize.TokenError, ...
+        found, fortran_order, dtype = read_npy_header(stream)
+    except Exception:  # struct.error, zlib.error, EOFError, NotImplementedError, ...
         raise TokenFileError(f"{name} is damaged, or not an npy array") from None
     if dtype.kind not in kinds:
         wanted = "text" if kinds == "U" else "integers"

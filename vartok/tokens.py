@@ -116,7 +116,7 @@ class TokenMaps:
         rows = self.flatten().cpu().numpy()  # one transfer from the GPU
         schedule = self.schedule
         return [
-            ImageTokens(_split(flat, schedule), model, image)
+            ImageTokens(split_tokens(flat, schedule), model, image)
             for flat, image in zip(rows, images, strict=True)
         ]
 
@@ -175,7 +175,7 @@ class ImageTokens:
                 _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
         flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
         flat.flags.writeable = False
-        object.__setattr__(self, "scales", _split(flat, schedule))
+        object.__setattr__(self, "scales", split_tokens(flat, schedule))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageTokens):
@@ -228,7 +228,7 @@ class ImageTokens:
             raise TokensError(
                 f"tokens of shape {list(flat.shape)}, but the schedule has {token_count(schedule)} cells"
             )
-        return cls(_split(flat, schedule), model, image)
+        return cls(split_tokens(flat, schedule), model, image)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a token file, whole or not at all; folders above it are made.
@@ -291,7 +291,7 @@ def check_token_schedule(value: object) -> Schedule:
 _checked_schedule = functools.lru_cache(maxsize=64)(check_token_schedule)
 
 
-def _split(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:
+def split_tokens(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:
     """Split [L] tokens into K views; view k is [h_k, w_k]."""
     scales, start = [], 0
     for h, w in schedule:

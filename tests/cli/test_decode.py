@@ -150,3 +150,15 @@ def test_a_json_file_of_several_images(vartok: Vartok, here: Path) -> None:
     result = vartok("decode", "all.json", code=3)
     assert "a token file of several images needs the suffix .jsonl" in result.stderr
     assert names(here) == ["a.png", "all.decoded.png", "all.json", "b.png"]
+
+
+def test_keys_select_among_token_files(vartok: Vartok, here: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(here / name)
+        vartok("encode", name, *QUICK)
+    (here / "b.decoded.png").touch()
+    vartok("decode", "a.tokens.npz", "b.tokens.npz", "--keys", "a.png")
+    assert (here / "a.decoded.png").exists()
+    for wrong in ("a.png,", ""):
+        assert "a key in --keys is empty" in vartok("decode", "a.tokens.npz", "--keys", wrong, code=2).stderr
+    assert "keys.txt: no such file" in vartok("decode", "a.tokens.npz", "--keys", "keys.txt", code=1).stderr

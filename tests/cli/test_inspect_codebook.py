@@ -133,6 +133,10 @@ def test_atlas_shows_every_code_once(vartok: Vartok, here: Path) -> None:
     assert steps < 0.6 * np.abs(np.diff(shuffled, axis=1)).mean()  # neighbours look alike
 
 
+def test_options_of_rows_need_rows(vartok: Vartok) -> None:
+    assert "need --usage" in vartok("inspect-codebook", "--limit", "3", code=2).stderr
+
+
 def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
     (here / "atlas.png").write_bytes(b"mine")
     result = vartok("inspect-codebook", "--atlas", "atlas.png", code=1)

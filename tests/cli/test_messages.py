@@ -257,6 +257,8 @@ def test_full_disk(vartok: Vartok, here: Path) -> None:
         results = {
             "cannot write x.npz": vartok("encode", "img.png", "-o", "x.npz", code=1),
             "x.jsonl": vartok("encode", "img.png", "-o", "x.jsonl", code=1),
+            "x.jsonl.gz": vartok("encode", "img.png", "-o", "x.jsonl.gz", code=1),
+            "x.jsonl.zst": vartok("encode", "img.png", "-o", "x.jsonl.zst", code=1),
             "cannot write x.png": vartok("decode", "img.npz", "-o", "x.png", code=1),
             "x.safetensors": vartok("convert", shipped_checkpoint(), "x.safetensors", code=1),
         }

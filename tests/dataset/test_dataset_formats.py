@@ -19,7 +19,7 @@ from vartok.dataset.schema import Encoding
 from vartok.dataset.write import HashedFile
 from vartok.errors import DatasetError
 from vartok.schedule import token_count
-from vartok.token_files import read_tokens
+from vartok.token_sources import read_tokens
 from vartok.tokens import ImageTokens
 
 pytest_plugins = ["dataset_cases"]

@@ -17,7 +17,8 @@ from vartok import files
 from vartok.checkpoints import read_summary
 from vartok.errors import OutputExistsError
 from vartok.operations import encode
-from vartok.token_files import dump_json, load_tokens
+from vartok.token_files import dump_json
+from vartok.token_sources import load_tokens
 
 
 @pytest.fixture
@@ -157,6 +158,11 @@ def test_failures_of_one_reason_are_counted(vartok: Vartok, here: Path) -> None:
     assert alike[1] == "vartok: 5 others failed for the same reason"
     save(here / "in/9.png", 64, 64)
     assert len(vartok("encode", "-r", "in", *QUICK, code=3).stderr.splitlines()) == 7
+    (here / "9.tokens.npz").write_bytes((here / "in/9.tokens.npz").read_bytes())
+    for number in range(6):
+        (here / f"{number}.tokens.npz").write_bytes(b"no tokens")
+    named = vartok("inspect", *(f"{number}.tokens.npz" for number in (0, 1, 2, 3, 4, 5, 9)), code=3).stderr
+    assert len(named.splitlines()) == 6
 
 
 def test_pictures_of_one_name_in_a_jsonl_are_all_decoded(vartok: Vartok, here: Path) -> None:

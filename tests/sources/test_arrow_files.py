@@ -12,7 +12,7 @@ from pyarrow import ipc
 from source_cases import samples_of
 
 from vartok.errors import ImageError
-from vartok.sources import arrow_files
+from vartok.sources import arrow_messages
 
 TABLE = pa.table(
     {
@@ -56,6 +56,34 @@ def test_arrow_files_and_streams_are_read_as_parquet_is(
 def test_a_parquet_file_may_have_the_name_of_an_arrow_file(tmp_path: Path) -> None:
     pa.parquet.write_table(TABLE, tmp_path / "t.arrow")
     assert len(samples_of(tmp_path / "t.arrow")) == 20
+
+
+def test_the_footer_of_a_file_tells_where_its_batches_are(tmp_path: Path) -> None:
+    """The schema at the beginning may lack its length, as in files that Polars writes."""
+    for table in (TABLE, TABLE.slice(0, 0)):
+        path = write(tmp_path / "t.arrow", table, stream=False)
+        data = path.read_bytes()
+        path.write_bytes(data[:8] + bytes(8) + data[16:])
+        assert [sample.picture for sample in samples_of(path)] == table["image"].to_pylist()
+        path.write_bytes(data[:8] + bytes(8) + data[16:-9])
+        (failed,) = samples_of(path)
+        assert str(failed.picture) == "is cut off: it has no footer"
+
+
+def test_a_footer_cannot_multiply_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    table = TABLE.select(["image", "big"])
+    with ipc.new_file(str(path), table.schema) as writer:
+        for rows in (table[:15], table[15:16], table[16:]):
+            writer.write_table(rows)
+    data = path.read_bytes()
+    end = len(data) - 10 - struct.unpack_from("<i", data, len(data) - 10)[0]
+    footer = data[end:]
+    first, _ = arrow_messages._FlatTable(footer, struct.unpack_from("<I", footer)[0]).vector(3)
+    path.write_bytes(data[: end + first] + 2 * footer[first : first + 24] + footer[first + 48 :])
+    *found, failed = samples_of(path)
+    assert len(found) == 15
+    assert str(failed.picture) == "is damaged: its footer lists a batch more than once"
 
 
 def joined(data: bytes) -> bytes:
@@ -108,7 +136,7 @@ def test_sizes_are_checked_before_memory_is_taken(
     table = pa.table({"image": [b"1", b"2"], "caption": column})
     path = write(tmp_path / "t.arrow", table, compression="zstd")
     assert [sample.picture for sample in samples_of(path)] == [b"1", b"2"]
-    monkeypatch.setattr(arrow_files, "MAX_BATCH", 150_000)
+    monkeypatch.setattr(arrow_messages, "MAX_BATCH", 150_000)
     (failed,) = samples_of(path)
     assert str(failed.picture) == "holds a batch of 0.0 GB, more than the 0.0 GB read at once"
     claimed = struct.pack("<q", 200_000)  # the size that stands before the compressed bytes
@@ -128,7 +156,7 @@ def test_an_arrow_file_at_a_url_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     system = fsspec.filesystem("memory")
     system.pipe("/arrow/t.arrow", data)
     assert len(samples_of("memory://arrow/t.arrow")) == 20
-    monkeypatch.setattr(arrow_files, "MAX_BATCH", 10_000)
+    monkeypatch.setattr(arrow_messages, "MAX_BATCH", 10_000)
     (failed,) = samples_of("memory://arrow/t.arrow")
     assert "holds a batch of" in str(failed.picture)
     system.rm("/arrow", recursive=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.resources
-import os
-import stat
 from pathlib import Path
 
 from vartok.errors import CheckpointError, printable
-from vartok.files import os_error_reason
+from vartok.files import check_regular, os_error_reason
 
 RUN_WEIGHTS = "weights.safetensors"
 """Name of the checkpoint in the folder of a training run."""
@@ -53,21 +50,6 @@ def find_checkpoint(weights: str | Path | None) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
     return path
-
-
-def check_regular(path: str | Path) -> None:
-    """Check that a path is a regular file, before it is opened: a pipe may never open, a device never end.
-
-    Raises:
-        OSError: the path does not exist, cannot be accessed, or is a folder, a pipe, a socket or a device.
-        ValueError: the path holds a NUL.
-    """
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise OSError(errno.EINVAL, f"it is {kind}, not a file: save its data in a file first", str(path))
 
 
 def file_sha256(path: str | Path) -> str:

@@ -13,10 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vartok.checkpoints.known import check_regular
 from vartok.checkpoints.summary import CODEBOOK
 from vartok.errors import CheckpointError, one_line, quoted
-from vartok.files import os_error_reason
+from vartok.files import check_regular, os_error_reason
 
 MAX_TENSORS = 100_000
 """Largest number of tensors in a file."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
-from vartok.files import atomic_write, os_error_reason
+from vartok.files import atomic_write, check_regular, os_error_reason
 from vartok.metadata import ImageInfo, ModelInfo
-from vartok.schedule import Schedule, check_schedule
+from vartok.schedule import Schedule
+from vartok.tokens import check_token_schedule
 
 FORMAT = "vartok.dataset"
 VERSION = 1
@@ -31,6 +31,9 @@ DATA = "data"
 STATS = "stats"
 FAILED = "failed.jsonl"
 README = "README.md"
+
+MAX_DESCRIPTION = 1 << 26
+"""Size limit in bytes of dataset.json; it has about 200 bytes for each shard."""
 
 OPTIONAL_COLUMNS = ("label", "caption", "metadata")
 """Columns of a row that sources may provide; they are also attributes of `ImageTokens`."""
@@ -81,7 +84,7 @@ class Encoding:
         image = document["image"]
         return cls(
             model=ModelInfo(**document["model"]),
-            schedule=check_schedule(tuple((h, w) for h, w in document["schedule"])),
+            schedule=check_token_schedule(tuple((h, w) for h, w in document["schedule"])),
             size=tuple(image["size"]),
             fit=image["fit"],
             zoom=image["zoom"],
@@ -118,6 +121,18 @@ def shard_name(index: int, part: int) -> str:
     return f"{index:05d}-{part:04d}"
 
 
+def is_dataset(folder: str | Path) -> bool:
+    """Return whether a folder holds a data set, even an incomplete or broken one."""
+    path = Path(folder, DATASET)
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(1000)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
 def read_description(out: Path) -> dict[str, Any]:
     """Return the parsed dataset.json; only its format and version are checked.
 
@@ -127,6 +142,8 @@ def read_description(out: Path) -> dict[str, Any]:
     path = out / DATASET
     try:
         check_regular(path)
+        if path.stat().st_size > MAX_DESCRIPTION:
+            raise DatasetError(f"{path} is larger than {MAX_DESCRIPTION >> 20} MiB")
         description = json.loads(path.read_bytes())
     except DatasetError as error:
         raise DatasetError(f"{path} {error}") from None
@@ -176,17 +193,6 @@ def open_dataset(out: Path) -> tuple[dict[str, Any], Encoding]:
     except (VartokError, TypeError, ValueError) as error:
         raise DatasetError(f"{out / DATASET} is broken: {one_line(error)}", hint=hint) from None
     return description, encoding
-
-
-def check_regular(path: Path) -> None:
-    """Check that a file of a data set is a regular one: reading a pipe or a device might never end.
-
-    Raises:
-        DatasetError: it is another kind of file, or a folder.
-        OSError: it does not exist, or its folder cannot be read.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise DatasetError("is not a regular file")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vartok.dataset.schema import STATS, check_regular, shard_name
+from vartok.dataset.schema import STATS, shard_name
 from vartok.errors import DatasetError
+from vartok.files import check_regular, os_error_reason
 
 OPTIONAL_COUNTS = ("not_carried", "passed_over")
 """Attributes of `ShardStats` that are not written if they are empty."""
@@ -129,4 +130,6 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
                     found[shard] = ShardStats.from_json(path.read_text(errors="replace"))
             except DatasetError as error:
                 found[shard] = error
+            except OSError as error:
+                found[shard] = DatasetError(f"cannot be read: {os_error_reason(error)}")
     return dict(sorted(found.items()))

@@ -17,13 +17,12 @@ from vartok.dataset.schema import (
     FAILED,
     STATS,
     Encoding,
-    check_regular,
     open_dataset,
     shard_name,
 )
 from vartok.dataset.stats import ShardStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
-from vartok.files import os_error_reason
+from vartok.files import check_regular, os_error_reason
 
 MAX_NAMED_KEYS = 5
 """Largest number of duplicate keys that `verify` names; it only counts the others."""

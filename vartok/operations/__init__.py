@@ -1,9 +1,10 @@
 """Encode and decode files, with the parts that evaluation and data sets share: inputs, settings, streams."""
 
-from vartok.operations.decode import check_model, decode_file, decode_files, read_input
+from vartok.operations.decode import check_model, decode_file, decode_files
 from vartok.operations.encode import encode_file, encode_files
 from vartok.operations.inputs import Input, find_inputs
 from vartok.operations.outputs import FileResult, FileResults
+from vartok.operations.rows import FlatSchedules, RowSelection
 from vartok.operations.settings import (
     default_batch_size,
     default_workers,
@@ -25,8 +26,10 @@ __all__ = [
     "MAX_TOKENS",
     "FileResult",
     "FileResults",
+    "FlatSchedules",
     "Input",
     "PictureSource",
+    "RowSelection",
     "check_model",
     "decode_file",
     "decode_files",
@@ -40,6 +43,5 @@ __all__ = [
     "make_fit",
     "make_schedule",
     "parse_size",
-    "read_input",
     "resolve_fit",
 ]

@@ -1,4 +1,4 @@
-"""Decode token files: the functions behind `vartok decode`."""
+"""Decode token files, arrays of tokens and data sets: the functions behind `vartok decode`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from vartok import images
-from vartok.errors import ImageError, StorageError, TokenFileError, VartokError
-from vartok.files import os_error_reason, write_bytes
+from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileError, VartokError, printable
+from vartok.files import write_bytes
+from vartok.flat_tokens import FlatTokens
 from vartok.operations.existing import PictureComparison
-from vartok.operations.inputs import TOKENS, Input, Source, check_path, find_inputs, name_file
+from vartok.operations.inputs import TOKENS, Source, check_path, find_inputs, name_file
 from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
@@ -26,22 +27,25 @@ from vartok.operations.outputs import (
     write_stream,
 )
 from vartok.operations.plan import OutputPlan
+from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
-from vartok.token_files import TokenMetadata, iter_tokens, load_tokens
+from vartok.token_files import TokenMetadata
+from vartok.token_sources import load_row
+from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vartok.metadata import ImageInfo
     from vartok.operations.outputs import Target
+    from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
-    from vartok.tokens import ImageTokens
 
 PictureFormat = Literal["png", "jpg", "webp"]
 
-TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl")
+TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl", ".tokens.npy")
 """Endings that are removed from the name of a token file to name its picture."""
 
 
@@ -56,11 +60,12 @@ def decode_file(
     strip: bool = False,
     restore_size: bool = False,
     any_weights: bool = False,
+    schedule: ScheduleLike | None = None,
 ) -> Image.Image:
     """Decode a token file of one image, and return a PIL image in RGB.
 
     Args:
-        path: a token file: npz, JSON, or JSONL of one line.
+        path: a token file: npz, JSON, or JSONL of one line; or an array of tokens: npy, [L].
         tokenizer: a loaded tokenizer, which saves loading one in every call. If None, `weights`, `device`
             and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
@@ -71,9 +76,11 @@ def decode_file(
         restore_size: scale the picture to the original's width and height, which the fit "crop" does not
             allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
+            checkpoint's own, stretched to as many tokens.
 
     Raises:
-        ArgumentError: `path` is neither a str nor a Path.
+        ArgumentError: `path` is neither a str nor a Path, or `schedule` is not a schedule.
         TokenFileError: the file cannot be read, holds no image or several, or was made with another codebook
             or other phis.
         TokensError: `scales` is not from 1 to K, an index is outside the codebook, or the picture would be
@@ -82,9 +89,12 @@ def decode_file(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="decode tokens in memory with `Tokenizer.decode`")
-    tokens = load_tokens(path)
+    schedules = FlatSchedules(schedule)
+    tokens = load_row(path)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     try:
+        if isinstance(tokens, FlatTokens):
+            tokens = schedules.complete(tokens, Path(path).name, chosen)
         if not any_weights:
             check_model(tokens, chosen)
         [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
@@ -104,6 +114,9 @@ def decode_files(
     strip: bool = False,
     restore_size: bool = False,
     any_weights: bool = False,
+    schedule: ScheduleLike | None = None,
+    keys: Keys = None,
+    limit: int | None = None,
     recursive: bool = False,
     full_names: bool = False,
     overwrite: bool = False,
@@ -116,15 +129,20 @@ def decode_files(
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> FileResults:
-    """Decode token files, and write a picture file for each set of tokens.
+    """Decode token files, arrays of tokens and data sets, and write a picture for each set of tokens.
 
     Names are planned and the tokenizer is loaded before this returns; tokens are decoded as the results
     are iterated over. `img.tokens.npz` becomes `img.decoded.png`. Pictures of a JSONL file, or of a stream,
-    are named by the `image.source` of their tokens. An image that cannot be decoded gives a result with an
-    error, and the run continues.
+    are named by the `image.source` of their tokens; those of a data set by their keys, and those of an array
+    [B, L] by their row, as `samples/00000007`. An image that cannot be decoded gives a result with an error,
+    and the run continues.
+
+    An array (.npy), and a tar of a data set without its dataset.json, do not say which checkpoint made their
+    tokens: that is not checked.
 
     Args:
-        inputs: token files, folders, or a stream.
+        inputs: token files, arrays (.npy, [L] or [B, L] integers), data sets, shards of data sets, folders of
+            these, or a stream.
         output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
             stream the working folder.
         format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
@@ -132,7 +150,12 @@ def decode_files(
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
         restore_size: scale pictures to the original's width and height, which the fit "crop" does not allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
-        recursive: take the files in folders; `output` gets the same subfolders.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
+            checkpoint's own, stretched to as many tokens.
+        keys: decode only the rows of these keys; a key that is not found is a failure.
+        limit: decode only the first rows, this many of all inputs together.
+        recursive: take the files in folders; `output` gets the same subfolders. The folder of a data set is
+            taken in any case.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip tokens whose output exists and has the size that it would get; one of another size
@@ -151,39 +174,54 @@ def decode_files(
         with a StorageError, as when the disk is full, is the last.
 
     Raises:
-        ArgumentError: arguments that contradict each other, two inputs that would write one file, or a
-            folder where `recursive` is false.
+        ArgumentError: arguments that are invalid or contradict each other, two inputs that would write one
+            file, a folder where `recursive` is false, or a data set without `output`.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         OutputError: the folder that `output` names cannot be written.
         OSError: the output stream cannot be written; raised while iterating.
+
+    Warns:
+        VartokWarning: `schedule` was not used; raised while iterating.
     """
     chosen = choose_format(output, format, images.SUFFIXES, default="png")
-    found = find_inputs(inputs, TOKENS, recursive=recursive)
+    schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)
+    found = selection.needed(find_inputs(inputs, TOKENS, recursive=recursive))
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, TOKEN_ENDINGS, full=full_names)
-        return base.with_name(f"{base.name}.{'strip' if strip else 'decoded'}.{chosen}")
+        return rename_member(base)
 
+    def rename_member(key: PurePath) -> PurePath:
+        return key.with_name(f"{key.name}.{'strip' if strip else 'decoded'}.{chosen}")
+
+    for item in found:
+        if output is None and item.kind in ("dataset", "table", "tar"):
+            raise ArgumentError(
+                f"{item} is a data set, whose pictures need a folder", hint="name a folder with `output`"
+            )
     collections = any(item.is_collection for item in found)
     is_file = isinstance(output, (str, Path)) and PurePath(output).suffix.lower() in images.SUFFIXES
     target = resolve_target(
         output,
         found,
         rename,
-        rename,
+        rename_member,
         many=len(found) > 1 or (collections and not is_file),
         suffixes=images.SUFFIXES,
     )
     compare = PictureComparison(scales=scales, strip=strip, restore_size=restore_size)
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
-    total = None if collections else len(plan.refused) + len(plan.todo)
+    if keys is not None:  # which files hold them is known when they are read
+        plan.todo, plan.refused = found, []
+    total = None if collections or keys is not None else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
-    run = _DecodeRun(plan, target, chosen, overwrite, restore_size)
+    schedules.default = loaded.config.patch_nums
+    run = _DecodeRun(plan, target, chosen, overwrite, restore_size, selection, schedules)
     decoded = decode_tokens(
         loaded,
-        run.tokens(None if any_weights else loaded),
+        run.tokens(loaded, any_weights=any_weights),
         scales=scales,
         strip=strip,
         batch_size=default_batch_size(batch_size, loaded),
@@ -204,21 +242,6 @@ def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
         raise TokenFileError(str(error), hint=hint) from None
 
 
-def read_input(item: Input) -> Iterator[ImageTokens | VartokError]:
-    """Yield the tokens of each image of an input, or the error of an image or file that cannot be read."""
-    if item.error is not None:
-        yield item.error
-        return
-    try:
-        if item.stream is not None:
-            yield from iter_tokens(item.stream)
-            return
-        with open(str(item.place), "rb") as stream:
-            yield from iter_tokens(stream)
-    except OSError as error:
-        yield TokenFileError(os_error_reason(error))
-
-
 class _Job(NamedTuple):
     """A picture to decode.
 
@@ -237,37 +260,56 @@ class _DecodeRun:
     """Reads the tokens of a plan's inputs, and writes the decoded pictures."""
 
     def __init__(
-        self, plan: OutputPlan, target: Target, format: str, overwrite: bool, restore_size: bool
+        self,
+        plan: OutputPlan,
+        target: Target,
+        format: str,
+        overwrite: bool,
+        restore_size: bool,
+        selection: RowSelection,
+        schedules: FlatSchedules,
     ) -> None:
         self._plan, self._target, self._format = plan, target, format
         self._overwrite, self._restore_size = overwrite, restore_size
+        self._selection, self._schedules = selection, schedules
 
     def tokens(
-        self, tokenizer: Tokenizer | None
+        self, tokenizer: Tokenizer, *, any_weights: bool
     ) -> Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]:
         """Yield the input of `decode_tokens`: an id, and tokens or an error.
 
         The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
 
         Args:
-            tokenizer: tokens of another codebook or other phis are errors; None to accept any.
+            tokenizer: tokens of another codebook or other phis are errors.
+            any_weights: they are not.
         """
-        for item in self._plan.todo:
-            for tokens in read_input(item):
-                if isinstance(tokens, VartokError):
-                    yield _Job(str(item), None, None), tokens
-                    continue
-                key = tokens.image.source if item.is_collection else None
-                claimed = self._plan.claim(item, key, _metadata(tokens))
-                if isinstance(claimed, FileResult):
-                    yield claimed, VartokError("not decoded")
-                    continue
-                try:
-                    if tokenizer is not None:
-                        check_model(tokens, tokenizer)
-                    yield _Job(*claimed, tokens), tokens
-                except TokenFileError as error:
-                    yield _Job(*claimed, tokens), error
+        skipped = len(self._plan.refused)
+        for item, row in self._selection.read(self._plan.todo, self._schedules, skipped=skipped):
+            tokens, key, is_file = row.tokens, row.key, False
+            if isinstance(tokens, ImageTokens) and key is None and item.is_collection:
+                key, is_file = tokens.image.source, True
+            try:
+                if isinstance(tokens, FlatTokens):
+                    tokens = self._schedules.complete(tokens, item.source, tokenizer)
+            except VartokError as error:
+                label = str(item) if key is None else f"{item}: {printable(key)}"
+                yield _Job(label, None, None), error
+                continue
+            if isinstance(tokens, VartokError):
+                yield _Job(str(item), None, None), tokens
+                continue
+            claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
+            if isinstance(claimed, FileResult):
+                yield claimed, VartokError("not decoded")
+                continue
+            try:
+                if row.tokens is tokens and not any_weights:
+                    check_model(tokens, tokenizer)
+                yield _Job(*claimed, tokens), tokens
+            except TokenFileError as error:
+                yield _Job(*claimed, tokens), error
+        self._schedules.warn_if_unused()
 
     def results(
         self,

@@ -326,10 +326,8 @@ class _EncodeRun:
         try:
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
-            elif stream is self._target.stream and stream is not None:
-                write_stream(stream, data)
             elif stream is not None:
-                stream.write(data)
+                write_stream(stream, data)
         except VartokError as error:
             return self._plan.refuse_new(job.label, job.path, error)
         return FileResult(job.label, output=place, tokens=tokens, notes=tokens.notes)

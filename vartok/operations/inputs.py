@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from vartok.errors import ArgumentError, SourceError, VartokError, printable, quoted
-from vartok.files import named_errors
+from vartok.dataset.schema import DATA, is_dataset
+from vartok.errors import ArgumentError, SourceError, TokenFileError, VartokError, printable, quoted
+from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import (
@@ -25,13 +26,14 @@ from vartok.sources.find import (
 )
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
+from vartok.token_sources import Row, read_path, read_stream
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
 
 PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
 TOKENS: tuple[Kind, ...] = ("tokens",)
-TITLES = {PICTURES: "pictures", TOKENS: "token files"}
+TITLES = {PICTURES: "pictures", TOKENS: "token files or data sets"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +42,8 @@ class Input:
 
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
-        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "folder" for one that cannot be
-            searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "dataset" for the folder of a data set
+            of tokens; "folder" for one that cannot be searched.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
         error: the reason why a folder, list or URL gives no files, or why what a search found is no file to
@@ -65,10 +67,11 @@ class Input:
 
     @property
     def is_collection(self) -> bool:
-        """True for a tar, a table, and a stream or .jsonl of tokens, which may hold several pictures."""
+        """True for a tar, a table, a data set, and a .jsonl, .npy or stream of tokens: several pictures."""
         if self.kind == "tokens":
-            return self.place is None or self.place.lower().endswith((".jsonl", ".jsonl.gz", ".jsonl.zst"))
-        return self.kind in ("tar", "table")
+            several = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".npy")
+            return self.place is None or self.place.lower().endswith(several)
+        return self.kind in ("tar", "table", "dataset")
 
     def samples(
         self, max_bytes: int = MAX_BYTES, passed_over: Counter[str] | None = None
@@ -101,6 +104,21 @@ class Input:
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 
+    def rows(self) -> Iterator[Row]:
+        """Yield the tokens of each image of a token file, array, data set or shard, or an error.
+
+        The last item is an error if the input has one, or cannot be read on.
+        """
+        if self.error is not None:
+            yield Row(self.error)
+        elif self.stream is None:
+            yield from read_path(Path(str(self.place)))
+        else:
+            try:
+                yield from read_stream(self.stream)
+            except OSError as error:
+                yield Row(TokenFileError(os_error_reason(error)))
+
 
 class Inputs(list[Input]):
     """Inputs in order.
@@ -125,8 +143,9 @@ def find_inputs(
 
     Args:
         sources: one or several of: path or URL of a file, a folder or a list of paths (.txt); binary stream.
-        kinds: kinds of files that a folder is searched for; the first is the kind of an unknown suffix.
-        recursive: take the files in folders.
+        kinds: kinds of files that a folder is searched for; the first is the kind of an unknown suffix. With
+            `TOKENS` data sets are found too.
+        recursive: take the files in folders; the folder of a data set of tokens does not need it.
 
     Raises:
         ArgumentError: a folder where `recursive` is false, an empty path, or a source of another type.
@@ -182,6 +201,11 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
     if lacks_slash(place):
         yield Input(path, file_kind, place, error=_without_name(one_slash_error(place), place))
         return
+    if "tokens" in kinds:
+        folder = place if path.name != DATA or is_dataset(place) else str(path.parent)
+        if is_dataset(folder):
+            yield Input(PurePath(path.name), "dataset", folder)
+            return
     if os.path.isdir(place) and not recursive:
         raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
     searched = os.path.isdir(place) or is_url(place)
@@ -189,7 +213,9 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
         yield Input(PurePath(path.name), _kind(place, kinds), place)
         return
     try:
-        found = find_files(place, kinds=kinds, report=report)
+        found = find_files(
+            place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
+        )
         if not found:
             raise SourceError(f"holds no {TITLES[kinds]}, by their names")
     except SourceError as error:
@@ -208,9 +234,9 @@ def _without_name(error: SourceError, place: str) -> SourceError:
 
 
 def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
-    """Return the kind of a file by its suffix; the first of `kinds` if the suffix is unknown."""
-    if "tar" in kinds and place.lower().endswith(TARS):
+    """Return the kind of a named file by its suffix; the first of `kinds` if the suffix is unknown."""
+    if place.lower().endswith(TARS):
         return "tar"
-    if "table" in kinds and place.lower().endswith(TABLES):
+    if place.lower().endswith(TABLES):
         return "table"
     return kinds[0]

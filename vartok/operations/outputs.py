@@ -98,8 +98,13 @@ class Target:
         """Whether every result has a file of its own."""
         return self.stream is None and not self.joined
 
-    def place(self, item: Input, key: str | None = None) -> Place | None:
+    def place(self, item: Input, key: str | None = None, *, is_file: bool = False) -> Place | None:
         """Return the place for the result of an input, or of its picture called `key`; None for a stream.
+
+        Args:
+            item: the input.
+            key: name of the picture in a collection.
+            is_file: the key is the name of a file, and is renamed as that of an input.
 
         Raises:
             ArgumentError: the input is a URL, and there is no folder for its result.
@@ -108,7 +113,8 @@ class Target:
             return None
         if self.file is not None:
             return Place(self.file.parent, PurePath(self.file.name), PurePath(self.file.name))
-        name = self.rename(item.name) if key is None else self.rename_member(safe_name(key))
+        rename = self.rename if key is None or is_file else self.rename_member
+        name = rename(item.name if key is None else safe_name(key))
         base = self.folder or Path()
         if self.folder is None and item.place is not None:
             if is_url(item.place):

@@ -102,7 +102,12 @@ class OutputPlan:
             check_folder(target.folder)
 
     def claim(
-        self, item: Input, key: str | None = None, made: TokenMetadata | None = None
+        self,
+        item: Input,
+        key: str | None = None,
+        made: TokenMetadata | None = None,
+        *,
+        is_file: bool = False,
     ) -> tuple[str, Path | None] | FileResult:
         """Reserve the path for a result.
 
@@ -111,6 +116,7 @@ class OutputPlan:
             key: name of the picture in a collection. If another result has its output's name, it gets a
                 number.
             made: metadata of the tokens to decode; None in encoding.
+            is_file: see `Target.place`.
 
         Returns:
             The result's name in messages, and its path: None for a stream, a joined file or an input with an
@@ -121,7 +127,7 @@ class OutputPlan:
         if self._target.joined or item.error:
             return label, None
         try:
-            place = self._target.place(item, key)
+            place = self._target.place(item, key, is_file=is_file)
             if place is not None and key is not None and self._target.file is None:
                 self._renamed.add(place.plain, place.name)
                 first = place.name

@@ -7,7 +7,7 @@ import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
@@ -27,7 +27,7 @@ from vartok.sources.web import (
     without_query,
 )
 
-Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "folder"]
+Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
 
 TARS = (
     ".tar",
@@ -42,7 +42,7 @@ TARS = (
     ".tzst",
 )
 TABLES = (".parquet", ".pq", ".arrow", ".feather")
-TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".npy")
 LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
@@ -62,8 +62,8 @@ class FoundFile(NamedTuple):
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
             file that a list names, the path as written there, or a URL without its "scheme://".
         place: path or URL.
-        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "folder" for one that
-            cannot be searched.
+        kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "dataset" for the folder
+            of a data set of tokens; "folder" for one that cannot be searched.
         size: size in bytes; None if unknown, as for pictures in folders, files in lists, and URLs that the
             caller names.
         error: the reason why a folder cannot be searched, or why what a search found is no file to read, as
@@ -114,6 +114,7 @@ def find_files(
     *,
     kinds: tuple[Kind, ...] = ("picture", "tar", "table"),
     exclude: str | Path | None = None,
+    is_dataset: Callable[[str], bool] | None = None,
     report: SearchReport | None = None,
 ) -> list[FoundFile]:
     """List the files of a source.
@@ -133,6 +134,7 @@ def find_files(
             loses one of its slashes.
         kinds: kinds of files to return; files of other kinds are left out.
         exclude: a folder that is skipped if it lies in a searched folder.
+        is_dataset: tells the folders that are not searched, but returned as data sets; None for none.
         report: record to which this search is added.
 
     Raises:
@@ -146,8 +148,12 @@ def find_files(
     report = SearchReport() if report is None else report
     found = []
     remote = is_url(place)
-    for file in _find_remote(place, kinds, report) if remote else _find_local(place, kinds, exclude, report):
-        if file.kind in kinds or file.kind == "folder":
+    for file in (
+        _find_remote(place, kinds, report)
+        if remote
+        else _find_local(place, kinds, exclude, is_dataset or (lambda _: False), report)
+    ):
+        if file.kind in kinds or file.kind in ("dataset", "folder"):
             found.append(file)
         else:  # named by the caller or a list
             report.skip(file.name)
@@ -196,7 +202,11 @@ def shorten_path(path: str) -> str:
 
 
 def _find_local(
-    source: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+    source: str,
+    kinds: tuple[Kind, ...],
+    exclude: str | Path | None,
+    is_dataset: Callable[[str], bool],
+    report: SearchReport,
 ) -> Iterator[FoundFile]:
     try:
         status = os.stat(source)
@@ -205,7 +215,7 @@ def _find_local(
             raise one_slash_error(source) from None
         raise SourceError(f"{source}: {os_error_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
-        yield from _search(source, kinds, exclude, report)
+        yield from _search(source, kinds, exclude, is_dataset, report)
     elif source.lower().endswith(LISTS):
         yield from _read_list(source, kinds)
     else:
@@ -213,7 +223,11 @@ def _find_local(
 
 
 def _search(
-    folder: str, kinds: tuple[Kind, ...], exclude: str | Path | None, report: SearchReport
+    folder: str,
+    kinds: tuple[Kind, ...],
+    exclude: str | Path | None,
+    is_dataset: Callable[[str], bool],
+    report: SearchReport,
 ) -> Iterator[FoundFile]:
     """Yield the files of a folder; not by recursion, as folders may be nested thousands deep."""
     suffixes = _suffixes(kinds)
@@ -222,6 +236,9 @@ def _search(
     todo = [folder]
     while todo:
         root = todo.pop()
+        if is_dataset(root):
+            yield FoundFile(os.path.relpath(root, folder), root, "dataset")
+            continue
         try:
             with os.scandir(root) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)

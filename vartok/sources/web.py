@@ -59,7 +59,7 @@ def lacks_slash(place: str) -> bool:
 def one_slash_error(place: str) -> SourceError:
     """Return the error of a path that seems to be a URL with one slash."""
     scheme, _, rest = place.partition(":")
-    cure = f"write {scheme}://{rest.lstrip('/')}, as a str and not a Path"
+    cure = f"write {scheme}://{rest.lstrip('/')}"
     return SourceError(f"{printable(place)}: a URL has two slashes after its colon", hint=cure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,22 @@ from vartok.dataset.formats.base import Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
-from vartok.dataset.schema import Encoding, check_regular
-from vartok.errors import DatasetError, one_line, quoted
+from vartok.dataset.schema import Encoding
+from vartok.errors import DatasetError, VartokError, one_line, quoted
+from vartok.files import check_regular
 from vartok.optional import require
 from vartok.tokens import ImageTokens
 
-__all__ = ["FORMATS", "Format", "ShardWriter", "find_format", "open_writer", "read_shard"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "ShardWriter",
+    "find_format",
+    "iter_rows",
+    "open_writer",
+    "read_shard",
+    "shard_errors",
+]
 
 FORMATS = {format.name: format for format in (PARQUET, WDS, JSONL)}
 """All formats by name."""
@@ -64,12 +75,40 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
         OSError: the file cannot be read.
         VartokError: a package that the format needs is not installed.
     """
-    read = find_format(format).read
-    check_regular(path)
+    found = find_format(format)
+    with shard_errors(format):
+        for row in found.read(path, encoding, True):
+            if isinstance(row, VartokError):
+                raise row
+            yield row
+
+
+def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a shard in order, without captions and metadata, and the error of a broken row.
+
+    Args:
+        format: name of a format, one of `FORMATS`.
+        path: path of the shard.
+        encoding: encoding of the data set.
+
+    Raises:
+        DatasetError, OSError: see `read_shard`; the rows before the fault are yielded first.
+    """
+    found = find_format(format)
+    with shard_errors(format):
+        check_regular(path)
+        yield from found.read(path, encoding, False)
+
+
+@contextlib.contextmanager
+def shard_errors(format: str) -> Iterator[None]:
+    """Turn an exception that bytes of a broken shard cause into a DatasetError."""
     try:
-        yield from read(path, encoding)
-    except (DatasetError, OSError):
+        yield
+    except (DatasetError, OSError, MemoryError):
         raise
+    except VartokError as error:
+        raise DatasetError(f"is not a {format} shard of tokens: {error}", hint=error.hint) from None
     except Exception as error:  # Arrow, tarfile and numpy raise many types for broken bytes
         raise DatasetError(
             f"is not a {format} shard of tokens: {one_line(error) or type(error).__name__}"

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
-from vartok.errors import DatasetError, TokensError, one_line, quoted
+from vartok.errors import DatasetError, TokensError, VartokError, one_line, quoted
 from vartok.schedule import token_count
 from vartok.tokens import ImageTokens
 
 MAX_ROW_BYTES = 1 << 26
-"""Size limit in bytes that readers set to a line of JSON, and to each file of a row in a tar."""
+"""Size limit in bytes that readers set to each file of a row in a tar."""
 
 COLUMN_TYPES: dict[str, type] = {
     "key": str,
@@ -56,8 +56,9 @@ class Format:
         name: the format's name: the argument `format` of `build`, and "files" in dataset.json.
         suffix: suffix of its files, with the dot.
         open_writer: function of (stream, encoding) that returns a writer; the stream need not be seekable.
-        read: function of (path, encoding) that yields the rows of a shard in order. Any exception of it,
-            except OSError, means that the shard is broken.
+        read: function of (path, encoding, texts) that yields the rows of a shard in order, and the error of a
+            row that is broken. It may leave captions and metadata out if `texts` is false. Any exception of
+            it, except OSError, means that the shard is broken from there on.
         keeps_pictures: True if its writers store the picture files with the tokens.
         packages: optional packages that its writers and `read` import.
     """
@@ -65,7 +66,7 @@ class Format:
     name: str
     suffix: str
     open_writer: Callable[[io.RawIOBase, Encoding], ShardWriter]
-    read: Callable[[Path, Encoding], Iterator[ImageTokens]]
+    read: Callable[[Path, Encoding, bool], Iterator[ImageTokens | VartokError]]
     keeps_pictures: bool = False
     packages: tuple[str, ...] = ()
 
@@ -97,6 +98,11 @@ def check_fields(fields: Any) -> dict[str, Any]:
         if type(values[name]) is not kind and (name not in OPTIONAL_COLUMNS or values[name] is not None):
             raise DatasetError(f"{name} of a row must be of type {kind.__name__}, not {quoted(values[name])}")
     return values
+
+
+def without_texts(fields: Any) -> Any:
+    """Return a row's columns without its caption and metadata."""
+    return {**fields, "caption": None, "metadata": None} if isinstance(fields, dict) else fields
 
 
 def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageTokens:

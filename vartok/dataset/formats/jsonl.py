@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from vartok.dataset.formats.base import MAX_ROW_BYTES, Format, check_fields, row_fields
+from vartok.dataset.formats.base import Format, check_fields, row_fields
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
-from vartok.errors import DatasetError
-from vartok.token_files import dump_json, parse_json
+from vartok.errors import DatasetError, VartokError
+from vartok.token_files import dump_json, parse_json, read_lines
 from vartok.tokens import ImageTokens
 
 
@@ -32,25 +32,36 @@ class JsonlWriter:
         """Do nothing: JSON lines have no footer."""
 
 
-def read_jsonl(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a JSON-lines shard.
+def read_jsonl(path: Path, encoding: Encoding, texts: bool = True) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a JSON-lines shard, or the error of a row that is broken.
 
-    Raises:
-        DatasetError: a row has another checkpoint or schedule, a broken column, or a key other than its
-            image's source.
-        TokenFileError: a line is not a token file's JSON.
+    A row is broken if its text is not a token file's, or has another checkpoint or schedule, a broken column,
+    or a key other than its image's source.
+
+    Args:
+        path: the shard.
+        encoding: encoding of the data set.
+        texts: read captions and metadata.
     """
     with open(path, "rb") as file:
-        while line := file.readline(MAX_ROW_BYTES):
-            tokens = parse_json(line)
-            if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
-                raise DatasetError("a row has another checkpoint or schedule than the data set")
-            image = tokens.image
-            fields = check_fields({"width": image.width, "height": image.height, **json.loads(line)})
-            if fields["key"] != image.source:
-                raise DatasetError("the key of a row is not the source of its image")
-            columns = {name: fields[name] for name in OPTIONAL_COLUMNS if fields[name] is not None}
-            yield replace(tokens, **columns) if columns else tokens
+        for number, line in read_lines(file):
+            try:
+                yield _parse_row(line, encoding, texts)
+            except VartokError as error:
+                yield DatasetError(f"row {number}: {error}")
+
+
+def _parse_row(line: bytes, encoding: Encoding, texts: bool) -> ImageTokens:
+    tokens = parse_json(line)
+    if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
+        raise DatasetError("has another checkpoint or schedule than the data set")
+    image = tokens.image
+    fields = check_fields({"width": image.width, "height": image.height, **json.loads(line)})
+    if fields["key"] != image.source:
+        raise DatasetError("its key is not the source of its image")
+    names = OPTIONAL_COLUMNS if texts else ("label",)
+    columns = {name: fields[name] for name in names if fields[name] is not None}
+    return replace(tokens, **columns) if columns else tokens
 
 
 JSONL = Format("jsonl", ".jsonl", JsonlWriter, read_jsonl)

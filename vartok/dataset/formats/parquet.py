@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vartok.dataset.formats.base import COLUMN_TYPES, Format, build_row
-from vartok.dataset.schema import FORMAT, OPTIONAL_COLUMNS, VERSION, Encoding
-from vartok.errors import DatasetError
+from vartok.dataset.schema import FORMAT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION, Encoding
+from vartok.errors import DatasetError, VartokError, quoted
+from vartok.metadata import MAX_TEXT
 from vartok.schedule import token_count
+from vartok.sources.arrow_values import as_text, is_text, value_type
 from vartok.tokens import ImageTokens, token_dtype
 
 ROW_GROUP_SIZE = 1024
 """Largest number of rows in a row group, which the writer buffers; readers read as many at once."""
+
+MAX_BATCH_TOKENS = 1 << 24
+"""Largest number of tokens that are read at once."""
+
+MAX_ROWS_PER_BYTE = 8
+"""Largest number of rows for each byte of a shard, for readers: a row has a key of its own."""
+
+MAX_GROUP_BYTES = 1 << 28
+"""Size limit in bytes of the keys and texts in a row group, for readers: writers end it far earlier."""
+
+BUFFER = 1 << 20
+"""Bytes of a column that are read at once; by default Arrow reads the column's whole row group."""
+
+TEXTS = ["key", "caption", "metadata"]
+"""The columns of text."""
 
 MAX_GROUP_TEXT = 1 << 25
 """Characters of captions and metadata in a row group; with more, it ends before `ROW_GROUP_SIZE` rows."""
@@ -83,27 +103,132 @@ class ParquetWriter:
         self._text = 0
 
 
-def read_parquet(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a Parquet shard.
+def read_parquet(path: Path, encoding: Encoding, texts: bool = True) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a Parquet shard, or the error of a row that is broken.
+
+    Args:
+        path: the shard.
+        encoding: encoding of the data set.
+        texts: read captions and metadata.
 
     Raises:
-        DatasetError: the shard has another encoding, or a row is broken.
+        DatasetError: the shard has another encoding, or its footer states sizes that no shard has.
         Exception: Arrow cannot read the file.
     """
+    names = [name for name in COLUMN_TYPES if texts or name not in ("caption", "metadata")]
+    with _open_table(path) as table:
+        if _encoding(table.schema_arrow) != encoding:
+            raise DatasetError("has another encoding than the data set, such as another checkpoint")
+        length = token_count(encoding.schedule)
+        _check_types(table.schema_arrow, names, length)
+        _check_sizes(table.metadata, names, path.stat().st_size)
+        rows_at_once = max(1, min(ROW_GROUP_SIZE, MAX_BATCH_TOKENS // length))
+        number = itertools.count(1)
+        for rows in table.iter_batches(rows_at_once, columns=[*names, "tokens"], use_threads=False):
+            flats = _token_rows(rows.column("tokens"), length)
+            columns = {name: rows.column(name) for name in names}
+            too_long = _long_keys(columns["key"])
+            for i, (flat, n) in enumerate(zip(flats, number, strict=False)):
+                try:
+                    if flat is None:
+                        raise DatasetError("has no tokens")
+                    if too_long[i]:
+                        raise DatasetError(f"its key has more than {MAX_TEXT:,} characters")
+                    fields = {name: _value(column[i], name) for name, column in columns.items()}
+                    yield build_row(fields, flat, encoding)
+                except VartokError as error:
+                    yield DatasetError(f"row {n}: {error}")
+
+
+def parquet_encoding(path: Path) -> Encoding:
+    """Return the encoding that a Parquet shard records.
+
+    Raises:
+        DatasetError: the table is not a shard of tokens.
+        Exception: Arrow cannot read the file.
+    """
+    with _open_table(path) as table:
+        return _encoding(table.schema_arrow)
+
+
+def _open_table(path: Path) -> Any:
+    """Open a table for reading in small parts: a text that occurs many times is in memory once."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as table:
-        schema = table.schema_arrow
-        if Encoding.from_dict(json.loads(schema.metadata[b"vartok"])) != encoding:
-            raise DatasetError("has another encoding than the data set, such as another checkpoint")
-        if schema.field("tokens").type.list_size != token_count(encoding.schedule):
-            raise DatasetError(f"its rows do not have {token_count(encoding.schedule)} tokens")
-        names = list(COLUMN_TYPES)
-        for rows in table.iter_batches(ROW_GROUP_SIZE, columns=[*names, "tokens"], use_threads=False):
-            lists = rows.column("tokens")
-            tokens = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-            for flat, fields in zip(tokens, rows.select(names).to_pylist(), strict=True):
-                yield build_row(fields, flat, encoding)
+    texts = [name for name in TEXTS if name in pq.read_schema(path).names]
+    return pq.ParquetFile(path, read_dictionary=texts, buffer_size=BUFFER, pre_buffer=False)
+
+
+def _encoding(schema: Any) -> Encoding:
+    about = (schema.metadata or {}).get(b"vartok")
+    document = json.loads(about) if about and len(about) <= MAX_DESCRIPTION else None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DatasetError("it does not describe tokens, as a shard of vartok does")
+    if document.get("version") != VERSION:
+        raise DatasetError(
+            f"it has version {quoted(document.get('version'))}, and this vartok reads {VERSION}"
+        )
+    return Encoding.from_dict(document)
+
+
+def _check_types(schema: Any, names: list[str], length: int) -> None:
+    """Raise DatasetError if a column has another type than in a shard with `length` tokens a row."""
+    from pyarrow.types import is_integer
+
+    kind = schema.field("tokens").type
+    if getattr(kind, "list_size", None) != length or not is_integer(kind.value_type):
+        raise DatasetError(f"its rows do not have {length} tokens")
+    for name in names:
+        kind = value_type(schema.field(name).type)
+        if not (is_text(kind) if name in TEXTS else is_integer(kind)):
+            raise DatasetError(f"its column {name} is of type {kind}")
+
+
+def _check_sizes(metadata: Any, names: list[str], file_size: int) -> None:
+    """Raise DatasetError for a table that would take far more memory or time than a shard of its size."""
+    if metadata.num_rows > MAX_ROWS_PER_BYTE * file_size:
+        raise DatasetError(f"states {metadata.num_rows:,} rows in {file_size:,} bytes: damaged or hostile")
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        size = sum(one.total_uncompressed_size for one in columns if one.path_in_schema in names)
+        if size > MAX_GROUP_BYTES:
+            raise DatasetError(f"a row group has {size:,} bytes of keys and texts: damaged or hostile")
+
+
+def _token_rows(lists: Any, length: int) -> list[NDArray[Any] | None]:
+    """Return the [L] tokens of every row; None for a row without tokens, or with nulls among them."""
+    import pyarrow.compute as pc
+
+    flat = lists.flatten()  # without the null rows
+    values = pc.fill_null(flat, 0).to_numpy(zero_copy_only=False).reshape(-1, length)
+    whole: list[NDArray[Any] | None] = list(values)
+    if flat.null_count:
+        holes = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, length).any(axis=1)
+        whole = [None if hole else row for row, hole in zip(whole, holes, strict=True)]
+    if not lists.null_count:
+        return whole
+    rows = iter(whole)
+    return [next(rows) if valid else None for valid in lists.is_valid().to_pylist()]
+
+
+def _long_keys(keys: Any) -> NDArray[np.bool_]:
+    """Return which keys are too long, without a copy of any: a column may repeat one of a gigabyte."""
+    import pyarrow.compute as pc
+
+    texts = keys.dictionary if hasattr(keys, "dictionary") else keys
+    sizes = pc.fill_null(pc.binary_length(texts), 0)
+    if texts is not keys:
+        sizes = pc.fill_null(sizes.take(keys.indices), 0)
+    found: NDArray[np.bool_] = sizes.to_numpy(zero_copy_only=False) > 4 * MAX_TEXT  # 4 bytes a character
+    return found
+
+
+def _value(scalar: Any, name: str) -> Any:
+    """Return the value of a column in a row; a text only after its size has been checked."""
+    if name not in TEXTS:
+        return scalar.as_py()
+    return as_text(scalar, name) if scalar.is_valid else None
 
 
 PARQUET = Format("parquet", ".parquet", ParquetWriter, read_parquet, packages=("pyarrow",))

@@ -12,12 +12,24 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vartok.dataset.formats.base import MAX_ROW_BYTES, Format, build_row, row_fields
+from vartok.dataset.formats.base import (
+    MAX_ROW_BYTES,
+    Format,
+    build_row,
+    check_fields,
+    row_fields,
+    without_texts,
+)
 from vartok.dataset.schema import Encoding
-from vartok.errors import DatasetError, one_line
+from vartok.errors import DatasetError, VartokError, one_line, printable
+from vartok.flat_tokens import FlatTokens
+from vartok.npy import read_npy_header
+from vartok.sources.tar_members import TarReader
 from vartok.tokens import ImageTokens
 
 PICTURE_SUFFIXES = (
@@ -91,56 +103,88 @@ def picture_suffix(picture: bytes) -> str:
     return next((suffix for start, suffix in PICTURE_SUFFIXES if picture.startswith(start)), "img")
 
 
-def read_wds(path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
-    """Yield the rows of a tar.
+def read_wds(path: Path, encoding: Encoding, texts: bool = True) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a tar, or the error of a row that is broken.
 
     A tar does not record its encoding: rows of another one are noticed only by the number of tokens, or by a
     token outside the vocabulary.
 
+    Args:
+        path: the shard.
+        encoding: encoding of the data set.
+        texts: read captions and metadata.
+
     Raises:
-        DatasetError: a row is broken, or a file of it is larger than `MAX_ROW_BYTES`.
-        Exception: tarfile, numpy or json cannot read the file.
+        Exception: the file is not a tar, or is broken from here on.
     """
-    key, parts = "", dict[str, bytes]()
-    with tarfile.open(path, "r|") as archive:
-        for member in archive:
-            archive.members.clear()  # type: ignore[attr-defined]  # or all headers would stay in memory
-            match = re.fullmatch(r"((?:.*/)?[^./]+)\.(tokens\.npy|json)", member.name)
-            if not match or not member.isreg():
+    for row in _read_rows(path):
+        try:
+            if isinstance(row, VartokError):
+                yield row
                 continue
-            if member.size > MAX_ROW_BYTES:
-                raise DatasetError(f"{one_line(member.name)} is larger than {MAX_ROW_BYTES:,} bytes")
-            if match[1] != key and parts:
-                yield _read_row(key, parts, encoding)
+            fields, flat = row
+            yield build_row(fields if texts else without_texts(fields), flat, encoding)
+        except DatasetError as error:
+            yield error
+
+
+def read_flat_wds(path: Path) -> Iterator[FlatTokens | VartokError]:
+    """Yield the tokens of the rows of a tar whose encoding is not known, or the error of a broken row.
+
+    Raises:
+        DatasetError: the tar holds no rows.
+        Exception: the file is not a tar, or is broken from here on.
+    """
+    rows = 0
+    for row in _read_rows(path):
+        rows += 1
+        try:
+            yield row if isinstance(row, VartokError) else FlatTokens(check_fields(row[0])["key"], row[1])
+        except DatasetError as error:
+            yield error
+    if not rows:
+        raise DatasetError("holds no tokens: a row is a file that ends in .tokens.npy, and one in .json")
+
+
+def _read_rows(path: Path) -> Iterator[tuple[Any, NDArray[Any]] | DatasetError]:
+    """Yield the other columns and the tokens of every row, unchecked, or the error of a broken row."""
+    key, parts = "", dict[str, bytes | None]()
+    with open(path, "rb") as file:
+        reader = TarReader(file)
+        for member in reader:
+            match = re.fullmatch(r"((?:.*/)?[^./]+)\.(tokens\.npy|json)", member.name)
+            if not match or member.kind != "file":
+                continue
+            if parts and (match[1] != key or match[2] in parts):
+                yield _read_row(key, parts)
                 parts = {}
             key = match[1]
-            file = archive.extractfile(member)
-            parts[match[2]] = file.read() if file else b""
+            parts[match[2]] = reader.read(member) if member.size <= MAX_ROW_BYTES else None
     if parts:
-        yield _read_row(key, parts, encoding)
+        yield _read_row(key, parts)
 
 
-def _read_row(key: str, parts: dict[str, bytes], encoding: Encoding) -> ImageTokens:
-    """Build a row from `parts`, the content of its files by suffix: "tokens.npy" and "json".
+def _read_row(key: str, parts: dict[str, bytes | None]) -> tuple[Any, NDArray[Any]] | DatasetError:
+    """Return the other columns and the tokens of a row, or why they cannot be read.
 
-    Raises:
-        DatasetError: a file is missing or broken, or the row does not fit the encoding.
-        Exception: numpy or json cannot read a file.
+    Args:
+        key: name of its files in the tar.
+        parts: content of its files by suffix, "tokens.npy" and "json"; None for one that is too large.
     """
-    if parts.keys() != {"tokens.npy", "json"}:
-        raise DatasetError(f"{one_line(key)}: its .tokens.npy or its .json is missing")
-    stream = io.BytesIO(parts["tokens.npy"])
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise DatasetError(f"{one_line(key)}: its .tokens.npy is not of npy version 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    if (
-        len(shape) != 1
-        or dtype.kind not in "iu"
-        or len(parts["tokens.npy"]) - stream.tell() != shape[0] * dtype.itemsize
-    ):
-        raise DatasetError(f"{one_line(key)}: its .tokens.npy is not a complete 1-d array of integers")
-    tokens = np.frombuffer(parts["tokens.npy"], dtype, offset=stream.tell())
-    return build_row(json.loads(parts["json"]), tokens, encoding)
+    array, document = parts.get("tokens.npy"), parts.get("json")
+    try:
+        if array is None or document is None:
+            raise DatasetError(
+                f"its .tokens.npy or its .json is missing, or has more than {MAX_ROW_BYTES:,} bytes"
+            )
+        stream = io.BytesIO(array)
+        shape, _, dtype = read_npy_header(stream)
+        size = len(array) - stream.tell()
+        if len(shape) != 1 or dtype.kind not in "iu" or size != shape[0] * dtype.itemsize:
+            raise DatasetError("its .tokens.npy is not a complete 1-d array of integers")
+        return json.loads(document), np.frombuffer(array, dtype, offset=stream.tell())
+    except (DatasetError, ValueError, RecursionError) as error:
+        return DatasetError(f"row {printable(key, 100)}: {one_line(error)}")
 
 
 WDS = Format("wds", ".tar", TarWriter, read_wds, keeps_pictures=True)

@@ -29,8 +29,6 @@ app = typer.Typer(
 )
 for command in (encode, decode, inspect, inspect_codebook, eval, train, convert):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
-for info in dataset.registered_commands:
-    info.cls = Command
 app.add_typer(dataset, name="dataset", help="Build or verify a data set of tokens.")
 
 

@@ -22,9 +22,14 @@ from vartok.stopping import Terminated, stop
 
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
 from .options import expand_options
+from .streams import for_stderr, prepare_streams
 
 PARAMETERS = {"force": "overwrite", "as_json": "json"}
 """The library's names of parameters, by the commands' names, where the two differ."""
+
+
+UsageError: Any = typer.BadParameter.__base__
+"""Click's base class of usage errors, which Typer does not export."""
 
 
 class Frame:
@@ -32,7 +37,7 @@ class Frame:
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         """Parse arguments, and return Click's context; --help and --version print and exit here."""
-        with _exit_codes(debug=False):
+        with _printable_usage_errors(), _exit_codes(debug=False):
             try:
                 return super().make_context(*args, **options)  # type: ignore[misc]
             except OSError as error:
@@ -42,6 +47,16 @@ class Frame:
 
 class Group(Frame, typer.core.TyperGroup):
     """A group of commands."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program."""
+        prepare_streams()
+        return super().main(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        with _printable_usage_errors():
+            return super().invoke(ctx)
 
 
 class Command(Frame, typer.core.TyperCommand):
@@ -76,7 +91,6 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(run)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         debug = bool(kwargs.get("debug"))
-        _open_closed_streams()
         configure_openmp()
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))
         token = option_names.set(options)
@@ -105,8 +119,7 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # Python flushes stdout once more when it exits, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         raise typer.Exit(PIPE_CLOSED) from None
     except (KeyboardInterrupt, Terminated) as error:  # where `stopping` does not end the program at once
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -117,8 +130,26 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
             raise
         if isinstance(error, ArgumentError):
             raise typer.BadParameter(explain(error)) from None
+        if isinstance(error, OSError) and error.filename == "<stdout>":
+            _discard_stdout()
         say(explain(error))
         raise typer.Exit(FAILED) from None
+
+
+def _discard_stdout() -> None:
+    """Discard what stdout still holds: Python flushes it when it exits, which would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    """Make the messages of usage errors printable: they repeat what the user gave."""
+    try:
+        yield
+    except UsageError as error:
+        if type(error).show is UsageError.show:  # else it shows a help page
+            error.message = for_stderr(error.message)
+        raise
 
 
 def _options(run: Callable[..., None]) -> dict[str, str]:
@@ -134,13 +165,6 @@ def _options(run: Callable[..., None]) -> dict[str, str]:
                 option = (long or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
                 found[PARAMETERS.get(name, name)] = option
     return found
-
-
-def _open_closed_streams() -> None:
-    """Open the null device in place of each standard stream that the parent process has closed."""
-    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull)  # noqa: SIM115 - for reading, so that writing fails
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _quieten_libraries(debug: bool, *, notes: bool) -> None:

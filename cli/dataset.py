@@ -15,7 +15,7 @@ import typer
 from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions
 
-from .command import Group, command
+from .command import Command, Group, command
 from .display import Display
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
@@ -243,6 +243,21 @@ def verify(
         raise typer.Exit(FAILED)
 
 
+class DefaultContext(typer.Context):
+    """The context of the default command, which users need not name."""
+
+    @property
+    def command_path(self) -> str:
+        """The words before the arguments, for help and usage lines: "vartok dataset"."""
+        return self.parent.command_path if self.parent else super().command_path
+
+
+class Default(Command):
+    """A command that runs where its group's arguments name none."""
+
+    context_class = DefaultContext
+
+
 class DefaultCommand(Group):
     """A group whose first command is the default."""
 
@@ -254,8 +269,8 @@ class DefaultCommand(Group):
 
 
 app = typer.Typer(cls=DefaultCommand, add_completion=False, rich_markup_mode=None)
-app.command(name="make")(make)
-app.command(name="verify")(verify)
+app.command(name="make", cls=Default)(make)
+app.command(name="verify", cls=Command)(verify)
 
 
 class _View:

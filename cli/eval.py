@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -145,14 +146,17 @@ def _print(
     else:
         from .eval_tables import print_report
 
-        print_report(report, worst, checkpoints)
+        print_report(report, worst, checkpoints, _versions())
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that the figures depend on."""
+    return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}
 
 
 def _as_json(
     report: evaluation.EvaluationReport, worst: int, checkpoints: list[str | None]
 ) -> dict[str, Any]:
-    from .eval_tables import versions
-
     fit = report.fit
     native = fit.mode == "native"
     return {
@@ -177,5 +181,5 @@ def _as_json(
         "methods": report.methods(),
         "device": report.device,
         "dtype": report.dtype,
-        "versions": versions(),
+        "versions": _versions(),
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 from rich.table import Table
 
 from vartok import evaluation
@@ -15,20 +13,26 @@ NO_VALUE = "-"
 FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
 
 
-def print_report(report: evaluation.EvaluationReport, worst: int, checkpoints: list[str | None]) -> None:
+def print_report(
+    report: evaluation.EvaluationReport,
+    worst: int,
+    checkpoints: list[str | None],
+    versions: dict[str, str],
+) -> None:
     """Print the tables of a report on stdout.
 
     Args:
         report: the report of at least one picture.
         worst: number of pictures in the table of the lowest PSNR; 0 for no such table.
         checkpoints: the checkpoints' paths as the user gave them; None for the shipped one.
+        versions: versions of the packages that the figures depend on.
     """
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
     if worst:
         tables.append(_worst_table(report.worst(worst), labels))
-    print_tables(*tables, _methods_table(report))
+    print_tables(*tables, _methods_table(report, versions))
 
 
 def _labels(report: evaluation.EvaluationReport, checkpoints: list[str | None]) -> list[str]:
@@ -94,7 +98,7 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
     for scores in worst:
         own, *compared = scores.models
         table.add_row(
-            scores.name,
+            printable(scores.name),
             f"{scores.width} x {scores.height}",
             *(_cell(figure, own) for figure in figures),
             *(f"{one.psnr:.2f}" for one in compared),
@@ -102,7 +106,7 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
     return table
 
 
-def _methods_table(report: evaluation.EvaluationReport) -> Table:
+def _methods_table(report: evaluation.EvaluationReport, versions: dict[str, str]) -> Table:
     table = new_table("Methods", "", "")
     fit = report.fit
     pixels = f"each side to the nearest multiple of {fit.multiple}"
@@ -110,7 +114,7 @@ def _methods_table(report: evaluation.EvaluationReport) -> Table:
         pixels = f"{fit.size[1]} x {fit.size[0]}" + f", zoom {fit.zoom:g}" * (fit.mode == "crop")
     background = "#{:02x}{:02x}{:02x}".format(*fit.background)
     table.add_row("pixels", f"{fit.mode}, {pixels}, Lanczos; transparency on {background}")
-    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     table.add_row("computed", f"{report.dtype} on {report.device}; {packages}")
     titles = {
         figure.name: figure.title for figure in (*evaluation.FIGURES, *evaluation.SCALE_FIGURES)
@@ -118,8 +122,3 @@ def _methods_table(report: evaluation.EvaluationReport) -> Table:
     for name, method in report.methods().items():
         table.add_row(titles.get(name, name), method)
     return table
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that the figures depend on."""
-    return {name: version(name) for name in ("vartok", "torch", "torchmetrics", "pillow")}

@@ -43,16 +43,14 @@ MAX_BARS = 64
 def inspect_codebook(
     tokens: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TOKENS", help="More token files, arrays, folders and data sets for --usage."),
-    ] = None,
-    usage: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--usage",
-            metavar="TOKENS...",
-            help="Show how the scales use the codes, in token files, arrays (.npy), folders and data sets.",
+        typer.Argument(
+            metavar="TOKENS",
+            help="Token files, arrays (.npy), folders, data sets for --usage; - for stdin.",
         ),
     ] = None,
+    usage: Annotated[
+        bool, typer.Option("--usage", help="Show how the scales of TOKENS use the codes.")
+    ] = False,
     *,
     rows: RowOptions,
     atlas: Annotated[
@@ -81,7 +79,9 @@ def inspect_codebook(
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png
     """
-    named = [*(usage or ()), *(tokens or ())]
+    named = tokens or []
+    if usage and not named:
+        raise typer.BadParameter("--usage needs TOKENS: name token files, folders or data sets")
     if "" in named:
         raise typer.BadParameter("the name of a token file is empty")
     selected = rows.arguments()

@@ -34,7 +34,7 @@ def new_table(title: str, *columns: str) -> Table:
         title=title,
         title_justify="left",
         title_style="bold",
-        box=box.SIMPLE_HEAD,
+        box=box.Box(str(box.SIMPLE_HEAD), ascii=True),  # Rich would replace another by one with frames
         show_edge=False,
         pad_edge=False,
         padding=(0, 0, 0, 1),

@@ -19,7 +19,7 @@ from vartok.images import to_pixels
 from vartok.token_files import iter_tokens
 from vartok.tokens import ImageTokens, TokenMaps
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("VARTOK_")} | {
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("VARTOK_", "PYTHONUNBUFFERED"))} | {
     "VARTOK_DEVICE": "cpu",
     "COLUMNS": "80",
     "TERM": "xterm",

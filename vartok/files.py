@@ -47,6 +47,7 @@ REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.ENAMETOOLONG: "its name is too long",
     errno.ELOOP: "its links lead in a circle",
+    errno.EBADF: "it is closed, or not open for this",
     errno.EIO: "the disk reports an input/output error",
 }
 """Wording of common system errors, by errno."""

@@ -56,10 +56,10 @@ def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
     text = WORDS[signal.Signals(number)]
     with contextlib.suppress(Exception):
         text += f"; {stop.tell()}"
-    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+    encoding, errors = (getattr(sys.stderr, name, None) for name in ("encoding", "errors"))
     with contextlib.suppress(OSError):
         # Not print: the signal may have come while Python was writing to the same stream.
-        os.write(2, f"vartok: {text}\n".encode(encoding, "backslashreplace"))
+        os.write(2, f"vartok: {text}\n".encode(encoding or "ascii", errors or "replace"))
     os._exit(128 + number)
 
 

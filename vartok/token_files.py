@@ -91,6 +91,7 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
                 item = parse(data)
             except TokenFileError as error:
                 item = TokenFileError(f"{prefix}{error}", hint=error.hint)
+                item.with_traceback(error.__traceback__).__cause__ = error.__cause__ or error.__context__
             yield item
     except TokenFileError as error:  # of compressed data
         yield error

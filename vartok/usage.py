@@ -88,9 +88,11 @@ def count_usage(
             images += 1
         except VartokError as failure:
             error = failure
-            failures.append((str(item), error))
         if progress is not None:
             progress(str(item), error)
+        if error is not None:
+            error.__cause__ = error.__context__ = None  # with tracebacks they would keep the data
+            failures.append((str(item), error.with_traceback(None)))
     schedules.warn_if_unused()
     if counts is None:
         told = "every source failed or is empty"

@@ -37,7 +37,8 @@ def report_of(vartok: Vartok, *args: object, code: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_json(vartok: Vartok, folder: Path) -> None:
+def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vartok.cli.eval_tables", None)  # imports Rich, which JSON needs not
     report = report_of(vartok, "in/a.png", "--zoom", "1.125", "--background", "#102030", "--baselines")
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),

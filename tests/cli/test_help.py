@@ -75,6 +75,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         examples = [line.strip() for line in command.help.splitlines() if line.startswith("  ")]
         assert examples, f"{name} has no example"
         shown = vartok(*name.split(), "-h").stdout
+        assert shown.startswith(f"Usage: vartok {name} [OPTIONS]")
         for example in examples:
             assert f"vartok {name} " in f"{example} "
             if example.startswith("vartok dataset verify") and name == "dataset":

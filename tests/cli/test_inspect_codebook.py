@@ -67,6 +67,8 @@ def test_usage_takes_files_and_folders(vartok: Vartok, here: Path, tokens: list[
         vartok("inspect-codebook", *several).stdout == vartok("inspect-codebook", "--usage", "tokens").stdout
     )
     lines = vartok("inspect-codebook", *several).stdout.splitlines()
+    assert json.loads(vartok("inspect-codebook", "--usage", "--json", *several[1:]).stdout)["usage"]
+    assert "--usage needs TOKENS" in vartok("inspect-codebook", "--usage", "--json", code=2).stderr
     finest = next(line for line in lines if "16x16" in line)
     assert finest.split()[:3] == ["9", "16x16", "768"]
 

@@ -170,10 +170,16 @@ def test_other_failures_exit_with_1(vartok: Vartok, here: Path, monkeypatch: pyt
 
 def test_debug_shows_tracebacks(vartok: Vartok, here: Path) -> None:
     (here / "bad.png").write_bytes(NOT_A_PICTURE)
-    for args in (["encode", "bad.png"], ["decode", "bad.png"], ["inspect", "bad.png"]):
+    (here / "bad.npz").write_bytes(b"PK, but no zip")
+    (here / "bad.jsonl").write_bytes(b"{}\n{}\n")
+    for args in (
+        *(["encode", "bad.png"], ["decode", "bad.png"], ["inspect", "bad.png"], ["decode", "bad.npz"]),
+        *(["inspect", "bad.npz"], ["inspect", "bad.jsonl"], ["inspect-codebook", "--usage", "bad.npz"]),
+    ):
         assert "Traceback" not in vartok(*args, code=1).stderr
         shown = vartok(*args, "--debug", code=1).stderr
-        assert ("Traceback" if args[0] == "encode" else "vartok.errors.TokenFileError") in shown
+        assert "Traceback" in shown
+        assert ", line " in shown
     with pytest.raises(library.CheckpointError):
         vartok("convert", "bad.png", "out.safetensors", "--debug", code=1)
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import (
-    ENVIRONMENT,
     PROGRAM,
     QUICK,
     start,
@@ -171,23 +170,6 @@ def test_binary_is_never_written_to_a_terminal(vartok: Vartok, here: Path) -> No
         assert b"no INPUT" in messages
     os.close(inside)
     os.close(terminal)
-
-
-@pytest.mark.slow
-def test_closed_streams(here: Path) -> None:
-    save(here / "img.png")
-    for closed, args, code, cause in (
-        ("<&-", "encode", 1, b"standard input: is empty"),
-        (">&-", "inspect img.png", 1, b"not a token file"),
-        (">&-", "--version", 0, b""),
-    ):
-        line = shlex.join(PROGRAM) + f" {args} {closed}"
-        done = subprocess.run(
-            ["sh", "-c", line], env=ENVIRONMENT, cwd=here, stderr=subprocess.PIPE, check=False
-        )
-        assert done.returncode == code, done.stderr
-        assert cause in done.stderr
-        assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.slow

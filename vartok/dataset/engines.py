@@ -7,11 +7,11 @@ import itertools
 import logging
 import multiprocessing
 import signal
-import threading
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +163,7 @@ def run_processes(
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, _Process] = {}
     try:
-        with _ignore_sigint():
+        with _blocked_signals():
             for number, config in enumerate(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, job, config), daemon=True)
@@ -175,21 +175,26 @@ def run_processes(
         for connection in processes:
             connection.close()  # tells the process to end
         for worker in processes.values():
-            worker.process.join(10)
+            worker.process.join(10 if worker.tasks else 0)  # without a task it has nothing to clean up
             worker.process.kill()
+            worker.process.join()
 
 
 @contextlib.contextmanager
-def _ignore_sigint() -> Iterator[None]:
-    """Make processes that start in the block ignore Ctrl-C: `run_processes` ends them itself."""
-    if threading.current_thread() is not threading.main_thread():  # no handlers can be set there
+def _blocked_signals() -> Iterator[None]:
+    """Start processes in the block that never get Ctrl-C or SIGTERM: `run_processes` ends them itself.
+
+    This process gets a signal of that time when the block ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # it would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 
 from vartok.dataset.schema import DATA, is_dataset
 from vartok.errors import ArgumentError, SourceError, TokenFileError, VartokError, printable, quoted
-from vartok.files import os_error_reason
+from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import (
@@ -88,7 +88,9 @@ class Input:
         if self.error is not None:
             yield None, Sample(label, self.error)
         elif self.stream is not None:
-            yield None, Sample(label, self.stream.read(max_bytes + 1))
+            with named_errors(label):
+                data = self.stream.read(max_bytes + 1)
+            yield None, Sample(label, data)
         elif self.is_collection:
             try:
                 shards = find_input_shards([str(self.place)], 1)

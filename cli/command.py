@@ -17,6 +17,7 @@ import typer
 
 from vartok.errors import ArgumentError, VartokError, VartokWarning
 from vartok.files import remove_open_temp_files
+from vartok.processors import configure_openmp
 from vartok.stopping import Terminated, stop
 
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
@@ -90,6 +91,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(run)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         debug = bool(kwargs.get("debug"))
+        configure_openmp()
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))
         token = option_names.set(options)
         try:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_a_block_that_fails_leaves_everything_as_it_was(
 def test_an_interrupt_right_after_the_temporary_file_appears_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(_: object) -> bool:
+    def interrupt(_: object, **options: bool) -> bool:
         assert len(list(tmp_path.iterdir())) == 1
         raise KeyboardInterrupt
 
@@ -292,6 +293,35 @@ def test_overlapping_writers_that_clean_up_do_not_disturb_each_other(tmp_path: P
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_taken_for_a_stale_one_is_created_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may lock it before its writer does, and then removes it by its name."""
+    if files.fcntl is None:
+        pytest.skip("needs locks")
+    lock, pools = files._lock, [ThreadPoolExecutor(1)]
+
+    def meet_a_sweeper(file: BinaryIO, **options: bool) -> bool:
+        if pools:
+            other = open(file.name, "r+b")  # noqa: SIM115
+            lock(other)
+
+            def remove() -> None:
+                time.sleep(0.02)
+                os.unlink(file.name)
+                other.close()
+
+            pools.pop().submit(remove)
+        return lock(file, **options)
+
+    monkeypatch.setattr(files, "_lock", meet_a_sweeper)
+    with atomic_write(tmp_path / "a") as file:
+        time.sleep(0.03)
+        file.write(b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_write_bytes_makes_folders_and_names_the_final_path(tmp_path: Path) -> None:

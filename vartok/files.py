@@ -216,7 +216,8 @@ def _remove_if_stale(temporary: str) -> None:
         ours = os.path.basename(temporary).startswith(f"{TEMPORARY}{HOST}-")
         if not (_lock(file) and ours) and time.time() - os.fstat(file.fileno()).st_mtime < ABANDONED:
             return
-        os.unlink(temporary)
+        if os.fstat(file.fileno()).st_nlink:  # else it is gone, and the name may be that of a new file
+            os.unlink(temporary)
 
 
 @functools.lru_cache(4096)
@@ -229,24 +230,24 @@ def _create_locked(temporary: Path) -> BinaryIO:
     """Create and lock a temporary file."""
     while True:
         file = open(temporary, "xb")  # noqa: SIM115
-        # Another process may take the new file for a stale one before it is locked, and remove it.
-        with contextlib.suppress(BlockingIOError):
-            if not _lock(file) or os.fstat(file.fileno()).st_nlink:
-                return file
+        # Another process may take the new file for a stale one before it is locked, and remove it. Wait until
+        # it has: it removes a file by its name, and would remove the next one too.
+        if not _lock(file, wait=True) or os.fstat(file.fileno()).st_nlink:
+            return file
         file.close()
-        temporary.unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO) -> bool:
+def _lock(file: BinaryIO, *, wait: bool = False) -> bool:
     """Lock a file until all its descriptors are closed. Return True; False if the system has no locks.
 
     Raises:
-        BlockingIOError: another process, or another open file of this one, has it locked.
+        BlockingIOError: another process, or another open file of this one, has it locked, and `wait` is
+            false.
     """
     if fcntl is None:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError:

@@ -389,3 +389,44 @@ def test_what_a_file_says_is_quoted_in_a_short_line(tmp_path: Path) -> None:
     tensors = {**draw(LIGHT), "\x1b[31mevil\nline": torch.zeros(1)}
     save(tmp_path / "b.safetensors", LIGHT, tensors)
     assert "\x1b" not in refusal(tmp_path / "b.safetensors")
+
+
+SHARED = b")" + b"q\x01h\x01\x86" * 200  # a tuple of two equal tuples of two ..., named once each
+VIEW = (  # of 2 ** 31 - 1 equal elements, all stored in one
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu"
+    b"K\x01tQK\0J\xff\xff\xff\x7f\x85K\0\x85\x89ccollections\nOrderedDict\n)RtR"
+)
+
+
+@pytest.mark.parametrize(
+    ("pickled", "reason"),
+    [
+        (b"}" + SHARED + b"K\x01s", "expands to far more than it stores"),  # hashed as a key
+        (SHARED + b")R", "other than tensors"),  # shown as what cannot be called
+        (b"cbuiltins\nset\n" + SHARED + b"\x85R", "expands to far more than it stores"),
+        (
+            b"]q\0(" + b"K\x01" * 3000 + b"e(" + b"cbuiltins\nset\nh\0\x85R" * 3000 + b"t",
+            "expands to far more",
+        ),
+        (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "other than tensors"),
+        (b"cbuiltins\nset\n" + VIEW + b"\x85R", "other than tensors"),
+        (b"ctorch\nSize\n" + VIEW + b"R", "other than tensors"),
+        (b"}q\0X\x01\0\0\0ah\0s", "not a VAR tokenizer"),  # holds itself
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_builds_far_more_than_it_stores_is_refused(
+    tmp_path: Path, pickled: bytes, reason: str, zipped: bool
+) -> None:
+    path, data = tmp_path / "file.pth", b"\x80\x02" + pickled + b"."
+    torch.save({}, path, _use_new_zipfile_serialization=zipped)
+    saved = path.read_bytes()
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {"data.pkl": data, "version": b"3", "data/0": bytes(64)}.items():
+                archive.writestr(f"archive/{name}", content)
+    else:
+        path.write_bytes(saved.replace(b"\x80\x02}q\x00.", data, 1))
+    begin = time.process_time()
+    assert reason in refusal(path)
+    assert time.process_time() - begin < 1

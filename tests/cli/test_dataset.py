@@ -324,7 +324,7 @@ def test_an_interrupted_run_can_be_completed(
     told = re.fullmatch(line, said.decode())
     assert told, said.decode()
     assert int(told[1]) == len(names(tmp_path / "out/stats"))
-    assert not [name for name in names(tmp_path / "out") if ".tmp" in name]
+    assert not [name for name in names(tmp_path / "out") if ".vartok" in name]
     left = names(tmp_path / "out/stats")
     assert 0 < len(left) < 32
     assert start(*options, "-q").wait(60) == 0

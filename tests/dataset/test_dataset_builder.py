@@ -110,8 +110,9 @@ def test_a_run_is_refused_while_another_is_at_work_in_its_part(
         for part in ((0, 1), (1, 3)):
             with pytest.raises(DatasetError, match="another run is at work in"):
                 build(source, out, **options, shard=part)
-        assert len([name for name in names(out) if ".tmp" in name]) == 2  # the locks
-    (out / f"{TEMPORARY}run.tmp").write_bytes(b"left by a killed run")
+        assert len([name for name in names(out) if name.endswith(".lock")]) == 2
+    for name in ("run", "run-1-3"):
+        (out / f"{TEMPORARY}{name}.lock").write_bytes(b"left by a killed run")
     with run_lock(out, (0, 1)), pytest.raises(DatasetError, match=f"process {os.getpid()} on"):
         build(source, out, **options, shard=(1, 3))
     build(source, out, **options)

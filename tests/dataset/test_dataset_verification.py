@@ -151,3 +151,7 @@ def test_missing_folders_and_shards_are_defects(dataset: Path, tmp_path: Path) -
     ] * len(SHARDS)
     with pytest.raises(DatasetError, match=r"00000-0000\.parquet: no such file or folder"):
         list(TokenDataset(out))
+    (out / "stats/00000-0000.json").unlink()
+    (out / "stats/00000-0000.json").symlink_to("00000-0000.json")
+    with pytest.raises(DatasetError, match=r"00000-0000\.json: its links lead in a circle"):
+        verify(out)

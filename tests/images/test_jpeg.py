@@ -90,3 +90,17 @@ def test_12_bits_are_named() -> None:
     at = data.index(b"\xff\xc0")
     data = data[:at] + b"\xff\xc1" + data[at + 2 : at + 4] + struct.pack("B", 12) + data[at + 5 :]
     assert message(data) == "is a JPEG of 12 bits a sample, of which vartok reads 8"
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\0\2", b"\xff\xe5\0\2", b"\xff"])
+def test_more_segments_than_a_file_has_are_refused(segment: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "_MAX_SEGMENTS", 30)
+    data = saved(photo(8, 8), "JPEG")
+    assert read_picture(data[:2] + segment * 10 + data[2:], AS_IS).width == 8
+    assert message(data[:2] + segment * 30 + data[2:]).startswith("has more than 30 segments")
+
+
+def test_more_scans_than_a_file_has_are_refused() -> None:
+    data = saved(photo(8, 8), "JPEG")
+    scan = data[data.index(b"\xff\xda") :][:14]
+    assert "1,000 scans, which no usual JPEG has" in message(data[:-2] + scan * 1001 + EOI)

@@ -9,6 +9,7 @@ from picture_files import AS_IS, check_message, chunk, photo, png, read, saved
 from PIL import Image, PngImagePlugin
 
 from vartok.errors import ImageError
+from vartok.images import png as png_module
 from vartok.images import read_picture
 
 ROW = bytes([1, 2, 3, 4, 5, 6])
@@ -99,3 +100,11 @@ def test_an_animation_keeps_its_note() -> None:
     info.add_text("workflow", LARGE.decode(), zip=True)
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:], pnginfo=info)
     assert read_picture(data, AS_IS).notes == ("animation: took the first of 3 frames",)
+
+
+@pytest.mark.parametrize("part", [chunk(b"teXt", b""), chunk(b"IDAT", b""), chunk(b"a_1b", b"")])
+def test_more_chunks_than_a_file_has_are_refused(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png_module, "_MAX_CHUNKS", 20)
+    assert read(file(*[part] * 10)) == PIXELS
+    with pytest.raises(ImageError, match="has more than 20 chunks, which no usual PNG file has"):
+        read_picture(file(*[part] * 20), AS_IS)

@@ -16,7 +16,7 @@ from picture_files import AS_IS, check_message, chunk, photo, png, profile, read
 from PIL import Image
 
 from vartok.errors import ImageError
-from vartok.images import Fit, read_file, read_picture, restore_size
+from vartok.images import Fit, read_file, read_picture, reading, restore_size
 from vartok.images import fit as fit_module
 
 
@@ -238,3 +238,19 @@ def test_a_path_may_be_a_string(tmp_path: Path) -> None:
     path.write_bytes(SAMPLES["png"])
     assert read_picture(str(path), Fit(size=250)).pixels.shape == (250, 250, 3)
     assert Fit(size=250) == Fit(size=(250, 250))
+
+
+def test_a_file_of_very_many_parts_is_refused_or_read_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = photo(8, 8)
+    comment = b"P6\n#" + b"x" * 300 + b"\n8 8 255\n" + pixels.tobytes()
+    gif = saved(pixels, "GIF", save_all=True, append_images=[photo(8, 8, seed) for seed in range(1, 60)])
+    assert read_picture(gif, AS_IS).notes == ("animation: took the first of 60 frames",)
+    path = tmp_path / "file.ppm"
+    path.write_bytes(comment)
+    monkeypatch.setattr(reading, "MAX_READS", 200)
+    for file in (comment, path):
+        with pytest.raises(ImageError, match="has too many parts: reading them takes more than 200 steps"):
+            read_picture(file, AS_IS)
+    assert read_picture(gif, AS_IS).notes == ("took the first of very many frames",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vartok.checkpoints.pickles import check_pickles, other_objects
 from vartok.checkpoints.summary import CODEBOOK
 from vartok.errors import CheckpointError, one_line, quoted
 from vartok.files import check_regular, os_error_reason
@@ -87,32 +87,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    if zipped:
-        _check_stored(path)
     mapped = zipped and not path.name.endswith(".safetensors")  # torch.load trusts the suffix of a path
     try:
+        check_pickles(path, zipped=zipped)
         with open(path, "rb") as file:
             # With weights_only, torch refuses everything but tensors and plain containers.
             source = path if mapped else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError:
-        raise CheckpointError(
-            "is not a whole PyTorch file, or holds Python objects other than tensors, which vartok never "
-            "loads: save its state_dict() alone"
-        ) from None
+        raise other_objects() from None
     except Exception as error:  # torch.load raises nearly every type on a damaged file
         raise CheckpointError(f"is not a whole PyTorch file ({one_line(error)})") from None
     return flatten(content)
-
-
-def _check_stored(path: Path) -> None:
-    """Refuse a zip with compressed entries: torch maps their compressed bytes as if they were numbers."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in file.infolist()):
-                raise CheckpointError("is compressed inside: torch.save writes files that can be read")
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # torch tells what is wrong
 
 
 def flatten(content: object) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from vartok.dataset.write import ShardProgress, write_shards
 from vartok.errors import DatasetError, VartokError, VartokWarning
 from vartok.images import configure_pillow
 from vartok.operations import encode_pictures
+from vartok.processors import available_processors
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -90,12 +91,14 @@ def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
 
     Returns:
         One configuration per process. On "cuda" the processes get the GPUs in turn; on "cpu" each gets an
-        equal share of torch's threads; on another device all are `config`.
+        equal share of torch's threads, or of `available_processors` if these are fewer; on another device all
+        are `config`.
     """
     import torch
 
     if config.device == "cpu":
-        return [replace(config, threads=max(1, torch.get_num_threads() // count))] * count
+        threads = min(torch.get_num_threads(), available_processors())
+        return [replace(config, threads=max(1, threads // count))] * count
     if config.device == "cuda":
         gpus = _count_gpus()
         return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]

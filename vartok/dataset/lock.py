@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from vartok.errors import DatasetError, one_line
 from vartok.files import TEMPORARY, fcntl
+
+ATTEMPTS, PAUSE = 3, 0.03
+"""Number of attempts to get a lock, and seconds between them."""
 
 
 @contextlib.contextmanager
@@ -29,9 +34,12 @@ def run_lock(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         whole = part == (0, 1)
-        stack.enter_context(_locked(out / f"{TEMPORARY}run.tmp", shared=not whole))
-        if not whole:
-            stack.enter_context(_locked(out / f"{TEMPORARY}run-{part[0]}-{part[1]}.tmp"))
+        stack.enter_context(_locked(out / f"{TEMPORARY}run.lock", shared=not whole))
+        if whole:
+            for left in out.glob(f"{TEMPORARY}run-*.lock"):  # by killed runs of parts
+                left.unlink(missing_ok=True)
+        else:
+            stack.enter_context(_locked(out / f"{TEMPORARY}run-{part[0]}-{part[1]}.lock"))
         yield
 
 
@@ -41,11 +49,14 @@ def _locked(path: Path, *, shared: bool = False) -> Iterator[None]:
     if fcntl is None:  # Windows
         yield
         return
-    while True:
+    for attempt in itertools.count(1):
         with open(path, "a+b") as file:  # for writing: NFS locks a file exclusively only then
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
+                if attempt < ATTEMPTS:  # a run of another part may just be ending, see below
+                    time.sleep(PAUSE)
+                    continue
                 file.seek(0)
                 raise _busy(path, file.read(200)) from None
             except OSError:  # a file system without locks

@@ -70,14 +70,18 @@ def verify(out: str | Path) -> Report:
         The counts and the defects that were found.
 
     Raises:
-        DatasetError: the folder holds no data set, or dataset.json is broken.
-        OSError: a stats file cannot be read; a shard that cannot is a defect instead.
+        DatasetError: the folder holds no data set, dataset.json is broken, or a stats file cannot be read. A
+            shard that cannot be read is a defect instead.
         VartokError: a package that the format of the shards needs is not installed.
     """
     out = Path(out)
     description, encoding = open_dataset(out)
     suffix = find_format(description["files"]).suffix
-    stats = {shard_name(*shard): values for shard, values in read_stats(out).items()}
+    try:
+        stats = {shard_name(*shard): values for shard, values in read_stats(out).items()}
+        broken = broken_stats(out)
+    except OSError as error:
+        raise DatasetError(f"{error.filename or out / STATS}: {os_error_reason(error)}") from None
     report = Report()
     for name, expected in stats.items():
         file = f"{DATA}/{name}{suffix}"
@@ -94,7 +98,7 @@ def verify(out: str | Path) -> Report:
         else:
             report.pictures += keys.total()
             report.problems += (Problem(file, cause) for cause in _repeated_keys(keys))
-    for shard, reason in broken_stats(out).items():
+    for shard, reason in broken.items():
         report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(reason)))
     report.problems += _check_summary(out, description, stats, report)
     return report

@@ -26,6 +26,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker other than a restart
 _EOI = b"\xff\xd9"
 _INSERTED = [random.Random(k).randbytes(512).replace(b"\xff", b"\x55") for k in range(9)]
+_MAX_SEGMENTS = 100_000  # and bytes of filling between them; Pillow takes a microsecond and more for each
+_MAX_SCANS = 1000  # libjpeg goes over the whole picture for each; usual files have a dozen
 _ZEROS = 16  # so many zero bytes in place of an end marker may be a hole
 
 
@@ -150,13 +152,28 @@ def load_checked(source: ImageFile, stream: BinaryIO) -> None:
     check.after_decoding(source)
 
 
+def check_segments(stream: BinaryIO) -> None:
+    """Check the number of segments in a JPEG file's header, before Pillow looks at each of them.
+
+    Args:
+        stream: the file; its position is the start, before and after.
+
+    Raises:
+        ImageError: there are more than `_MAX_SEGMENTS` segments or bytes between them.
+    """
+    head = stream.read(3)
+    if head == b"\xff\xd8\xff":
+        _find_scans(head + stream.read(MAX_BYTES), header=True)
+    stream.seek(0)
+
+
 def unsupported_jpeg(stream: BinaryIO) -> str | None:
     """Return what makes a JPEG file unreadable for Pillow, or None if nothing is known."""
     stream.seek(0)
     head = stream.read(3)
     if head != b"\xff\xd8\xff":
         return None
-    precision = _find_scans(head + stream.read(MAX_BYTES)).precision
+    precision = _find_scans(head + stream.read(MAX_BYTES), header=True).precision
     return None if precision == 8 else f"is a JPEG of {precision} bits a sample, of which vartok reads 8"
 
 
@@ -164,13 +181,24 @@ def _truncated() -> ImageError:
     return ImageError("is truncated or broken: its data ends before its picture does")
 
 
-def _find_scans(data: bytes) -> _Scans:
-    """Walk over the markers up to the end marker; stop where they make no sense."""
+def _find_scans(data: bytes, *, header: bool = False) -> _Scans:
+    """Walk over the markers up to the end marker, or the first scan; stop where they make no sense.
+
+    Raises:
+        ImageError: there are more segments or scans than a usual file has.
+    """
     scans = _Scans()
-    at, has_restarts = 2, False
+    at, has_restarts, segments = 2, False, 0
     while match := _MARKER.search(data, at):
         code = data[match.end() - 1]
+        segments += 1 + match.start() - at
         at = match.end()
+        if segments > _MAX_SEGMENTS or scans.count > _MAX_SCANS:
+            raise ImageError(
+                f"has more than {_MAX_SEGMENTS:,} segments or {_MAX_SCANS:,} scans, which no usual JPEG has"
+            )
+        if header and code == 0xDA:
+            break
         if code == 0xD9:
             break
         if code <= 0x01 or 0xD0 <= code <= 0xD8:  # these have no length

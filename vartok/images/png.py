@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from typing import BinaryIO
 
 from PIL import PngImagePlugin
 
+from vartok.errors import ImageError
 from vartok.images.fit import MAX_BYTES
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS = 100_000  # more are left to Pillow
+_MAX_CHUNKS = 100_000
+_NAME = re.compile(rb"\w{4}")  # of a chunk, as Pillow has it
 _MIN_SIZES = {b"acTL": 8, b"cHRM": 32, b"fcTL": 26, b"gAMA": 4, b"pHYs": 9, b"sRGB": 1}
 _NOTES = {
     b"iCCP": "ignored its colour profile, which is broken or too large",
@@ -28,6 +31,9 @@ def without_unreadable_chunks(stream: BinaryIO, notes: list[str]) -> BinaryIO:
     Args:
         stream: the file; its position is the start, before and after.
         notes: remarks for the user, to which this may add some.
+
+    Raises:
+        ImageError: the file has more than `_MAX_CHUNKS` chunks, which take Pillow seconds.
     """
     dropped: list[tuple[int, int]] = []
     if stream.read(8) == _SIGNATURE:
@@ -56,10 +62,10 @@ def _unreadable(stream: BinaryIO, notes: list[str]) -> list[tuple[int, int]]:
         start = stream.tell()
         head = stream.read(8)
         size, name = int.from_bytes(head[:4], "big"), head[4:]
-        if len(head) < 8 or not name.isalpha() or name == b"IEND":
+        if not _NAME.fullmatch(name) or name == b"IEND":
             break
         end = start + 8 + size + 4
-        if not name[0] & 0x20 or name in (b"tRNS", b"fdAT"):
+        if not name.isalpha() or not name[0] & 0x20 or name in (b"tRNS", b"fdAT"):
             stream.seek(end)
             continue
         compressed, crc, left = b"", zlib.crc32(name), size
@@ -80,6 +86,8 @@ def _unreadable(stream: BinaryIO, notes: list[str]) -> list[tuple[int, int]]:
             if name in _NOTES:
                 notes.append(_NOTES[name])
             dropped.append((start, end))
+    else:
+        raise ImageError(f"has more than {_MAX_CHUNKS:,} chunks, which no usual PNG file has")
     return dropped
 
 

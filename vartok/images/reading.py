@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import io
 import os
 import stat
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import PIL._imaging
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -26,9 +23,10 @@ from PIL.ImageFile import ImageFile
 
 from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
+from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
-from vartok.images.jpeg import load_checked, unsupported_jpeg
+from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
@@ -59,6 +57,10 @@ _UPRIGHT = {
 }
 
 
+MAX_READS = 500_000
+"""How often a file may be read from; Pillow takes microseconds for each of a million tiny parts of a file."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A fitted picture.
@@ -85,17 +87,14 @@ def picture_suffixes() -> tuple[str, ...]:
 def configure_pillow(*, quiet: bool = True) -> None:
     """Configure Pillow for a program that uses vartok; this changes the whole process.
 
-    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies.
+    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's warnings of damaged
+    pixels are heard, and such files refused.
 
     Args:
         quiet: keep libtiff from writing to stderr; for one broken file it may write hundreds of lines.
     """
     Image.MAX_IMAGE_PIXELS = None
-    if quiet:
-        with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
-            library = ctypes.CDLL(PIL._imaging.__file__)
-            library.TIFFSetErrorHandler(None)
-            library.TIFFSetWarningHandler(None)
+    libtiff.listen(quiet=quiet)
 
 
 def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
@@ -165,9 +164,29 @@ def bytes_error(max_bytes: int) -> ImageError:
     return ImageError(f"has more than {max_bytes:,} bytes", hint=hint)
 
 
-def _open(file: str | Path | bytes) -> BinaryIO:
+class _CountedReads(io.BufferedIOBase):
+    """Mixin of a stream that raises ImageError when it is read from more than `MAX_READS` times."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read bytes, and count."""
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise ImageError(f"has too many parts: reading them takes more than {MAX_READS:,} steps")
+        return super().read(size)
+
+
+class _File(_CountedReads, io.BufferedReader): ...
+
+
+class _Bytes(_CountedReads, io.BytesIO): ...
+
+
+def _open(file: str | Path | bytes) -> _File | _Bytes:
+    stream: _File | _Bytes
     if isinstance(file, bytes):
-        stream: BinaryIO = io.BytesIO(file)
+        stream = _Bytes(file)
         size = len(file)
     else:
         try:
@@ -177,7 +196,7 @@ def _open(file: str | Path | bytes) -> BinaryIO:
             if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
                 raise ImageError("is not a regular file: a pipe can be read only as standard input")
             # Pillow would memory-map a path, and a mapped file that is truncated meanwhile kills the process.
-            stream = open(file, "rb")  # noqa: SIM115
+            stream = _File(io.FileIO(file))
             size = status.st_size
         except (OSError, ValueError) as error:
             raise ImageError(os_error_reason(error)) from error
@@ -187,13 +206,15 @@ def _open(file: str | Path | bytes) -> BinaryIO:
     return stream
 
 
-def _read(stream: BinaryIO, fit: Fit) -> Picture:
+def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
+    stream: BinaryIO = counted
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
     refuse_raw(stream)
     _check_icon(stream, fit.max_pixels)
     notes: list[str] = []
     stream.seek(0)
+    check_segments(stream)
     stream = without_unreadable_chunks(stream, notes)
     try:
         source = Image.open(stream, formats=formats)
@@ -205,8 +226,11 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
     check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
     try:
         frames = getattr(source, "n_frames", 1)
-    except Exception:  # counting reads the other frames, which may be broken
+    except Exception:  # counting reads the other frames, which may be broken, or many
         frames = 1
+        if counted.reads > MAX_READS:
+            notes.append("took the first of very many frames")
+        counted.reads = 0
         source = Image.open(stream, formats=formats)
     if frames > 1 and source.format == "TIFF" and (page := seek_full_page(source, frames)):
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
@@ -226,6 +250,9 @@ def _read(stream: BinaryIO, fit: Fit) -> Picture:
             read_planes(source)
         if source.format in ("JPEG", "MPO"):
             load_checked(source, stream)
+        elif source.format == "TIFF":
+            with libtiff.refuse_damage():
+                source.load()
         else:
             source.load()
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vartok.errors import ArgumentError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
+from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
 
 if TYPE_CHECKING:
@@ -147,12 +147,11 @@ def resolve_tokenizer(
 
 
 def default_workers(workers: int | None = None) -> int:
-    """Return `workers`; if it is None, the number of cores + 1, at most 8.
+    """Return `workers`; if it is None, `available_processors` + 1, at most 8.
 
     The extra thread computes while another one waits for a file.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return workers or min(MAX_WORKERS, cores + 1)
+    return workers or min(MAX_WORKERS, available_processors() + 1)
 
 
 def default_batch_size(batch_size: int | None, tokenizer: Tokenizer, pixels: int | None = None) -> int:

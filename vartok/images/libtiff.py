@@ -1,0 +1,88 @@
+"""Hear what libtiff says while Pillow decodes: Pillow itself passes no warning on, and few of the errors."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import PIL._imaging
+
+from vartok.errors import ImageError, one_line
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+_DAMAGE = (
+    "JPEGLib",
+    "Fax3",
+    "Fax4",
+    "LZW",
+    "PackBits",
+    "ZIP",
+    "ZSTD",
+    "LZMA",
+    "WebP",
+    "TIFFFill",
+    "TIFFRead",
+)
+_HARMLESS = ("extraneous bytes", "TIFFReadDirectory", "TIFFReadCustomDirectory")
+
+
+class _Messages(threading.local):
+    """What libtiff has said in this thread; None while nobody asks."""
+
+    heard: list[str] | None = None
+
+
+_messages = _Messages()
+_handlers: list[object] = []  # libtiff holds pointers to them
+
+
+def listen(*, quiet: bool) -> None:
+    """Take over libtiff's errors and warnings in the whole process; without this, `refuse_damage` hears none.
+
+    Args:
+        quiet: if False, they are also written to stderr, as libtiff does.
+    """
+    vsnprintf: Any = None
+    with contextlib.suppress(
+        AttributeError, OSError, TypeError
+    ):  # Windows has no such name for its C library
+        vsnprintf = ctypes.CDLL(None).vsnprintf
+
+    def hear(module: bytes | None, form: bytes, values: int | None) -> None:
+        buffer = ctypes.create_string_buffer(form, max(300, len(form) + 1))
+        if vsnprintf is not None:
+            vsnprintf(buffer, ctypes.c_size_t(300), form, ctypes.c_void_p(values))
+        text = f"{(module or b'libtiff').decode(errors='replace')}: {buffer.value.decode(errors='replace')}"
+        if _messages.heard is not None:
+            _messages.heard.append(text)
+        if not quiet:
+            with contextlib.suppress(OSError):
+                os.write(2, f"{text}\n".encode())
+
+    with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff
+        library = ctypes.CDLL(PIL._imaging.__file__)
+        handler = _HANDLER(hear)
+        _handlers.append(handler)
+        library.TIFFSetErrorHandler(handler)
+        library.TIFFSetWarningHandler(handler)
+
+
+@contextlib.contextmanager
+def refuse_damage() -> Iterator[None]:
+    """A context in which Pillow decodes a TIFF file.
+
+    Raises:
+        ImageError: libtiff said that pixels were damaged or missing; it fills them with anything.
+    """
+    _messages.heard = []
+    try:
+        yield
+        for text in _messages.heard:
+            if text.startswith(_DAMAGE) and not any(harmless in text for harmless in _HARMLESS):
+                raise ImageError(f"is damaged: {one_line(text)}")
+    finally:
+        _messages.heard = None

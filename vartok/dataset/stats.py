@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 from dataclasses import dataclass, field
@@ -131,5 +132,7 @@ def _scan(out: Path) -> dict[ShardId, ShardStats | DatasetError]:
             except DatasetError as error:
                 found[shard] = error
             except OSError as error:
-                found[shard] = DatasetError(f"cannot be read: {os_error_reason(error)}")
+                if error.errno not in (errno.EISDIR, errno.EINVAL):  # no file, see `check_regular`
+                    raise
+                found[shard] = DatasetError(os_error_reason(error))
     return dict(sorted(found.items()))

@@ -77,6 +77,7 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
     """
     found = find_format(format)
     with shard_errors(format):
+        check_regular(path)
         for row in found.read(path, encoding, True):
             if isinstance(row, VartokError):
                 raise row

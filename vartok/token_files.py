@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,10 +92,20 @@ def iter_tokens(stream: BinaryIO) -> Iterator[ImageTokens | TokenFileError]:
                 item = parse(data)
             except TokenFileError as error:
                 item = TokenFileError(f"{prefix}{error}", hint=error.hint)
-                item.with_traceback(error.__traceback__).__cause__ = error.__cause__ or error.__context__
+                _keep_traceback(item, error)
+                data = b""  # else the traceback keeps it
             yield item
     except TokenFileError as error:  # of compressed data
         yield error
+
+
+def _keep_traceback(item: TokenFileError, error: TokenFileError) -> None:
+    """Give an error the traceback and cause of another, without the data that their frames hold."""
+    item.__cause__ = error.__cause__ or error.__context__
+    for each in (error, item.__cause__):
+        if each is not None:
+            traceback.clear_frames(each.__traceback__)
+    item.__traceback__ = error.__traceback__
 
 
 def read_metadata(path: str | Path) -> Iterator[TokenMetadata]:
@@ -272,14 +283,16 @@ def _parse(text: str | bytes) -> dict[str, Any]:
             text if isinstance(text, str) else text.decode("utf-8-sig"), parse_constant=_refuse_constant
         )
     except UnicodeDecodeError:
-        raise TokenFileError("not UTF-8 text") from None
+        reason = "not UTF-8 text"
     except json.JSONDecodeError as error:
-        raise TokenFileError(f"not JSON, or cut short: {error.msg} (character {error.pos + 1})") from None
+        reason = f"not JSON, or cut short: {error.msg} (character {error.pos + 1})"
     except ValueError:  # Python's guard against the quadratic time that long numbers take
-        raise TokenFileError("a number has too many digits") from None
-    if not isinstance(document, dict):
-        raise TokenFileError("not a JSON object")
-    return document
+        reason = "a number has too many digits"
+    else:
+        if isinstance(document, dict):
+            return document
+        reason = "not a JSON object"
+    raise TokenFileError(reason)  # not above: the errors there hold the text, and this one may be kept
 
 
 def _refuse_constant(name: str) -> NoReturn:

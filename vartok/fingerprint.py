@@ -29,7 +29,7 @@ def quantizer_fingerprint(
     digest.update(f"codebook {codebook.shape[0]}x{codebook.shape[1]} phis {len(phis)}\n".encode())
     digest.update(_float32_bytes(codebook))
     for ratio, weight, bias in phis:
-        digest.update(f"ratio {ratio!r}\n".encode())
+        digest.update(f"ratio {float(ratio)!r}\n".encode())
         digest.update(_float32_bytes(weight))
         digest.update(b"" if bias is None else _float32_bytes(bias))
     return digest.hexdigest()

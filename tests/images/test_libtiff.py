@@ -1,15 +1,17 @@
 """Pixels that libtiff says are damaged."""
 
+import ctypes
 import io
 from collections.abc import Iterator
 
 import numpy as np
+import PIL._imaging
 import pytest
 from picture_files import AS_IS, check_message, saved
 from PIL import Image
 
 from vartok.errors import ImageError
-from vartok.images import configure_pillow, read_picture
+from vartok.images import configure_pillow, libtiff, read_picture
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +45,11 @@ def test_damaged_pixels_are_refused_also_where_libtiff_only_warns(
     with pytest.raises(ImageError):
         read_picture(data, AS_IS)
     assert "Decode" in capfd.readouterr().err
+
+
+def test_damage_is_heard_without_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = damaged()
+    monkeypatch.setattr(libtiff, "_handlers", [])
+    ctypes.CDLL(PIL._imaging.__file__).TIFFSetWarningHandler(None)
+    with pytest.raises(ImageError, match="is damaged"):
+        read_picture(data, AS_IS)

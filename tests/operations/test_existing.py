@@ -1,5 +1,6 @@
 """Outputs that exist, and what `skip_existing` makes of them; disks that are full."""
 
+import dataclasses
 import errno
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import BinaryIO
 import pytest
 from commands import QUICK
 from conftest import Vartok, names, save
+from noise import SMALL
+from noise import save as save_checkpoint
 
 import vartok as library
 from vartok import files
@@ -118,6 +121,9 @@ def test_the_summary_of_a_checkpoint_is_that_of_the_loaded_one(
     tokenizer: library.Tokenizer, tmp_path: Path
 ) -> None:
     assert read_summary(None) == (tokenizer.config, tokenizer.info)
+    whole = dataclasses.replace(SMALL, quant_resi=1)  # as JSON writes 1.0 at times
+    path = save_checkpoint(tmp_path / "whole.safetensors", whole)
+    assert read_summary(path) == (whole, library.load(path, device="cpu").info)
     (tmp_path / "x").write_bytes(b"no checkpoint")
     assert read_summary(tmp_path / "x") is None
     with pytest.raises(library.CheckpointError, match="no such file"):

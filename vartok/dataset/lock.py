@@ -21,8 +21,8 @@ ATTEMPTS, PAUSE = 3, 0.03
 def run_lock(out: Path, part: tuple[int, int]) -> Iterator[None]:
     """Lock a data set's folder for one run while the block runs.
 
-    Runs of different parts may work at the same time. The lock of a killed run ends with its process. Where
-    the file system has no locks, nothing keeps two runs apart.
+    Runs of different parts i of one n may work at the same time. The lock of a killed run ends with its
+    process. Where the file system has no locks, nothing keeps two runs apart.
 
     Args:
         out: folder of the data set; it exists.
@@ -40,6 +40,9 @@ def run_lock(out: Path, part: tuple[int, int]) -> Iterator[None]:
                 left.unlink(missing_ok=True)
         else:
             stack.enter_context(_locked(out / f"{TEMPORARY}run-{part[0]}-{part[1]}.lock"))
+            for other in out.glob(f"{TEMPORARY}run-*.lock"):
+                if not other.name.endswith(f"-{part[1]}.lock"):  # parts of another n share input shards
+                    _refuse_locked(other)
         yield
 
 
@@ -78,9 +81,22 @@ def _locked(path: Path, *, shared: bool = False) -> Iterator[None]:
             return
 
 
+def _refuse_locked(path: Path) -> None:
+    """Raise a DatasetError if a run holds a lock file."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(path, file.read(200)) from None
+        except OSError:  # a file system without locks
+            return
+
+
 def _busy(path: Path, owner: bytes) -> DatasetError:
     who = one_line(owner.decode(errors="replace"))
     return DatasetError(
         f"another run is at work in {path.parent}" + f": {who}" * bool(who),
-        hint="wait until it has ended; runs share a folder only if each has its own `shard`",
+        hint="wait until it has ended; runs share a folder if each has its own i, and all one n, in `shard`",
     )

@@ -191,7 +191,7 @@ def prepare_folder(job: Job) -> None:
 
 
 def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) -> list[InputTask]:
-    """Return the input shards with work left, in order, after `prepare_folder`.
+    """Prepare the folder, see `prepare_folder`, and return the input shards with work left, in order.
 
     Args:
         job: the data set.

@@ -1,4 +1,4 @@
-"""Hear what libtiff says while Pillow decodes: Pillow itself passes no warning on, and few of the errors."""
+"""Collect libtiff's messages while Pillow decodes: Pillow passes no warning on, and few of the errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _HARMLESS = ("extraneous bytes", "TIFFReadDirectory", "TIFFReadCustomDirectory")
 
 
 class _Messages(threading.local):
-    """What libtiff has said in this thread; None while nobody asks."""
+    """Messages of libtiff in this thread while it decodes for `refuse_damage`; None at other times."""
 
     heard: list[str] | None = None
 
@@ -41,7 +41,7 @@ _handlers: list[object] = []  # libtiff holds pointers to them
 
 
 def listen(*, quiet: bool) -> None:
-    """Take over libtiff's errors and warnings in the whole process; without this, `refuse_damage` hears none.
+    """Take over libtiff's errors and warnings in the whole process; `refuse_damage` does so if need be.
 
     Args:
         quiet: if False, they are also written to stderr, as libtiff does.
@@ -78,6 +78,8 @@ def refuse_damage() -> Iterator[None]:
     Raises:
         ImageError: libtiff said that pixels were damaged or missing; it fills them with anything.
     """
+    if not _handlers:
+        listen(quiet=False)
     _messages.heard = []
     try:
         yield

@@ -121,8 +121,8 @@ class RowSelection:
     ) -> Iterator[tuple[Input, Row]]:
         """Yield the selected rows, and the error of every file or row that cannot be read.
 
-        A key that no row has becomes an input of its name, with an error. An array whose number of tokens
-        fits no schedule is one error, and not one for each row.
+        A key that no row has becomes an input of its name, with an error, unless the limit ends the search
+        before. An array whose number of tokens fits no schedule is one error, and not one for each row.
 
         Args:
             inputs: the inputs.

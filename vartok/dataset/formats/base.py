@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
 from vartok.errors import DatasetError, TokensError, VartokError, one_line, quoted
 from vartok.schedule import token_count
-from vartok.tokens import ImageTokens
+from vartok.tokens import ImageTokens, split_tokens
 
 MAX_ROW_BYTES = 1 << 26
 """Size limit in bytes that readers set to each file of a row in a tar."""
@@ -120,10 +119,9 @@ def build_row(fields: Any, flat: NDArray[Any], encoding: Encoding) -> ImageToken
     length = token_count(encoding.schedule)
     if flat.shape != (length,) or flat.dtype.kind not in "iu":
         raise DatasetError(f"{one_line(values['key'])}: its tokens are not {length} integers")
-    scales = np.split(flat, np.cumsum([h * w for h, w in encoding.schedule[:-1]]))
     try:
         return ImageTokens(
-            tuple(scale.reshape(grid) for scale, grid in zip(scales, encoding.schedule, strict=True)),
+            split_tokens(flat, encoding.schedule),
             encoding.model,
             encoding.image_info(values["key"], values["width"], values["height"]),
             label=values["label"],

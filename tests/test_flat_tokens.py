@@ -76,7 +76,7 @@ def test_the_number_of_tokens_tells_the_size(schedule: Any, side: int) -> None:
 
 def test_a_length_without_a_schedule_names_both() -> None:
     flat = FlatTokens(None, np.zeros(500, int))
-    with pytest.raises(TokensError, match=r"has 500 tokens, but .*,13,16 has 680, and 500 at no other size"):
+    with pytest.raises(TokensError, match=r"500 tokens, .*,13,16 has 680, and 500 at no other square size"):
         flat.find_schedule(None, VAR_256)
     with pytest.raises(TokensError, match="has 500 tokens, but the schedule 1,2 has 5"):
         flat.find_schedule(square(1, 2), VAR_256)

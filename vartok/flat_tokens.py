@@ -51,7 +51,7 @@ class FlatTokens:
             if found is None:
                 raise TokensError(
                     f"has {told}, but the schedule {describe(default)} has {token_count(default):,}, and "
-                    f"{length:,} at no other size",
+                    f"{length:,} at no other square size",
                     hint="set `schedule` to the schedule of the tokens",
                 )
             return found

@@ -58,7 +58,9 @@ def load_row(path: str | Path) -> ImageTokens | FlatTokens:
     images = [_checked(row.tokens, name) for row in itertools.islice(read_path(Path(path)), 2)]
     if len(images) != 1:
         number = "several images" if images else "no image"
-        raise TokenFileError(f"{name}holds {number}, not one", hint="read the file with `vartok.read_tokens`")
+        raise TokenFileError(
+            f"{name}holds {number}, not one", hint="`read_tokens` and `decode_files` take such a file"
+        )
     return images[0]
 
 

@@ -83,7 +83,10 @@ class TokenMaps:
         schedule = as_schedule(schedule)
         flat = _check_tensor("flat tokens", flat, 2)
         if flat.shape[1] != token_count(schedule):
-            raise TokensError(f"{flat.shape[1]} tokens, but the schedule has {token_count(schedule)} cells")
+            raise TokensError(
+                f"{flat.shape[1]} tokens, but the schedule has {token_count(schedule)} cells",
+                hint="set `schedule` to the grids of the tokens",
+            )
         scales = flat.split([h * w for h, w in schedule], dim=1)
         return cls(tuple(scale.unflatten(1, grid) for scale, grid in zip(scales, schedule, strict=True)))
 

@@ -113,7 +113,7 @@ def test_two_inputs_of_one_output(vartok: Vartok, here: Path) -> None:
     vartok("decode", "img.png.tokens.npz", "img.jpg.tokens.npz", "-o", "out")
     assert names(here / "out") == ["img.jpg.decoded.png", "img.png.decoded.png"]
     vartok("encode", "img.png", "img.jpg", "-o", "all.jsonl", *QUICK)
-    note = "note: 1 output got another name, since theirs are names of other pictures of the run too: img-2."
+    note = "note: 1 output got another name, since another picture of the run has the name: img-2."
     assert note in vartok("decode", "all.jsonl", "-o", "both").stderr
     assert names(here / "both") == ["img-2.decoded.png", "img.decoded.png"]
     vartok("decode", "all.jsonl", "-o", "full", "--full-names")
@@ -291,3 +291,12 @@ def test_decode_draws_no_format_under_the_name_of_another(vartok: Vartok, here: 
     assert "is jpg by its suffix" in refused.stderr
     vartok("decode", "a.tokens.npz", "-o", "b.jpeg", "--format", "jpg")
     assert names(here) == ["a.png", "a.tokens.npz", "b.jpeg"]
+
+
+@pytest.mark.parametrize("name", ["all.jsonl.bz2", "all.json.gz", "all.zip"])
+def test_a_compressed_name_is_no_folder(vartok: Vartok, here: Path, name: str) -> None:
+    for folder in ("a", "b"):
+        save(here / folder / "img.png")
+    result = vartok("encode", "-r", "a", "b", "-o", name, code=2)
+    assert f"{name} is no name for a folder: end it in / or in .npz" in result.stderr
+    assert not (here / name).exists()

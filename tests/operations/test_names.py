@@ -102,7 +102,7 @@ def test_folders_that_differ_in_case_are_no_conflict(tmp_path: Path) -> None:
 
 def test_names_that_are_changed_are_said_before_anything_runs(tmp_path: Path) -> None:
     with pytest.warns(
-        match=r"1 output got another name, since theirs cannot be names.*: CON_\.npz for CON\."
+        match=r"1 output got another name, since not every system can hold the name: CON_\.npz for CON\."
     ):
         assert plan(target(tmp_path), "CON.png", "a.png") == [f"{tmp_path}/CON_.npz", f"{tmp_path}/a.npz"]
 

@@ -157,6 +157,8 @@ def build(
             raise ArgumentError(
                 "a loaded tokenizer cannot be sent to other processes", hint="set `weights` in its place"
             )
+        if weights is not None or dtype not in ("float32", tokenizer.dtype):
+            raise ArgumentError("`weights` and `dtype` are those of the tokenizer", hint="leave them out")
         device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(

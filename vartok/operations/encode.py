@@ -276,8 +276,11 @@ class _EncodeRun:
         for item in self._plan.todo:
             for key, sample in item.samples(self._max_bytes, self._passed_over):
                 claimed: tuple[str, Path | None] | FileResult = (str(item), None)
-                if not isinstance(sample.picture, VartokError):
+                broken = isinstance(sample.picture, VartokError)
+                if key is not None or not broken:  # a broken picture keeps its name, for when it is mended
                     claimed = self._plan.claim(item, key)
+                if broken and isinstance(claimed, FileResult):
+                    claimed = (claimed.input, None)
                 if isinstance(claimed, FileResult):
                     yield claimed, "", _read_nothing
                 else:

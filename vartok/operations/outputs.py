@@ -25,6 +25,10 @@ Output: TypeAlias = str | Path | BinaryIO | None
 """A file, a folder, or an open binary stream; None for the folder of each input."""
 
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Suffixes that no folder of outputs has by intention."""
+
+
 @dataclass(frozen=True)
 class FileResult:
     """The result of one picture.
@@ -201,6 +205,10 @@ def resolve_target(
     if suffix and not many:
         raise ArgumentError(
             f"{shown} has an unknown suffix: output files end in {', '.join(suffixes)}, folders in /"
+        )
+    if path.suffix.lower() in COMPRESSED:
+        raise ArgumentError(
+            f"{shown} is no name for a folder", hint=f"end it in / or in {', '.join(suffixes)}"
         )
     if suffix in suffixes or os.path.lexists(path):
         raise ArgumentError(

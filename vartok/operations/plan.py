@@ -75,8 +75,8 @@ class OutputPlan:
         self._sources = {os.path.realpath(item.place) for item in inputs if item.place}
         self._planned: dict[tuple[str, str], tuple[Input, Path]] = {}
         self._taken: set[tuple[str, str]] = set()
-        self._renamed = RenameCount("cannot be names on every system")
-        self._numbered = RenameCount("are names of other pictures of the run too")
+        self._renamed = RenameCount("not every system can hold the name")
+        self._numbered = RenameCount("another picture of the run has the name")
         self.todo: list[Input] = []
         self.refused: list[FileResult] = []
         if target.joined:
@@ -238,7 +238,7 @@ class RenameCount:
     """Counts outputs that get other names than their own, for one warning.
 
     Args:
-        cause: what is said of those names, as "are taken".
+        cause: why, as "another picture has the name".
     """
 
     def __init__(self, cause: str) -> None:
@@ -260,8 +260,7 @@ class RenameCount:
         """
         if self._number:
             warnings.warn(
-                f"{counted(self._number, 'output')} got another name, since theirs {self._cause}: "
-                f"{self._example}",
+                f"{counted(self._number, 'output')} got another name, since {self._cause}: {self._example}",
                 VartokWarning,
                 stacklevel=4,
             )

@@ -126,9 +126,17 @@ def test_the_summary_of_a_checkpoint_is_that_of_the_loaded_one(
         read_summary(tmp_path / "none")
 
 
-@pytest.mark.parametrize("command", ["encode", "decode"])
+@pytest.mark.parametrize(
+    ("command", "options", "instead"),
+    [("encode", QUICK, ""), ("decode", ["--force"], " in place of --force")],
+)
 def test_a_full_disk_ends_the_run_with_one_line(
-    vartok: Vartok, encoded: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    vartok: Vartok,
+    encoded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+    instead: str,
 ) -> None:
     vartok("encode", "-r", "in", "-o", "all", *QUICK)
     atomic, written = files.atomic_write, []
@@ -143,9 +151,10 @@ def test_a_full_disk_ends_the_run_with_one_line(
 
     monkeypatch.setattr(files, "atomic_write", full)
     source = "in" if command == "encode" else "all"
-    ended = vartok(command, "-r", source, "-o", "new", *(QUICK if command == "encode" else []), code=3)
+    ended = vartok(command, "-r", source, "-o", "new", *options, code=3)
     line, total = ended.stderr.splitlines()
-    assert ": no space left on the disk; the run ends here: make room, then set --skip-existing" in line
+    assert ": no space left on the disk; the run ends here: make room, then set" in line
+    assert line.endswith(f" set --skip-existing{instead} to do the rest")
     assert f"{command}d 1, 1 failed, 1 not reached" in total
     assert len(names(encoded / "new")) == 1
 

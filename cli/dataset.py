@@ -389,7 +389,7 @@ def _stop_message() -> Iterator[None]:
     A second signal ends the program at once. stdout goes to stderr in this context, as Ray prints warnings on
     stdout.
     """
-    stop.tell = lambda: "finished shards are kept; the same command goes on"
+    stop.describe_progress = lambda: "finished shards are kept; the same command goes on"
     try:
         with contextlib.redirect_stdout(sys.stderr), as_exceptions():
             yield

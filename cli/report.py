@@ -69,7 +69,7 @@ class Report:
         self._held_lines: list[str] = []  # of failures after the first, while all inputs fail alike
         self._held = 0  # number of these failures
         self._holding = True
-        stop.tell = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
+        stop.describe_progress = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
 
     def __enter__(self) -> Self:
         return self

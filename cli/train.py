@@ -185,7 +185,7 @@ def _run(
 
     configure_pillow()
     stopper = _Stopper(display)
-    stop.tell = lambda: "what was saved is kept"
+    stop.describe_progress = lambda: "what was saved is kept"
     try:
         with as_exceptions():
             done = train(

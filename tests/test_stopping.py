@@ -31,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr("atexit.register", lambda run: None)
-    monkeypatch.setattr(stop, "tell", lambda: "encoded 3")
+    monkeypatch.setattr(stop, "describe_progress", lambda: "encoded 3")
     install()
     yield
     for number, handler in before.items():

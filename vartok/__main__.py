@@ -11,7 +11,9 @@ def main() -> None:
     try:
         importlib.import_module("vartok.cli").app()
     finally:
-        stopping.stop.tell = lambda: "nothing was left to do"  # only Python's own shutdown is left
+        stopping.stop.describe_progress = lambda: (
+            "nothing was left to do"
+        )  # only Python's own shutdown is left
 
 
 if __name__ == "__main__":  # spawned processes import this module again

@@ -23,13 +23,13 @@ class Stop:
     """Actions and words with which the program ends when it is stopped at once.
 
     Attributes:
-        tell: returns what is done and how to go on, for the line on stderr.
+        describe_progress: returns what is done and how to go on, for the line on stderr.
         cleanups: functions that leave files, processes and the terminal as they should be, called before
             that, the last one first.
     """
 
     def __init__(self) -> None:
-        self.tell: Callable[[], str] = lambda: "nothing was written"
+        self.describe_progress: Callable[[], str] = lambda: "nothing was written"
         self.cleanups: list[Callable[[], None]] = []
 
     @contextlib.contextmanager
@@ -70,7 +70,7 @@ def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
             clean()
     text = WORDS[signal.Signals(number)]
     with contextlib.suppress(Exception):
-        text += f"; {stop.tell()}"
+        text += f"; {stop.describe_progress()}"
     encoding, errors = (getattr(sys.stderr, name, None) for name in ("encoding", "errors"))
     with contextlib.suppress(OSError):
         # Not print: the signal may have come while Python was writing to the same stream.

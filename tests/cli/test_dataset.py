@@ -151,9 +151,9 @@ def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, varto
 def test_a_second_signal_says_what_is_kept(
     here: Path, vartok: Vartok, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stop, "tell", lambda: "nothing was written")
+    monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
     vartok("dataset", "nowhere", "-o", "out", "-w", weights, code=1)
-    assert stop.tell() == "finished shards are kept; the same command goes on"
+    assert stop.describe_progress() == "finished shards are kept; the same command goes on"
 
 
 def test_it_fails_when_all_pictures_fail(here: Path, weights: Path, vartok: Vartok) -> None:

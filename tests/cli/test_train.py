@@ -81,9 +81,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 def test_a_second_signal_says_what_is_kept(
     vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stop, "tell", lambda: "nothing was written")
+    monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
     vartok("train", "nowhere", "-o", "run", code=1)
-    assert stop.tell() == "what was saved is kept"
+    assert stop.describe_progress() == "what was saved is kept"
 
 
 def test_a_signal_while_stderr_is_written_stops_after_the_step() -> None:

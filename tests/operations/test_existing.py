@@ -213,7 +213,7 @@ def test_failures_that_are_held_back_are_bounded(
         told = capsys.readouterr().err.splitlines()
         assert len(told) == lines
         assert f"vartok: {3 if last else 8} others failed for the same reason" in told
-        assert stop.tell() == f"read 0, {10 if last else 9} failed"
+        assert stop.describe_progress() == f"read 0, {10 if last else 9} failed"
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -221,7 +221,9 @@ def test_the_advice_after_a_stop_can_be_followed(vartok: Vartok, here: Path, for
     save(here / "a.png", 0, 64, 64)
     vartok("encode", "a.png", *["--force"] * force, *QUICK)
     instead = " in place of --force" * force
-    assert stop.tell() == f"encoded 1; the same command with --skip-existing{instead} does the rest"
+    assert (
+        stop.describe_progress() == f"encoded 1; the same command with --skip-existing{instead} does the rest"
+    )
 
 
 def test_pictures_of_one_name_in_a_jsonl_are_all_decoded(vartok: Vartok, here: Path) -> None:

@@ -123,7 +123,7 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
         raise typer.Exit(PIPE_CLOSED) from None
     except (KeyboardInterrupt, Terminated) as error:  # where `stopping` does not end the program at once
         interrupted = isinstance(error, KeyboardInterrupt)
-        say(f"{'interrupted' if interrupted else 'terminated'}; {stop.tell()}")
+        say(f"{'interrupted' if interrupted else 'terminated'}; {stop.describe_progress()}")
         raise typer.Exit(INTERRUPTED if interrupted else TERMINATED) from None
     except (VartokError, OSError, MemoryError) as error:
         if debug:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vartok.errors import OutputError, VartokError, counted, printable
-from vartok.stopping import Terminated, as_exceptions
+from vartok.stopping import Terminated, as_exceptions, stop
 
 from .command import Command, Group, command
 from .display import Display
@@ -386,8 +386,10 @@ def _prepare_process(debug: bool) -> None:
 def _stop_message() -> Iterator[None]:
     """On Ctrl-C or SIGTERM, say how many shards are done and how to resume, and exit.
 
-    stdout goes to stderr in this context, as Ray prints warnings on stdout.
+    A second signal ends the program at once. stdout goes to stderr in this context, as Ray prints warnings on
+    stdout.
     """
+    stop.describe_progress = lambda: "finished shards are kept; the same command goes on"
     try:
         with contextlib.redirect_stdout(sys.stderr), as_exceptions():
             yield

@@ -107,8 +107,9 @@ def decode(
         verb="decoded",
         quiet=messages.quiet,
         debug=messages.debug,
-        after_stop=after_stop(results, target),
+        after_stop=after_stop(results, target, force=write.force),
     )
-    for result in results:
-        report.add(result, f"decoded to {printable(result.output or 'stdout')}")
-    report.finish()
+    with report:
+        for result in results:
+            report.add(result, f"decoded to {printable(result.output or 'stdout')}")
+        report.finish()

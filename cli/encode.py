@@ -92,9 +92,10 @@ def encode(
         verb="encoded",
         quiet=messages.quiet,
         debug=messages.debug,
-        after_stop=after_stop(results, target),
+        after_stop=after_stop(results, target, force=write.force),
     )
-    for result in results:
-        count = token_count(result.tokens.schedule) if result.tokens else 0
-        report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")
-    report.finish()
+    with report:
+        for result in results:
+            count = token_count(result.tokens.schedule) if result.tokens else 0
+            report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")
+        report.finish()

@@ -100,23 +100,24 @@ def eval(
 
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
-    report = evaluate_files(
-        files,
-        tokenizer=tokenizers[0],
-        compare=tokenizers[1] if measure.compare else None,
-        baselines=measure.baselines,
-        lpips=measure.lpips,
-        rfid=measure.rfid,
-        scales=not measure.no_scales,
-        progress=lambda result: _count(progress, result),
-        **dataclasses.asdict(picture),
-        **dataclasses.asdict(work),
-    )
-    progress.close()
-    if report.pictures:
-        _explain_missing(report, measure)
-        _print(report, measure.worst, checkpoints, as_json=as_json)
-    progress.finish()
+    with progress:
+        report = evaluate_files(
+            files,
+            tokenizer=tokenizers[0],
+            compare=tokenizers[1] if measure.compare else None,
+            baselines=measure.baselines,
+            lpips=measure.lpips,
+            rfid=measure.rfid,
+            scales=not measure.no_scales,
+            progress=lambda result: _count(progress, result),
+            **dataclasses.asdict(picture),
+            **dataclasses.asdict(work),
+        )
+        progress.close()
+        if report.pictures:
+            _explain_missing(report, measure)
+            _print(report, measure.worst, checkpoints, as_json=as_json)
+        progress.finish()
 
 
 def _count(progress: Report, result: evaluation.PictureScores | evaluation.Failure) -> None:

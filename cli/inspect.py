@@ -60,21 +60,22 @@ def inspect(
     selection = RowSelection(selected["keys"], selected["limit"])
     files = find_inputs(parse_inputs(inputs, InputOptions()), TOKENS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
-    for item, row in selection.read(files, schedules):
-        name = str(item)
-        try:
-            shown = _Shown.of(item, row.tokens, schedules)
-        except VartokError as error:
-            report.fail(name, error)
-            continue
-        print_result(json.dumps({"file": name, **shown.summary()}) if as_json else shown.describe(name))
-        report.done += 1
-    schedules.warn_if_unused()
-    report.finish()
+    with report:
+        for item, row in selection.read(files, schedules):
+            name = str(item)
+            try:
+                shown = _Shown.of(item, row.tokens, schedules)
+            except VartokError as error:
+                report.fail(name, error)
+                continue
+            print_result(json.dumps({"file": name, **shown.summary()}) if as_json else shown.describe(name))
+            report.succeed(name, "shown")
+        schedules.warn_if_unused()
+        report.finish()
 
 
 class _Shown(NamedTuple):
-    """What is shown of an image.
+    """An image as it is shown.
 
     Attributes:
         source: name of the image.
@@ -88,7 +89,7 @@ class _Shown(NamedTuple):
 
     @classmethod
     def of(cls, item: Input, tokens: Found, schedules: FlatSchedules) -> _Shown:
-        """Return what is shown of an image.
+        """Make it of the tokens that were found.
 
         Raises:
             VartokError: `tokens` is an error, or their number fits no schedule.

@@ -45,11 +45,12 @@ def inspect_codebook(
         list[str] | None,
         typer.Argument(
             metavar="TOKENS",
-            help="Token files, arrays (.npy), folders, data sets for --usage; - for stdin.",
+            help="Token files, arrays (.npy), folders, data sets whose codes are counted; - for stdin.",
         ),
     ] = None,
     usage: Annotated[
-        bool, typer.Option("--usage", help="Show how the scales of TOKENS use the codes.")
+        bool,
+        typer.Option("--usage", help="Fail without TOKENS. TOKENS are counted with or without --usage."),
     ] = False,
     *,
     rows: RowOptions,
@@ -70,7 +71,7 @@ def inspect_codebook(
 ) -> None:
     """Show statistics of a codebook and of its usage.
 
-    Print norms, distances, duplicates and dimensions of the codes; with --usage also coverage and
+    Print norms, distances, duplicates and dimensions of the codes; with TOKENS also coverage and
     perplexity of every scale. In a picture the codes of all scales are summed, so a code looks
     different there than in the atlas.
 
@@ -86,14 +87,17 @@ def inspect_codebook(
         raise typer.BadParameter("the name of a token file is empty")
     selected = rows.arguments()
     if not named and any(value is not None for value in selected.values()):
-        raise typer.BadParameter("--keys, --limit and --schedule need --usage")
+        raise typer.BadParameter(
+            "--keys, --limit and --schedule need TOKENS: name files or folders of tokens"
+        )
     _check_atlas(atlas, force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
-    used = _count_usage(named, tokenizer, report, selected) if named else None
+    with report:
+        used = _count_usage(named, tokenizer, report, selected) if named else None
     if as_json:
         print_result(json.dumps(_as_json(tokenizer, codebook, used)))
     else:

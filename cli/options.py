@@ -161,7 +161,8 @@ SkipExistingOption = Annotated[
     bool,
     typer.Option(
         "--skip-existing",
-        help="Skip inputs whose output exists; one made with other settings is kept, and is a failure.",
+        help="Skip inputs whose output exists; one made with other settings is kept, and is a failure. "
+        "The picture itself is not compared.",
     ),
 ]
 BatchSizeOption = Annotated[

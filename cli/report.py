@@ -6,7 +6,7 @@ import re
 import time
 import traceback
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import typer
 
@@ -21,27 +21,33 @@ if TYPE_CHECKING:
     from vartok.operations.outputs import FileResults
 
 
-def after_stop(results: FileResults, output: object) -> str:
+def after_stop(results: FileResults, output: object, *, force: bool) -> str:
     """Return what Ctrl-C leaves of a run's results and how to go on, for the line that it prints.
 
     Args:
         results: the results.
         output: name of the output, a stream, or None.
+        force: whether the run replaces files that exist.
     """
     if results.separate:
-        return "the same command with --skip-existing does the rest"
+        instead = " in place of --force" * force
+        return f"the same command with --skip-existing{instead} does the rest"
     return f"{printable(output)} was not written" if isinstance(output, str) else ""
 
 
 MAX_LINES = 3
 """Largest number of failures that are named one by one if all inputs fail alike, after the first."""
 
+MAX_HELD = 1000
+"""Largest number of failures whose lines are held back; further ones are only counted."""
+
 
 class Report:
     """Counts successes, failures and skipped inputs, reports them on stderr, and sets the exit code.
 
     A failure is a line. But if all inputs that are not skipped fail alike, or outputs that exist differ alike
-    from what was asked, the first is named and the others are counted.
+    from what was asked, the first is named and the others are counted. A block `with report:` prints what was
+    held back until then if an exception ends it.
 
     Args:
         total: number of inputs; None if unknown. For a single input, `succeed` prints its result.
@@ -59,9 +65,18 @@ class Report:
         self._start = time.monotonic()
         self._display = Display(quiet=quiet, lines=False)
         self._differing: Counter[str] = Counter()  # outputs that exist and differ
-        self._kind: tuple[type, str] | None = None  # of all failures so far
-        self._alike: list[str] | None = []  # lines of failures after the first; None once inputs differ
-        stop.tell = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
+        self._reason: tuple[type, str] | None = None  # of all failures so far
+        self._held_lines: list[str] = []  # of failures after the first, while all inputs fail alike
+        self._held = 0  # number of these failures
+        self._holding = True
+        stop.describe_progress = lambda: self._counts() + f"; {after_stop}" * bool(after_stop)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._print_rest()
+        self.close()
 
     def add(self, result: FileResult, text: str) -> None:
         """Count a result; if it succeeded and the command has one input, print `text`."""
@@ -75,7 +90,7 @@ class Report:
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
         """Count a success; print its notes, and if the command has one input, `result`."""
         self.done += 1
-        self._name_alike()
+        self._print_held()
         for note in notes:
             self.note(f"{name}: {note}")
         if self._total == 1:
@@ -86,22 +101,24 @@ class Report:
         """Count a failure, and print its reason."""
         self.failed += 1
         if self._debug and isinstance(reason, BaseException):
-            self.close()
+            self._display.close()
             traceback.print_exception(reason)
         line = f"{name}: {reason if isinstance(reason, str) else explain(reason)}"
-        kind = _kind(reason)
+        common = _reason(reason)
         difference = getattr(reason, "difference", None)
         if difference is not None:
             self._differing[difference] += 1
             if self._differing[difference] == 1:
                 self._display.say(line, error=True)
-        elif self._kind is None:
-            self._kind = kind
+        elif self._reason is None:
+            self._reason = common
             self._display.say(line, error=True)
-        elif self._alike is not None and self._kind == kind:
-            self._alike.append(line)
+        elif self._holding and self._reason == common:
+            self._held += 1
+            if self._held <= MAX_HELD:
+                self._held_lines.append(line)
         else:
-            self._name_alike()
+            self._print_held()
             self._display.say(line, error=True)
         self._advance()
 
@@ -120,15 +137,7 @@ class Report:
         Raises:
             typer.Exit: an input failed: `SOME_FAILED` if others were done or skipped, else `FAILED`.
         """
-        for difference, count in self._differing.items():
-            if count > 1:
-                self._display.say(
-                    f"{count - 1:,} more that exist are kept for the same reason: {difference}", error=True
-                )
-        if self._alike and len(self._alike) > MAX_LINES and not self.done:
-            self._display.say(f"{len(self._alike):,} others failed for the same reason", error=True)
-        else:
-            self._name_alike()
+        self._print_rest()
         self.close()
         left = (self._total or 0) - self.done - self.skipped - self.failed
         only_failure = (self.done, self.skipped, self.failed) == (0, 0, 1) and left <= 0  # its line says all
@@ -141,11 +150,28 @@ class Report:
         """Remove the status from the terminal."""
         self._display.close()
 
-    def _name_alike(self) -> None:
-        """Print the failures that were held back, and hold back none from now on."""
-        for line in self._alike or ():
+    def _print_rest(self) -> None:
+        """Print or count the failures that have not been printed."""
+        for difference, count in self._differing.items():
+            if count > 1:
+                self._display.say(
+                    f"{count - 1:,} more that exist are kept for the same reason: {difference}", error=True
+                )
+        self._differing.clear()
+        self._print_held(all_failed=not self.done)
+
+    def _print_held(self, *, all_failed: bool = False) -> None:
+        """Print the failures that were held back, and hold back none from now on.
+
+        Args:
+            all_failed: only count them if they are more than `MAX_LINES`.
+        """
+        lines = [] if all_failed and self._held > MAX_LINES else self._held_lines
+        for line in lines:
             self._display.say(line, error=True)
-        self._alike = None
+        if self._held > len(lines):
+            self._display.say(f"{self._held - len(lines):,} others failed for the same reason", error=True)
+        self._held_lines, self._held, self._holding = [], 0, False
 
     def _counts(self, left: int = 0) -> str:
         parts = [f"{self._verb} {self.done:,}"]
@@ -165,7 +191,7 @@ class Report:
         self._display.update(status)
 
 
-def _kind(reason: Exception | str) -> tuple[type, str]:
+def _reason(reason: Exception | str) -> tuple[type, str]:
     """Return what failures for the same reason have in common."""
     text = reason if isinstance(reason, str) else str(reason)
     if isinstance(reason, VartokError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ConfigError, VartokError, counted, printable
-from vartok.stopping import WORDS, Terminated, as_exceptions
+from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 
 from .command import command
 from .display import Display
@@ -184,6 +185,7 @@ def _run(
 
     configure_pillow()
     stopper = _Stopper(display)
+    stop.describe_progress = lambda: "what was saved is kept"
     try:
         with as_exceptions():
             done = train(
@@ -239,7 +241,8 @@ class _Stopper:
         if self.signal is not None:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         self.signal = number
-        self._display.say("stopping after this step; a second signal stops at once")
+        with contextlib.suppress(RuntimeError):  # the signal came while Python was writing to the same stream
+            self._display.say("stopping after this step; a second signal stops at once")
 
 
 def _show(display: Display, event: Event) -> None:

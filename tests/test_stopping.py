@@ -31,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr("atexit.register", lambda run: None)
-    monkeypatch.setattr(stop, "tell", lambda: "encoded 3")
+    monkeypatch.setattr(stop, "describe_progress", lambda: "encoded 3")
     install()
     yield
     for number, handler in before.items():
@@ -52,7 +52,20 @@ def test_a_signal_leaves_one_line_and_no_temporary_file(
     with pytest.raises(_EndedError, match=str(128 + number)):
         stopped()
     assert capfd.readouterr().err == f"vartok: {word}; encoded 3\n"
-    assert signal.getsignal(number) == signal.SIG_IGN  # nothing disturbs the end
+    assert signal.getsignal(number) == signal.SIG_DFL  # a second signal ends a cleanup that hangs
+
+
+def test_cleanups_run_in_reverse_order_and_ignored_signals_stay_ignored(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run: list[int] = []
+    monkeypatch.setattr(stop, "cleanups", [lambda: run.append(0), lambda: run.append(1)])
+    with pytest.raises(_EndedError), stop.cleaning_up(lambda: run.append(2)):
+        signal.raise_signal(signal.SIGTERM)
+    assert run == [2, 1, 0]
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert len(stop.cleanups) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ def main() -> None:
     try:
         importlib.import_module("vartok.cli").app()
     finally:
-        stopping.stop.tell = lambda: "its work was done"  # only Python's own shutdown is left
+        # Only Python's own shutdown is left.
+        stopping.stop.describe_progress = lambda: "nothing was left to do"
 
 
 if __name__ == "__main__":  # spawned processes import this module again

@@ -20,16 +20,26 @@ class Terminated(BaseException):
 
 
 class Stop:
-    """What the program does when it is stopped at once.
+    """Actions and words with which the program ends when it is stopped at once.
 
     Attributes:
-        tell: returns what is done and how to go on, for the line on stderr.
-        cleanups: functions that leave files and the terminal as they should be, called before that.
+        describe_progress: returns what is done and how to go on, for the line on stderr.
+        cleanups: functions that leave files, processes and the terminal as they should be, called before
+            that, the last one first.
     """
 
     def __init__(self) -> None:
-        self.tell: Callable[[], str] = lambda: "nothing was written"
+        self.describe_progress: Callable[[], str] = lambda: "nothing was written"
         self.cleanups: list[Callable[[], None]] = []
+
+    @contextlib.contextmanager
+    def cleaning_up(self, clean: Callable[[], None]) -> Iterator[None]:
+        """Have `clean` among the cleanups during the block."""
+        self.cleanups.append(clean)
+        try:
+            yield
+        finally:
+            self.cleanups.remove(clean)
 
 
 stop = Stop()
@@ -48,14 +58,19 @@ def install() -> None:
 
 
 def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
-    """Clean up, print the line, and end the program without waiting for its threads; a signal handler."""
-    _ignore()
-    for clean in stop.cleanups:
+    """Clean up, print the line, and end the program without waiting for its threads; a signal handler.
+
+    A second signal ends the program as if it had no handler, since a cleanup may hang.
+    """
+    for each in WORDS:
+        if signal.getsignal(each) != signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
+    for clean in reversed(stop.cleanups):
         with contextlib.suppress(Exception):
             clean()
     text = WORDS[signal.Signals(number)]
     with contextlib.suppress(Exception):
-        text += f"; {stop.tell()}"
+        text += f"; {stop.describe_progress()}"
     encoding, errors = (getattr(sys.stderr, name, None) for name in ("encoding", "errors"))
     with contextlib.suppress(OSError):
         # Not print: the signal may have come while Python was writing to the same stream.

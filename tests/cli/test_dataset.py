@@ -22,6 +22,7 @@ from noise import save as save_checkpoint
 
 from vartok.dataset import TokenDataset, builder, engines, verify
 from vartok.errors import VartokError
+from vartok.stopping import stop
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,14 @@ def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, varto
     assert not Path("out/failed.jsonl").exists()
     vartok("dataset", "photos", "-o", "fresh")
     assert contents(Path("out")) == contents(Path("fresh"))
+
+
+def test_a_second_signal_says_what_is_kept(
+    here: Path, vartok: Vartok, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
+    vartok("dataset", "nowhere", "-o", "out", "-w", weights, code=1)
+    assert stop.describe_progress() == "finished shards are kept; the same command goes on"
 
 
 def test_it_fails_when_all_pictures_fail(here: Path, weights: Path, vartok: Vartok) -> None:

@@ -134,7 +134,7 @@ def test_atlas_shows_every_code_once(vartok: Vartok, here: Path) -> None:
 
 
 def test_options_of_rows_need_rows(vartok: Vartok) -> None:
-    assert "need --usage" in vartok("inspect-codebook", "--limit", "3", code=2).stderr
+    assert "--schedule need TOKENS" in vartok("inspect-codebook", "--limit", "3", code=2).stderr
 
 
 def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:

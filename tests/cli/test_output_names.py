@@ -172,7 +172,7 @@ def test_existing_outputs_are_kept_without_force(vartok: Vartok, here: Path) -> 
     assert "exists" in vartok("encode", "b.png", "-o", "all.jsonl", code=1).stderr
     drawn_before = (here / "b.decoded.png").read_bytes()
     kept = vartok("decode", "all.jsonl", "--skip-existing", code=3).stderr
-    assert "a.decoded.png exists, but is no whole picture: set --force to replace it" in kept
+    assert "a.decoded.png exists, but is no picture: set --force to replace it" in kept
     assert "decoded 0, 1 skipped, 1 failed" in kept
     passed = vartok("encode", "a.png", "b.png", "-o", "all.jsonl", "--skip-existing")
     assert (

@@ -1,5 +1,6 @@
 """`vartok train`: options, messages, signals, several processes."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from conftest import Vartok
 from tiny_run import TINY
 
+from vartok.stopping import stop
 from vartok.train.folder import STATE
 
 
@@ -74,6 +76,24 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert reason in result.stderr
     if code == 1:
         assert result.stderr.count("\n") == 1
+
+
+def test_a_second_signal_says_what_is_kept(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
+    vartok("train", "nowhere", "-o", "run", code=1)
+    assert stop.describe_progress() == "what was saved is kept"
+
+
+def test_a_signal_while_stderr_is_written_stops_after_the_step() -> None:
+    class Writing:
+        def say(self, message: str) -> None:
+            raise RuntimeError("reentrant call")
+
+    stopper = importlib.import_module("vartok.cli.train")._Stopper(Writing())
+    stopper._receive(signal.SIGINT, None)
+    assert stopper.signal == signal.SIGINT
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:

@@ -5,16 +5,19 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from dataset_cases import SHARDS, contents, make_job
 
 import vartok
+from vartok.dataset import engines
 from vartok.dataset.engines import WorkerConfig, run_processes
 from vartok.dataset.plan import plan_tasks
 from vartok.dataset.write import write_summary
 from vartok.errors import DatasetError, VartokError, VartokWarning
 from vartok.sources import find_input_shards
+from vartok.stopping import stop
 
 pytest_plugins = ["dataset_cases"]
 
@@ -62,6 +65,21 @@ def test_another_process_takes_over_from_one_that_is_killed(
     write_summary(job, len(shards))
     assert contents(tmp_path / "out") == whole
     assert {first.shard, *(step.shard for step in left)} == set(SHARDS)
+
+
+def test_a_stop_at_once_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program ends without `finally`."""
+    before, process = [*stop.cleanups], Mock()
+    context = Mock(Pipe=lambda: (Mock(), Mock()), Process=lambda **options: process)
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
+    monkeypatch.setattr(engines, "_dispatch", lambda processes, tasks: iter([Mock()]))
+    steps = run_processes(Mock(), [], [Mock()] * 2)
+    next(steps)
+    assert not process.kill.called
+    stop.cleanups[-1]()
+    assert process.kill.call_count == 2
+    steps.close()
+    assert stop.cleanups == before
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from noise import save as save_checkpoint
 import vartok as library
 from vartok import files
 from vartok.checkpoints import read_summary
-from vartok.errors import OutputExistsError
+from vartok.errors import OutputError, OutputExistsError
 from vartok.operations import encode
+from vartok.stopping import stop
 from vartok.token_files import dump_json
 from vartok.token_sources import load_tokens
 
@@ -130,9 +132,17 @@ def test_the_summary_of_a_checkpoint_is_that_of_the_loaded_one(
         read_summary(tmp_path / "none")
 
 
-@pytest.mark.parametrize("command", ["encode", "decode"])
+@pytest.mark.parametrize(
+    ("command", "options", "instead"),
+    [("encode", QUICK, ""), ("decode", ["--force"], " in place of --force")],
+)
 def test_a_full_disk_ends_the_run_with_one_line(
-    vartok: Vartok, encoded: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    vartok: Vartok,
+    encoded: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+    instead: str,
 ) -> None:
     vartok("encode", "-r", "in", "-o", "all", *QUICK)
     atomic, written = files.atomic_write, []
@@ -147,9 +157,10 @@ def test_a_full_disk_ends_the_run_with_one_line(
 
     monkeypatch.setattr(files, "atomic_write", full)
     source = "in" if command == "encode" else "all"
-    ended = vartok(command, "-r", source, "-o", "new", *(QUICK if command == "encode" else []), code=3)
+    ended = vartok(command, "-r", source, "-o", "new", *options, code=3)
     line, total = ended.stderr.splitlines()
-    assert ": no space left on the disk; the run ends here: make room, then set --skip-existing" in line
+    assert ": no space left on the disk; the run ends here: make room, then set" in line
+    assert line.endswith(f" set --skip-existing{instead} to do the rest")
     assert f"{command}d 1, 1 failed, 1 not reached" in total
     assert len(names(encoded / "new")) == 1
 
@@ -169,6 +180,56 @@ def test_failures_of_one_reason_are_counted(vartok: Vartok, here: Path) -> None:
         (here / f"{number}.tokens.npz").write_bytes(b"no tokens")
     named = vartok("inspect", *(f"{number}.tokens.npz" for number in (0, 1, 2, 3, 4, 5, 9)), code=3).stderr
     assert len(named.splitlines()) == 6
+
+
+def test_failures_are_told_where_an_error_ends_the_run(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (here / f"{number}.tokens.npz").write_bytes(b"no tokens")
+    save(here / "9.png", 0, 64, 64)
+    vartok("encode", "9.png", *QUICK)
+
+    def full(text: str) -> None:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(importlib.import_module("vartok.cli.inspect"), "print_result", full)
+    told = vartok("inspect", *sorted(here.glob("*.npz")), code=1).stderr.splitlines()
+    assert len(told) == 4
+    assert told[-1] == "vartok: no space left"
+
+
+def test_failures_that_are_held_back_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("vartok.cli.report")
+    monkeypatch.setattr(module, "MAX_HELD", 5)
+
+    def stopped(last: str | None) -> None:
+        with module.Report(None, verb="read", quiet=True) as report:
+            for number in range(9):
+                report.fail(f"{number}.png", "is no picture")
+            if last:
+                report.fail("9.png", last)
+            raise KeyboardInterrupt
+
+    for last, lines in (("another", 8), (None, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(last)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == lines
+        assert f"vartok: {3 if last else 8} others failed for the same reason" in told
+        assert stop.describe_progress() == f"read 0, {10 if last else 9} failed"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_advice_after_a_stop_can_be_followed(vartok: Vartok, here: Path, force: bool) -> None:
+    save(here / "a.png", 0, 64, 64)
+    vartok("encode", "a.png", *["--force"] * force, *QUICK)
+    instead = " in place of --force" * force
+    assert (
+        stop.describe_progress() == f"encoded 1; the same command with --skip-existing{instead} does the rest"
+    )
 
 
 def test_pictures_of_one_name_in_a_jsonl_are_all_decoded(vartok: Vartok, here: Path) -> None:

@@ -22,6 +22,7 @@ from vartok.errors import DatasetError, VartokError, VartokWarning
 from vartok.images import configure_pillow
 from vartok.operations import encode_pictures
 from vartok.processors import available_processors
+from vartok.stopping import stop
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -162,22 +163,28 @@ def run_processes(
     """
     context = multiprocessing.get_context("spawn")
     processes: dict[Connection, _Process] = {}
-    try:
-        with _blocked_signals():
-            for number, config in enumerate(workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, job, config), daemon=True)
-                process.start()
-                theirs.close()
-                processes[ours] = _Process(number, process)
-        yield from _dispatch(processes, deque(tasks))
-    finally:
-        for connection in processes:
-            connection.close()  # tells the process to end
+
+    def kill() -> None:
         for worker in processes.values():
-            worker.process.join(10 if worker.tasks else 0)  # without a task it has nothing to clean up
             worker.process.kill()
-            worker.process.join()
+
+    with stop.cleaning_up(kill):
+        try:
+            with _blocked_signals():
+                for number, config in enumerate(workers):
+                    ours, theirs = context.Pipe()
+                    process = context.Process(target=_serve, args=(theirs, job, config), daemon=True)
+                    process.start()
+                    theirs.close()
+                    processes[ours] = _Process(number, process)
+            yield from _dispatch(processes, deque(tasks))
+        finally:
+            for connection in processes:
+                connection.close()  # tells the process to end
+            for worker in processes.values():
+                worker.process.join(10 if worker.tasks else 0)  # without a task it has nothing to clean up
+                worker.process.kill()
+                worker.process.join()
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def decode_files(
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip tokens whose output exists and has the size that it would get; one of another size
-            is kept, and is an error.
+            is kept, and is an error. The picture itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.

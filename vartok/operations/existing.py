@@ -20,7 +20,7 @@ from vartok.token_files import TokenMetadata, read_metadata
 
 
 class Encoder(NamedTuple):
-    """What the metadata of tokens tells of the tokenizer that made them, and its configuration."""
+    """The tokenizer that made tokens, as their metadata tells it, and its configuration."""
 
     config: TokenizerConfig
     info: ModelInfo
@@ -30,7 +30,8 @@ class Encoder(NamedTuple):
 class TokenComparison:
     """Tells how token files differ from those that a run would write: by checkpoint, size, fit and schedule.
 
-    The background of transparent and padded pictures is not stored, and so not compared.
+    The picture itself is not compared, nor the background of transparent and padded pictures, which is not
+    stored.
 
     Args:
         encoder: returns the run's tokenizer; called at the first comparison.
@@ -93,6 +94,8 @@ class TokenComparison:
 class PictureComparison:
     """Tells how pictures differ from those that a run would decode: by their size, as nothing else is known.
 
+    The picture itself is not compared: only its header is read.
+
     Args:
         scales: number of scales that are decoded; all if None.
         strip: whether the images decoded from the first 1, 2, ... scales lie side by side.
@@ -120,7 +123,7 @@ class PictureComparison:
             with Image.open(path) as picture:
                 found = picture.size
         except Exception as error:  # Pillow raises many types of errors
-            raise ImageError("is no whole picture") from error
+            raise ImageError("is no picture") from error
         if found == (width, height):
             return None
         return f"{found[0]} x {found[1]} pixels, not {width} x {height}"

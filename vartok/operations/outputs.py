@@ -150,7 +150,7 @@ class Place(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What all paths have in common that are this file on some system."""
+        """The key that all paths share that are this file on some system."""
         return os.path.abspath(self.base), folded_name(self.name)
 
 

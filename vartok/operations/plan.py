@@ -173,8 +173,10 @@ class OutputPlan:
         if isinstance(error, OutputExistsError) and path is not None:
             refused = self._refuse_existing(None, label, path, made)
         if isinstance(error, StorageError):
+            instead = " in place of `overwrite`" * self._overwrite
             error = StorageError(
-                f"{error}; the run ends here", hint="make room, then set `skip_existing` to do the rest"
+                f"{error}; the run ends here",
+                hint=f"make room, then set `skip_existing`{instead} to do the rest",
             )
         return refused or FileResult(label, error=error)
 

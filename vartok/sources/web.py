@@ -196,10 +196,10 @@ class WebFile(io.RawIOBase):
             if not told or int(told[1]) != self._position:
                 raise OSError("the server sends another part of the file than it was asked for")
             size = int(told[2]) if told[2].isdecimal() else self.size
-        version = found.get("ETag") or found.get("Last-Modified")
+        version = found.get("ETag") or found.get("Last-Modified") or ""
         if self._version is not None and (version, size) != (self._version, self.size):
             raise OSError("the file was replaced while it was read")
-        self._version, self.size = version or "", size
+        self._version, self.size = version, size
         return partial or not self._position
 
     def _skip(self, count: int) -> None:

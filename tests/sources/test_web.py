@@ -35,6 +35,8 @@ class Server(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.ranges = True
         self.version: str | None = '"a"'
+        self.target = f"/moved?{SECRET}"
+        self.logins: list[str | None] = []
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -50,11 +52,12 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].lstrip("/")
         fault, times = self.server.faults.get(path, ("", 0))
         self.server.requests[path] += 1
+        self.server.logins.append(self.headers["Authorization"])
         self.server.faults[path] = (fault, times - 1)
         fault = fault if times > 0 else ""
         if fault == "redirect":
             self.send_response(302)
-            self.send_header("Location", f"/moved?{SECRET}")
+            self.send_header("Location", self.server.target)
             self.end_headers()
             return
         data = self.server.files.get(path)
@@ -164,6 +167,15 @@ def test_seeking(server: Server, ranges: bool, version: str | None) -> None:
         assert file.seek(7) == 7
         assert file.read(300) == data[7:307]
     assert server.requests["a%20b%C3%A9"] == (3 if ranges else 2)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_login_is_sent_to_its_own_host_alone(server: Server, host: str) -> None:
+    server.files["moved"], server.faults["a"] = b"1234", ("redirect", 1)
+    server.target = server.url("moved").replace("127.0.0.1", host)
+    assert read(server.url("a").replace("://", "://me:pass@")) == b"1234"
+    login = "Basic bWU6cGFzcw=="
+    assert server.logins == [login, login if host == "127.0.0.1" else None]
 
 
 def test_secrets_are_not_shown() -> None:

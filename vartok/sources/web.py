@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import io
 import os
@@ -98,7 +99,7 @@ class WebFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self._headers = _request(url)
+        self._url, self._headers, self._login = _request(url)
         self.size: int | None = None
         self._version: str | None = None
         self._position = 0
@@ -186,7 +187,9 @@ class WebFile(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         request = urllib.request.Request(self._url, headers=headers)
-        self._response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        if self._login:
+            request.add_unredirected_header("Authorization", self._login)
+        self._response = _opener().open(request, timeout=TIMEOUT)
         found = self._response.headers
         partial = self._response.status == 206
         length = found.get("Content-Length", "")
@@ -237,14 +240,36 @@ class WebFile(io.RawIOBase):
         raise AssertionError
 
 
-def _request(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL as servers take it, and the headers of its requests."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; a login goes on only to the same scheme, host and port."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request of the new URL; see `urllib.request.HTTPRedirectHandler`."""
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        # By the URLs, as a request through a proxy has the proxy's host.
+        old, new = (urllib.parse.urlsplit(url)[:2] for url in (req.full_url, newurl))
+        if request is not None and login and old == new:
+            request.add_unredirected_header("Authorization", login)
+        return request
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
+def _request(url: str) -> tuple[str, dict[str, str], str | None]:
+    """Return a URL as servers take it, the headers of its requests, and its login for one more header."""
+    login = None
     headers = {"User-Agent": "vartok", "Accept-Encoding": "identity"}
     parts = urllib.parse.urlsplit(url.partition("#")[0])
-    login, at, host = parts.netloc.rpartition("@")
+    user, at, host = parts.netloc.rpartition("@")
     if at:
-        token = base64.b64encode(urllib.parse.unquote(login).encode(errors="replace")).decode()
-        headers["Authorization"] = f"Basic {token}"
+        token = base64.b64encode(urllib.parse.unquote(user).encode(errors="replace")).decode()
+        login = f"Basic {token}"
     if not host.isascii():
         host = host.encode("idna").decode()
     # Blanks and letters outside of ASCII, as people write them; what is quoted already stays.
@@ -252,7 +277,7 @@ def _request(url: str) -> tuple[str, dict[str, str]]:
         urllib.parse.quote(text, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
         for text in (parts.path, parts.query)
     )
-    return urllib.parse.urlunsplit((parts.scheme, host, path, query, "")), headers
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, "")), headers, login
 
 
 def _reason(error: Exception) -> tuple[str, bool]:

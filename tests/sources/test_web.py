@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import tarfile
 import threading
@@ -182,12 +183,28 @@ def test_secrets_are_not_shown() -> None:
     assert hide_secrets(f"https://me:pass@host/a.tar?{SECRET}#x") == "https://host/a.tar?..."
     assert hide_secrets("http://host/picture?id=5") == "http://host/picture?id=5"
     assert hide_secrets("s3://me@host/a?b" + "c" * 50) == "s3://me@host/a?b" + "c" * 50
+    assert hide_secrets("zip://a::ftp://me:p@ss@host/b:c@d") == "zip://a::ftp://host/b:c@d"
+    assert hide_secrets("https://me:p@ss@host/a@b") == "https://host/a@b"
     assert shorten_path(f"http://host/a.png?{SECRET}") == "http://host/a.png?..."
     shard = InputShard("tar", f"http://host/b/a.tar?{SECRET}")
     assert (
         shard.identity == InputShard("tar", "http://host/b/a.tar?X-Amz-Signature=new").identity == "b/a.tar"
     )
     assert shard.find("k") == "http://host/b/a.tar?...: k"
+
+
+def test_secrets_are_not_in_keys_and_identities(tmp_path: Path) -> None:
+    urls = [f"http://me:pass@host/{name}" for name in ("a.png?x=1", f"b?{SECRET}", f"b?{SECRET}0", "c?x=1")]
+    (tmp_path / "list.txt").write_text("\n".join([*urls, "ftp://me:pass@host/d.png"]))
+    (shard,) = find_input_shards([tmp_path / "list.txt"], 10)
+    assert [file.place for file in shard.files[:4]] == urls
+    first, *long, short, other = (file.key for file in shard.files)
+    assert (first, short, other) == ("host/a", "host/c?x=1", "host/d")
+    assert len(set(long)) == 2
+    assert all(re.fullmatch(r"host/b\?[0-9a-f]{12}", key) for key in long)
+    for scheme in ("http", "ftp"):
+        assert InputShard("tar", f"{scheme}://me:pass@host/a.tar").identity == "host/a.tar"
+    assert find_files(f"http://me:pass@host?{SECRET}")[0].name == "host"
 
 
 def test_urls_with_queries_are_what_their_paths_say() -> None:

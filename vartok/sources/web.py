@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import http.client
 import io
 import os
@@ -25,6 +26,9 @@ WEB = re.compile(r"https?://", re.IGNORECASE)
 ONE_SLASH = re.compile(r"(?:https?|s3|gs|gcs|hf|az|abfs|ftp|memory):[/\\](?![/\\])", re.IGNORECASE)
 """Beginning of a URL that has lost one of its slashes, as in a Path."""
 
+LOGIN = re.compile(r"((?:^|::)https?://)[^/?#]*@|((?:^|::)[^:/?#]+://)[^:/?#]*:[^/?#]*@", re.IGNORECASE)
+"""User's name and password in a URL, or in one that another names after "::"; they may hold "@"."""
+
 TIMEOUT = 30.0
 """Seconds without any data after which a connection counts as broken."""
 
@@ -35,7 +39,7 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers of a server that may differ a moment later."""
 
 MAX_QUERY = 16
-"""Longest query that messages show; longer ones often hold a signature."""
+"""Longest query that messages and names show; longer ones often hold a signature."""
 
 SKIPPED = 1 << 20
 """Bytes that are read and dropped at once."""
@@ -69,13 +73,32 @@ def without_query(place: str) -> str:
     return re.split("[?#]", place, maxsplit=1)[0] if is_web(place) else place
 
 
+def without_login(place: str) -> str:
+    """Return a URL without a user's name and password, and any other place unchanged.
+
+    Outside of http and https a name without a password stays, as it may be a part of the address: abfs://box@host.
+    """
+    return LOGIN.sub(r"\1\2", place)
+
+
 def hide_secrets(place: str) -> str:
-    """Return an http or https URL for a message, without a password and a long query; others unchanged."""
-    if not is_web(place):
-        return place
-    start = re.sub(r"^(https?://)[^/?#@]*@", r"\1", without_query(place), flags=re.IGNORECASE)
-    query = place[len(without_query(place)) :]
-    return start + (query if len(query) <= MAX_QUERY else "?...")
+    """Return a URL for a message: without its login and, for http and https, without a long query."""
+    path, query = _split(place)
+    return path + (query if len(query) <= MAX_QUERY else "?...")
+
+
+def url_name(url: str) -> str:
+    """Return a URL as a name, without scheme and login; the long query of a web URL becomes a short hash."""
+    path, query = _split(url)
+    if len(query) > MAX_QUERY:
+        query = f"?{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:12]}"
+    return (path + query).partition("://")[2]
+
+
+def _split(place: str) -> tuple[str, str]:
+    """Return a place without its login and, for http and https, without its query, and that query."""
+    path = without_query(place)
+    return without_login(path), place[len(path) :]
 
 
 def open_web(url: str) -> BinaryIO:

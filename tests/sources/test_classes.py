@@ -1,5 +1,6 @@
 """The names of classes in the columns of labels are found in all tables."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from source_cases import table
 from vartok.errors import SourceError, VartokWarning
 from vartok.sources import NamedColumns, classes, find_input_shards
 from vartok.sources.classes import table_classes
+from vartok.sources.shards import InputShard
 
 TEXTS = ["dog", "cat", None, " ", "cat"]
 
@@ -93,3 +95,24 @@ def test_the_column_of_labels_may_be_named_and_its_type_counts(tmp_path: Path) -
     assert found(tmp_path, ["a"], name="breed", columns=NamedColumns(label="breed")) == ("a",)
     table(tmp_path / "0.parquet", image=[b"1"], label=["cat"], cls=[2])
     assert table_classes(find_input_shards([tmp_path], 1)) is None
+
+
+@pytest.mark.parametrize("url", [True, False])
+def test_a_url_that_fails_does_not_number_classes_differently(
+    monkeypatch: pytest.MonkeyPatch, url: bool
+) -> None:
+    place = "http://me:pass@host/a.parquet" if url else "a.parquet"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the connection broke")
+
+    monkeypatch.setattr(classes, "open_table", fail)
+    shards = [InputShard("table", place)]
+    if url:
+        reason = "^http://host/a.parquet: its labels cannot be read: the connection broke\n"
+        with pytest.raises(SourceError, match=reason):
+            table_classes(shards)
+    else:
+        assert table_classes(shards) is None
+    with pytest.raises(SourceError) if url else contextlib.nullcontext():
+        assert not classes._has_numbers(shards[0])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import tarfile
 import threading
@@ -34,6 +35,9 @@ class Server(ThreadingHTTPServer):
         self.faults: dict[str, tuple[str, int]] = {}
         self.requests: Counter[str] = Counter()
         self.ranges = True
+        self.version: str | None = '"a"'
+        self.target = f"/moved?{SECRET}"
+        self.logins: list[str | None] = []
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -49,11 +53,12 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].lstrip("/")
         fault, times = self.server.faults.get(path, ("", 0))
         self.server.requests[path] += 1
+        self.server.logins.append(self.headers["Authorization"])
         self.server.faults[path] = (fault, times - 1)
         fault = fault if times > 0 else ""
         if fault == "redirect":
             self.send_response(302)
-            self.send_header("Location", f"/moved?{SECRET}")
+            self.send_header("Location", self.server.target)
             self.end_headers()
             return
         data = self.server.files.get(path)
@@ -71,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             threading.Event().wait(0.2)
             return
-        self.send_header("ETag", '"other"' if fault == "replaced" else '"a"')
+        if self.server.version:
+            self.send_header("ETag", '"other"' if fault == "replaced" else self.server.version)
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
         self.wfile.write(data[start:] if fault != "cut" else data[start : start + (len(data) - start) // 2])
@@ -150,8 +156,9 @@ def test_a_file_that_is_replaced_meanwhile_is_not_mixed(server: Server) -> None:
             file.readall()
 
 
-@pytest.mark.parametrize("ranges", [True, False])
-def test_seeking(server: Server, ranges: bool) -> None:
+@pytest.mark.parametrize(("ranges", "version"), [(True, '"a"'), (False, '"a"'), (True, None), (False, None)])
+def test_seeking(server: Server, ranges: bool, version: str | None) -> None:
+    server.version = version
     server.files["a b\u00e9"] = data = bytes(range(256)) * 100
     server.files["a%20b%C3%A9"], server.ranges = data, ranges
     with open_place(server.url("a b\u00e9")) as file:
@@ -163,16 +170,41 @@ def test_seeking(server: Server, ranges: bool) -> None:
     assert server.requests["a%20b%C3%A9"] == (3 if ranges else 2)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_login_is_sent_to_its_own_host_alone(server: Server, host: str) -> None:
+    server.files["moved"], server.faults["a"] = b"1234", ("redirect", 1)
+    server.target = server.url("moved").replace("127.0.0.1", host)
+    assert read(server.url("a").replace("://", "://me:pass@")) == b"1234"
+    login = "Basic bWU6cGFzcw=="
+    assert server.logins == [login, login if host == "127.0.0.1" else None]
+
+
 def test_secrets_are_not_shown() -> None:
     assert hide_secrets(f"https://me:pass@host/a.tar?{SECRET}#x") == "https://host/a.tar?..."
     assert hide_secrets("http://host/picture?id=5") == "http://host/picture?id=5"
     assert hide_secrets("s3://me@host/a?b" + "c" * 50) == "s3://me@host/a?b" + "c" * 50
+    assert hide_secrets("zip://a::ftp://me:p@ss@host/b:c@d") == "zip://a::ftp://host/b:c@d"
+    assert hide_secrets("https://me:p@ss@host/a@b") == "https://host/a@b"
     assert shorten_path(f"http://host/a.png?{SECRET}") == "http://host/a.png?..."
     shard = InputShard("tar", f"http://host/b/a.tar?{SECRET}")
     assert (
         shard.identity == InputShard("tar", "http://host/b/a.tar?X-Amz-Signature=new").identity == "b/a.tar"
     )
     assert shard.find("k") == "http://host/b/a.tar?...: k"
+
+
+def test_secrets_are_not_in_keys_and_identities(tmp_path: Path) -> None:
+    urls = [f"http://me:pass@host/{name}" for name in ("a.png?x=1", f"b?{SECRET}", f"b?{SECRET}0", "c?x=1")]
+    (tmp_path / "list.txt").write_text("\n".join([*urls, "ftp://me:pass@host/d.png"]))
+    (shard,) = find_input_shards([tmp_path / "list.txt"], 10)
+    assert [file.place for file in shard.files[:4]] == urls
+    first, *long, short, other = (file.key for file in shard.files)
+    assert (first, short, other) == ("host/a", "host/c?x=1", "host/d")
+    assert len(set(long)) == 2
+    assert all(re.fullmatch(r"host/b\?[0-9a-f]{12}", key) for key in long)
+    for scheme in ("http", "ftp"):
+        assert InputShard("tar", f"{scheme}://me:pass@host/a.tar").identity == "host/a.tar"
+    assert find_files(f"http://me:pass@host?{SECRET}")[0].name == "host"
 
 
 def test_urls_with_queries_are_what_their_paths_say() -> None:

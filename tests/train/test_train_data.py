@@ -13,6 +13,7 @@ from tiny_run import pictures, take
 
 from vartok.errors import SourceError, TrainError
 from vartok.sources.samples import Sample
+from vartok.train import data
 from vartok.train.data import StreamPosition
 
 
@@ -158,3 +159,8 @@ def test_folders_hold_no_hidden_files_and_no_decoded_pictures_but_compressed_tar
     assert not batch.unreadable
     (batch,) = take(pictures(tmp_path, val_fraction=0.0), 1, size=3)
     assert batch.after == StreamPosition(1, 1)
+
+
+def test_messages_hide_the_passwords_of_urls() -> None:
+    for sample in (Sample("k", "http://me:pass@host/a.png"), Sample("http://me:pass@host/a.png", b"")):
+        assert data._place(sample) == "http://host/a.png"

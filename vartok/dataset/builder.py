@@ -108,7 +108,8 @@ def build(
         label_column: column of the tables that holds the labels, whole numbers or names of classes, which are
             numbered in sorted order over all tables; if None, the one called label or cls.
         caption_column: column of the tables that holds the captions; if None, caption, text or txt.
-        key_column: column of the tables that holds the keys, texts or whole numbers; if None, key.
+        key_column: column of the tables that holds the keys, texts or whole numbers; if None, key or
+            __key__.
         folder_labels: label picture files by their first folder below the source: its index in sorted order,
             in which folders without pictures count too.
         full_names: keep the suffixes of picture files in their keys.
@@ -137,8 +138,8 @@ def build(
 
     Raises:
         ArgumentError: an argument has an invalid value, contradicts another, or does not suit the checkpoint.
-        SourceError: a source cannot be found or searched, there are no pictures, or the labels of some tables
-            are whole numbers and those of others are names.
+        SourceError: a source cannot be found or searched, there are no pictures, the labels of some tables
+            are whole numbers and those of others are names, or those of a table at a URL cannot be read.
         DatasetError: `out` holds something else or a data set of other settings; another run is at work in
             it; more than `max_failures` samples failed; or the engine failed.
         OutputError: a file cannot be written.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from vartok.errors import ImageError, SourceError, VartokWarning, printable
+from vartok.errors import ImageError, SourceError, VartokError, VartokWarning, printable
+from vartok.files import os_error_reason
 from vartok.sources.arrow_values import MAX_LABEL_BYTES, as_label, is_null, is_text, is_whole
 from vartok.sources.columns import choose_columns
+from vartok.sources.find import is_url, shorten_path
 from vartok.sources.shards import InputShard
 from vartok.sources.tables import open_table
 
@@ -42,7 +44,8 @@ def table_classes(shards: Sequence[InputShard]) -> tuple[str, ...] | None:
     """Return the names of the classes that the labels of all tables have, in sorted order.
 
     The index of a name is its label. Only the columns of labels are read. Texts are names unless all of them
-    are whole numbers. What cannot be read is left out, since reading the table for its pictures tells of it.
+    are whole numbers. A local table that cannot be read is left out, since reading it for its pictures tells
+    of it. A failure of a URL is an error: it may pass, and with its names classes would have other numbers.
 
     Args:
         shards: all input shards of a data set.
@@ -51,7 +54,8 @@ def table_classes(shards: Sequence[InputShard]) -> tuple[str, ...] | None:
         The names; None if labels are whole numbers; empty if there are more than `MAX_CLASSES` names.
 
     Raises:
-        SourceError: the labels of some tables are whole numbers, and those of others are names.
+        SourceError: the labels of some tables are whole numbers, and those of others are names; or a URL
+            cannot be read.
 
     Warns:
         VartokWarning: there are more than `MAX_CLASSES` names.
@@ -87,7 +91,7 @@ def table_classes(shards: Sequence[InputShard]) -> tuple[str, ...] | None:
 def _read_labels(shard: InputShard) -> _Labels:
     names: set[str] | None = set()
     whole = True
-    with contextlib.suppress(Exception):  # of Arrow, for a damaged table
+    with _damaged_left_out(shard):
         with open_table(shard.name) as table:
             column = choose_columns(table.schema, shard.columns).names.get("label")
             kind = column and table.schema.field(table.schema.get_all_field_indices(column)[0]).type
@@ -108,7 +112,7 @@ def _read_labels(shard: InputShard) -> _Labels:
 
 def _has_numbers(shard: InputShard) -> bool:
     """Return False for a table whose labels are all missing, such as NaN, as pandas writes them."""
-    with contextlib.suppress(Exception), open_table(shard.name) as table:  # errors of Arrow, as above
+    with _damaged_left_out(shard), open_table(shard.name) as table:
         column = choose_columns(table.schema, shard.columns).names["label"]
         for rows in table.batches([column], VALUES):
             if not isinstance(rows, ImageError) and any(
@@ -116,6 +120,25 @@ def _has_numbers(shard: InputShard) -> bool:
             ):
                 return True
     return False
+
+
+@contextlib.contextmanager
+def _damaged_left_out(shard: InputShard) -> Iterator[None]:
+    """End the block quietly at an error, such as Arrow's for a damaged table, unless the table is at a URL.
+
+    Raises:
+        SourceError: the table at a URL cannot be read.
+    """
+    try:
+        yield
+    except VartokError:  # of what the table holds, or a missing package
+        pass
+    except Exception as error:  # any error of a remote file system's library, or of Arrow
+        if is_url(shard.name):
+            reason = f"its labels cannot be read: {os_error_reason(error)}"
+            raise SourceError(
+                f"{shorten_path(shard.name)}: {reason}", hint="try again later, or leave it out"
+            ) from None
 
 
 def _limited(names: set[str] | None, more: frozenset[str] | None) -> set[str] | None:

@@ -24,6 +24,8 @@ from vartok.sources.web import (
     lacks_slash,
     one_slash_error,
     open_web,
+    url_name,
+    without_login,
     without_query,
 )
 
@@ -60,7 +62,8 @@ class FoundFile(NamedTuple):
 
     Attributes:
         name: path below the searched folder or URL; for a file that the caller names, its base name; for a
-            file that a list names, the path as written there, or a URL without its "scheme://".
+            file that a list names, the path as written there, or a URL as `url_name` gives it, without a
+            query if its path has a known suffix.
         place: path or URL.
         kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens", by the suffix; "dataset" for the folder
             of a data set of tokens; "folder" for one that cannot be searched.
@@ -310,7 +313,9 @@ def _find_remote(source: str, kinds: tuple[Kind, ...], report: SearchReport) -> 
         yield from _read_list(source, kinds)
         return
     if known:
-        yield FoundFile(posixpath.basename(path), source, _kind(source, kinds))  # the size costs a request
+        yield FoundFile(
+            posixpath.basename(without_login(path)), source, _kind(source, kinds)
+        )  # the size costs a request
         return
     suffixes = _suffixes(kinds)
     try:
@@ -351,7 +356,7 @@ def _read_list(source: str, kinds: tuple[Kind, ...]) -> Iterator[FoundFile]:
         if is_url(place):  # a picture's query may be all that tells it from others
             path = without_query(place)
             known = path.lower().endswith(_suffixes(("picture", "tar", "table")))
-            name = (path if known else place).partition("://")[2]
+            name = url_name(path if known else place)
         yield FoundFile(name, place, _kind(place, kinds))
 
 

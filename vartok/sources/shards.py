@@ -23,7 +23,7 @@ from vartok.sources.find import LISTS, SearchReport, absolute, find_files, is_ur
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
-from vartok.sources.web import hide_secrets, without_query
+from vartok.sources.web import hide_secrets, without_login, without_query
 
 
 class PictureFile(NamedTuple):
@@ -70,9 +70,11 @@ class InputShard:
         if self.kind == "files":
             names = "\0".join(f"{file.key} {file.label}" for file in self.files)
             return f"{len(self.files)} files ({hashlib.sha256(names.encode()).hexdigest()[:16]})"
-        # With the folder, since shards of several data sets often have equal names. Without a URL's query,
-        # whose signature differs in every run.
-        name = "/".join(absolute(without_query(self.name)).replace(os.sep, "/").split("/")[-2:])
+        # With the folder, since shards of several data sets often have equal names. Without a URL's login and
+        # query, whose signature differs in every run.
+        name = "/".join(
+            absolute(without_login(without_query(self.name))).replace(os.sep, "/").split("/")[-2:]
+        )
         columns = self.columns.named()
         image = columns.pop("image", None)
         chosen = [f", column {image}"] * (image is not None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import http.client
 import io
 import os
@@ -24,6 +26,9 @@ WEB = re.compile(r"https?://", re.IGNORECASE)
 ONE_SLASH = re.compile(r"(?:https?|s3|gs|gcs|hf|az|abfs|ftp|memory):[/\\](?![/\\])", re.IGNORECASE)
 """Beginning of a URL that has lost one of its slashes, as in a Path."""
 
+LOGIN = re.compile(r"((?:^|::)https?://)[^/?#]*@|((?:^|::)[^:/?#]+://)[^:/?#]*:[^/?#]*@", re.IGNORECASE)
+"""User's name and password in a URL, or in one that another names after "::"; they may hold "@"."""
+
 TIMEOUT = 30.0
 """Seconds without any data after which a connection counts as broken."""
 
@@ -34,7 +39,7 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers of a server that may differ a moment later."""
 
 MAX_QUERY = 16
-"""Longest query that messages show; longer ones often hold a signature."""
+"""Longest query that messages and names show; longer ones often hold a signature."""
 
 SKIPPED = 1 << 20
 """Bytes that are read and dropped at once."""
@@ -68,13 +73,32 @@ def without_query(place: str) -> str:
     return re.split("[?#]", place, maxsplit=1)[0] if is_web(place) else place
 
 
+def without_login(place: str) -> str:
+    """Return a URL without a user's name and password, and any other place unchanged.
+
+    Outside of http and https a name without a password stays, as it may be a part of the address: abfs://box@host.
+    """
+    return LOGIN.sub(r"\1\2", place)
+
+
 def hide_secrets(place: str) -> str:
-    """Return an http or https URL for a message, without a password and a long query; others unchanged."""
-    if not is_web(place):
-        return place
-    start = re.sub(r"^(https?://)[^/?#@]*@", r"\1", without_query(place), flags=re.IGNORECASE)
-    query = place[len(without_query(place)) :]
-    return start + (query if len(query) <= MAX_QUERY else "?...")
+    """Return a URL for a message: without its login and, for http and https, without a long query."""
+    path, query = _split(place)
+    return path + (query if len(query) <= MAX_QUERY else "?...")
+
+
+def url_name(url: str) -> str:
+    """Return a URL as a name, without scheme and login; the long query of a web URL becomes a short hash."""
+    path, query = _split(url)
+    if len(query) > MAX_QUERY:
+        query = f"?{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:12]}"
+    return (path + query).partition("://")[2]
+
+
+def _split(place: str) -> tuple[str, str]:
+    """Return a place without its login and, for http and https, without its query, and that query."""
+    path = without_query(place)
+    return without_login(path), place[len(path) :]
 
 
 def open_web(url: str) -> BinaryIO:
@@ -98,7 +122,7 @@ class WebFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
-        self._url, self._headers = _request(url)
+        self._url, self._headers, self._login = _request(url)
         self.size: int | None = None
         self._version: str | None = None
         self._position = 0
@@ -186,7 +210,9 @@ class WebFile(io.RawIOBase):
         if self._position:
             headers["Range"] = f"bytes={self._position}-"
         request = urllib.request.Request(self._url, headers=headers)
-        self._response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        if self._login:
+            request.add_unredirected_header("Authorization", self._login)
+        self._response = _opener().open(request, timeout=TIMEOUT)
         found = self._response.headers
         partial = self._response.status == 206
         length = found.get("Content-Length", "")
@@ -196,10 +222,10 @@ class WebFile(io.RawIOBase):
             if not told or int(told[1]) != self._position:
                 raise OSError("the server sends another part of the file than it was asked for")
             size = int(told[2]) if told[2].isdecimal() else self.size
-        version = found.get("ETag") or found.get("Last-Modified")
+        version = found.get("ETag") or found.get("Last-Modified") or ""
         if self._version is not None and (version, size) != (self._version, self.size):
             raise OSError("the file was replaced while it was read")
-        self._version, self.size = version or "", size
+        self._version, self.size = version, size
         return partial or not self._position
 
     def _skip(self, count: int) -> None:
@@ -237,14 +263,36 @@ class WebFile(io.RawIOBase):
         raise AssertionError
 
 
-def _request(url: str) -> tuple[str, dict[str, str]]:
-    """Return a URL as servers take it, and the headers of its requests."""
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; a login goes on only to the same scheme, host and port."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """Return the request of the new URL; see `urllib.request.HTTPRedirectHandler`."""
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        login = req.unredirected_hdrs.get("Authorization")
+        # By the URLs, as a request through a proxy has the proxy's host.
+        old, new = (urllib.parse.urlsplit(url)[:2] for url in (req.full_url, newurl))
+        if request is not None and login and old == new:
+            request.add_unredirected_header("Authorization", login)
+        return request
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
+
+
+def _request(url: str) -> tuple[str, dict[str, str], str | None]:
+    """Return a URL as servers take it, the headers of its requests, and its login for one more header."""
+    login = None
     headers = {"User-Agent": "vartok", "Accept-Encoding": "identity"}
     parts = urllib.parse.urlsplit(url.partition("#")[0])
-    login, at, host = parts.netloc.rpartition("@")
+    user, at, host = parts.netloc.rpartition("@")
     if at:
-        token = base64.b64encode(urllib.parse.unquote(login).encode(errors="replace")).decode()
-        headers["Authorization"] = f"Basic {token}"
+        token = base64.b64encode(urllib.parse.unquote(user).encode(errors="replace")).decode()
+        login = f"Basic {token}"
     if not host.isascii():
         host = host.encode("idna").decode()
     # Blanks and letters outside of ASCII, as people write them; what is quoted already stays.
@@ -252,7 +300,7 @@ def _request(url: str) -> tuple[str, dict[str, str]]:
         urllib.parse.quote(text, safe="%/:=&?~#+!$,;'@()*[]", errors="surrogateescape")
         for text in (parts.path, parts.query)
     )
-    return urllib.parse.urlunsplit((parts.scheme, host, path, query, "")), headers
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, "")), headers, login
 
 
 def _reason(error: Exception) -> tuple[str, bool]:

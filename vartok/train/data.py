@@ -296,4 +296,4 @@ def _read_shard(place: str, passed_over: Counter[str]) -> Iterator[Sample]:
 
 def _place(sample: Sample) -> str:
     """Return a picture's path or URL, or its key in a tar, for a message."""
-    return str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key
+    return shorten_path(str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key)

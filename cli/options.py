@@ -161,8 +161,8 @@ SkipExistingOption = Annotated[
     bool,
     typer.Option(
         "--skip-existing",
-        help="Skip inputs whose output exists. One that differs is kept, and is a failure: settings of tokens "
-        "and sizes of pictures are compared, contents are not.",
+        help="Skip inputs whose output exists. One that differs is kept, and is a failure: settings of "
+        "tokens and sizes of pictures are compared, contents are not.",
     ),
 ]
 BatchSizeOption = Annotated[

@@ -87,7 +87,7 @@ def test_the_hint_for_images_in_another_form(light: vartok.Tokenizer, images: An
         (torch.zeros(680).long(), "must be a 2-d tensor of integers, not [680] torch.int64", "`flat[None]`"),
         (np.zeros(680, np.uint16), "must be a 2-d tensor of integers, not [680] uint16", "`flat[None]`"),
         (torch.zeros(1, 680), "not [1, 680] torch.float32", None),
-        (torch.zeros(1, 679).long(), "679 tokens, but the schedule has 680 cells", None),
+        (torch.zeros(1, 679).long(), "679 tokens, but the schedule has 680 cells", "`schedule`"),
         (
             "a.npz",
             "[B, L] integers, not 'str'",

@@ -47,9 +47,13 @@ def test_damaged_pixels_are_refused_also_where_libtiff_only_warns(
     assert "Decode" in capfd.readouterr().err
 
 
-def test_damage_is_heard_without_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_heard_without_configuration() -> None:
     data = damaged()
-    monkeypatch.setattr(libtiff, "_handlers", [])
-    ctypes.CDLL(PIL._imaging.__file__).TIFFSetWarningHandler(None)
-    with pytest.raises(ImageError, match="is damaged"):
-        read_picture(data, AS_IS)
+    before = [*libtiff._handlers]
+    libtiff._handlers.clear()
+    try:
+        ctypes.CDLL(PIL._imaging.__file__).TIFFSetWarningHandler(None)
+        with pytest.raises(ImageError, match="is damaged"):
+            read_picture(data, AS_IS)
+    finally:
+        libtiff._handlers += before  # and the new ones stay: libtiff points to them

@@ -16,7 +16,7 @@ from PIL import Image
 
 import vartok
 from vartok.images import to_pixels
-from vartok.token_files import iter_tokens
+from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens, TokenMaps
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("VARTOK_", "PYTHONUNBUFFERED"))} | {

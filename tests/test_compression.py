@@ -18,8 +18,9 @@ import vartok as library
 from vartok import compression, optional
 from vartok.compression import DecompressionError, compressed, decompressed
 from vartok.metadata import ImageInfo, ModelInfo
-from vartok.token_files import dump_json, dump_npz, iter_tokens, read_metadata
+from vartok.token_files import dump_json, dump_npz
 from vartok.token_sources import load_tokens, read_tokens
+from vartok.token_streams import iter_tokens, read_metadata
 from vartok.tokens import ImageTokens
 
 MODEL = ModelInfo(name="m", fingerprint="0" * 64, vocab_size=16)

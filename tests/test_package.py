@@ -32,7 +32,7 @@ ORDER = (
     ["compression", "config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
-    ["dataset.schema"],
+    ["dataset.schema", "token_streams"],
     ["dataset.formats"],
     ["token_sources"],
     ["models.var", "models.light", "models.quantizer"],

@@ -37,7 +37,8 @@ from token_data import (
 from vartok import token_files
 from vartok.errors import TokenFileError
 from vartok.schedule import square
-from vartok.token_files import dump_json, dump_npz, iter_tokens, parse_json, parse_npz
+from vartok.token_files import dump_json, dump_npz, parse_json, parse_npz
+from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 
 # Streams
@@ -199,7 +200,8 @@ def test_jsonl_memory_is_flat() -> None:
 
 def test_no_torch_at_import() -> None:
     code = (
-        "import sys; from vartok.token_files import dump_json, dump_npz, iter_tokens; "
+        "import sys; from vartok.token_files import dump_json, dump_npz; "
+        "from vartok.token_streams import iter_tokens; "
         "(t,) = iter_tokens(sys.stdin.buffer); dump_npz(t); dump_json(t); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], input=GOLDEN_JSON.encode(), check=True, timeout=60)

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from vartok.errors import TokenFileError
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import VAR_256, Schedule
-from vartok.token_files import dump_json, dump_npz, iter_tokens, parse_json, parse_npz
+from vartok.token_files import dump_json, dump_npz, parse_json, parse_npz
+from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 
 FINGERPRINT = hashlib.sha256(b"codebook").hexdigest()

@@ -17,7 +17,7 @@ from vartok.flat_tokens import FlatTokens, read_flat_tokens
 from vartok.npy import MAGIC
 from vartok.sources.find import TABLES, TARS
 from vartok.sources.samples import as_unicode
-from vartok.token_files import iter_tokens
+from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 
 Found: TypeAlias = ImageTokens | FlatTokens | VartokError

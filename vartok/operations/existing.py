@@ -16,7 +16,8 @@ from vartok.metadata import ImageInfo, ModelInfo
 from vartok.operations.inputs import Input
 from vartok.operations.settings import parse_size
 from vartok.schedule import Schedule, adapt_schedule, describe
-from vartok.token_files import TokenMetadata, read_metadata
+from vartok.token_files import TokenMetadata
+from vartok.token_streams import read_metadata
 
 
 class Encoder(NamedTuple):

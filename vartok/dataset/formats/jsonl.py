@@ -11,7 +11,8 @@ from pathlib import Path
 from vartok.dataset.formats.base import Format, check_fields, row_fields
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
 from vartok.errors import DatasetError, VartokError
-from vartok.token_files import dump_json, parse_json, read_lines
+from vartok.token_files import dump_json, parse_json
+from vartok.token_streams import read_lines
 from vartok.tokens import ImageTokens
 
 

@@ -26,7 +26,7 @@ LENGTH_BYTES = {(1, 0): 2, (2, 0): 4}
 
 
 class NpyHeader(NamedTuple):
-    """What an npy array's header states; the array's data follows it in the file.
+    """Header of an npy array; the array's data follows it in the file.
 
     Attributes:
         shape: shape of the array; every dimension is 0 or more.

@@ -99,7 +99,7 @@ class Target:
 
     @property
     def separate(self) -> bool:
-        """Whether every result has a file of its own."""
+        """True if every result has a file of its own."""
         return self.stream is None and not self.joined
 
     def place(self, item: Input, key: str | None = None, *, is_file: bool = False) -> Place | None:

@@ -18,7 +18,7 @@ from vartok.dataset.plan import plan_tasks
 from vartok.dataset.schema import open_dataset
 from vartok.dataset.write import write_summary
 from vartok.errors import VartokError
-from vartok.files import atomic_write
+from vartok.files import HOST, TEMPORARY, atomic_write
 from vartok.operations import encode_pictures
 from vartok.sources import find_input_shards
 
@@ -118,6 +118,21 @@ def test_the_summary_can_be_written_during_a_run(
     for step in run_here(job, plan_tasks(job, shards), small_tokenizer, batch_size=2, workers=2):
         assert write_summary(job, len(shards))["complete"] is (step.finished and step.shard == SHARDS[-1])
     assert contents(job.out) == whole
+
+
+def test_the_summary_removes_what_a_process_killed_during_the_run_has_left(
+    tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    job = make_job(tmp_path / "out", small_tokenizer)
+    run(job, source, small_tokenizer)
+    left = [job.out / folder / f"{TEMPORARY}{HOST}-0.tmp" for folder in ("data", "stats", "")]
+    for file in left:
+        file.write_bytes(b"left")
+    with atomic_write(job.out / "data" / "of another part") as writing:
+        write_summary(job, 4)
+        assert not any(file.exists() for file in left)
+        writing.write(b"whole")
+    assert (job.out / "data" / "of another part").read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("format", ["wds", "jsonl"])

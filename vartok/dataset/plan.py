@@ -186,6 +186,11 @@ def prepare_folder(job: Job) -> None:
         _check_description(job)
     else:
         _create_folder(job)
+    remove_leftovers(job)
+
+
+def remove_leftovers(job: Job) -> None:
+    """Remove temporary files that killed runs, or killed processes of this run, have left in the folder."""
     for folder in (DATA, STATS, ""):
         remove_stale_temp_files(job.out / folder)
 

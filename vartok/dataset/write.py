@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from vartok.dataset.formats import open_writer
-from vartok.dataset.plan import Job, SampleSlot, is_complete
+from vartok.dataset.plan import Job, SampleSlot, is_complete, remove_leftovers
 from vartok.dataset.schema import DATA, DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
 from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
@@ -221,7 +221,7 @@ def _remove_parts_after(job: Job, index: int, end: int) -> None:
 
 
 def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
-    """Write dataset.json and failed.jsonl from the stats of all finished shards.
+    """Write dataset.json and failed.jsonl from the stats of all finished shards; remove temporary files.
 
     Several machines may call this at once: each writes again until the stats no longer change.
 
@@ -235,6 +235,7 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
     Raises:
         OSError: a file cannot be written.
     """
+    remove_leftovers(job)  # of a worker process that died during this run
     finished = _finished_shards(job)
     while True:
         failures = [

@@ -204,10 +204,11 @@ def test_file_names_of_any_characters(vartok: Vartok, here: Path, name: str) -> 
     save(here / "in.png").rename(here / "in" / name)
     (here / "list").write_bytes(os.fsencode(f"in/{name}\0"))
     result = vartok("encode", "--files-from", "list", "-0", "-o", "out", *QUICK)
-    base = name.removesuffix(".png") or ".png"
+    portable = re.sub("[\x1b\n]", "_", name)  # Windows holds no such characters
+    base = portable.removesuffix(".png") or ".png"
     assert names(here / "out") == [f"{base}.tokens.npz"]
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.rstrip("\n").isprintable()
+    assert len(result.stderr.splitlines()) == 1 + (portable != name)  # and the note of another name
+    assert result.stderr.replace("\n", "").isprintable()
     with contextlib.chdir(here / "in"):
         vartok("encode", "-o", "../beside.npz", *QUICK, "--", name)
     assert (here / "beside.npz").read_bytes() == (here / "out" / f"{base}.tokens.npz").read_bytes()

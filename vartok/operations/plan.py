@@ -20,7 +20,7 @@ from vartok.errors import (
     printable,
 )
 from vartok.operations.inputs import Input
-from vartok.operations.names import folded_name, numbered_name
+from vartok.operations.names import folded_name, numbered_name, portable_name
 from vartok.operations.outputs import FileResult, Place, Target, check_folder
 from vartok.sources.find import absolute
 
@@ -273,7 +273,7 @@ def _conflict(one: Input, other: Input, path: Path, second: Path) -> ArgumentErr
     if one.place == other.place:
         return ArgumentError(f"{other} is named twice")
     cure = "set `full_names`"
-    if folded_name(one.name) == folded_name(other.name):
+    if folded_name(portable_name(one.name)) == folded_name(portable_name(other.name)):
         cure = "name the folder above them and set `recursive`"
         if _folder(one) == _folder(other):
             cure = "rename one of them" if one.kind == "tokens" else "set `format` to jsonl"

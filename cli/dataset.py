@@ -354,6 +354,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         rate = f"{run.pictures_per_second:.1f}/s"
         did = f"encoded {run.pictures:,} in {run.seconds:.1f} s ({rate})" if run.shards else "nothing to do"
         state = "complete" if summary.complete else "not complete yet"
+        if summary.failed and not summary.pictures:
+            state = "empty, as no picture could be encoded"
         counts = f"{counted(summary.pictures, 'picture')} in {counted(summary.shards, 'shard')}"
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")

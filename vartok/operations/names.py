@@ -61,8 +61,8 @@ def safe_name(name: str) -> PurePath:
 def portable_name(name: PurePath) -> PurePath:
     """Return an output's name as Windows, macOS and Linux can hold it; nearly every name stays as it is.
 
-    A name that Windows reserves for a device gets "_": "CON_.tokens.npz". "_" replaces `FORBIDDEN` characters,
-    and dots and blanks at the end of a folder's name, which Windows drops. A name of more than
+    A name that Windows reserves for a device gets "_": "CON_.tokens.npz". "_" replaces `FORBIDDEN`
+    characters, and dots and blanks at the end of a folder's name, which Windows drops. A name of more than
     `MAX_NAME_BYTES` is shortened, and gets a hash, so that different names stay different.
     """
     return PurePath(*map(_portable_part, name.parts))

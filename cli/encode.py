@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vartok.errors import counted, printable
+from vartok.suffixes import TokenFormat
 
 from .command import command
 from .files import parse_inputs, parse_output
@@ -18,7 +19,6 @@ from .options import (
     ModelOptions,
     NativePictureOptions,
     OutputOption,
-    TokenFormat,
     WorkOptions,
     WriteOptions,
 )

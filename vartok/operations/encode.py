@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from vartok.checkpoints.summary import read_summary
 from vartok.compression import check_zstd, compressed
@@ -38,23 +38,13 @@ from vartok.operations.settings import (
 )
 from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
+from vartok.suffixes import TOKEN_FORMATS, TokenFormat
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens
-
-TokenFormat = Literal["npz", "json", "jsonl"]
-
-TOKEN_FORMATS: dict[str, TokenFormat] = {
-    ".npz": "npz",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-}
-"""Formats of token files, by suffix."""
 
 
 def encode_file(

@@ -36,7 +36,7 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
+from vartok.operations.streams import MAX_NATIVE_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
 from vartok.suffixes import TOKEN_FORMATS, TokenFormat
 from vartok.token_files import dump_json, dump_npz
@@ -60,7 +60,7 @@ def encode_file(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -116,7 +116,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,

@@ -32,7 +32,12 @@ def after_stop(results: FileResults, output: object, *, force: bool) -> str:
     if results.separate:
         instead = " in place of --force" * force
         return f"the same command with --skip-existing{instead} does the rest"
-    return f"{printable(output)} was not written" if isinstance(output, str) else ""
+    if not isinstance(output, str):
+        return ""
+    return (
+        f"{printable(output)} was not written, and the same command begins anew; into a folder, "
+        "--skip-existing would go on"
+    )
 
 
 MAX_LINES = 3

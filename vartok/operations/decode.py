@@ -300,6 +300,8 @@ class _DecodeRun:
             claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
             if isinstance(claimed, FileResult):
                 yield claimed, VartokError("not decoded")
+                if self._plan.is_full:
+                    break
                 continue
             try:
                 if row.tokens is tokens and not any_weights:

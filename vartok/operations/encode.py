@@ -270,10 +270,12 @@ class _EncodeRun:
                 broken = isinstance(sample.picture, VartokError)
                 if key is not None or not broken:  # a broken picture keeps its name, for when it is mended
                     claimed = self._plan.claim(item, key)
-                if broken and isinstance(claimed, FileResult):
+                if broken and isinstance(claimed, FileResult) and not self._plan.is_full:
                     claimed = (claimed.input, None)
                 if isinstance(claimed, FileResult):
                     yield claimed, "", _read_nothing
+                    if self._plan.is_full:
+                        return
                 else:
                     yield _Job(*claimed), _source(item, key), sample.read
 

@@ -106,6 +106,7 @@ class Fit:
             )
         if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):
             raise ImageError(f"a background is three levels from 0 to 255, not {self.background!r}")
+        object.__setattr__(self, "background", tuple(map(int, self.background)))
         height, width = self.size
         check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
 

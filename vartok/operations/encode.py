@@ -139,9 +139,9 @@ def encode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
-            schedule; one that was made with others is kept, and is an error. The picture itself is not
-            compared.
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
+            size, fit, zoom, background, dtype and schedule. One that was made with others is kept, and is an
+            error. The picture itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it

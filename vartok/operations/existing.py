@@ -29,10 +29,9 @@ class Encoder(NamedTuple):
 
 
 class TokenComparison:
-    """Tells how token files differ from those that a run would write: by checkpoint, size, fit and schedule.
+    """Tells how token files differ from those that a run would write: by checkpoint and settings.
 
-    The picture itself is not compared, nor the background of transparent and padded pictures, which is not
-    stored.
+    Settings are size, fit, zoom, background, dtype and schedule. The picture itself is not compared.
 
     Args:
         encoder: returns the run's tokenizer; called at the first comparison.
@@ -82,6 +81,7 @@ class TokenComparison:
             "size": ("x".join(map(str, image.size)), "x".join(map(str, size))),
             "fit": (printable(image.fit), self._fit.mode),
             "zoom": (f"{image.zoom:g}", f"{self._fit.zoom:g}"),
+            "background": (_hex(image.background), _hex(self._fit.background)),
             "dtype": (printable(image.dtype), encoder.dtype),
         }
         if image.size == size:  # else the schedules differ anyway
@@ -134,6 +134,10 @@ class PictureComparison:
         width, height = (image.width, image.height) if self._restore_size else image.size[::-1]
         count = min(self._scales or scales, scales) if self._strip else 1
         return width * count, height
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _name(model: ModelInfo) -> str:

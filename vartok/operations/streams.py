@@ -96,6 +96,7 @@ def encode_pictures(
             zoom=fit.zoom,
             device=device,
             dtype=tokenizer.dtype,
+            background=fit.background,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:

@@ -40,7 +40,7 @@ def output_path(name: str) -> Path:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PictureFormat = Literal["png", "jpg", "webp"]
-FitMode = Literal["crop", "pad", "stretch", "native"]
+FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[
     str | None,
@@ -54,7 +54,24 @@ FitOption = Annotated[
     FitMode,
     typer.Option(
         "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own; "
+        "bucket crops to the nearest of --buckets.",
+    ),
+]
+NativeFitOption = Annotated[
+    Literal["crop", "pad", "stretch", "native"],
+    typer.Option(
+        "--fit",
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
+    ),
+]
+BucketsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        metavar="FILE|NAME",
+        help="With bucket: infinity, sdxl, or a file with a size HxW on each line; scaled to as many pixels "
+        "as --size has, without which a file's sizes are kept.",
     ),
 ]
 SizedFitOption = Annotated[
@@ -245,8 +262,11 @@ class PictureOptions:
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
 
-    def check(self) -> None:
+    def check(self, *, buckets: str | None = None) -> None:
         """Check the values of the options, before inputs are opened and a checkpoint is loaded.
+
+        Args:
+            buckets: the value of --buckets of a command that has it.
 
         Raises:
             ArgumentError: an invalid value, or options that contradict each other.
@@ -256,6 +276,7 @@ class PictureOptions:
         make_fit(
             self.fit,
             size=self.size,
+            buckets=buckets,
             zoom=self.zoom,
             background=self.background,
             max_pixels=self.max_pixels,
@@ -265,9 +286,18 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodePictureOptions(PictureOptions):
+    """Options of a command that takes every fit."""
+
+    buckets: BucketsOption = None
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativePictureOptions(PictureOptions):
     """Options of a command that can keep the sizes of pictures."""
 
+    fit: NativeFitOption = "crop"
     max_tokens: MaxTokensOption = 1 << 18
 
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from .options import MessageOptions
 
 
+MAX_LINES = 3
+"""Largest number of failures that are named one by one if all inputs fail alike, after the first."""
+
+MAX_HELD = 1000
+"""Largest number of failures whose lines are held back; further ones are only counted."""
+
+
 def after_stop(results: FileResults, output: object, *, force: bool) -> str:
     """Return what Ctrl-C leaves of a run's results and how to go on, for the line that it prints.
 
@@ -41,13 +48,6 @@ def after_stop(results: FileResults, output: object, *, force: bool) -> str:
         f"{printable(output)} was not written, and the same command begins anew; into a folder, "
         "--skip-existing would go on"
     )
-
-
-MAX_LINES = 3
-"""Largest number of failures that are named one by one if all inputs fail alike, after the first."""
-
-MAX_HELD = 1000
-"""Largest number of failures whose lines are held back; further ones are only counted."""
 
 
 class Report:

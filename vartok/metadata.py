@@ -47,7 +47,7 @@ class ImageInfo:
         width: width of the original image, in pixels.
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
-        fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
+        fit: mode of the fit to that size: "crop", "pad", "stretch", "native" or "bucket".
         zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
             times `zoom`, then cut to `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded image.

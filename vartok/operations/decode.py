@@ -71,8 +71,8 @@ def decode_file(
         dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale the picture to the original's width and height, which the fit "crop" does not
-            allow.
+        restore_size: scale the picture to the original's width and height, which the fits "crop" and
+            "bucket" do not allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
         schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
             checkpoint's own, stretched to as many tokens.
@@ -146,7 +146,7 @@ def decode_files(
         format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale pictures to the original's width and height, which the fit "crop" does not allow.
+        restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
         any_weights: also decode tokens that were made with another codebook or other phis.
         schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
             checkpoint's own, stretched to as many tokens.

@@ -21,10 +21,9 @@ from vartok.sources.find import (
     is_url,
     shorten_path,
 )
-from vartok.sources.find import TOKENS as SUFFIXES
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
-from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS
+from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS, TOKEN_FILES
 from vartok.token_sources import Row, read_path, read_stream
 
 Source: TypeAlias = str | Path | BinaryIO
@@ -220,7 +219,7 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
             place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
         )
         if not found:
-            cure = None if "picture" in kinds else f"token files end in {', '.join(SUFFIXES)}"
+            cure = None if "picture" in kinds else f"token files end in {', '.join(TOKEN_FILES)}"
             raise SourceError(f"holds no {TITLES[kinds]}, by their names", hint=cure)
     except SourceError as error:
         yield Input(path, file_kind, place, error=_without_name(error, place))

@@ -85,7 +85,7 @@ def encode_file(
         fit: "crop", "pad", "stretch" or "native"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
 
@@ -164,7 +164,7 @@ def encode_files(
             "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.

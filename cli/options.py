@@ -95,7 +95,8 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w); default: the checkpoint's.",
+        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w), or a name that `vartok schedules` "
+        "lists; default: the checkpoint's.",
     ),
 ]
 MaxPixelsOption = Annotated[
@@ -233,8 +234,8 @@ class RowOptions:
         str | None,
         typer.Option(
             "--schedule",
-            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w); default: the checkpoint's, "
-            "for as many tokens.",
+            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w), or a name as var-512; default: "
+            "the checkpoint's, for as many tokens.",
         ),
     ] = None
 

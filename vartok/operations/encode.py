@@ -78,7 +78,7 @@ def encode_file(
         buckets: table of the sizes with the fit "bucket"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
 
@@ -163,7 +163,7 @@ def encode_files(
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.

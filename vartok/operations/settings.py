@@ -141,7 +141,11 @@ def resolve_fit(
             )
         latent = (height // step, width // step)
         if schedule and schedule[-1] != latent:
-            raise ArgumentError(f"`schedule` must end in the latent's grid, here {describe((latent,))}")
+            h, w = (cells * step for cells in schedule[-1])
+            raise ArgumentError(
+                f"`schedule` must end in the latent's grid, here {describe((latent,))}",
+                hint=f"set `size` to {h}x{w} for a schedule that ends in {describe(schedule[-1:])}",
+            )
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
 

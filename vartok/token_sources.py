@@ -16,8 +16,8 @@ from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
 from vartok.images import picture_suffixes
 from vartok.npy import MAGIC
-from vartok.sources.find import TABLES, TARS
 from vartok.sources.samples import as_unicode
+from vartok.suffixes import TABLES, TARS
 from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 

@@ -34,8 +34,8 @@ class FlatSchedules:
     """Chooses the schedule of tokens that came without one.
 
     Args:
-        schedule: schedule of all such tokens, or a text such as "1,2,4"; None for `default`, stretched to the
-            size of latent that has as many tokens.
+        schedule: schedule of all such tokens, or a text such as "1,2,4" or "var-512"; None for `default`,
+            adapted to the size of latent that has as many tokens.
 
     Attributes:
         default: a checkpoint's own schedule; VAR's until a checkpoint is loaded.

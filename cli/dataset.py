@@ -138,6 +138,9 @@ class DefaultCommand(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the first command's name if the arguments do not begin with a command."""
+        if args and args[0] == "build" and not os.path.exists("build"):  # the name of the library's function
+            cure = "vartok dataset SRC... -o OUT builds a data set"
+            raise typer.BadParameter(f"there is no command build: {cure}")
         if not args or args[0] not in self.commands:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
@@ -229,6 +232,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         rate = f"{run.pictures_per_second:.1f}/s"
         did = f"encoded {run.pictures:,} in {run.seconds:.1f} s ({rate})" if run.shards else "nothing to do"
         state = "complete" if summary.complete else "not complete yet"
+        if summary.failed and not summary.pictures:
+            state = "empty, as no picture could be encoded"
         counts = f"{counted(summary.pictures, 'picture')} in {counted(summary.shards, 'shard')}"
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")

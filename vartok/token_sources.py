@@ -14,9 +14,10 @@ from vartok.dataset.schema import DATA, Encoding, is_dataset, open_dataset
 from vartok.errors import DatasetError, TokenFileError, VartokError, counted, printable
 from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
+from vartok.images import picture_suffixes
 from vartok.npy import MAGIC
-from vartok.sources.find import TABLES, TARS
 from vartok.sources.samples import as_unicode
+from vartok.suffixes import TABLES, TARS
 from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 
@@ -155,8 +156,8 @@ def _read_path(path: Path) -> Iterator[Row]:
         yield from _read_dataset(path)
     elif folder.name == DATA and is_dataset(folder.parent):
         description, encoding = open_dataset(folder.parent)
-        rows = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
-        yield from _read_shard(path, description["files"], encoding, rows.get(f"{DATA}/{path.name}"))
+        counts = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
+        yield from _read_shard(path, description["files"], encoding, counts.get(f"{DATA}/{path.name}"))
     elif name.endswith(TABLES):
         find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
@@ -169,7 +170,8 @@ def _read_path(path: Path) -> Iterator[Row]:
             yield from map(_row, read_flat_wds(path))
     else:
         with open(path, "rb") as stream:
-            yield from read_stream(stream, as_unicode(path.stem))
+            rows = read_stream(stream, as_unicode(path.stem))
+            yield from map(_refuse_picture, rows) if name.endswith(picture_suffixes()) else rows
 
 
 def _read_dataset(folder: Path) -> Iterator[Row]:
@@ -218,6 +220,15 @@ def _row(tokens: Found) -> Row:
     if isinstance(tokens, VartokError):
         return Row(tokens)
     return Row(tokens, tokens.row_key if isinstance(tokens, ImageTokens) else tokens.key)
+
+
+def _refuse_picture(row: Row) -> Row:
+    """Return a row of a file that has the name of a picture; if it holds no tokens, say that it is one."""
+    if not isinstance(row.tokens, VartokError):
+        return row
+    reason = "is a picture by its name, and no token file, array of tokens or data set"
+    error = TokenFileError(reason, hint="encode it first")
+    return Row(error.with_traceback(row.tokens.__traceback__))
 
 
 def _prefixed(name: str, error: VartokError) -> VartokError:

@@ -171,7 +171,7 @@ def find_input_shards(
     files = []
     report = SearchReport() if report is None else report
     found = [file for source in sources for file in find_files(source, exclude=exclude, report=report)]
-    report.warn(stacklevel=3)
+    report.warn()
     for file in found:
         if file.kind == "folder":  # the slash tells its key from those of files
             files.append(PictureFile(f"{_as_key(file.name, full=True)}/", file.place, error=file.error))

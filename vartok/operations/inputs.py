@@ -75,6 +75,7 @@ class Input:
     ) -> Iterator[tuple[str | None, Sample]]:
         """Yield the key and the sample, not decoded, of each picture; the key is None outside a collection.
 
+        Labels, captions and metadata are not read, so that a broken one costs no picture.
         If the input has an error, or its tar or table cannot be read on, the last sample holds the error.
 
         Args:
@@ -95,7 +96,7 @@ class Input:
                 yield None, Sample(label, _without_name(error, str(self.place)))
                 return
             for shard in shards:
-                for sample in shard.samples(max_bytes, passed_over):
+                for sample in shard.samples(max_bytes, passed_over, pictures_only=True):
                     # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:

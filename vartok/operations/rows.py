@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,9 +11,9 @@ from vartok.errors import (
     SourceError,
     TokensError,
     VartokError,
-    VartokWarning,
     printable,
     quoted,
+    warn,
 )
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.inputs import Input
@@ -85,11 +84,7 @@ class FlatSchedules:
             VartokWarning: the schedule was not used.
         """
         if self._schedule is not None and not self._used:
-            warnings.warn(
-                "the schedule was not used: token files and data sets have their own",
-                VartokWarning,
-                stacklevel=2,
-            )
+            warn("the schedule was not used: token files and data sets have their own")
 
 
 class RowSelection:

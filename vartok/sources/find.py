@@ -85,13 +85,13 @@ class SearchReport:
         else:
             count_suffix(self.passed_over, base)
 
-    def warn(self, *, stacklevel: int = 2) -> None:
+    def warn(self) -> None:
         """Warn once of all files that were passed over, with their suffixes.
 
         Warns:
             VartokWarning: files were passed over.
         """
-        warn_passed_over(self.passed_over, "file of kinds that are not read", stacklevel=stacklevel + 1)
+        warn_passed_over(self.passed_over, "file of kinds that are not read")
 
 
 def find_files(

@@ -96,6 +96,8 @@ class InputShard:
         max_bytes: int = MAX_BYTES,
         passed_over: Counter[str] | None = None,
         classes: Mapping[str, int] | None = None,
+        *,
+        pictures_only: bool = False,
     ) -> Iterator[Sample]:
         """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
@@ -104,12 +106,17 @@ class InputShard:
                 error.
             passed_over: counter to which the members of a tar are added that are passed over, by kind.
             classes: labels by the names of classes in a table; None if the labels in it are whole numbers.
+            pictures_only: leave labels, captions and metadata out, so that a broken one costs no picture.
         """
         try:
             if self.kind == "tar":
-                yield from read_tar_samples(self.name, self.size, max_bytes, passed_over)
+                yield from read_tar_samples(
+                    self.name, self.size, max_bytes, passed_over, pictures_only=pictures_only
+                )
             elif self.kind == "table":
-                yield from read_table_samples(self.name, self.columns, max_bytes, classes)
+                yield from read_table_samples(
+                    self.name, self.columns, max_bytes, classes, pictures_only=pictures_only
+                )
             else:
                 yield from self._file_samples()
         except VartokError as error:
@@ -164,7 +171,7 @@ def find_input_shards(
     files = []
     report = SearchReport() if report is None else report
     found = [file for source in sources for file in find_files(source, exclude=exclude, report=report)]
-    report.warn(stacklevel=3)
+    report.warn()
     for file in found:
         if file.kind == "folder":  # the slash tells its key from those of files
             files.append(PictureFile(f"{_as_key(file.name, full=True)}/", file.place, error=file.error))

@@ -108,7 +108,7 @@ class Pictures:
             for source in sources
             for file in find_files(source, kinds=("picture", "tar"), exclude=exclude, report=report)
         ]
-        report.warn(stacklevel=2)
+        report.warn()
         for file in found:
             if file.kind == "folder":  # training without its pictures would go unnoticed
                 raise SourceError(f"{shorten_path(file.place)}: {file.error}")
@@ -125,7 +125,7 @@ class Pictures:
         Warns:
             VartokWarning: members were passed over.
         """
-        warn_of_members(sum(list(self._members.values()), Counter()), stacklevel=2)
+        warn_of_members(sum(list(self._members.values()), Counter()))
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
         """Read the validation pictures.

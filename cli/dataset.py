@@ -17,6 +17,7 @@ from vartok.stopping import Terminated, as_exceptions, stop
 from .command import Command, Group, command
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions
 from .display import Display
+from .files import output_path
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
     JsonOption,
@@ -24,7 +25,6 @@ from .options import (
     ModelOptions,
     SizedPictureOptions,
     WorkOptions,
-    output_path,
 )
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.buckets import BucketsLike, make_buckets, read_table
-from vartok.errors import ArgumentError, VartokError
+from vartok.errors import ArgumentError, TokenFileError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
@@ -19,6 +19,7 @@ from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
     from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageTokens
 
 GPU_BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 16
@@ -234,3 +235,16 @@ def as_argument_errors() -> Iterator[None]:
         yield
     except VartokError as error:
         raise ArgumentError(str(error), hint=error.hint) from None
+
+
+def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
+    """Check that an image's tokens were made with a tokenizer's codebook and phis.
+
+    Raises:
+        TokenFileError: they were made with another codebook or other phis.
+    """
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        hint = "give the checkpoint of the tokens as `weights`, or set `any_weights`"
+        raise TokenFileError(str(error), hint=hint) from None

@@ -12,6 +12,7 @@ import numpy as np
 
 from vartok.errors import ImageError, TokensError, VartokError, counted
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.images import restore_size as scale_back
 from vartok.metadata import ImageInfo
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.schedule import adapt_schedule, token_count
@@ -232,3 +233,25 @@ def decode_tokens(
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
     return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
+
+
+def join_pictures(
+    pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool
+) -> NDArray[np.uint8]:
+    """Join pictures side by side.
+
+    Args:
+        pictures: what `decode_tokens` yields: [H, W, 3] uint8 arrays of one size.
+        image: metadata of the image.
+        restore_size: scale each picture to the width and height of the original first.
+
+    Raises:
+        ImageError: the fit cannot be undone, see `images.restore_size`.
+    """
+    if restore_size:
+        room = MAX_PIXELS // len(pictures)
+        pictures = [
+            scale_back(pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room)
+            for pixels in pictures
+        ]
+    return np.concatenate(pictures, axis=1)

@@ -20,6 +20,7 @@ from .report import Report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vartok.metadata import View
     from vartok.operations import FlatSchedules, Input
     from vartok.token_sources import Found
     from vartok.tokens import ImageTokens
@@ -107,10 +108,12 @@ class _Shown(NamedTuple):
         """Return the object that --json prints."""
         tokens = self.tokens
         label = {} if tokens is None or tokens.label is None else {"label": tokens.label}
+        view = {} if tokens is None or tokens.view is None else {"view": dataclasses.asdict(tokens.view)}
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
             **label,
+            **view,
             "schedule": [scale.shape for scale in self.scales],
             "tokens": sum(scale.size for scale in self.scales),
             "first": [scale.ravel()[:SHOWN_INDICES].tolist() for scale in self.scales],
@@ -143,6 +146,16 @@ def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
     return [
         f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
         *label,
+        *_describe_view(tokens.view),
         f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
         f"  checkpoint  {printable(model.name)}, {identity}",
     ]
+
+
+def _describe_view(view: View | None) -> list[str]:
+    """Return the line of a view; none if the picture has no views."""
+    if view is None:
+        return []
+    left, top, right, bottom = view.box
+    mirrored = ", mirrored" if view.flipped else ""
+    return [f"  view        {view.number}: {left:g}, {top:g} to {right:g}, {bottom:g}{mirrored}"]

@@ -35,7 +35,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     return (*draw(st.lists(grids, max_size=6)), (height, width))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(schedules(), st.integers(1, 5), st.integers(0, 99))
 def test_every_prefix_gives_the_rows_of_var_inputs_to_the_bit(
     small: Tokenizer, schedule: Schedule, batch: int, seed: int

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from vartok.errors import ImageError, counted, printable
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
-    MAX_TOKENS,
+    MAX_NATIVE_TOKENS,
     Input,
     default_batch_size,
     default_workers,
@@ -44,7 +45,7 @@ def evaluate_files(
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     baselines: bool = False,
     lpips: bool = False,
@@ -70,7 +71,8 @@ def evaluate_files(
             the picture's own size, rounded to whole latent cells.
         zoom: with the fit "crop": factor by which a picture is scaled up before it is cropped.
         background: colour under transparency and around a padded picture; a CSS colour.
-        schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; if None, each checkpoint's
+            own.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.
@@ -88,8 +90,9 @@ def evaluate_files(
         The figures over all pictures, the scores of every picture, and the failures.
 
     Raises:
+        ImageError: every picture failed. As long as one is measured, the others are failures in the report.
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
-            each other. A picture or source that cannot be read is a failure in the report instead.
+            each other.
 
     Warns:
         VartokWarning: files, or members of tars, were passed over.
@@ -126,7 +129,13 @@ def evaluate_files(
             if progress is not None:
                 progress(result)
     warn_of_members(members)
-    return dataclasses.replace(evaluation.report(), passed_over=dict(+(passed_over + members)))
+    report = evaluation.report()
+    if report.failures and not report.pictures:
+        failed, *others = report.failures
+        more = f"; {counted(len(others), 'other')} failed too" if others else ""
+        cause = f"{printable(failed.name)}: {failed.error}{more}"
+        raise ImageError(f"no picture could be measured: {cause}", hint=failed.error.hint)
+    return dataclasses.replace(report, passed_over=dict(+(passed_over + members)))
 
 
 def _find_inputs(

@@ -20,7 +20,7 @@ from vartok.dataset.stats import FileStats, ShardId
 from vartok.files import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vartok.dataset.plan import Job
     from vartok.tokens import ImageTokens
@@ -83,11 +83,21 @@ class ShardFiles:
         if not job.encoding.buckets:
             self._open("")  # also if no sample has a row
 
-    def add(self, row: ImageTokens, picture: bytes | None = None) -> None:
-        """Write a row into the file of its bucket; see `ShardWriter.add`."""
-        name = bucket_name(row.image.size) if self._job.encoding.buckets else ""
+    def add(self, views: Sequence[ImageTokens], picture: bytes | None = None) -> None:
+        """Write the rows of a picture, all its views, into the file of its bucket.
+
+        Args:
+            views: the rows; they have one size.
+            picture: content of the picture file, which is kept once, with the first view; or None.
+
+        Raises:
+            DatasetError: see `ShardWriter.add`.
+        """
+        name = bucket_name(views[0].image.size) if self._job.encoding.buckets else ""
         file = self._files.get(name) or self._open(name)
-        file.writer.add(row, picture)
+        for view in views:
+            file.writer.add(view, picture)
+            picture = None
         file.pictures += 1
 
     def close(self) -> None:

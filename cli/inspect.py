@@ -20,6 +20,7 @@ from .report import Report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vartok.metadata import View
     from vartok.operations import FlatSchedules, Input
     from vartok.token_sources import Row
     from vartok.tokens import ImageTokens
@@ -109,7 +110,12 @@ class _Shown(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Return the object that --json prints."""
         tokens = self.tokens
-        known = tokens and {"label": tokens.label, "class": self.class_name, "caption": tokens.caption}
+        known = tokens and {
+            "label": tokens.label,
+            "class": self.class_name,
+            "caption": tokens.caption,
+            "view": tokens.view and dataclasses.asdict(tokens.view),
+        }
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
@@ -149,6 +155,16 @@ class _Shown(NamedTuple):
             f"  picture     {printable(self.source)}, {image.width} x {image.height} pixels",
             *label,
             *caption,
+            *_describe_view(tokens.view),
             f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
             f"  checkpoint  {printable(model.name)}, {identity}",
         ]
+
+
+def _describe_view(view: View | None) -> list[str]:
+    """Return the line of a view; none if the picture has no views."""
+    if view is None:
+        return []
+    left, top, right, bottom = view.box
+    mirrored = ", mirrored" if view.flipped else ""
+    return [f"  view        {view.number}: {left:g}, {top:g} to {right:g}, {bottom:g}{mirrored}"]

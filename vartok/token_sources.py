@@ -30,7 +30,8 @@ class Row(NamedTuple):
 
     Attributes:
         tokens: its tokens, or an error.
-        key: its key in a data set or an array; None in a token file, and for an error.
+        key: its key in a data set or an array, with the number of the view if there are several, as "a#1";
+            None in a token file, and for an error.
         class_name: name of its label, if its data set numbers the names of classes; else None.
     """
 
@@ -161,9 +162,9 @@ def _read_path(path: Path, texts: bool) -> Iterator[Row]:
         yield from _read_dataset(path, texts)
     elif folder.name == DATA and is_dataset(folder.parent):
         description, encoding = open_dataset(folder.parent)
-        pictures = {item["name"]: item["pictures"] for item in description.get("shards", ())}
+        counts = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
         read = _ShardReader(description["files"], encoding, tuple(description.get("classes", ())), texts)
-        yield from read(path, pictures.get(f"{DATA}/{path.name}"))
+        yield from read(path, counts.get(f"{DATA}/{path.name}"))
     elif name.endswith(TABLES):
         find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
@@ -187,7 +188,7 @@ def _read_dataset(folder: Path, texts: bool) -> Iterator[Row]:
     for shard in description.get("shards", ()):
         name: str = shard["name"]
         try:
-            for row in read(folder / name, shard["pictures"]):
+            for row in read(folder / name, encoding.count_rows(shard)):
                 error = row.tokens
                 yield Row(_prefixed(name, error)) if isinstance(error, VartokError) else row
         except OSError as error:
@@ -216,12 +217,12 @@ class _ShardReader(NamedTuple):
     classes: tuple[str, ...]
     texts: bool
 
-    def __call__(self, path: Path, pictures: int | None = None) -> Iterator[Row]:
+    def __call__(self, path: Path, stated: int | None = None) -> Iterator[Row]:
         """Yield the rows of a shard.
 
         Args:
             path: the shard.
-            pictures: number of rows that it should have; None if that is not known.
+            stated: number of rows that it should have; None if that is not known.
 
         Raises:
             DatasetError, OSError: the shard cannot be read, not to its end, or has another number of rows.
@@ -229,17 +230,19 @@ class _ShardReader(NamedTuple):
         rows = 0
         for tokens in iter_rows(self.format, path, self.encoding, texts=self.texts):
             rows += 1
-            if pictures is not None and rows > pictures:
-                raise DatasetError(f"has more rows than the {pictures:,} that dataset.json states")
+            if stated is not None and rows > stated:
+                raise DatasetError(f"has more rows than the {stated:,} that dataset.json states")
             label = None if isinstance(tokens, VartokError) else tokens.label
             name = None if label is None or label >= len(self.classes) else self.classes[label]
             yield _row(tokens)._replace(class_name=name)
-        if pictures is not None and rows < pictures:
-            raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {pictures:,}")
+        if stated is not None and rows < stated:
+            raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {stated:,}")
 
 
 def _row(tokens: Found) -> Row:
-    return Row(tokens, None if isinstance(tokens, VartokError) else tokens.key)
+    if isinstance(tokens, VartokError):
+        return Row(tokens)
+    return Row(tokens, tokens.row_key if isinstance(tokens, ImageTokens) else tokens.key)
 
 
 def _refuse_picture(row: Row) -> Row:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vartok.errors import ScheduleError, TokensError, quoted
-from vartok.metadata import ImageInfo, ModelInfo
+from vartok.metadata import ImageInfo, ModelInfo, View
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, check_schedule, describe, token_count
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TokenMaps:
 
     def __post_init__(self) -> None:
         """Check the maps and convert them to int64."""
-        maps = tuple(_check_tensor(f"token map {k}", tokens, 3) for k, tokens in enumerate(self.maps))
+        maps = tuple(check_tensor(f"token map {k}", tokens, 3) for k, tokens in enumerate(self.maps))
         object.__setattr__(self, "maps", maps)
         check_token_schedule(self.schedule)
         if len({len(tokens) for tokens in maps}) > 1:
@@ -81,7 +81,7 @@ class TokenMaps:
             ScheduleError: `schedule` is not a schedule.
         """
         schedule = as_schedule(schedule)
-        flat = _check_tensor("flat tokens", flat, 2)
+        flat = check_tensor("flat tokens", flat, 2)
         if flat.shape[1] != token_count(schedule):
             raise TokensError(
                 f"{flat.shape[1]} tokens, but the schedule has {token_count(schedule)} cells",
@@ -129,9 +129,7 @@ class TokenMaps:
         Raises:
             TokensError: a token is not in [0, vocab_size).
         """
-        if len(self):
-            low, high = self.flatten().aminmax()  # one kernel for both
-            _check_range(int(low), int(high), vocab_size)
+        check_indices(self.flatten(), vocab_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +146,16 @@ class ImageTokens:
         label: class index, 0 or more; None if unknown. Data sets carry labels, token files do not.
         caption: caption of the image, or None. Data sets carry captions, token files do not.
         metadata: JSON text that came with the image, or None. Data sets carry it, token files do not.
+        view: the part of the image that was encoded, in data sets with several views of each image; else
+            None.
+        latent: [C, h, w] float16, read-only: the latent before quantization, in data sets that keep it; else
+            None.
         notes: remarks on how the image was read, for the user; not written to files.
 
     Raises:
         TokensError: an array is not 2-d or not of integers, the grids are not a schedule, there are more
-            than 4 Mi tokens, or an index is outside the vocabulary.
+            than 4 Mi tokens, or an index is outside the vocabulary; or the latent has another dtype, or
+            another grid than the last scale.
     """
 
     scales: tuple[NDArray[Any], ...]
@@ -161,6 +164,8 @@ class ImageTokens:
     label: int | None = None
     caption: str | None = None
     metadata: str | None = None
+    view: View | None = None
+    latent: NDArray[np.float16] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -179,6 +184,8 @@ class ImageTokens:
         flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
         flat.flags.writeable = False
         object.__setattr__(self, "scales", split_tokens(flat, schedule))
+        if self.latent is not None:
+            object.__setattr__(self, "latent", _checked_latent(self.latent, schedule))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageTokens):
@@ -186,7 +193,9 @@ class ImageTokens:
         return (
             (self.model, self.image, self.schedule) == (other.model, other.image, other.schedule)
             and (self.label, self.caption, self.metadata) == (other.label, other.caption, other.metadata)
+            and self.view == other.view
             and np.array_equal(self.flatten(), other.flatten())
+            and _same_latent(self.latent, other.latent)
         )
 
     def __hash__(self) -> int:
@@ -200,6 +209,11 @@ class ImageTokens:
     def key(self) -> str:
         """Key of the image in a data set: its source."""
         return self.image.source
+
+    @property
+    def row_key(self) -> str:
+        """Key of the row in a data set: the image's key, and with views the view's number, as "a#1"."""
+        return row_key(self.key, None if self.view is None else self.view.number)
 
     @property
     def schedule(self) -> Schedule:
@@ -249,13 +263,22 @@ class ImageTokens:
         save_tokens(self, path, overwrite=overwrite)
 
 
+def row_key(key: str, view: int | None) -> str:
+    """Return the key of a view of an image, such as "a#1"; the image's own key if `view` is None."""
+    return key if view is None else f"{key}#{view}"
+
+
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the dtype of indices in files: uint16, or uint32 if V is above 65,536; little-endian."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
-    """Return tokens as an int64 tensor, after checking that they are integers with `ndim` dimensions."""
+def check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
+    """Return tokens as an int64 tensor.
+
+    Raises:
+        TokensError: `tokens` is not a tensor or array of integers with `ndim` dimensions.
+    """
     import torch
 
     shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
@@ -272,6 +295,17 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
         hint = "add a batch dimension: `flat[None]`" if shape is not None and len(shape) == ndim - 1 else None
         raise TokensError(f"{name} must be a {ndim}-d tensor of integers, not {found}", hint=hint)
     return tokens.to(torch.int64)
+
+
+def check_indices(tokens: Tensor, vocab_size: int) -> None:
+    """Check that every token is an index into a codebook of `vocab_size` vectors.
+
+    Raises:
+        TokensError: a token is not in [0, vocab_size).
+    """
+    if tokens.numel():
+        low, high = tokens.aminmax()  # one kernel for both
+        _check_range(int(low), int(high), vocab_size)
 
 
 def check_token_schedule(value: object) -> Schedule:
@@ -301,6 +335,25 @@ def split_tokens(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], 
         scales.append(flat[start : start + h * w].reshape(h, w))
         start += h * w
     return tuple(scales)
+
+
+def _checked_latent(latent: Any, schedule: Schedule) -> NDArray[np.float16]:
+    """Return a read-only, contiguous latent, after checking its type and its grid."""
+    if not isinstance(latent, np.ndarray) or latent.dtype != np.float16 or latent.ndim != 3:
+        raise TokensError("a latent is not a [C, h, w] array of float16")
+    if latent.shape[1:] != schedule[-1]:
+        raise TokensError(
+            f"a latent of shape {list(latent.shape)}, but the last scale is {describe(schedule[-1:])}"
+        )
+    kept: NDArray[np.float16] = np.ascontiguousarray(latent, "<f2").view()
+    kept.flags.writeable = False
+    return kept
+
+
+def _same_latent(one: NDArray[np.float16] | None, other: NDArray[np.float16] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 def _check_range(low: int, high: int, vocab_size: int, where: str = "") -> None:

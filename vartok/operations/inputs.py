@@ -14,13 +14,8 @@ from vartok.errors import ArgumentError, SourceError, TokenFileError, VartokErro
 from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
-from vartok.sources.find import (
-    Kind,
-    SearchReport,
-    find_files,
-    is_url,
-    shorten_path,
-)
+from vartok.sources.find import Kind, SearchReport, find_files
+from vartok.sources.places import is_url, shorten_path
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
 from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS, TOKEN_FILES

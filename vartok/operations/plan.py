@@ -21,7 +21,7 @@ from vartok.errors import (
 from vartok.operations.inputs import Input
 from vartok.operations.names import folded_name, numbered_name, portable_name
 from vartok.operations.outputs import FileResult, Place, Target, check_folder
-from vartok.sources.find import absolute
+from vartok.sources.places import absolute
 
 if TYPE_CHECKING:
     from vartok.token_files import TokenMetadata

@@ -11,7 +11,7 @@ from vartok.errors import ImageError, SourceError, VartokError, printable, warn
 from vartok.files import os_error_reason
 from vartok.sources.arrow_values import MAX_LABEL_BYTES, as_label, is_null, is_text, is_whole
 from vartok.sources.columns import choose_columns
-from vartok.sources.find import is_url, shorten_path
+from vartok.sources.places import is_url, shorten_path
 from vartok.sources.shards import InputShard
 from vartok.sources.tables import open_table
 

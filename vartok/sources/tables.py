@@ -24,7 +24,7 @@ from vartok.sources.arrow_values import (
     plain,
 )
 from vartok.sources.columns import ANY_COLUMNS, Columns, NamedColumns, choose_columns, describe_column
-from vartok.sources.find import open_place
+from vartok.sources.places import open_place
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.web import without_query
 

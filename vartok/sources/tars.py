@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 from vartok.compression import DecompressionError
 from vartok.errors import ImageError, counted, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
-from vartok.sources.find import open_place
 from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN, count_suffix
+from vartok.sources.places import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
 from vartok.sources.tar_links import LinkTargets
 from vartok.sources.tar_members import Member, TarReader

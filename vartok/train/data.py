@@ -25,8 +25,9 @@ from vartok.errors import ImageError, SourceError, TrainError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.parallel import map_ordered
-from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place, shorten_path
+from vartok.sources.find import FoundFile, SearchReport, find_files
 from vartok.sources.passed_over import warn_of_members
+from vartok.sources.places import is_url, open_place, shorten_path
 from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings

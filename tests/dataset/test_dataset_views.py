@@ -205,7 +205,7 @@ def test_each_view_is_a_row_of_the_tokens_of_its_part(
         assert row.view == views[row.view.number]
         latent = small_tokenizer.latent(to_tensor(pixels[row.view.number][None]))
         assert torch.equal(TokenMaps.stack([row]).flatten(), small_tokenizer.quantize(latent).flatten())
-        np.testing.assert_array_equal(row.latent, latent[0].half().numpy())  # type: ignore[arg-type]
+        np.testing.assert_array_equal(row.latent, latent[0].half().numpy())
 
 
 def test_runs_that_stop_and_parts_give_the_same_bytes(

@@ -99,10 +99,18 @@ def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str
     assert [same(item, tokens) for item in read(text.encode())] == [True]
 
 
+def test_resampling_is_written_if_it_is_not_lanczos() -> None:
+    plain = image_tokens()
+    adm = ImageTokens(plain.scales, plain.model, image_info(resample="adm"))
+    assert dump_json(adm) == dump_json(plain).replace('"zoom":1.125,', '"zoom":1.125,"resample":"adm",')
+    assert same(parse_json(dump_json(adm)), adm)
+    assert same(parse_npz(dump_npz(adm)), adm)
+
+
 def test_longest_metadata_round_trips() -> None:
     longest = "\U0001f600" * 4096  # two escapes of six characters each
     model = ModelInfo(name=longest, fingerprint=FINGERPRINT, vocab_size=1 << 24)
-    image = image_info(source=longest, fit=longest, device=longest, dtype=longest)
+    image = image_info(source=longest, fit=longest, device=longest, dtype=longest, resample=longest[:64])
     tokens = ImageTokens((np.zeros((1, 1), int),) * 64, model, image)
     assert same(parse_npz(dump_npz(tokens)), tokens)
     assert same(parse_json(dump_json(tokens)), tokens)

@@ -180,6 +180,7 @@ def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
         ({"zoom": float("inf")}, "zoom"),
         ({"zoom": True}, "zoom"),
         ({"zoom": "1"}, "zoom"),
+        ({"resample": "x" * 65}, "resample must be a text of up to 64"),
     ],
 )
 def test_image_info_checks_its_values(changes: dict[str, Any], reason: str) -> None:

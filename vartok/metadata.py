@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from vartok.errors import TokensError, quoted
 
 MAX_VOCAB = 1 << 24
 MAX_SIDE = 1 << 24  # pixels
 MAX_TEXT = 4096  # characters of a name or a path
+MAX_WORD = 64  # characters of `ImageInfo.resample`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class ImageInfo:
         fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
         zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
             times `zoom`, then cut to `size`.
+        resample: how the image was scaled: "lanczos" or "adm", see `vartok.images.Fit`.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
 
@@ -62,6 +66,7 @@ class ImageInfo:
     size: tuple[int, int]
     fit: str
     zoom: float
+    resample: str = "lanczos"
     device: str
     dtype: str
 
@@ -69,6 +74,7 @@ class ImageInfo:
         """Check every value."""
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
+        _check_text("resample", self.resample, MAX_WORD)
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
             raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
@@ -78,14 +84,21 @@ class ImageInfo:
             raise TokensError(f"zoom must be a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as token files have them: `resample` only where it is not "lanczos"."""
+        values = dataclasses.asdict(self)
+        if self.resample == "lanczos":
+            del values["resample"]
+        return values
+
 
 def _check_whole(name: str, value: object, high: int) -> None:
     if type(value) is not int or not 1 <= value <= high:
         raise TokensError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TokensError(f"{name} must be a text of up to {MAX_TEXT} characters, not {quoted(value)}")
+def _check_text(name: str, value: object, limit: int = MAX_TEXT) -> None:
+    if not isinstance(value, str) or len(value) > limit:
+        raise TokensError(f"{name} must be a text of up to {limit} characters, not {quoted(value)}")
     if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
         raise TokensError(f"{name} is not valid Unicode: {quoted(value)}")

@@ -35,13 +35,45 @@ def test_crop_is_resize_then_centre_crop(size: tuple[int, int], shape: tuple[int
     assert (picture.width, picture.height) == shape
 
 
-@pytest.mark.parametrize("mode", images.FITS)
-def test_parts_and_strips_give_what_the_whole_gives(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [16, 61, 64])
+@pytest.mark.parametrize("shape", [(427, 320), (301, 128), (127, 300), (50, 61), (61, 61)])
+@pytest.mark.parametrize("zoom", [1.0, 1.1])
+def test_adm_is_the_centre_crop_of_guided_diffusion(size: int, shape: tuple[int, int], zoom: float) -> None:
+    image = scaled = photo(*shape)
+    cover = int(size * zoom)
+    while min(scaled.size) >= 2 * cover:
+        scaled = scaled.resize((scaled.width // 2, scaled.height // 2), Image.Resampling.BOX)
+    factor = cover / min(scaled.size)
+    sides = (round(scaled.width * factor), round(scaled.height * factor))
+    pixels = np.asarray(scaled.resize(sides, Image.Resampling.BICUBIC))
+    top, left = ((side - cover) // 2 for side in pixels.shape[:2])
+    square = pixels[top : top + cover, left : left + cover]
+    inset = round((cover - size) / 2)  # torchvision's CenterCrop of that square
+    expected = square[inset : inset + size, inset : inset + size]
+    picture = read_picture(saved(image, "PNG"), Fit(size=size, zoom=zoom, resample="adm"))
+    assert np.array_equal(picture.pixels, expected)
+    assert (picture.width, picture.height) == shape
+
+
+def test_adm_covers_two_sides() -> None:
+    # 400 x 128 covers twice 60 x 40, and 200 x 64 does not: one halving, then a scale by the height.
+    image = photo(400, 128)
+    halved = image.resize((200, 64), Image.Resampling.BOX).resize((125, 40), Image.Resampling.BICUBIC)
+    picture = read_picture(saved(image, "PNG"), Fit(size=(40, 60), resample="adm"))
+    assert np.array_equal(picture.pixels, np.asarray(halved)[:, 32:92])
+
+
+@pytest.mark.parametrize(
+    ("mode", "resample"), [*((mode, "lanczos") for mode in images.FITS), ("crop", "adm")]
+)
+def test_parts_and_strips_give_what_the_whole_gives(
+    mode: str, resample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = Image.eval(
         photo(601, 397), lambda level: level // 3 + 80
     )  # nothing that overshoots and is clipped
     data = saved(image.convert("RGBA"), "PNG")
-    fit = Fit(mode=mode, size=(200, 300), zoom=1.2)
+    fit = Fit(mode=mode, size=(200, 300), zoom=1.2, resample=resample)
     whole = read_picture(data, fit).pixels.astype(int)
     monkeypatch.setattr(fit_module, "LARGE", 1000)
     monkeypatch.setattr(fit_module, "STRIP", 1000)
@@ -120,13 +152,16 @@ def test_native_is_the_nearest_multiple(shape: tuple[int, int], expected: tuple[
     height=st.integers(1, 90),
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     zoom=st.floats(1, 4),
-    mode=st.sampled_from(images.FITS),
+    mode=st.sampled_from([*images.FITS, "adm"]),
     multiple=st.integers(1, 32),
 )
 def test_every_fit_gives_its_size(
     width: int, height: int, size: tuple[int, int], zoom: float, mode: str, multiple: int
 ) -> None:
-    fit = Fit(mode=mode, size=size, zoom=zoom, multiple=multiple)
+    resample = "lanczos"
+    if mode == "adm":
+        mode, resample = "crop", mode
+    fit = Fit(mode=mode, size=size, zoom=zoom, resample=resample, multiple=multiple)
     picture = read_picture(saved(Image.new("L", (width, height), 90), "PNG"), fit)
     rows, columns, channels = picture.pixels.shape
     assert channels == 3
@@ -178,6 +213,8 @@ def test_sizes_that_are_not_restored(size: dict[str, Any], cause: str) -> None:
         {"zoom": 0.5},
         {"zoom": float("nan")},
         {"zoom": 1e9},
+        {"resample": "bicubic"},
+        {"resample": "adm", "mode": "pad"},
         {"background": (0, 0, 256)},
         {"background": (0, 0)},
         {"multiple": 0},

@@ -53,6 +53,7 @@ def build(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str = "white",
     schedule: Schedule | str | None = None,
     max_pixels: int = 100_000_000,
@@ -99,6 +100,7 @@ def build(
             `background` around; "stretch": scale each side.
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
+        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
@@ -167,7 +169,13 @@ def build(
             hint="set `fit` to crop, pad or stretch",
         )
     pixels = make_fit(
-        fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
+        fit,
+        size=size,
+        zoom=zoom,
+        resample=resample,
+        background=background,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
@@ -293,6 +301,7 @@ def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device:
         background=fit.background,
         device=device.partition(":")[0],
         dtype=dtype,
+        resample=fit.resample,
     )
 
 

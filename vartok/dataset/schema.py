@@ -52,6 +52,7 @@ class Encoding:
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".
+        resample: how pictures were scaled, "lanczos" or "adm"; see `vartok.images.Fit`.
     """
 
     model: ModelInfo
@@ -62,12 +63,15 @@ class Encoding:
     background: tuple[int, int, int]
     device: str
     dtype: str
+    resample: str = "lanczos"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a JSON object with the keys "model", "image" and "schedule"."""
         image = {
             name: getattr(self, name) for name in ("size", "fit", "zoom", "background", "device", "dtype")
         }
+        if self.resample != "lanczos":
+            image["resample"] = self.resample
         # JSON turns tuples into lists, so the result equals the parsed file.
         document: dict[str, Any] = json.loads(
             json.dumps({"model": dataclasses.asdict(self.model), "image": image, "schedule": self.schedule})
@@ -91,6 +95,7 @@ class Encoding:
             background=tuple(image["background"]),
             device=image["device"],
             dtype=image["dtype"],
+            resample=image.get("resample", "lanczos"),
         )
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:
@@ -111,6 +116,7 @@ class Encoding:
             size=self.size,
             fit=self.fit,
             zoom=self.zoom,
+            resample=self.resample,
             device=self.device,
             dtype=self.dtype,
         )

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 FITS = ("crop", "pad", "stretch", "native")
 
+RESAMPLES = ("lanczos", "adm")
+"""Ways to scale a picture; see `Fit`."""
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
@@ -44,9 +47,13 @@ class Fit:
     Attributes:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
             "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
-            each side to the nearest multiple of `multiple`. Resampling is Lanczos.
+            each side to the nearest multiple of `multiple`.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        resample: "lanczos"; or "adm", for "crop" only: guided-diffusion's `center_crop_arr`, with which
+            LlamaGen, MAR and other generators prepare their training images: halve the picture by box
+            filters while it covers twice the size, then scale it by a bicubic filter. It truncates
+            size * zoom, as LlamaGen does.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
         max_pixels: pixel limit of a file, checked before it is decoded, and of a "native" result. WebP files
@@ -62,6 +69,7 @@ class Fit:
     mode: str = "crop"
     size: tuple[int, int] = (256, 256)
     zoom: float = 1.0
+    resample: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     multiple: int = 16
     max_pixels: int = MAX_PIXELS
@@ -75,6 +83,7 @@ class Fit:
             mode: str = "crop",
             size: int | tuple[int, int] = (256, 256),
             zoom: float = 1.0,
+            resample: str = "lanczos",
             background: tuple[int, int, int] = (255, 255, 255),
             multiple: int = 16,
             max_pixels: int = MAX_PIXELS,
@@ -92,6 +101,10 @@ class Fit:
             )
         if self.mode not in FITS:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
+        if self.resample not in RESAMPLES:
+            raise ImageError(f"resampling is one of {', '.join(RESAMPLES)}, not {quoted(self.resample)}")
+        if self.resample == "adm" and self.mode != "crop":
+            raise ImageError(f"the resampling adm needs the fit crop, not {self.mode}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError(
                 f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
@@ -154,6 +167,8 @@ def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
     """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
     height, width = fit.size
     if fit.mode == "crop":
+        if fit.resample == "adm":
+            return _adm_crop(image, fit)
         # As in torchvision: the long side is truncated to whole pixels, the offset is rounded half to even.
         rows, columns = round(height * fit.zoom), round(width * fit.zoom)
         if rows * image.width >= columns * image.height:
@@ -199,6 +214,24 @@ def check_size(width: object, height: object, max_pixels: int, *, hint: str | No
         )
 
 
+def _adm_crop(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
+    """Crop with the resampling "adm", and return the pixels: [height, width, 3] uint8, C-contiguous.
+
+    Source: `center_crop_arr` of guided-diffusion's `image_datasets.py` (Dhariwal and Nichol 2021,
+    arXiv:2105.05233), extended to two sides; the zoom as in LlamaGen's `extract_codes_c2i.py`.
+    """
+    height, width = fit.size
+    rows, columns = int(height * fit.zoom), int(width * fit.zoom)
+    while image.width >= 2 * columns and image.height >= 2 * rows:
+        image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
+    scale = max(columns / image.width, rows / image.height)
+    scaled_width, scaled_height = round(image.width * scale), round(image.height * scale)
+    left = (scaled_width - columns) // 2 + round((columns - width) / 2)
+    top = (scaled_height - rows) // 2 + round((rows - height) / 2)
+    window = (left, top, left + width, top + height)
+    return _scale(image, scaled_width, scaled_height, window, Resampling.BICUBIC)
+
+
 def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Return the box (left, top, right, bottom) of a picture that is padded to `size`, (height, width)."""
     scale = min(size[1] / width, size[0] / height)
@@ -208,9 +241,13 @@ def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, i
 
 
 def _scale(
-    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int] | None = None
+    image: Image.Image,
+    width: int,
+    height: int,
+    window: tuple[int, int, int, int] | None = None,
+    filter: Resampling = Resampling.LANCZOS,
 ) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and return the pixels of the window (left, top, right, bottom).
+    """Scale to width x height, and return the pixels of the window (left, top, right, bottom).
 
     Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
     differently. Of more pixels only the window is computed, in strips.
@@ -218,15 +255,15 @@ def _scale(
     left, top, right, bottom = window or (0, 0, width, height)
     if width * image.height > max(LARGE, width * height, image.width * image.height):
         # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
-        image = image.resize((image.width, height), Resampling.LANCZOS)
+        image = image.resize((image.width, height), filter)
     if width * height <= LARGE:
-        return np.array(image.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))
+        return np.array(image.resize((width, height), filter).crop((left, top, right, bottom)))
     pixels = np.empty((bottom - top, right - left, 3), np.uint8)
     x, y = image.width / width, image.height / height
     rows = max(1, STRIP // (right - left))
     for start in range(top, bottom, rows):
         stop = min(start + rows, bottom)
         box = (left * x, start * y, right * x, stop * y)
-        strip = image.resize((right - left, stop - start), Resampling.LANCZOS, box)
+        strip = image.resize((right - left, stop - start), filter, box)
         pixels[start - top : stop - top] = np.asarray(strip)
     return pixels

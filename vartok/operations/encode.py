@@ -67,6 +67,7 @@ def encode_file(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -84,6 +85,7 @@ def encode_file(
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop", "pad", "stretch" or "native"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
@@ -95,7 +97,9 @@ def encode_file(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="encode pictures in memory with `Tokenizer.encode`")
-    fitted = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    fitted = make_fit(
+        fit, size=size, zoom=zoom, resample=resample, background=background, max_pixels=max_pixels
+    )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
@@ -123,6 +127,7 @@ def encode_files(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -149,9 +154,9 @@ def encode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
-            schedule; one that was made with others is kept, and is an error. The picture itself is not
-            compared.
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit,
+            resampling and schedule; one that was made with others is kept, and is an error. The picture
+            itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -163,6 +168,7 @@ def encode_files(
         fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
             "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -188,6 +194,7 @@ def encode_files(
         fit,
         size=size,
         zoom=zoom,
+        resample=resample,
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,

@@ -82,6 +82,7 @@ class TokenComparison:
             "size": ("x".join(map(str, image.size)), "x".join(map(str, size))),
             "fit": (printable(image.fit), self._fit.mode),
             "zoom": (f"{image.zoom:g}", f"{self._fit.zoom:g}"),
+            "resample": (printable(image.resample), self._fit.resample),
             "dtype": (printable(image.dtype), encoder.dtype),
         }
         if image.size == size:  # else the schedules differ anyway

@@ -59,6 +59,7 @@ def make_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
@@ -69,6 +70,7 @@ def make_fit(
         mode: "crop", "pad", "stretch" or "native"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -76,15 +78,24 @@ def make_fit(
     Raises:
         ArgumentError: a value is invalid, or settings contradict each other.
     """
-    if zoom != 1 and mode != "crop":
-        raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
+    for name, needs_crop in (("zoom", zoom != 1), ("resample", resample != "lanczos")):
+        if needs_crop and mode != "crop":
+            raise ArgumentError(
+                f"`{name}` needs the fit crop, not {mode}: leave it out, or set `fit` to crop"
+            )
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
         return Fit(
-            mode=mode, size=sides, zoom=zoom, background=color, max_pixels=max_pixels, max_bytes=max_bytes
+            mode=mode,
+            size=sides,
+            zoom=zoom,
+            resample=resample,
+            background=color,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
         )
 
 

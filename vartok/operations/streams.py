@@ -94,6 +94,7 @@ def encode_pictures(
             size=(height, width),
             fit=fit.mode,
             zoom=fit.zoom,
+            resample=fit.resample,
             device=device,
             dtype=tokenizer.dtype,
         )

@@ -138,6 +138,9 @@ class DefaultCommand(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the first command's name if the arguments do not begin with a command."""
+        if args and args[0] == "build" and not os.path.exists("build"):  # the name of the library's function
+            cure = "vartok dataset SRC... -o OUT builds a data set"
+            raise typer.BadParameter(f"there is no command build: {cure}")
         if not args or args[0] not in self.commands:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)

@@ -14,10 +14,10 @@ from .command import command
 from .files import parse_inputs, parse_output
 from .options import (
     CompileOption,
+    EncodePictureOptions,
     InputOptions,
     MessageOptions,
     ModelOptions,
-    NativePictureOptions,
     OutputOption,
     WorkOptions,
     WriteOptions,
@@ -43,7 +43,7 @@ def encode(
         ),
     ] = None,
     *,
-    pictures: NativePictureOptions,
+    pictures: EncodePictureOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -66,7 +66,7 @@ def encode(
     from vartok.operations import FileResult, encode_files
     from vartok.schedule import token_count
 
-    pictures.check()
+    pictures.check(buckets=pictures.buckets)
     configure_pillow(quiet=not messages.debug)
     given = parse_inputs(inputs, sources)
     text = format in ("json", "jsonl")

@@ -109,7 +109,7 @@ class _Shown(NamedTuple):
         label = {} if tokens is None or tokens.label is None else {"label": tokens.label}
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
-            "image": tokens.image.to_dict() if tokens else {"source": self.source},
+            "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
             **label,
             "schedule": [scale.shape for scale in self.scales],
             "tokens": sum(scale.size for scale in self.scales),
@@ -136,12 +136,15 @@ def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
     height, width = image.size
     zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
     resample = f", {printable(image.resample)}" if image.resample != "lanczos" else ""
+    color = "#{:02x}{:02x}{:02x}".format(*image.background)
+    background = f", on {color}" if color != "#ffffff" else ""
     where = f"{printable(image.dtype)} on {printable(image.device)}"
+    fit = f"{printable(image.fit)}{zoom}{resample}{background}"
     identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
     label = [] if tokens.label is None else [f"  label       {tokens.label}"]
     return [
         f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
         *label,
-        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{resample}, {where}",
+        f"  encoded     {width} x {height} pixels, {fit}, {where}",
         f"  checkpoint  {printable(model.name)}, {identity}",
     ]

@@ -40,7 +40,7 @@ def output_path(name: str) -> Path:
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 PictureFormat = Literal["png", "jpg", "webp"]
-FitMode = Literal["crop", "pad", "stretch", "native"]
+FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[
     str | None,
@@ -54,7 +54,24 @@ FitOption = Annotated[
     FitMode,
     typer.Option(
         "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own; "
+        "bucket crops to the nearest of --buckets.",
+    ),
+]
+NativeFitOption = Annotated[
+    Literal["crop", "pad", "stretch", "native"],
+    typer.Option(
+        "--fit",
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
+    ),
+]
+BucketsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        metavar="FILE|NAME",
+        help="With bucket: infinity, sdxl, or a file with a size HxW on each line; scaled to as many pixels "
+        "as --size has, without which a file's sizes are kept.",
     ),
 ]
 SizedFitOption = Annotated[
@@ -75,7 +92,7 @@ ResampleOption = Annotated[
     Literal["lanczos", "adm"],
     typer.Option(
         "--resample",
-        help="How a picture is scaled. adm, with crop: as guided-diffusion's center_crop_arr, which LlamaGen "
+        help="How a picture is scaled. adm crops as guided-diffusion's center_crop_arr, which LlamaGen "
         "and MAR use too.",
     ),
 ]
@@ -86,7 +103,8 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w); default: the checkpoint's.",
+        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w), or a name that `vartok schedules` "
+        "lists; default: the checkpoint's.",
     ),
 ]
 MaxPixelsOption = Annotated[
@@ -224,8 +242,8 @@ class RowOptions:
         str | None,
         typer.Option(
             "--schedule",
-            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w); default: the checkpoint's, "
-            "for as many tokens.",
+            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w), or a name as var-512; default: "
+            "the checkpoint's, for as many tokens.",
         ),
     ] = None
 
@@ -254,8 +272,11 @@ class PictureOptions:
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
 
-    def check(self) -> None:
+    def check(self, *, buckets: str | None = None) -> None:
         """Check the values of the options, before inputs are opened and a checkpoint is loaded.
+
+        Args:
+            buckets: the value of --buckets of a command that has it.
 
         Raises:
             ArgumentError: an invalid value, or options that contradict each other.
@@ -265,6 +286,7 @@ class PictureOptions:
         make_fit(
             self.fit,
             size=self.size,
+            buckets=buckets,
             zoom=self.zoom,
             resample=self.resample,
             background=self.background,
@@ -275,9 +297,18 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodePictureOptions(PictureOptions):
+    """Options of a command that takes every fit."""
+
+    buckets: BucketsOption = None
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativePictureOptions(PictureOptions):
     """Options of a command that can keep the sizes of pictures."""
 
+    fit: NativeFitOption = "crop"
     max_tokens: MaxTokensOption = 1 << 18
 
 

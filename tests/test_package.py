@@ -29,6 +29,7 @@ FILES = {
 ORDER = (
     ["errors"],
     ["files", "fingerprint", "lazy", "npy", "optional", "processors", "schedule", "stopping", "suffixes"],
+    ["buckets"],
     ["compression", "config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],

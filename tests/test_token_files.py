@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,14 +100,6 @@ def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str
     assert [same(item, tokens) for item in read(text.encode())] == [True]
 
 
-def test_resampling_is_written_if_it_is_not_lanczos() -> None:
-    plain = image_tokens()
-    adm = ImageTokens(plain.scales, plain.model, image_info(resample="adm"))
-    assert dump_json(adm) == dump_json(plain).replace('"zoom":1.125,', '"zoom":1.125,"resample":"adm",')
-    assert same(parse_json(dump_json(adm)), adm)
-    assert same(parse_npz(dump_npz(adm)), adm)
-
-
 def test_longest_metadata_round_trips() -> None:
     longest = "\U0001f600" * 4096  # two escapes of six characters each
     model = ModelInfo(name=longest, fingerprint=FINGERPRINT, vocab_size=1 << 24)
@@ -114,6 +107,23 @@ def test_longest_metadata_round_trips() -> None:
     tokens = ImageTokens((np.zeros((1, 1), int),) * 64, model, image)
     assert same(parse_npz(dump_npz(tokens)), tokens)
     assert same(parse_json(dump_json(tokens)), tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "stated"),
+    [
+        ({"background": (255, 255, 255), "resample": "lanczos"}, ""),
+        ({"background": (16, 32, 255)}, ',"background":[16,32,255]'),
+        ({"resample": "adm"}, ',"resample":"adm"'),
+    ],
+)
+def test_a_background_and_a_resampling_are_stated_unless_they_are_usual(
+    change: dict[str, Any], stated: str
+) -> None:
+    tokens = replace(image_tokens(((1, 1),)), image=image_info(**change))
+    text = dump_json(tokens)
+    assert f'"dtype":"float32"{stated}}}' in text
+    assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -181,6 +191,7 @@ def changed(*path: Any, to: Any) -> str:
         (changed("model", "vocab_size", to=100), "scale 0: index 412 is outside the vocabulary of 100"),
         (changed("model", "vocab_size", to=0), "vocab_size must be a whole number from 1"),
         (changed("image", "source", to="\ud800"), "source is not valid Unicode"),
+        (changed("image", "background", to="white"), "background must be three levels from 0 to 255"),
         (changed("image", "size", to=[0, 1]), "size must be a whole number"),
         (changed("schedule", to=[[1, 1]]), "scales must be a list of 1 grids"),
         (changed("schedule", to=[[2, 3], [1, 1]]), "scale 0, 2x3, is higher or wider than the last"),

@@ -186,9 +186,15 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "model": dataclasses.asdict(tokens.model),
-        "image": tokens.image.to_dict(),
+        "image": _stated(tokens.image),
         "schedule": tokens.schedule,
     }
+
+
+def _stated(image: ImageInfo) -> dict[str, Any]:
+    """Return the fields that a document states of an image: all but optional ones that have their default."""
+    values = {field: getattr(image, field.name) for field in dataclasses.fields(image)}
+    return {field.name: value for field, value in values.items() if value != field.default}
 
 
 def _check_meta(document: dict[str, Any]) -> TokenMetadata:

@@ -54,8 +54,8 @@ def count_usage(
         sources: token files, arrays (.npy, [L] or [B, L]), data sets, shards of data sets, folders of these
             (searched), or binary streams.
         tokenizer: tokenizer that the tokens were made with; tokens of another checkpoint are failures.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
         keys: count only the rows of these keys; a key that is not found is a failure.
         limit: count only the first rows, this many of all sources together.
         progress: called after every image with the name of its file and None; after a failure, with the

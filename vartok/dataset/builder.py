@@ -100,9 +100,9 @@ def build(
             `background` around; "stretch": scale each side.
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
-        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.

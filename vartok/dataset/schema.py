@@ -119,6 +119,7 @@ class Encoding:
             resample=self.resample,
             device=self.device,
             dtype=self.dtype,
+            background=self.background,
         )
 
 

@@ -70,9 +70,10 @@ def evaluate_files(
         fit: how a picture becomes pixels of that size: "crop", "pad", "stretch"; or "native", which keeps
             the picture's own size, rounded to whole latent cells.
         zoom: with the fit "crop": factor by which a picture is scaled up before it is cropped.
-        resample: "lanczos"; or, with "crop", "adm": as guided-diffusion scales and crops; see `Fit`.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture; a CSS colour.
-        schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; if None, each checkpoint's
+            own.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.

@@ -44,7 +44,7 @@ class Evaluation:
         tokenizers: tokenizers to measure on the same pixels. The tokens of the first set the size of the
             baselines' files.
         fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
-        schedule: (h, w) of every scale; if None, each checkpoint's own, stretched to a picture's latent.
+        schedule: (h, w) of every scale; if None, each checkpoint's own, adapted to a picture's latent.
         max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
@@ -82,9 +82,7 @@ class Evaluation:
         self._inception = inception and inception.to(self._device)
         self._scores: list[PictureScores] = []
         self._failures: list[Failure] = []
-        self._totals = [
-            Totals(one, len(schedule or one.config.patch_nums), self._device) for one in tokenizers
-        ]
+        self._totals = [Totals(one, self._device) for one in tokenizers]
 
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1

@@ -71,11 +71,11 @@ def decode_file(
         dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale the picture to the original's width and height, which the fit "crop" does not
-            allow.
+        restore_size: scale the picture to the original's width and height, which the fits "crop" and
+            "bucket" do not allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
 
     Raises:
         ArgumentError: `path` is neither a str nor a Path, or `schedule` is not a schedule.
@@ -146,10 +146,10 @@ def decode_files(
         format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale pictures to the original's width and height, which the fit "crop" does not allow.
+        restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
         any_weights: also decode tokens that were made with another codebook or other phis.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
         keys: decode only the rows of these keys; a key that is not found is a failure.
         limit: decode only the first rows, this many of all inputs together.
         recursive: take the files in folders; `output` gets the same subfolders. The folder of a data set is

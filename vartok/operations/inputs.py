@@ -23,7 +23,7 @@ from vartok.sources.find import (
 )
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
-from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS
+from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS, TOKEN_FILES
 from vartok.token_sources import Row, read_path, read_stream
 
 Source: TypeAlias = str | Path | BinaryIO
@@ -198,13 +198,18 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
     if lacks_slash(place):
         yield Input(path, file_kind, place, error=_without_name(one_slash_error(place), place))
         return
+    if "picture" not in kinds and is_url(place):
+        hint = "download it, and name the file"
+        yield Input(path, file_kind, place, error=SourceError("tokens are not read from a URL", hint=hint))
+        return
     if "tokens" in kinds:
         folder = place if path.name != DATA or is_dataset(place) else str(path.parent)
         if is_dataset(folder):
             yield Input(PurePath(path.name), "dataset", folder)
             return
     if os.path.isdir(place) and not recursive:
-        raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
+        kind = "a folder" if "picture" in kinds else "a folder without a data set"
+        raise ArgumentError(f"{printable(place)} is {kind}", hint="set `recursive` to take the files in it")
     searched = os.path.isdir(place) or is_url(place)
     if not searched and not ("picture" in kinds and place.lower().endswith(LISTS)):
         yield Input(PurePath(path.name), _kind(place, kinds), place)
@@ -214,7 +219,8 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
             place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
         )
         if not found:
-            raise SourceError(f"holds no {TITLES[kinds]}, by their names")
+            cure = None if "picture" in kinds else f"token files end in {', '.join(TOKEN_FILES)}"
+            raise SourceError(f"holds no {TITLES[kinds]}, by their names", hint=cure)
     except SourceError as error:
         yield Input(path, file_kind, place, error=_without_name(error, place))
         return

@@ -62,7 +62,8 @@ def encode_pictures(
         tokenizer: a loaded tokenizer.
         pictures: for each picture an id, the `image.source` of its tokens, and the picture.
         fit: how a picture becomes the pixels that are encoded.
-        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
+        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None. The fit
+            "bucket" has a schedule for each of its buckets instead.
         max_tokens: limit of tokens of a picture with the fit "native".
         batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
         workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
@@ -76,6 +77,7 @@ def encode_pictures(
     import torch
 
     device = tokenizer.device.type
+    schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
     threads = torch.get_num_threads()
 
     def limit_threads() -> None:
@@ -97,6 +99,7 @@ def encode_pictures(
             resample=fit.resample,
             device=device,
             dtype=tokenizer.dtype,
+            background=fit.background,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
@@ -121,11 +124,12 @@ def encode_pictures(
         return batch, images.pin_memory() if device == "cuda" else images
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
+        grids = schedules.get(batch[0].info.size, schedule)
         if not isinstance(batch[0].data, torch.Tensor):
-            return tokenizer.encode(values, schedule)
+            return tokenizer.encode(values, grids)
         limit_threads()
         try:
-            return tokenizer.quantize(values, schedule)
+            return tokenizer.quantize(values, grids)
         finally:
             torch.set_num_threads(threads)
 

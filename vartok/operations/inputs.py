@@ -101,15 +101,18 @@ class Input:
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, *, texts: bool = False) -> Iterator[Row]:
         """Yield the tokens of each image of a token file, array, data set or shard, or an error.
 
         The last item is an error if the input has one, or cannot be read on.
+
+        Args:
+            texts: read the captions and metadata of data sets.
         """
         if self.error is not None:
             yield Row(self.error)
         elif self.stream is None:
-            yield from read_path(Path(str(self.place)))
+            yield from read_path(Path(str(self.place)), texts=texts)
         else:
             try:
                 yield from read_stream(self.stream)

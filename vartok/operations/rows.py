@@ -125,7 +125,7 @@ class RowSelection:
         return kept
 
     def read(
-        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0
+        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0, texts: bool = False
     ) -> Iterator[tuple[Input, Row]]:
         """Yield the selected rows, and the error of every file or row that cannot be read.
 
@@ -136,6 +136,7 @@ class RowSelection:
             inputs: the inputs.
             schedules: schedules of tokens that came without one.
             skipped: number of rows that the limit counts, but that are not read here.
+            texts: read the captions and metadata of data sets.
         """
         left = None if self._limit is None else self._limit - skipped
         missing = dict(self._keys or {})
@@ -143,7 +144,7 @@ class RowSelection:
         for item in inputs:
             if left is not None and left <= 0:
                 return
-            for row in item.rows():
+            for row in item.rows(texts=texts):
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
                     key = _key(item, row)
                     example = example or key

@@ -84,13 +84,16 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
             yield row
 
 
-def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens | VartokError]:
-    """Yield the rows of a shard in order, without captions and metadata, and the error of a broken row.
+def iter_rows(
+    format: str, path: Path, encoding: Encoding, *, texts: bool = False
+) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a shard in order, and the error of a broken row.
 
     Args:
         format: name of a format, one of `FORMATS`.
         path: path of the shard.
         encoding: encoding of the data set.
+        texts: read captions and metadata.
 
     Raises:
         DatasetError, OSError: see `read_shard`; the rows before the fault are yielded first.
@@ -98,7 +101,7 @@ def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageToke
     found = find_format(format)
     with shard_errors(format):
         check_regular(path)
-        yield from found.read(path, encoding, False)
+        yield from found.read(path, encoding, texts)
 
 
 @contextlib.contextmanager

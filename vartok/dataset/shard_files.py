@@ -84,11 +84,14 @@ class ShardFiles:
             self._open("")  # also if no sample has a row
 
     def add(self, views: Sequence[ImageTokens], picture: bytes | None = None) -> None:
-        """Write the rows of a picture, one for each view, into the file of its bucket.
+        """Write the rows of a picture, all its views, into the file of its bucket.
 
         Args:
-            views: the rows.
-            picture: the picture file; it is kept once, with the first view. None to keep none.
+            views: the rows; they have one size.
+            picture: content of the picture file, which is kept once, with the first view; or None.
+
+        Raises:
+            DatasetError: see `ShardWriter.add`.
         """
         name = bucket_name(views[0].image.size) if self._job.encoding.buckets else ""
         file = self._files.get(name) or self._open(name)

@@ -53,6 +53,7 @@ def build(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
     views: str = "center",
     seed: int | None = None,
     latents: bool = False,
@@ -104,6 +105,7 @@ def build(
             `background` around; "stretch": scale each side.
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
             images; "random:N": N crops at random, each mirrored or not. "ten-crop" and "random:N" need the
@@ -181,6 +183,7 @@ def build(
         fit,
         size=size,
         zoom=zoom,
+        resample=resample,
         views=views,
         seed=seed,
         background=background,
@@ -313,6 +316,7 @@ def _encoding(
         background=fit.background,
         device=device.partition(":")[0],
         dtype=dtype,
+        resample=fit.resample,
         views=str(fit.views),
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,

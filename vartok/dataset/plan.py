@@ -310,6 +310,8 @@ def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 def _shorten(value: Any) -> str:
     """Return a value of dataset.json as a short text for a message."""
+    if value is None:
+        return "unset"
     text = one_line(json.dumps(value), 100)
     return f"{text} ({len(value)} in all)" if text.endswith("...") and isinstance(value, list) else text
 

@@ -23,7 +23,7 @@ from .options import (
     WorkOptions,
     WriteOptions,
 )
-from .report import Report, after_stop
+from .report import report_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,11 @@ def decode(
         **write.arguments(),
         **dataclasses.asdict(work),
     )
-    report = Report(
-        results.total,
+    report_results(
+        results,
+        target,
+        lambda result: f"decoded to {printable(result.output or 'stdout')}",
         verb="decoded",
-        quiet=messages.quiet,
-        debug=messages.debug,
-        after_stop=after_stop(results, target, force=write.force),
+        force=write.force,
+        messages=messages,
     )
-    with report:
-        for result in results:
-            report.add(result, f"decoded to {printable(result.output or 'stdout')}")
-        report.finish()

@@ -53,12 +53,12 @@ def inspect(
       vartok inspect DATASET --limit 1
     """
     from vartok.operations import FlatSchedules, RowSelection, find_inputs
-    from vartok.operations.inputs import TOKENS
+    from vartok.operations.inputs import TOKEN_KINDS
 
     selected = rows.arguments()
     schedules = FlatSchedules(selected["schedule"])
     selection = RowSelection(selected["keys"], selected["limit"])
-    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKENS, recursive=recursive)
+    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKEN_KINDS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     with report:
         for item, row in selection.read(files, schedules):

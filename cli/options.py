@@ -39,7 +39,6 @@ def output_path(name: str) -> Path:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-TokenFormat = Literal["npz", "json", "jsonl"]
 PictureFormat = Literal["png", "jpg", "webp"]
 FitMode = Literal["crop", "pad", "stretch", "native"]
 

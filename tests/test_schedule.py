@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from vartok.errors import ScheduleError
 from vartok.schedule import (
+    MAX_GRID_SIDE,
     MAX_SCALES,
-    MAX_SIDE,
     NAMED,
     VAR,
     VAR_256,
@@ -95,7 +95,7 @@ def test_parse(text: str, schedule: Any) -> None:
             "8,4",
             "3x2,2x3",
         ),
-        *(",".join(["1"] * (MAX_SCALES + 1)), str(MAX_SIDE + 1), "9" * 4000, "9" * 5000, "a\nb"),
+        *(",".join(["1"] * (MAX_SCALES + 1)), str(MAX_GRID_SIDE + 1), "9" * 4000, "9" * 5000, "a\nb"),
     ],
 )
 def test_what_is_no_schedule_is_refused_in_one_line(text: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vartok.errors import TokensError, quoted
 
 MAX_VOCAB = 1 << 24
-MAX_SIDE = 1 << 24  # pixels
+MAX_STATED_SIDE = 1 << 24  # pixels
 MAX_TEXT = 4096  # characters of a name or a path
 
 
@@ -73,7 +73,7 @@ class ImageInfo:
             raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
         for name, side in (("width", self.width), ("height", self.height), *(("size", n) for n in self.size)):
-            _check_whole(name, side, MAX_SIDE)
+            _check_whole(name, side, MAX_STATED_SIDE)
         if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
             raise TokensError(f"zoom must be a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))

@@ -19,7 +19,7 @@ ScheduleLike: TypeAlias = str | Sequence[int | Sequence[int]]
 """A schedule as callers may give it: grids or sides, a name in `NAMED`, or a text such as "1,2,3x4"."""
 
 MAX_SCALES = 64
-MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
+MAX_GRID_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
 
 
 def square(*sides: int) -> Schedule:
@@ -74,9 +74,9 @@ def check_schedule(value: object) -> Schedule:
 
 def _check_grid(grid: object) -> Grid:
     sides: list[Any] = list(grid) if isinstance(grid, (list, tuple)) else [grid, grid]
-    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_GRID_SIDE for side in sides):
         raise ScheduleError(
-            f"a grid must be a side or an [h, w] pair, each 1 to {MAX_SIDE} cells, not {quoted(grid)}"
+            f"a grid must be a side or an [h, w] pair, each 1 to {MAX_GRID_SIDE} cells, not {quoted(grid)}"
         )
     return sides[0], sides[1]
 
@@ -168,9 +168,9 @@ def schedule_of_length(schedule: Schedule, tokens: int) -> Schedule | None:
     def count(side: int) -> int:
         return token_count(stretch_schedule(schedule, (side, side)))
 
-    side = bisect.bisect_left(range(1, MAX_SIDE + 1), tokens, key=count) + 1
+    side = bisect.bisect_left(range(1, MAX_GRID_SIDE + 1), tokens, key=count) + 1
     found = stretch_schedule(schedule, (side, side))
-    return found if token_count(found) == tokens and side <= MAX_SIDE else None
+    return found if token_count(found) == tokens and side <= MAX_GRID_SIDE else None
 
 
 def token_count(schedule: Iterable[Grid]) -> int:

@@ -15,8 +15,8 @@ from vartok.errors import DatasetError, TokenFileError, VartokError, counted, pr
 from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
 from vartok.npy import MAGIC
-from vartok.sources.find import TABLES, TARS
 from vartok.sources.samples import as_unicode
+from vartok.suffixes import TABLES, TARS
 from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 

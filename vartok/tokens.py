@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_TOKENS = 1 << 22
-"""Largest number of tokens of an image; its token file stays below `token_files.MAX_BYTES`."""
+"""Largest number of tokens of an image; its token file stays below `token_files.MAX_DOCUMENT_BYTES`."""
 
 
 @dataclass(frozen=True, eq=False)

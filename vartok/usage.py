@@ -12,7 +12,7 @@ from vartok.codebook import UsageReport, count_codes, describe_usage
 from vartok.errors import TokensError, VartokError
 from vartok.flat_tokens import FlatTokens
 from vartok.operations import FlatSchedules, RowSelection, find_inputs
-from vartok.operations.inputs import TOKENS, Input, Source
+from vartok.operations.inputs import TOKEN_KINDS, Input, Source
 from vartok.operations.rows import Keys
 from vartok.schedule import Schedule, ScheduleLike
 from vartok.token_sources import Found
@@ -74,7 +74,7 @@ def count_usage(
     found: set[Schedule] = set()
     counts: NDArray[np.int64] | None = None
     images = 0
-    for item, row in selection.read(find_inputs(sources, TOKENS, recursive=True), schedules):
+    for item, row in selection.read(find_inputs(sources, TOKEN_KINDS, recursive=True), schedules):
         error: VartokError | None = None
         try:
             tokens = _checked(item, row.tokens, tokenizer, schedules)

@@ -54,7 +54,7 @@ def test_tokens_of_other_settings_are_kept_and_said(
     before = (encoded / "out/a.tokens.npz").read_bytes()
     refused = vartok("encode", "in/a.png", "in/b.png", "-o", "out/", "--skip-existing", *options, code=1)
     first, more, total = refused.stderr.splitlines()
-    cure = "set --force to replace it, or name another folder with --output"
+    cure = "set --force in place of --skip-existing to replace it, or name another folder with --output"
     told = f"in/a.png: out/a.tokens.npz was made with other settings ({difference}): {cure}"
     assert first == f"vartok: {told}"
     assert more == f"vartok: 1 more that exist are kept for the same reason: {difference}"
@@ -83,7 +83,7 @@ def test_a_jsonl_is_compared_line_by_line(vartok: Vartok, encoded: Path) -> None
     (encoded / "all.jsonl").write_text(f"{dump_json(tokens)}\n")
     assert "so all inputs are skipped" in vartok(*args).stderr
     (encoded / "all.jsonl").write_text("")
-    assert "all.jsonl exists, but is no whole token file: " in vartok(*args, code=1).stderr
+    assert "all.jsonl: exists, but is no whole token file: " in vartok(*args, code=1).stderr
 
 
 def test_pictures_of_another_size_are_kept_and_said(vartok: Vartok, encoded: Path) -> None:

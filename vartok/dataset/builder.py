@@ -175,33 +175,33 @@ def build(
     # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
-    if engine == "local":
-        device, processes = choose_processes(device, processes)
-    shard_size = shard_size or default_shard_size(out, device)
-    report = SearchReport()
-    shards = find_input_shards(
-        [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
-        shard_size,
-        full_names=full_names,
-        folder_labels=folder_labels,
-        columns=columns,
-        exclude=out,
-        report=report,
-    )
-    files = [file for input_shard in shards for file in input_shard.files]
-    names = table_classes(shards)
-    if names is not None and folder_labels:
-        raise ArgumentError(
-            "the labels of the tables are names, which would number classes otherwise than the folders do",
-            hint="make two data sets, or leave out `folder_labels`",
-        )
-    _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
     with contextlib.ExitStack() as stack:
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
             gpus = stack.enter_context(ray_cluster(address))
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
+        else:
+            device, processes = choose_processes(device, processes)
+        shard_size = shard_size or default_shard_size(out, device)
+        report = SearchReport()
+        shards = find_input_shards(
+            [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
+            shard_size,
+            full_names=full_names,
+            folder_labels=folder_labels,
+            columns=columns,
+            exclude=out,
+            report=report,
+        )
+        files = [file for input_shard in shards for file in input_shard.files]
+        names = table_classes(shards)
+        if names is not None and folder_labels:
+            raise ArgumentError(
+                "the labels of the tables are names, which number classes otherwise than the folders do",
+                hint="make two data sets, or leave out `folder_labels`",
+            )
+        _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)

@@ -14,7 +14,7 @@ from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
-    MAX_TOKENS,
+    MAX_NATIVE_TOKENS,
     Input,
     default_batch_size,
     default_workers,
@@ -44,7 +44,7 @@ def evaluate_files(
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     baselines: bool = False,
     lpips: bool = False,

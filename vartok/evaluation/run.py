@@ -19,7 +19,7 @@ from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, co
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
-from vartok.operations.streams import MAX_TOKENS, check_token_count
+from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.sources import Sample
@@ -63,7 +63,7 @@ class Evaluation:
         fit: Fit,
         *,
         schedule: Schedule | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int = MAX_NATIVE_TOKENS,
         baselines: bool = False,
         scales: bool = True,
         lpips: nn.Module | None = None,

@@ -16,7 +16,7 @@ from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileErro
 from vartok.files import write_bytes
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.existing import PictureComparison
-from vartok.operations.inputs import TOKENS, Source, check_path, find_inputs, name_file
+from vartok.operations.inputs import TOKEN_KINDS, Source, check_path, find_inputs, name_file
 from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
@@ -31,6 +31,7 @@ from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
+from vartok.suffixes import TOKEN_ENDINGS
 from vartok.token_files import TokenMetadata
 from vartok.token_sources import load_row
 from vartok.tokens import ImageTokens
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 PictureFormat = Literal["png", "jpg", "webp"]
-
-TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl", ".tokens.npy")
-"""Endings that are removed from the name of a token file to name its picture."""
 
 
 def decode_file(
@@ -185,7 +183,7 @@ def decode_files(
     """
     chosen = choose_format(output, format, images.SUFFIXES, default="png")
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)
-    found = selection.needed(find_inputs(inputs, TOKENS, recursive=recursive))
+    found = selection.needed(find_inputs(inputs, TOKEN_KINDS, recursive=recursive))
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, TOKEN_ENDINGS, full=full_names)
@@ -302,6 +300,8 @@ class _DecodeRun:
             claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
             if isinstance(claimed, FileResult):
                 yield claimed, VartokError("not decoded")
+                if self._plan.is_full:
+                    break
                 continue
             try:
                 if row.tokens is tokens and not any_weights:

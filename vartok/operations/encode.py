@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from vartok.checkpoints.summary import read_summary
 from vartok.compression import check_zstd, compressed
@@ -36,25 +36,15 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
+from vartok.operations.streams import MAX_NATIVE_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
+from vartok.suffixes import TOKEN_FORMATS, TokenFormat
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens
-
-TokenFormat = Literal["npz", "json", "jsonl"]
-
-TOKEN_FORMATS: dict[str, TokenFormat] = {
-    ".npz": "npz",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-}
-"""Formats of token files, by suffix."""
 
 
 def encode_file(
@@ -70,7 +60,7 @@ def encode_file(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -126,7 +116,7 @@ def encode_files(
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -280,10 +270,12 @@ class _EncodeRun:
                 broken = isinstance(sample.picture, VartokError)
                 if key is not None or not broken:  # a broken picture keeps its name, for when it is mended
                     claimed = self._plan.claim(item, key)
-                if broken and isinstance(claimed, FileResult):
+                if broken and isinstance(claimed, FileResult) and not self._plan.is_full:
                     claimed = (claimed.input, None)
                 if isinstance(claimed, FileResult):
                     yield claimed, "", _read_nothing
+                    if self._plan.is_full:
+                        return
                 else:
                     yield _Job(*claimed), _source(item, key), sample.read
 

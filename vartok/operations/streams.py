@@ -30,7 +30,7 @@ MAX_BATCHED_PIXELS = 1 << 17
 """Number of pixels up to which a worker thread computes the latent of a picture, on a CPU. Several larger
 pictures at once need too much memory, and a single one keeps all cores busy."""
 
-MAX_TOKENS = 1 << 18
+MAX_NATIVE_TOKENS = 1 << 18
 """Number of tokens up to which the fit "native" takes a picture by default: 25 million pixels.
 
 They take 2.0 GB of memory, and three minutes on two cores, with the shipped checkpoint.
@@ -48,7 +48,7 @@ def encode_pictures(
     fit: Fit,
     *,
     schedule: Schedule | None = None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     batch_size: int = 1,
     workers: int = 1,
     group_key: Callable[[S], Hashable] | None = None,

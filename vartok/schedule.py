@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vartok.errors import ScheduleError, quoted
+from vartok.errors import ScheduleError, TokensError, quoted
 
 Grid = tuple[int, int]
 Schedule = tuple[Grid, ...]
@@ -171,6 +171,17 @@ def schedule_of_length(schedule: Schedule, tokens: int) -> Schedule | None:
     side = bisect.bisect_left(range(1, MAX_GRID_SIDE + 1), tokens, key=count) + 1
     found = stretch_schedule(schedule, (side, side))
     return found if token_count(found) == tokens and side <= MAX_GRID_SIDE else None
+
+
+def first_scales(schedule: Schedule, scales: int | None) -> Schedule:
+    """Return the grids of the first `scales` scales of a schedule, or of all if it is None.
+
+    Raises:
+        TokensError: `scales` is not from 1 to the number of scales.
+    """
+    if scales is not None and not 1 <= scales <= len(schedule):
+        raise TokensError(f"`scales` must be from 1 to {len(schedule)}, the number of scales, not {scales}")
+    return schedule[:scales]
 
 
 def token_count(schedule: Iterable[Grid]) -> int:

@@ -358,7 +358,7 @@ class _DecodeRun:
 
 
 def _metadata(tokens: ImageTokens) -> TokenMetadata:
-    return TokenMetadata(tokens.model, tokens.image, tokens.schedule)
+    return TokenMetadata(tokens.model, tokens.image, tokens.schedule, len(tokens.scales))
 
 
 def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:

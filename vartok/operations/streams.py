@@ -48,6 +48,7 @@ def encode_pictures(
     fit: Fit,
     *,
     schedule: Schedule | None = None,
+    scales: int | None = None,
     max_tokens: int = MAX_NATIVE_TOKENS,
     batch_size: int = 1,
     workers: int = 1,
@@ -63,6 +64,7 @@ def encode_pictures(
         pictures: for each picture an id, the `image.source` of its tokens, and the picture.
         fit: how a picture becomes the pixels that are encoded.
         schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
+        scales: encode only the first `scales` scales; all if None.
         max_tokens: limit of tokens of a picture with the fit "native".
         batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
         workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
@@ -121,10 +123,10 @@ def encode_pictures(
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
         if not isinstance(batch[0].data, torch.Tensor):
-            return tokenizer.encode(values, schedule)
+            return tokenizer.encode(values, schedule, scales)
         limit_threads()
         try:
-            return tokenizer.quantize(values, schedule)
+            return tokenizer.quantize(values, schedule, scales)
         finally:
             torch.set_num_threads(threads)
 
@@ -227,4 +229,4 @@ def decode_tokens(
         decoded = [to_pixels(image) for image in images]
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
-    return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
+    return map_batches(decode, tokens, size=batch_size, key=lambda item: (item.schedule, len(item.scales)))

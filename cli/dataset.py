@@ -17,6 +17,7 @@ from vartok.stopping import Terminated, as_exceptions, stop
 from .command import Command, Group, command
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions
 from .display import Display
+from .files import output_path
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
     JsonOption,
@@ -24,7 +25,6 @@ from .options import (
     ModelOptions,
     SizedPictureOptions,
     WorkOptions,
-    output_path,
 )
 
 if TYPE_CHECKING:
@@ -138,6 +138,9 @@ class DefaultCommand(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Insert the first command's name if the arguments do not begin with a command."""
+        if args and args[0] == "build" and not os.path.exists("build"):  # the name of the library's function
+            cure = "vartok dataset SRC... -o OUT builds a data set"
+            raise typer.BadParameter(f"there is no command build: {cure}")
         if not args or args[0] not in self.commands:
             args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)

@@ -48,7 +48,7 @@ class DecodeOptions:
         bool,
         typer.Option(
             "--restore-size",
-            help="Resize to the original's width and height; not for tokens of --fit crop.",
+            help="Resize to the original's width and height; not for tokens of --fit crop or bucket.",
         ),
     ] = False
     any_weights: Annotated[

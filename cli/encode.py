@@ -14,10 +14,10 @@ from .command import command
 from .files import parse_inputs, parse_output
 from .options import (
     CompileOption,
+    EncodePictureOptions,
     InputOptions,
     MessageOptions,
     ModelOptions,
-    NativePictureOptions,
     OutputOption,
     WorkOptions,
     WriteOptions,
@@ -47,7 +47,7 @@ def encode(
         typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
     ] = None,
     *,
-    pictures: NativePictureOptions,
+    pictures: EncodePictureOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -71,7 +71,7 @@ def encode(
     from vartok.operations import FileResult, encode_files
     from vartok.schedule import token_count
 
-    pictures.check()
+    pictures.check(buckets=pictures.buckets)
     configure_pillow(quiet=not messages.debug)
     given = parse_inputs(inputs, sources)
     text = format in ("json", "jsonl")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vartok.errors import VartokError, counted, printable
+from vartok.errors import VartokError, counted, one_line, printable
 
 from .command import command
 from .files import parse_inputs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vartok.operations import FlatSchedules, Input
     from vartok.schedule import Schedule
-    from vartok.token_sources import Found
+    from vartok.token_sources import Row
     from vartok.tokens import ImageTokens
 
 SHOWN_INDICES = 8
@@ -62,10 +62,10 @@ def inspect(
     files = find_inputs(parse_inputs(inputs, InputOptions()), TOKEN_KINDS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     with report:
-        for item, row in selection.read(files, schedules):
+        for item, row in selection.read(files, schedules, texts=True):
             name = str(item)
             try:
-                shown = _Shown.of(item, row.tokens, schedules)
+                shown = _Shown.of(item, row, schedules)
             except VartokError as error:
                 report.fail(name, error)
                 continue
@@ -83,26 +83,29 @@ class _Shown(NamedTuple):
         tokens: its tokens with their metadata; None for those of an array.
         scales: K arrays, coarse to fine; array k is [h_k, w_k].
         schedule: (h, w) of every scale of the whole schedule, which begins with these K.
+        class_name: name of its label, or None.
     """
 
     source: str
     tokens: ImageTokens | None
     scales: Sequence[NDArray[Any]]
     schedule: Schedule
+    class_name: str | None = None
 
     @classmethod
-    def of(cls, item: Input, tokens: Found, schedules: FlatSchedules) -> _Shown:
-        """Make it of the tokens that were found.
+    def of(cls, item: Input, row: Row, schedules: FlatSchedules) -> _Shown:
+        """Make it of a row.
 
         Raises:
-            VartokError: `tokens` is an error, or their number fits no schedule.
+            VartokError: the row's tokens are an error, or their number fits no schedule.
         """
         from vartok.tokens import ImageTokens, split_tokens
 
+        tokens = row.tokens
         if isinstance(tokens, VartokError):
             raise tokens
         if isinstance(tokens, ImageTokens):
-            return cls(tokens.image.source, tokens, tokens.scales, tokens.schedule)
+            return cls(tokens.image.source, tokens, tokens.scales, tokens.schedule, row.class_name)
         source = item.source if tokens.key is None else tokens.key
         schedule = schedules.find(tokens)
         return cls(source, None, split_tokens(tokens.tokens, schedule), schedule)
@@ -110,11 +113,11 @@ class _Shown(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Return the object that --json prints."""
         tokens = self.tokens
-        label = {} if tokens is None or tokens.label is None else {"label": tokens.label}
+        known = tokens and {"label": tokens.label, "class": self.class_name, "caption": tokens.caption}
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
-            **label,
+            **{name: value for name, value in (known or {}).items() if value is not None},
             "schedule": self.schedule,
             "scales": len(self.scales),
             "tokens": sum(scale.size for scale in self.scales),
@@ -126,7 +129,7 @@ class _Shown(NamedTuple):
         from vartok.schedule import describe
 
         total = sum(scale.size for scale in self.scales)
-        lines = [name, *_describe_metadata(self.source, self.tokens)]
+        lines = [name, *self._describe_metadata()]
         found, scales = len(self.scales), counted(len(self.schedule), "scale")
         lines.append(
             f"  tokens      {total:,} in {f'the first {found} of ' * (found < len(self.schedule))}{scales}"
@@ -139,20 +142,25 @@ class _Shown(NamedTuple):
             lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
         return "\n".join(lines)
 
-
-def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
-    """Return the lines of a picture and its checkpoint."""
-    if tokens is None:
-        return [f"  picture     {printable(source)}", "  checkpoint  not stated"]
-    image, model = tokens.image, tokens.model
-    height, width = image.size
-    zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
-    where = f"{printable(image.dtype)} on {printable(image.device)}"
-    identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
-    label = [] if tokens.label is None else [f"  label       {tokens.label}"]
-    return [
-        f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
-        *label,
-        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}",
-        f"  checkpoint  {printable(model.name)}, {identity}",
-    ]
+    def _describe_metadata(self) -> list[str]:
+        """Return the lines of a picture, its label and caption, and its checkpoint."""
+        tokens = self.tokens
+        if tokens is None:
+            return [f"  picture     {printable(self.source)}", "  checkpoint  not stated"]
+        image, model = tokens.image, tokens.model
+        height, width = image.size
+        zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+        color = "#{:02x}{:02x}{:02x}".format(*image.background)
+        background = f", on {color}" if color != "#ffffff" else ""
+        where = f"{printable(image.dtype)} on {printable(image.device)}"
+        identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
+        name = "" if self.class_name is None else f", {printable(self.class_name, 100)}"
+        label = [] if tokens.label is None else [f"  label       {tokens.label}{name}"]
+        caption = [] if tokens.caption is None else [f"  caption     {one_line(tokens.caption)}"]
+        return [
+            f"  picture     {printable(self.source)}, {image.width} x {image.height} pixels",
+            *label,
+            *caption,
+            f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
+            f"  checkpoint  {printable(model.name)}, {identity}",
+        ]

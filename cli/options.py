@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import gc
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from .files import output_name
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 
-def output_name(name: str) -> str:
-    """Return the name of an output after checking it; Typer's parser for options and arguments of outputs.
-
-    Raises:
-        typer.BadParameter: the name is empty, or a URL.
-    """
-    from vartok.errors import printable
-    from vartok.sources import is_url
-
-    if not name:
-        raise typer.BadParameter("the name is empty")
-    if is_url(name):
-        raise typer.BadParameter(f"{printable(name)} is a URL: outputs are files and folders, not URLs")
-    return name
-
-
-def output_path(name: str) -> Path:
-    """Return the path of an output after checking it as `output_name` does."""
-    return Path(output_name(name))
-
-
 Dtype = Literal["float32", "bfloat16", "float16"]
 PictureFormat = Literal["png", "jpg", "webp"]
-FitMode = Literal["crop", "pad", "stretch", "native"]
+FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[
     str | None,
@@ -54,7 +30,24 @@ FitOption = Annotated[
     FitMode,
     typer.Option(
         "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own; "
+        "bucket crops to the nearest of --buckets.",
+    ),
+]
+NativeFitOption = Annotated[
+    Literal["crop", "pad", "stretch", "native"],
+    typer.Option(
+        "--fit",
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
+    ),
+]
+BucketsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        metavar="FILE|NAME",
+        help="With bucket: infinity, sdxl, or a file with a size HxW on each line; scaled to as many pixels "
+        "as --size has, without which a file's sizes are kept.",
     ),
 ]
 SizedFitOption = Annotated[
@@ -246,8 +239,11 @@ class PictureOptions:
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
 
-    def check(self) -> None:
+    def check(self, *, buckets: str | None = None) -> None:
         """Check the values of the options, before inputs are opened and a checkpoint is loaded.
+
+        Args:
+            buckets: the value of --buckets of a command that has it.
 
         Raises:
             ArgumentError: an invalid value, or options that contradict each other.
@@ -257,6 +253,7 @@ class PictureOptions:
         make_fit(
             self.fit,
             size=self.size,
+            buckets=buckets,
             zoom=self.zoom,
             background=self.background,
             max_pixels=self.max_pixels,
@@ -266,9 +263,18 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodePictureOptions(PictureOptions):
+    """Options of a command that takes every fit."""
+
+    buckets: BucketsOption = None
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativePictureOptions(PictureOptions):
     """Options of a command that can keep the sizes of pictures."""
 
+    fit: NativeFitOption = "crop"
     max_tokens: MaxTokensOption = 1 << 18
 
 
@@ -323,46 +329,6 @@ class MessageOptions:
 
     quiet: QuietOption = False
     debug: DebugOption = False
-
-
-def expand_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Return a function with a parameter for every option, as Typer needs it.
-
-    Args:
-        run: function of a command; a parameter whose type is a dataclass stands for that class's fields.
-
-    Returns:
-        A function with one keyword parameter per option, which makes the dataclasses and calls `run`.
-    """
-    signature = inspect.signature(run, eval_str=True)
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in signature.parameters.items():
-        if not dataclasses.is_dataclass(parameter.annotation):
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = group = parameter.annotation
-        hints = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in dataclasses.fields(group)
-        ]
-
-    @functools.wraps(run)
-    def expanded(**values: Any) -> None:
-        given = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
-        run(**values, **given)
-
-    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return expanded
 
 
 def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:

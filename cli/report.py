@@ -31,6 +31,25 @@ MAX_HELD = 1000
 """Largest number of failures whose lines are held back; further ones are only counted."""
 
 
+def after_stop(results: FileResults, output: object, *, force: bool) -> str:
+    """Return what Ctrl-C leaves of a run's results and how to go on, for the line that it prints.
+
+    Args:
+        results: the results.
+        output: name of the output, a stream, or None.
+        force: whether the run replaces files that exist.
+    """
+    if results.separate:
+        instead = " in place of --force" * force
+        return f"the same command with --skip-existing{instead} does the rest"
+    if not isinstance(output, str):
+        return ""
+    return (
+        f"{printable(output)} was not written, and the same command begins anew; into a folder, "
+        "--skip-existing would go on"
+    )
+
+
 class Report:
     """Counts successes, failures and skipped inputs, reports them on stderr, and sets the exit code.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ from vartok.errors import TokensError, quoted
 
 MAX_VOCAB = 1 << 24
 MAX_STATED_SIDE = 1 << 24  # pixels
+WHITE = (255, 255, 255)
 MAX_TEXT = 4096  # characters of a name or a path
+MAX_VIEWS = 100  # views of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +49,10 @@ class ImageInfo:
         width: width of the original image, in pixels.
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
-        fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
+        fit: mode of the fit to that size: "crop", "pad", "stretch", "native" or "bucket".
         zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
             times `zoom`, then cut to `size`.
+        background: RGB levels, 0 to 255, under transparency and around a padded image.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
 
@@ -64,6 +68,7 @@ class ImageInfo:
     zoom: float
     device: str
     dtype: str
+    background: tuple[int, int, int] = WHITE
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -77,11 +82,61 @@ class ImageInfo:
         if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
             raise TokensError(f"zoom must be a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))
+        levels = self.background
+        if not isinstance(levels, (list, tuple)) or len(levels) != 3 or not all(map(_is_level, levels)):
+            raise TokensError(f"background must be three levels from 0 to 255, not {quoted(levels)}")
+        object.__setattr__(self, "background", tuple(levels))
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of an image that was encoded, where a data set has several views of each image.
+
+    Attributes:
+        number: number of the view among those of its image, from 0.
+        box: (left, top, right, bottom) of the part, in pixels of the original after its EXIF orientation
+            was applied. With the fit "pad" it is larger than the original, whose border it includes.
+        flipped: True if the part was mirrored left to right.
+
+    Raises:
+        TokensError: a value has another type or is out of range.
+    """
+
+    number: int
+    box: tuple[float, float, float, float]
+    flipped: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value, and turn the box into floats."""
+        if type(self.number) is not int or not 0 <= self.number < MAX_VIEWS:
+            raise TokensError(
+                f"view must be a whole number from 0 to {MAX_VIEWS - 1}, not {quoted(self.number)}"
+            )
+        if type(self.flipped) is not bool:
+            raise TokensError(f"flipped must be true or false, not {quoted(self.flipped)}")
+        if (
+            not isinstance(self.box, (list, tuple))
+            or len(self.box) != 4
+            or not all(map(_is_finite, self.box))
+        ):
+            raise TokensError(f"box must be [left, top, right, bottom], not {quoted(self.box)}")
+        left, top, right, bottom = map(float, self.box)
+        if not (left < right and top < bottom):
+            raise TokensError(f"box must not be empty: {quoted(self.box)}")
+        object.__setattr__(self, "box", (left, top, right, bottom))
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _check_whole(name: str, value: object, high: int) -> None:
     if type(value) is not int or not 1 <= value <= high:
         raise TokensError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
+
+
+def _is_level(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255
 
 
 def _check_text(name: str, value: object) -> None:

@@ -120,7 +120,12 @@ def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
         schedule: (h, w) of every scale.
         grid: (h, w) of the latent, which becomes the last scale.
     """
-    return next((one for one in _siblings(schedule) if one[-1] == grid), stretch_schedule(schedule, grid))
+    return stretch_schedule(schedule_of_size(schedule, grid), grid)
+
+
+def schedule_of_size(schedule: Schedule, grid: Grid) -> Schedule:
+    """Return VAR's schedule for a latent of this size if `schedule` is VAR's for another; else `schedule`."""
+    return next((one for one in _siblings(schedule) if one[-1] == grid), schedule)
 
 
 def _siblings(schedule: Schedule) -> tuple[Schedule, ...]:

@@ -186,9 +186,15 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "model": dataclasses.asdict(tokens.model),
-        "image": dataclasses.asdict(tokens.image),
+        "image": _stated(tokens.image),
         "schedule": tokens.schedule,
     }
+
+
+def _stated(image: ImageInfo) -> dict[str, Any]:
+    """Return the fields that a document states of an image: all but optional ones that have their default."""
+    values = {field: getattr(image, field.name) for field in dataclasses.fields(image)}
+    return {field.name: value for field, value in values.items() if value != field.default}
 
 
 def _json_meta(document: dict[str, Any]) -> TokenMetadata:
@@ -226,11 +232,11 @@ def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
     values = document.get(key)
     if not isinstance(values, dict):
         raise TokenFileError(f"{key} must be a JSON object")
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in names:
-        if name not in values:
-            raise TokenFileError(f"{key} has no {name}")
-    return cls(**{name: values[name] for name in names})
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise TokenFileError(f"{key} has no {field.name}")
+    return cls(**{field.name: values[field.name] for field in fields if field.name in values})
 
 
 def _scale_name(k: int) -> str:

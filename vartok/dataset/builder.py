@@ -19,7 +19,7 @@ from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_fol
 from vartok.dataset.progress import Progress, ProgressTotals, Summary
 from vartok.dataset.run import output_errors, run_engine
 from vartok.dataset.schema import Encoding
-from vartok.errors import ArgumentError, VartokWarning, counted, quoted
+from vartok.errors import ArgumentError, counted, quoted, warn
 from vartok.images import Fit
 from vartok.operations.settings import (
     GPU_BATCH_SIZE,
@@ -308,21 +308,17 @@ def _warn_of_gaps(
     """Warn of parts (see `shard` of `build`) without input shards, columns without tables, missing labels."""
     if columns.named() and not any(shard.kind == "table" for shard in shards):
         names = ", ".join(map(quoted, columns.named().values()))
-        warnings.warn(f"there is no table for the columns {names}", VartokWarning, stacklevel=3)
+        warn(f"there is no table for the columns {names}")
     if parts > len(shards):
         first, last = len(shards), parts - 1
         idle = f"part {last}" if first == last else f"parts {first} to {last}"
-        warnings.warn(
+        warn(
             f"only {counted(len(shards), 'input shard')} for {parts} parts: no work for {idle} (counted "
-            "from 0); a smaller shard size splits picture files into more input shards",
-            VartokWarning,
-            stacklevel=3,
+            "from 0); a smaller shard size splits picture files into more input shards"
         )
     bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
     if bare:
-        warnings.warn(
-            f"no label for {counted(bare, 'picture')} outside of class folders", VartokWarning, stacklevel=3
-        )
+        warn(f"no label for {counted(bare, 'picture')} outside of class folders")
 
 
 def check_packages(*more: str) -> None:

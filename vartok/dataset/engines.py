@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vartok.dataset.plan import InputTask, Job, pending_samples
 from vartok.dataset.write import ShardProgress, write_shards
-from vartok.errors import DatasetError, VartokError, VartokWarning
+from vartok.errors import DatasetError, VartokError, VartokWarning, warn
 from vartok.images import configure_pillow
 from vartok.operations import encode_pictures
 from vartok.processors import available_processors
@@ -243,11 +243,7 @@ def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) ->
                 kind, content = ready.recv()
             except (EOFError, OSError):
                 del alive[ready]
-                warnings.warn(
-                    f"process {worker.number} has died; processes that are left do its work",
-                    VartokWarning,
-                    stacklevel=2,
-                )
+                warn(f"process {worker.number} has died; processes that are left do its work")
                 tasks.extendleft(reversed(_take_back(worker, tried)))
                 continue
             if kind == "progress":
@@ -260,7 +256,7 @@ def _dispatch(processes: dict[Connection, _Process], tasks: deque[InputTask]) ->
                 worker.tasks.clear()  # needed if the last shard was done before: no report then ends the task
                 worker.idle = True
             elif kind == "warning":
-                warnings.warn(content, VartokWarning, stacklevel=2)
+                warn(content)
             else:
                 raise content
     raise DatasetError(

@@ -81,7 +81,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
         self._world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
         self._shards: list[tuple[str, int]] = [
-            (item["name"], item["pictures"]) for item in self._description["shards"]
+            (item["name"], self._encoding.count_rows(item)) for item in self._description["shards"]
         ]
         counts = self._description.get("carried", {})
         self._columns = [name for name in OPTIONAL_COLUMNS if counts.get(name)]

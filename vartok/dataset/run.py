@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from vartok.dataset.plan import Job
 from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
 from vartok.dataset.write import ShardProgress, describe_done, write_summary
-from vartok.errors import DatasetError, OutputError, VartokError, VartokWarning, counted
+from vartok.errors import DatasetError, OutputError, VartokError, counted, warn
 from vartok.files import os_error_reason
 from vartok.sources import InputShard
 from vartok.sources.passed_over import warn_of_members
@@ -45,8 +44,8 @@ def run_engine(
             tells how many shards are done.
     """
     try:
-        with output_errors(job.out), contextlib.closing(reports):
-            for report in reports:
+        with contextlib.closing(_with_output_errors(reports, job.out)) as written:
+            for report in written:
                 state = totals.add(report)
                 if progress is not None:
                     progress(state)
@@ -55,6 +54,7 @@ def run_engine(
                         f"stopped: {counted(state.failed, 'sample')} failed, more than the "
                         f"{max_failures:,} allowed"
                     )
+        with output_errors(job.out):
             summary = write_summary(job, input_shards)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -79,9 +79,9 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
     """
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
-        warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=4)
+        warn(f"not carried: {what} ({counted(rows, 'row')})")
     passed_over: dict[str, int] = summary.get("passed_over", {})
-    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=4)
+    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)))
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(
@@ -100,6 +100,14 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
         not_carried=not_carried,
         passed_over=passed_over,
     )
+
+
+def _with_output_errors(
+    reports: Generator[ShardProgress, None, None], out: Path
+) -> Generator[ShardProgress, None, None]:
+    """Yield the reports of an engine; only its own OSErrors become OutputErrors, not those of the caller."""
+    with output_errors(out), contextlib.closing(reports):
+        yield from reports
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff_strips import check_strips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,8 +89,8 @@ def picture_suffixes() -> tuple[str, ...]:
 def configure_pillow(*, quiet: bool = True) -> None:
     """Configure Pillow for a program that uses vartok; this changes the whole process.
 
-    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's warnings of damaged
-    pixels are heard, and such files refused.
+    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's errors are
+    heard, and files whose pixels it calls damaged are refused.
 
     Args:
         quiet: keep libtiff from writing to stderr; for one broken file it may write hundreds of lines.
@@ -253,6 +254,7 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
         if source.format in ("JPEG", "MPO"):
             load_checked(source, stream)
         elif source.format == "TIFF":
+            check_strips(source, stream)
             with libtiff.refuse_damage():
                 source.load()
         else:

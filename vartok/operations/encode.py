@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from vartok.buckets import BucketsLike
 from vartok.checkpoints.summary import read_summary
 from vartok.compression import check_zstd, compressed
 from vartok.errors import StorageError, VartokError
@@ -56,6 +57,7 @@ def encode_file(
     dtype: str = "float32",
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
@@ -73,7 +75,8 @@ def encode_file(
         device: torch device, or "auto".
         dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: "crop", "pad", "stretch" or "native"; see `encode_files`.
+        fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
+        buckets: table of the sizes with the fit "bucket"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
@@ -87,7 +90,9 @@ def encode_file(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="encode pictures in memory with `Tokenizer.encode`")
-    fitted = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    fitted = make_fit(
+        fit, size=size, buckets=buckets, zoom=zoom, background=background, max_pixels=max_pixels
+    )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids, scales=scales)
@@ -116,6 +121,7 @@ def encode_files(
     compile: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
@@ -144,9 +150,9 @@ def encode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
-            schedule; one that was made with others is kept, and is an error. The picture itself is not
-            compared.
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
+            size, fit, zoom, background, dtype and schedule. One that was made with others is kept, and is an
+            error. The picture itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -156,7 +162,10 @@ def encode_files(
         compile: compile the networks, which takes a minute: for long runs on a GPU.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
-            "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell.
+            "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell;
+            "bucket": crop to the size of `buckets` whose aspect ratio is nearest.
+        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
+            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
@@ -183,6 +192,7 @@ def encode_files(
     fitted = make_fit(
         fit,
         size=size,
+        buckets=buckets,
         zoom=zoom,
         background=background,
         max_pixels=max_pixels,
@@ -224,7 +234,7 @@ def encode_files(
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids, scales=scales)
-    pixels = None if fitted.mode == "native" else math.prod(fitted.size)
+    pixels = None if fitted.mode == "native" else max(math.prod(one) for one in fitted.sizes)
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
-from vartok.errors import ArgumentError, SourceError, TokensError, VartokError, VartokWarning, quoted
+from vartok.errors import (
+    ArgumentError,
+    SourceError,
+    TokensError,
+    VartokError,
+    printable,
+    quoted,
+    warn,
+)
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.inputs import Input
 from vartok.operations.settings import make_schedule
@@ -77,11 +84,7 @@ class FlatSchedules:
             VartokWarning: the schedule was not used.
         """
         if self._schedule is not None and not self._used:
-            warnings.warn(
-                "the schedule was not used: token files and data sets have their own",
-                VartokWarning,
-                stacklevel=2,
-            )
+            warn("the schedule was not used: token files and data sets have their own")
 
 
 class RowSelection:
@@ -117,7 +120,7 @@ class RowSelection:
         return kept
 
     def read(
-        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0
+        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0, texts: bool = False
     ) -> Iterator[tuple[Input, Row]]:
         """Yield the selected rows, and the error of every file or row that cannot be read.
 
@@ -128,15 +131,18 @@ class RowSelection:
             inputs: the inputs.
             schedules: schedules of tokens that came without one.
             skipped: number of rows that the limit counts, but that are not read here.
+            texts: read the captions and metadata of data sets.
         """
         left = None if self._limit is None else self._limit - skipped
         missing = dict(self._keys or {})
+        example: str | None = None
         for item in inputs:
             if left is not None and left <= 0:
                 return
-            for row in item.rows():
+            for row in item.rows(texts=texts):
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
                     key = _key(item, row)
+                    example = example or key
                     if key not in self._keys:
                         continue
                     missing.pop(key, None)
@@ -147,8 +153,9 @@ class RowSelection:
                     return
                 if misfit is not None and item.kind == "tokens":
                     break
+        hint = None if example is None else f"the first row has the key {printable(example, 100)}"
         for key in missing:
-            error = SourceError("no row has this key")
+            error = SourceError("no row has this key", hint=hint)
             yield Input(PurePath(key), "tokens", key, error=error), Row(error)
 
 

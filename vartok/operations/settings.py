@@ -10,13 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vartok.errors import ArgumentError, VartokError
+from vartok.buckets import BucketsLike, make_buckets, read_table
+from vartok.errors import ArgumentError, TokenFileError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 
 if TYPE_CHECKING:
+    from vartok.config import TokenizerConfig
     from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageTokens
 
 GPU_BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 16
@@ -60,14 +63,16 @@ def make_fit(
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
+    buckets: BucketsLike | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Fit:
     """Return the `Fit` of checked settings; `resolve_fit` then adapts it to a checkpoint.
 
     Args:
-        mode: "crop", "pad", "stretch" or "native"; see `Fit`.
+        mode: "crop", "pad", "stretch", "native" or "bucket"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
+        buckets: table of the sizes with "bucket", as `read_table` takes it.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -80,11 +85,21 @@ def make_fit(
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
+    if (buckets is not None) != (mode == "bucket"):
+        raise ArgumentError(
+            "the fit bucket and `buckets` need each other", hint="`buckets` is a file, or infinity, or sdxl"
+        )
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
         return Fit(
-            mode=mode, size=sides, zoom=zoom, background=color, max_pixels=max_pixels, max_bytes=max_bytes
+            mode=mode,
+            size=sides,
+            table=None if buckets is None else read_table(buckets),
+            zoom=zoom,
+            background=color,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
         )
 
 
@@ -106,7 +121,7 @@ def resolve_fit(
     schedule: Schedule | None = None,
     scales: int | None = None,
 ) -> Fit:
-    """Return a fit whose `size` and `multiple` suit all tokenizers.
+    """Return a fit whose `size`, `multiple` and `buckets` suit all tokenizers.
 
     Args:
         tokenizers: tokenizers that get the same pixels.
@@ -118,8 +133,14 @@ def resolve_fit(
     Raises:
         ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
             is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
-            checked.
+            checked. Or `resolve_buckets` raises it.
     """
+    if fit.mode == "bucket":
+        fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        with as_argument_errors():
+            for bucket in fit.buckets:
+                first_scales(bucket.schedule, scales)
+        return fit
     height, width = parse_size(size) or tokenizers[0].config.image_size
     for config in (tokenizer.config for tokenizer in tokenizers if fit.mode != "native"):
         step = config.downsample
@@ -138,6 +159,40 @@ def resolve_fit(
             first_scales(schedule or adapt_schedule(config.patch_nums, latent), scales)
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
+
+
+def resolve_buckets(
+    config: TokenizerConfig,
+    fit: Fit,
+    *,
+    size: str | int | tuple[int, int] | None = None,
+    schedule: Schedule | None = None,
+) -> Fit:
+    """Return a fit with the buckets that `make_buckets` makes of its table; one without a table unchanged.
+
+    Args:
+        config: the checkpoint's configuration.
+        fit: the fit, as `make_fit` returns it.
+        size: size whose number of pixels is that of every bucket, as `parse_size` takes it; or None.
+        schedule: (h, w) of every scale, stretched to each bucket; or None.
+
+    Raises:
+        ArgumentError: a side of a bucket is no multiple of the checkpoint's downsampling factor, or a bucket
+            is too large.
+    """
+    if fit.table is None:
+        return fit
+    pixels = parse_size(size)
+    with as_argument_errors():
+        buckets = make_buckets(
+            fit.table,
+            image_size=config.image_size,
+            patch_nums=config.patch_nums,
+            step=config.downsample,
+            size=pixels,
+            schedule=schedule,
+        )
+        return dataclasses.replace(fit, size=pixels or config.image_size, buckets=buckets)
 
 
 def resolve_tokenizer(
@@ -190,3 +245,16 @@ def as_argument_errors() -> Iterator[None]:
         yield
     except VartokError as error:
         raise ArgumentError(str(error), hint=error.hint) from None
+
+
+def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
+    """Check that an image's tokens were made with a tokenizer's codebook and phis.
+
+    Raises:
+        TokenFileError: they were made with another codebook or other phis.
+    """
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        hint = "give the checkpoint of the tokens as `weights`, or set `any_weights`"
+        raise TokenFileError(str(error), hint=hint) from None

@@ -12,6 +12,7 @@ import numpy as np
 
 from vartok.errors import ImageError, TokensError, VartokError, counted
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.images import restore_size as scale_back
 from vartok.metadata import ImageInfo
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.schedule import adapt_schedule, token_count
@@ -63,7 +64,8 @@ def encode_pictures(
         tokenizer: a loaded tokenizer.
         pictures: for each picture an id, the `image.source` of its tokens, and the picture.
         fit: how a picture becomes the pixels that are encoded.
-        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
+        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None. The fit
+            "bucket" has a schedule for each of its buckets instead.
         scales: encode only the first `scales` scales; all if None.
         max_tokens: limit of tokens of a picture with the fit "native".
         batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
@@ -78,6 +80,7 @@ def encode_pictures(
     import torch
 
     device = tokenizer.device.type
+    schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
     threads = torch.get_num_threads()
 
     def limit_threads() -> None:
@@ -98,6 +101,7 @@ def encode_pictures(
             zoom=fit.zoom,
             device=device,
             dtype=tokenizer.dtype,
+            background=fit.background,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
@@ -122,11 +126,12 @@ def encode_pictures(
         return batch, images.pin_memory() if device == "cuda" else images
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
+        grids = schedules.get(batch[0].info.size, schedule)
         if not isinstance(batch[0].data, torch.Tensor):
-            return tokenizer.encode(values, schedule, scales)
+            return tokenizer.encode(values, grids, scales)
         limit_threads()
         try:
-            return tokenizer.quantize(values, schedule, scales)
+            return tokenizer.quantize(values, grids, scales)
         finally:
             torch.set_num_threads(threads)
 
@@ -230,3 +235,25 @@ def decode_tokens(
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
     return map_batches(decode, tokens, size=batch_size, key=lambda item: (item.schedule, len(item.scales)))
+
+
+def join_pictures(
+    pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool
+) -> NDArray[np.uint8]:
+    """Join pictures side by side.
+
+    Args:
+        pictures: what `decode_tokens` yields: [H, W, 3] uint8 arrays of one size.
+        image: metadata of the image.
+        restore_size: scale each picture to the width and height of the original first.
+
+    Raises:
+        ImageError: the fit cannot be undone, see `images.restore_size`.
+    """
+    if restore_size:
+        room = MAX_PIXELS // len(pictures)
+        pictures = [
+            scale_back(pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room)
+            for pixels in pictures
+        ]
+    return np.concatenate(pictures, axis=1)

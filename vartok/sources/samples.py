@@ -9,7 +9,7 @@ from pathlib import Path
 from vartok.errors import ImageError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES, Fit, Picture, read_file, read_picture
-from vartok.sources.find import open_place
+from vartok.sources.places import open_place
 
 MAX_SAMPLE_TEXT = 1 << 20
 """Largest length of a caption, and of the text of metadata, in characters."""

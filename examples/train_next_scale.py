@@ -82,17 +82,17 @@ class NextScale(nn.Module):
         return logits
 
 
-def endless(dataset: TokenDataset, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Yield the batches of one epoch after another; every epoch has its own order.
+def endless(dataset: TokenDataset, batch_size: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the batches of one epoch after another; every epoch has its own order, which `seed` determines.
 
     Raises:
         ValueError: the data set has no rows.
     """
     if not len(dataset):
         raise ValueError("the data set has no pictures")
-    for epoch in itertools.count():
-        dataset.set_epoch(epoch)
-        yield from DataLoader(dataset, batch_size)
+    loader = DataLoader(dataset, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    while True:
+        yield from loader
 
 
 def train(
@@ -128,14 +128,14 @@ def train(
     torch.manual_seed(seed)
     tokenizer = vartok.load(weights, device=device)
     config = tokenizer.config
-    dataset = TokenDataset(folder, shuffle=True, seed=seed)
+    dataset = TokenDataset(folder)
     model = NextScale(
         dataset.schedule, config.z_channels, config.vocab_size, width=width, depth=depth, classes=classes
     ).to(tokenizer.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     print(f"{len(dataset)} pictures; a guess costs {math.log(config.vocab_size):.3f} nats per token")
     losses: list[float] = []
-    for step, batch in enumerate(itertools.islice(endless(dataset, batch_size), steps), 1):
+    for step, batch in enumerate(itertools.islice(endless(dataset, batch_size, seed), steps), 1):
         tokens = batch["tokens"].to(tokenizer.device)  # [B, L]
         labels = batch["label"].to(tokenizer.device) if classes else torch.full_like(tokens[:, 0], -1)
         logits = model(dataset.var_inputs(tokenizer, tokens), labels)

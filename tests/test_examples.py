@@ -86,7 +86,7 @@ def test_the_loss_falls_as_far_as_it_can(example: Any, data: Path, weights: Path
 
 
 def test_epochs_follow_one_another(example: Any, data: Path) -> None:
-    batches = example.endless(TokenDataset(data, shuffle=True), 3)
+    batches = example.endless(TokenDataset(data), 3)
     epochs = [[key for _ in range(3) for key in next(batches)["key"]] for _ in range(3)]
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
     assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -23,7 +23,8 @@ import vartok
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS, Encoding
+from vartok.dataset.stats import ShardStats, stats_path
 from vartok.dataset.write import HashedFile, ShardProgress, write_summary
 from vartok.images import Fit
 from vartok.metadata import ModelInfo
@@ -123,6 +124,37 @@ def run(job: Job, source: Path, small_tokenizer: vartok.Tokenizer, **options: An
     return reports
 
 
+def write_dataset(
+    out: Path, shards: Sequence[Sequence[ImageTokens]], format: str = "parquet", encoding: Encoding = ENCODING
+) -> Path:
+    """Write a finished data set with these rows in its shards."""
+    job = Job(out=out, format=format, shard_size=1000, encoding=encoding, fit=Fit(size=encoding.size))
+    for path in (out / DATA, out / STATS):
+        path.mkdir(parents=True)
+    for n, rows in enumerate(shards):
+        file = write_rows(job.shard_path((n, 0)), format, rows, encoding)
+        counts = {name: sum(getattr(row, name) is not None for row in rows) for name in OPTIONAL_COLUMNS}
+        stats = ShardStats(
+            input=str(n),
+            pictures=len(rows),
+            failed=(),
+            carried=counts,
+            bytes=file.size,
+            sha256=file.sha256,
+            last=True,
+        )
+        stats_path(out, (n, 0)).write_text(stats.to_json())
+    write_summary(job, len(shards))
+    return out
+
+
+def class_sorted_shards() -> list[list[ImageTokens]]:
+    """Rows of 100 classes, three of each, in order in five shards; a key is "class/number"."""
+    row = some_rows(1)[0]
+    rows = [with_key(row, f"{n // 3}/{n % 3}") for n in range(300)]
+    return [rows[start : start + 60] for start in range(0, 300, 60)]
+
+
 def shard_id(name: str) -> tuple[int, int]:
     index, part = name.split("-")
     return int(index), int(part)
@@ -133,7 +165,8 @@ def read_rows(job: Job, name: str) -> list[ImageTokens]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names(folder)}
+    """Return the bytes of all files but the row cache, which a loader adds."""
+    return {name: (folder / name).read_bytes() for name in names(folder) if not name.startswith("cache/")}
 
 
 @pytest.fixture(scope="session")

@@ -100,3 +100,24 @@ def _busy(path: Path, owner: bytes) -> DatasetError:
         f"another run is at work in {path.parent}" + f": {who}" * bool(who),
         hint="wait until it has ended; runs share a folder if each has its own i, and all one n, in `shard`",
     )
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder while the block runs; wait for another process that has it locked.
+
+    Where the file system has no locks for folders, nothing keeps two processes apart.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    if fcntl is None:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

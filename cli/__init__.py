@@ -15,6 +15,7 @@ from .eval import eval
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
 from .messages import print_result
+from .schedules import schedules
 from .train import train
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, inspect, inspect_codebook, eval, train, convert):
+for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
 app.add_typer(dataset, name="dataset", help="Build or verify a data set of tokens.")
 

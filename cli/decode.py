@@ -23,7 +23,7 @@ from .options import (
     WorkOptions,
     WriteOptions,
 )
-from .report import Report, after_stop
+from .report import report_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class DecodeOptions:
         bool,
         typer.Option(
             "--restore-size",
-            help="Resize to the original's width and height; not for tokens of --fit crop.",
+            help="Resize to the original's width and height; not for tokens of --fit crop or bucket.",
         ),
     ] = False
     any_weights: Annotated[
@@ -102,14 +102,11 @@ def decode(
         **write.arguments(),
         **dataclasses.asdict(work),
     )
-    report = Report(
-        results.total,
+    report_results(
+        results,
+        target,
+        lambda result: f"decoded to {printable(result.output or 'stdout')}",
         verb="decoded",
-        quiet=messages.quiet,
-        debug=messages.debug,
-        after_stop=after_stop(results, target, force=write.force),
+        force=write.force,
+        messages=messages,
     )
-    with report:
-        for result in results:
-            report.add(result, f"decoded to {printable(result.output or 'stdout')}")
-        report.finish()

@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 
 from vartok.errors import counted, printable
+from vartok.suffixes import TokenFormat
 
 from .command import command
 from .files import parse_inputs, parse_output
 from .options import (
     CompileOption,
+    EncodePictureOptions,
     InputOptions,
     MessageOptions,
     ModelOptions,
-    NativePictureOptions,
     OutputOption,
-    TokenFormat,
     WorkOptions,
     WriteOptions,
 )
-from .report import Report, after_stop
+from .report import report_results
 
 
 @command
@@ -43,7 +43,7 @@ def encode(
         ),
     ] = None,
     *,
-    pictures: NativePictureOptions,
+    pictures: EncodePictureOptions,
     model: ModelOptions,
     compile: CompileOption = False,
     sources: InputOptions,
@@ -63,10 +63,10 @@ def encode(
       cat img.png | vartok encode | vartok decode > out.png
     """
     from vartok.images import configure_pillow
-    from vartok.operations import encode_files
+    from vartok.operations import FileResult, encode_files
     from vartok.schedule import token_count
 
-    pictures.check()
+    pictures.check(buckets=pictures.buckets)
     configure_pillow(quiet=not messages.debug)
     given = parse_inputs(inputs, sources)
     text = format in ("json", "jsonl")
@@ -87,15 +87,9 @@ def encode(
         **dataclasses.asdict(pictures),
         **dataclasses.asdict(work),
     )
-    report = Report(
-        results.total,
-        verb="encoded",
-        quiet=messages.quiet,
-        debug=messages.debug,
-        after_stop=after_stop(results, target, force=write.force),
-    )
-    with report:
-        for result in results:
-            count = token_count(result.tokens.schedule) if result.tokens else 0
-            report.add(result, f"{counted(count, 'token')} in {printable(result.output or 'stdout')}")
-        report.finish()
+
+    def describe(result: FileResult) -> str:
+        count = token_count(result.tokens.schedule) if result.tokens else 0
+        return f"{counted(count, 'token')} in {printable(result.output or 'stdout')}"
+
+    report_results(results, target, describe, verb="encoded", force=write.force, messages=messages)

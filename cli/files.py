@@ -81,7 +81,7 @@ def parse_keys(values: list[str] | None) -> list[str] | None:
         typer.BadParameter: a key is empty, or a list is not text.
         OSError: a list cannot be read.
     """
-    from vartok.sources import LISTS
+    from vartok.suffixes import LISTS
 
     if values is None:
         return None

@@ -53,12 +53,12 @@ def inspect(
       vartok inspect DATASET --limit 1
     """
     from vartok.operations import FlatSchedules, RowSelection, find_inputs
-    from vartok.operations.inputs import TOKENS
+    from vartok.operations.inputs import TOKEN_KINDS
 
     selected = rows.arguments()
     schedules = FlatSchedules(selected["schedule"])
     selection = RowSelection(selected["keys"], selected["limit"])
-    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKENS, recursive=recursive)
+    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKEN_KINDS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     with report:
         for item, row in selection.read(files, schedules):
@@ -135,12 +135,14 @@ def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
     image, model = tokens.image, tokens.model
     height, width = image.size
     zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+    color = "#{:02x}{:02x}{:02x}".format(*image.background)
+    background = f", on {color}" if color != "#ffffff" else ""
     where = f"{printable(image.dtype)} on {printable(image.device)}"
     identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
     label = [] if tokens.label is None else [f"  label       {tokens.label}"]
     return [
         f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
         *label,
-        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}, {where}",
+        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
         f"  checkpoint  {printable(model.name)}, {identity}",
     ]

@@ -155,29 +155,25 @@ def _count_usage(
 
 
 def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | None) -> dict[str, Any]:
+    from vartok.schedule import phis_by_scale
+
     config = tokenizer.config
     return {
         "model": dataclasses.asdict(tokenizer.info),
         "codebook": dataclasses.asdict(codebook),
         "schedule": config.patch_nums,
-        "phi": _phis(tokenizer),
+        "phi": phis_by_scale(len(config.patch_nums), config.phi_count) or None,
         "usage": used and {"schedule": used.schedule, **dataclasses.asdict(used.usage)},
     }
 
 
-def _phis(tokenizer: Tokenizer) -> list[int] | None:
-    """Return the index of each scale's phi in the checkpoint's own schedule; None if it has no phis."""
-    from vartok.schedule import phi_index
-
-    scales, phis = len(tokenizer.config.patch_nums), tokenizer.config.phi_count
-    return [phi_index(k, scales, phis) for k in range(scales)] if phis else None
-
-
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
-    from vartok.schedule import describe
+    from vartok.schedule import describe, phis_by_scale
 
+    config = tokenizer.config
     table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
-    norm, nearest, phis = codebook.norm, codebook.nearest, _phis(tokenizer)
+    norm, nearest = codebook.norm, codebook.nearest
+    phis = phis_by_scale(len(config.patch_nums), config.phi_count)
     table.add_row(
         "codes",
         f"{codebook.vocab_size:,} of {counted(codebook.channels, 'channel')}, {codebook.size_bytes:,} bytes",
@@ -191,7 +187,7 @@ def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
     dimensions = f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % "
     bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(dimensions))
     table.add_row("dimensions", dimensions + _bars(codebook.explained[: max(bars, 0)]))
-    table.add_row("schedule", describe(tokenizer.config.patch_nums))
+    table.add_row("schedule", describe(config.patch_nums))
     table.add_row("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are")
     return table
 

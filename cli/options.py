@@ -39,9 +39,8 @@ def output_path(name: str) -> Path:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-TokenFormat = Literal["npz", "json", "jsonl"]
 PictureFormat = Literal["png", "jpg", "webp"]
-FitMode = Literal["crop", "pad", "stretch", "native"]
+FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[
     str | None,
@@ -55,7 +54,24 @@ FitOption = Annotated[
     FitMode,
     typer.Option(
         "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own; "
+        "bucket crops to the nearest of --buckets.",
+    ),
+]
+NativeFitOption = Annotated[
+    Literal["crop", "pad", "stretch", "native"],
+    typer.Option(
+        "--fit",
         help="How a picture gets that size: crop to the centre, pad, or stretch; native keeps its own.",
+    ),
+]
+BucketsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--buckets",
+        metavar="FILE|NAME",
+        help="With bucket: infinity, sdxl, or a file with a size HxW on each line; scaled to as many pixels "
+        "as --size has, without which a file's sizes are kept.",
     ),
 ]
 SizedFitOption = Annotated[
@@ -79,7 +95,8 @@ ScheduleOption = Annotated[
     str | None,
     typer.Option(
         "--schedule",
-        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w); default: the checkpoint's.",
+        help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w), or a name that `vartok schedules` "
+        "lists; default: the checkpoint's.",
     ),
 ]
 MaxPixelsOption = Annotated[
@@ -217,8 +234,8 @@ class RowOptions:
         str | None,
         typer.Option(
             "--schedule",
-            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w); default: the checkpoint's, "
-            "for as many tokens.",
+            help="Grids of the scales of .npy arrays, as 1,2,4,8x12 (h x w), or a name as var-512; default: "
+            "the checkpoint's, for as many tokens.",
         ),
     ] = None
 
@@ -246,8 +263,11 @@ class PictureOptions:
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
 
-    def check(self) -> None:
+    def check(self, *, buckets: str | None = None) -> None:
         """Check the values of the options, before inputs are opened and a checkpoint is loaded.
+
+        Args:
+            buckets: the value of --buckets of a command that has it.
 
         Raises:
             ArgumentError: an invalid value, or options that contradict each other.
@@ -257,6 +277,7 @@ class PictureOptions:
         make_fit(
             self.fit,
             size=self.size,
+            buckets=buckets,
             zoom=self.zoom,
             background=self.background,
             max_pixels=self.max_pixels,
@@ -266,9 +287,18 @@ class PictureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodePictureOptions(PictureOptions):
+    """Options of a command that takes every fit."""
+
+    buckets: BucketsOption = None
+    max_tokens: MaxTokensOption = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativePictureOptions(PictureOptions):
     """Options of a command that can keep the sizes of pictures."""
 
+    fit: NativeFitOption = "crop"
     max_tokens: MaxTokensOption = 1 << 18
 
 

@@ -6,6 +6,7 @@ import re
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 import typer
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from vartok.operations import FileResult
     from vartok.operations.outputs import FileResults
 
+    from .options import MessageOptions
+
+
+MAX_LINES = 3
+"""Largest number of failures that are named one by one if all inputs fail alike, after the first."""
+
+MAX_HELD = 1000
+"""Largest number of failures whose lines are held back; further ones are only counted."""
+
 
 def after_stop(results: FileResults, output: object, *, force: bool) -> str:
     """Return what Ctrl-C leaves of a run's results and how to go on, for the line that it prints.
@@ -32,14 +42,12 @@ def after_stop(results: FileResults, output: object, *, force: bool) -> str:
     if results.separate:
         instead = " in place of --force" * force
         return f"the same command with --skip-existing{instead} does the rest"
-    return f"{printable(output)} was not written" if isinstance(output, str) else ""
-
-
-MAX_LINES = 3
-"""Largest number of failures that are named one by one if all inputs fail alike, after the first."""
-
-MAX_HELD = 1000
-"""Largest number of failures whose lines are held back; further ones are only counted."""
+    if not isinstance(output, str):
+        return ""
+    return (
+        f"{printable(output)} was not written, and the same command begins anew; into a folder, "
+        "--skip-existing would go on"
+    )
 
 
 class Report:
@@ -77,15 +85,6 @@ class Report:
     def __exit__(self, *_: object) -> None:
         self._print_rest()
         self.close()
-
-    def add(self, result: FileResult, text: str) -> None:
-        """Count a result; if it succeeded and the command has one input, print `text`."""
-        if result.error is not None:
-            self.fail(result.input, result.error)
-        elif result.skipped:
-            self.skip()
-        else:
-            self.succeed(result.input, text, result.notes)
 
     def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
         """Count a success; print its notes, and if the command has one input, `result`."""
@@ -189,6 +188,46 @@ class Report:
         if self.failed:
             status += f", {self.failed:,} failed"
         self._display.update(status)
+
+
+def report_results(
+    results: FileResults,
+    output: object,
+    describe: Callable[[FileResult], str],
+    *,
+    verb: str,
+    force: bool,
+    messages: MessageOptions,
+) -> None:
+    """Run `encode_files` or `decode_files` to its end, and report every result; see `Report`.
+
+    Args:
+        results: the results.
+        output: name of the output, a stream, or None.
+        describe: returns what is printed of a success if the command has one input.
+        verb: what was done to an input, as "encoded".
+        force: whether the run replaces files that exist.
+        messages: the options for messages.
+
+    Raises:
+        typer.Exit: an input failed, see `Report.finish`.
+    """
+    after_stop = f"{printable(output)} was not written" if isinstance(output, str) else ""
+    if results.separate:
+        instead = " in place of --force" * force
+        after_stop = f"the same command with --skip-existing{instead} does the rest"
+    report = Report(
+        results.total, verb=verb, quiet=messages.quiet, debug=messages.debug, after_stop=after_stop
+    )
+    with report:
+        for result in results:
+            if result.error is not None:
+                report.fail(result.input, result.error)
+            elif result.skipped:
+                report.skip()
+            else:
+                report.succeed(result.input, describe(result), result.notes)
+        report.finish()
 
 
 def _reason(reason: Exception | str) -> tuple[type, str]:

@@ -18,6 +18,7 @@ import vartok as library
 from vartok import compression, optional
 from vartok.compression import DecompressionError, compressed, decompressed
 from vartok.metadata import ImageInfo, ModelInfo
+from vartok.operations.inputs import TOKEN_KINDS, find_inputs
 from vartok.token_files import dump_json, dump_npz
 from vartok.token_sources import load_tokens, read_tokens
 from vartok.token_streams import iter_tokens, read_metadata
@@ -52,6 +53,19 @@ def test_token_files_are_read_compressed(tmp_path: Path, compress: Callable[[byt
     path.write_bytes(compress(compress(LINES)))
     with pytest.raises(library.TokenFileError, match="x: not a token file"):
         load_tokens(path)
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_a_search_takes_every_compressed_jsonl_for_a_collection(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"all.tokens.jsonl{suffix}"
+    path.write_bytes(compress(LINES))
+    (tmp_path / "a.png").touch()
+    [found] = find_inputs(tmp_path, TOKEN_KINDS, recursive=True)
+    assert found.is_collection
+    assert [row.tokens for row in found.rows()] == [item("a"), item("b")]
+    assert [picture.place for picture in find_inputs(tmp_path, recursive=True)] == [str(tmp_path / "a.png")]
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstd])

@@ -14,7 +14,15 @@ import vartok as library
 from vartok.errors import TokenFileError, TokensError, VartokWarning
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
 from vartok.npy import MAGIC, read_npy_header
-from vartok.schedule import VAR_256, adapt_schedule, parse_schedule, schedule_of_length, square, token_count
+from vartok.schedule import (
+    VAR_256,
+    adapt_schedule,
+    parse_schedule,
+    schedule_of_length,
+    square,
+    stretch_schedule,
+    token_count,
+)
 from vartok.token_sources import load_tokens, read_tokens
 from vartok.usage import count_usage
 
@@ -65,10 +73,10 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schedule", [VAR_256, parse_schedule("1,2x3,4x6")])
-@pytest.mark.parametrize("side", [1, 7, 16, 64])
+@pytest.mark.parametrize("side", [1, 7, 16, 32, 64])
 def test_the_number_of_tokens_tells_the_size(schedule: Any, side: int) -> None:
-    stretched = adapt_schedule(schedule, (side, side))
-    assert schedule_of_length(schedule, token_count(stretched)) == stretched
+    for sized in (adapt_schedule(schedule, (side, side)), stretch_schedule(schedule, (side, side))):
+        assert schedule_of_length(schedule, token_count(sized)) == sized
     assert schedule_of_length(schedule, token_count(schedule)) == schedule
     assert schedule_of_length(schedule, 10**12) is None
     assert schedule_of_length(schedule, 0) is None

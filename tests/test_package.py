@@ -28,7 +28,8 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "fingerprint", "lazy", "npy", "optional", "processors", "schedule", "stopping"],
+    ["files", "fingerprint", "lazy", "npy", "optional", "processors", "schedule", "stopping", "suffixes"],
+    ["buckets"],
     ["compression", "config", "codebook", "images", "metadata"],
     ["tokens"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],

@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_longest_metadata_round_trips() -> None:
     assert same(parse_json(dump_json(tokens)), tokens)
 
 
+def test_a_background_is_stated_unless_it_is_white() -> None:
+    for background in ((16, 32, 255), (255, 255, 255)):
+        tokens = replace(image_tokens(((1, 1),)), image=image_info(background=background))
+        text = dump_json(tokens)
+        assert ('"dtype":"float32","background":[16,32,255]}' in text) == (background[0] == 16)
+        assert ('"background"' in text) == (background[0] == 16)
+        assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", ["<i8", ">i4", "<u2", ">u2", "<u8"])
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -173,6 +183,7 @@ def changed(*path: Any, to: Any) -> str:
         (changed("model", "vocab_size", to=100), "scale 0: index 412 is outside the vocabulary of 100"),
         (changed("model", "vocab_size", to=0), "vocab_size must be a whole number from 1"),
         (changed("image", "source", to="\ud800"), "source is not valid Unicode"),
+        (changed("image", "background", to="white"), "background must be three levels from 0 to 255"),
         (changed("image", "size", to=[0, 1]), "size must be a whole number"),
         (changed("schedule", to=[[1, 1]]), "scales must be a list of 1 grids"),
         (changed("schedule", to=[[2, 3], [1, 1]]), "scale 0, 2x3, is higher or wider than the last"),

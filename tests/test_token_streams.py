@@ -165,7 +165,7 @@ def stream(*parts: bytes | tuple[bytes, int]) -> BinaryIO:
 
 
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_files, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(token_files, "MAX_DOCUMENT_BYTES", 1 << 20)
     too_long = "it is larger than 1 MiB, the limit for one image"
 
     def ten_mebibytes_of(byte: bytes) -> tuple[bytes, int]:

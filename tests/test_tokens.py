@@ -180,6 +180,10 @@ def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
         ({"zoom": float("inf")}, "zoom"),
         ({"zoom": True}, "zoom"),
         ({"zoom": "1"}, "zoom"),
+        ({"background": "#ffffff"}, "background must be three levels from 0 to 255"),
+        ({"background": [255, 255]}, "background must be three levels"),
+        ({"background": [255, 255, 256]}, "background must be three levels"),
+        ({"background": [255, 255, True]}, "background must be three levels"),
     ],
 )
 def test_image_info_checks_its_values(changes: dict[str, Any], reason: str) -> None:

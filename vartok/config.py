@@ -160,7 +160,7 @@ class TokenizerConfig:
             value = quoted(self.quant_resi)
             raise ConfigError(f"quant_resi must be a number from -1000 to 1000, not {value}")
         try:
-            object.__setattr__(self, "patch_nums", schedules.check_schedule(self.patch_nums))
+            object.__setattr__(self, "patch_nums", schedules.as_schedule(self.patch_nums))
         except ScheduleError as error:
             raise ConfigError(f"patch_nums: {error}") from None
         if not isinstance(self.autoencoder, VarConfig | LightConfig):

@@ -39,7 +39,7 @@ class FlatTokens:
 
         Args:
             schedule: the schedule of the tokens; None if it is not known.
-            default: a schedule that is stretched to the size of latent that has as many tokens.
+            default: a schedule that is adapted to the size of latent that has as many tokens.
 
         Raises:
             TokensError: `schedule` has another number of tokens, or no size gives `default` as many.

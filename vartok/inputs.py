@@ -200,7 +200,7 @@ def latent_schedule(schedule: ScheduleLike | None, own: Schedule, grid: Grid) ->
     """Return the schedule for a latent of this grid.
 
     Args:
-        schedule: a schedule that ends in the grid; or None for `own`, stretched to the grid.
+        schedule: a schedule that ends in the grid; or None for `own`, adapted to the grid.
         own: the checkpoint's own schedule.
         grid: (h, w) of the latent.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from vartok.errors import TokensError, quoted
 
 MAX_VOCAB = 1 << 24
-MAX_SIDE = 1 << 24  # pixels
+MAX_STATED_SIDE = 1 << 24  # pixels
+WHITE = (255, 255, 255)
 MAX_TEXT = 4096  # characters of a name or a path
 
 
@@ -46,9 +47,10 @@ class ImageInfo:
         width: width of the original image, in pixels.
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
-        fit: mode of the fit to that size: "crop", "pad", "stretch" or "native".
+        fit: mode of the fit to that size: "crop", "pad", "stretch", "native" or "bucket".
         zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
             times `zoom`, then cut to `size`.
+        background: RGB levels, 0 to 255, under transparency and around a padded image.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
 
@@ -64,6 +66,7 @@ class ImageInfo:
     zoom: float
     device: str
     dtype: str
+    background: tuple[int, int, int] = WHITE
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -73,15 +76,23 @@ class ImageInfo:
             raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
         for name, side in (("width", self.width), ("height", self.height), *(("size", n) for n in self.size)):
-            _check_whole(name, side, MAX_SIDE)
+            _check_whole(name, side, MAX_STATED_SIDE)
         if type(self.zoom) not in (int, float) or not 0 < self.zoom <= 1e6:
             raise TokensError(f"zoom must be a number above 0 and up to a million, not {quoted(self.zoom)}")
         object.__setattr__(self, "zoom", float(self.zoom))
+        levels = self.background
+        if not isinstance(levels, (list, tuple)) or len(levels) != 3 or not all(map(_is_level, levels)):
+            raise TokensError(f"background must be three levels from 0 to 255, not {quoted(levels)}")
+        object.__setattr__(self, "background", tuple(levels))
 
 
 def _check_whole(name: str, value: object, high: int) -> None:
     if type(value) is not int or not 1 <= value <= high:
         raise TokensError(f"{name} must be a whole number from 1 to {high}, not {quoted(value)}")
+
+
+def _is_level(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255
 
 
 def _check_text(name: str, value: object) -> None:

@@ -9,8 +9,11 @@ import numpy as np
 
 MAGIC = b"\x93NUMPY"
 
-MAX_HEADER = 10_000
+MAX_NPY_HEADER = 10_000
 """Size limit in bytes of the text of a header; numpy's own readers have the same."""
+
+MAX_NPY_START = 12 + MAX_NPY_HEADER
+"""Largest number of bytes before an array's data: signature, version, length and text of the header."""
 
 FIELD = re.compile(rb"""['"](\w+)['"]\s*:\s*('[^']*'|"[^"]*"|\w+|\([^()]*\))""")
 """Matches a field of a header: its name, and a text, a word, or a tuple of numbers."""
@@ -53,7 +56,7 @@ def read_npy_header(stream: BinaryIO) -> NpyHeader:
     if not start.startswith(MAGIC) or size is None:
         raise ValueError("not an npy array of version 1.0 or 2.0")
     length = int.from_bytes(stream.read(size), "little")
-    text = stream.read(length) if length <= MAX_HEADER else b""
+    text = stream.read(length) if length <= MAX_NPY_HEADER else b""
     if not text or len(text) != length:
         raise ValueError("its header is cut short, or too long")
     fields: dict[bytes, bytes] = dict(FIELD.findall(text))

@@ -16,10 +16,10 @@ Grid = tuple[int, int]
 Schedule = tuple[Grid, ...]
 
 ScheduleLike: TypeAlias = str | Sequence[int | Sequence[int]]
-"""A schedule as callers may give it: grids or sides, or a text that `parse_schedule` reads."""
+"""A schedule as callers may give it: grids or sides, a name in `NAMED`, or a text such as "1,2,3x4"."""
 
 MAX_SCALES = 64
-MAX_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
+MAX_GRID_SIDE = 1 << 14  # cells; a picture of 262,144 pixels a side
 
 
 def square(*sides: int) -> Schedule:
@@ -29,6 +29,26 @@ def square(*sides: int) -> Schedule:
 
 VAR_256 = square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 """VAR's schedule for 256x256 pixels: 680 tokens."""
+
+VAR_512 = square(1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+"""VAR's schedule for 512x512 pixels: 2,240 tokens."""
+
+VAR_1024 = square(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)
+"""VAR's schedule for 1024x1024 pixels: 9,451 tokens."""
+
+VAR = (VAR_256, VAR_512, VAR_1024)
+"""VAR's schedules for all sizes of pictures that it has models for."""
+
+NAMED: dict[str, Schedule] = {
+    "var-256": VAR_256,
+    "var-512": VAR_512,
+    "var-1024": VAR_1024,
+    "switti-512": VAR_512,  # github.com/yandex-research/switti, RESOLUTION_PATCH_NUMS_MAPPING
+    "switti-1024": VAR_1024,
+    "varsr-512": square(1, 2, 3, 4, 6, 9, 12, 16, 20, 24, 28, 32),  # github.com/qyp2000/VARSR, pn 512
+    "star-512": square(1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24, 32),  # a script of STAR's authors for 512 pixels
+}
+"""Schedules in the code of published next-scale models, by name; their tokenizers downsample by 16."""
 
 
 def check_schedule(value: object) -> Schedule:
@@ -54,9 +74,9 @@ def check_schedule(value: object) -> Schedule:
 
 def _check_grid(grid: object) -> Grid:
     sides: list[Any] = list(grid) if isinstance(grid, (list, tuple)) else [grid, grid]
-    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MAX_GRID_SIDE for side in sides):
         raise ScheduleError(
-            f"a grid must be a side or an [h, w] pair, each 1 to {MAX_SIDE} cells, not {quoted(grid)}"
+            f"a grid must be a side or an [h, w] pair, each 1 to {MAX_GRID_SIDE} cells, not {quoted(grid)}"
         )
     return sides[0], sides[1]
 
@@ -64,20 +84,25 @@ def _check_grid(grid: object) -> Grid:
 def parse_schedule(text: str) -> Schedule:
     """Parse a text like "1,2,3x4,16x24": the grid of every scale as a side, or as h x w, coarse to fine.
 
+    A name in `NAMED` stands for its schedule.
+
     Raises:
         ScheduleError: the text has another form, or `check_schedule` refuses the schedule.
     """
+    if text.strip() in NAMED:
+        return NAMED[text.strip()]
     try:
         grids = [[int(side) for side in part.split("x")] for part in text.split(",")]
     except ValueError:
         raise ScheduleError(
-            f'a schedule must look like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}'
+            f'a schedule must look like "1,2,4,8,16" or "1,2x3,16x24" (h x w), not {quoted(text)}',
+            hint=f"the schedules with names are {', '.join(NAMED)}",
         ) from None
     return check_schedule([grid * 2 if len(grid) == 1 else grid for grid in grids])
 
 
 def as_schedule(value: ScheduleLike) -> Schedule:
-    """Return the schedule that a text such as "1,2,3x4,16x24", or a sequence of sides and pairs, describes.
+    """Return the schedule that a name, a text such as "1,2,3x4", or a sequence of sides and pairs describes.
 
     Raises:
         ScheduleError: `value` is neither, or `check_schedule` refuses the schedule.
@@ -86,6 +111,24 @@ def as_schedule(value: ScheduleLike) -> Schedule:
 
 
 def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
+    """Return the schedule for a latent of another size or aspect ratio.
+
+    VAR's schedules for 256, 512 and 1024 pixels become one another. Next-scale models were trained with them,
+    and with no stretched one. All other schedules and sizes are stretched: see `stretch_schedule`.
+
+    Args:
+        schedule: (h, w) of every scale.
+        grid: (h, w) of the latent, which becomes the last scale.
+    """
+    return next((one for one in _siblings(schedule) if one[-1] == grid), stretch_schedule(schedule, grid))
+
+
+def _siblings(schedule: Schedule) -> tuple[Schedule, ...]:
+    """Return the schedules of the same models for all sizes of latents, this one among them."""
+    return VAR if schedule in VAR else (schedule,)
+
+
+def stretch_schedule(schedule: Schedule, grid: Grid) -> Schedule:
     """Stretch a schedule to a latent of another size or aspect ratio.
 
     Every scale keeps its fraction of the latent's height and width, rounded to whole cells, at least one.
@@ -108,21 +151,26 @@ def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
 
 
 def schedule_of_length(schedule: Schedule, tokens: int) -> Schedule | None:
-    """Return the schedule, stretched to a latent of another size, that has this number of tokens.
+    """Return the schedule, adapted to a latent of another size, that has this number of tokens.
 
     Args:
         schedule: (h, w) of every scale.
         tokens: number of tokens of a picture.
 
     Returns:
-        `schedule` itself, or what `adapt_schedule` makes of it for a square latent; None if no size fits.
+        `schedule` itself, or what `adapt_schedule` or `stretch_schedule` makes of it for a square latent, the
+        former if both do; None if no size fits.
     """
-    if token_count(schedule) == tokens:
-        return schedule
-    sides = range(1, MAX_SIDE + 1)
-    side = bisect.bisect_left(sides, tokens, key=lambda n: token_count(adapt_schedule(schedule, (n, n)))) + 1
-    found = adapt_schedule(schedule, (side, side))
-    return found if token_count(found) == tokens and side <= MAX_SIDE else None
+    for known in _siblings(schedule):
+        if token_count(known) == tokens:
+            return known
+
+    def count(side: int) -> int:
+        return token_count(stretch_schedule(schedule, (side, side)))
+
+    side = bisect.bisect_left(range(1, MAX_GRID_SIDE + 1), tokens, key=count) + 1
+    found = stretch_schedule(schedule, (side, side))
+    return found if token_count(found) == tokens and side <= MAX_GRID_SIDE else None
 
 
 def token_count(schedule: Iterable[Grid]) -> int:
@@ -146,6 +194,11 @@ def phi_index(k: int, scales: int, phis: int) -> int:
     ticks = np.linspace(margin, 1 - margin, phis)
     position = k / (scales - 1) if scales > 1 else 0.0
     return int(np.argmin(np.abs(ticks - position)))
+
+
+def phis_by_scale(scales: int, phis: int) -> list[int]:
+    """Return the `phi_index` of every scale; nothing if there are no phis."""
+    return [phi_index(k, scales, phis) for k in range(scales)] if phis else []
 
 
 def to_json(schedule: Schedule) -> list[Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from vartok.errors import TokenFileError, TokensError, quoted
 from vartok.files import write_bytes
 from vartok.metadata import ImageInfo, ModelInfo
-from vartok.npy import read_npy_header
+from vartok.npy import MAX_NPY_START, read_npy_header
 from vartok.schedule import Schedule
 from vartok.tokens import ImageTokens, check_token_schedule
 
@@ -32,12 +32,11 @@ if TYPE_CHECKING:
 FORMAT = "vartok.tokens"
 VERSION = 1
 
-MAX_BYTES = 40 << 20
+MAX_DOCUMENT_BYTES = 40 << 20
 """Size limit of an image's JSON or npz, in bytes; parsed JSON takes 25 times its size in memory. The JSON of
 `tokens.MAX_TOKENS` tokens fits: 8 digits and a comma a token at most, and brackets of at most 2**20 rows."""
 
 MAX_META = 1 << 20  # bytes of meta.npy, 4 a character: fits five texts of 4,096 characters, escaped by 12
-MAX_HEADER = 1 << 14  # bytes before an npy array's data; numpy takes headers of up to 10,000
 
 _Info = TypeVar("_Info", ModelInfo, ImageInfo)
 
@@ -126,7 +125,7 @@ def parse_npz(data: bytes) -> ImageTokens:
             raise TokenFileError(f"it has {scales} scales, but its schedule has {len(schedule)}")
         arrays = [
             # 8 bytes a cell: numpy's largest integers
-            _read_entry(archive, _scale_name(k), "iu", (h, w), MAX_HEADER + 8 * h * w)
+            _read_entry(archive, _scale_name(k), "iu", (h, w), MAX_NPY_START + 8 * h * w)
             for k, (h, w) in enumerate(schedule)
         ]
         return ImageTokens(tuple(arrays), model, image)
@@ -187,9 +186,15 @@ def _meta(tokens: ImageTokens) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "model": dataclasses.asdict(tokens.model),
-        "image": dataclasses.asdict(tokens.image),
+        "image": _stated(tokens.image),
         "schedule": tokens.schedule,
     }
+
+
+def _stated(image: ImageInfo) -> dict[str, Any]:
+    """Return the fields that a document states of an image: all but optional ones that have their default."""
+    values = {field: getattr(image, field.name) for field in dataclasses.fields(image)}
+    return {field.name: value for field, value in values.items() if value != field.default}
 
 
 def _check_meta(document: dict[str, Any]) -> TokenMetadata:
@@ -211,11 +216,11 @@ def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
     values = document.get(key)
     if not isinstance(values, dict):
         raise TokenFileError(f"{key} must be a JSON object")
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in names:
-        if name not in values:
-            raise TokenFileError(f"{key} has no {name}")
-    return cls(**{name: values[name] for name in names})
+    fields = dataclasses.fields(cls)
+    for field in fields:
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise TokenFileError(f"{key} has no {field.name}")
+    return cls(**{field.name: values[field.name] for field in fields if field.name in values})
 
 
 def _scale_name(k: int) -> str:
@@ -305,8 +310,8 @@ def _is_row(row: object, width: int) -> bool:
 
 
 def _check_size(data: str | bytes) -> None:
-    if len(data) > MAX_BYTES:
-        raise TokenFileError(f"it is larger than {MAX_BYTES >> 20} MiB, the limit for one image")
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise TokenFileError(f"it is larger than {MAX_DOCUMENT_BYTES >> 20} MiB, the limit for one image")
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from vartok.dataset.schema import DATA, Encoding, is_dataset, open_dataset
 from vartok.errors import DatasetError, TokenFileError, VartokError, counted, printable
 from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
+from vartok.images import picture_suffixes
 from vartok.npy import MAGIC
-from vartok.sources.find import TABLES, TARS
 from vartok.sources.samples import as_unicode
+from vartok.suffixes import TABLES, TARS
 from vartok.token_streams import iter_tokens
 from vartok.tokens import ImageTokens
 
@@ -168,7 +169,8 @@ def _read_path(path: Path) -> Iterator[Row]:
             yield from map(_row, read_flat_wds(path))
     else:
         with open(path, "rb") as stream:
-            yield from read_stream(stream, as_unicode(path.stem))
+            rows = read_stream(stream, as_unicode(path.stem))
+            yield from map(_refuse_picture, rows) if name.endswith(picture_suffixes()) else rows
 
 
 def _read_dataset(folder: Path) -> Iterator[Row]:
@@ -215,6 +217,15 @@ def _read_shard(path: Path, format: str, encoding: Encoding, pictures: int | Non
 
 def _row(tokens: Found) -> Row:
     return Row(tokens, None if isinstance(tokens, VartokError) else tokens.key)
+
+
+def _refuse_picture(row: Row) -> Row:
+    """Return a row of a file that has the name of a picture; if it holds no tokens, say that it is one."""
+    if not isinstance(row.tokens, VartokError):
+        return row
+    reason = "is a picture by its name, and no token file, array of tokens or data set"
+    error = TokenFileError(reason, hint="encode it first")
+    return Row(error.with_traceback(row.tokens.__traceback__))
 
 
 def _prefixed(name: str, error: VartokError) -> VartokError:

@@ -115,20 +115,20 @@ def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO | None:
 def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield the number, from 1, and the bytes of every line that is not blank.
 
-    A line of more than `token_files.MAX_BYTES` is cut one byte after them, and `parse_json` refuses it.
+    A line of more than `token_files.MAX_DOCUMENT_BYTES` is cut one byte after them; `parse_json` refuses it.
     """
     for number in itertools.count(1):
-        line = file.readline(token_files.MAX_BYTES + 1)
+        line = file.readline(token_files.MAX_DOCUMENT_BYTES + 1)
         if not line:
             return
-        if not line.isspace() or len(line) > token_files.MAX_BYTES:
+        if not line.isspace() or len(line) > token_files.MAX_DOCUMENT_BYTES:
             yield number, line
         while line and not line.endswith(b"\n"):
-            line = file.readline(token_files.MAX_BYTES)
+            line = file.readline(token_files.MAX_DOCUMENT_BYTES)
 
 
 def _read_on(file: BinaryIO, start: bytes) -> bytes:
-    return start + file.read(max(0, token_files.MAX_BYTES + 1 - len(start)))
+    return start + file.read(max(0, token_files.MAX_DOCUMENT_BYTES + 1 - len(start)))
 
 
 def _keep_traceback(item: TokenFileError, error: TokenFileError) -> None:

@@ -100,8 +100,9 @@ class Tokenizer:
             images: [B, 3, H, W] floating point in [-1, 1]; or [H, W, 3] or [B, H, W, 3] uint8 RGB; each a
                 tensor or a numpy array; or a PIL image, or a list of images of one size. H and W are
                 multiples of `config.downsample`.
-            schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the last grid is the latent's,
-                (H, W) / `config.downsample`. If None, the checkpoint's own schedule, stretched to the latent.
+            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the last grid is the
+                latent's, (H, W) / `config.downsample`. If None, the checkpoint's own schedule, adapted to the
+                latent: see `vartok.schedule.adapt_schedule`.
 
         Returns:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
@@ -197,8 +198,8 @@ class Tokenizer:
             tokens: token maps of any schedule; one `ImageTokens`, or a list of them with one schedule; or
                 [B, L] integers, a tensor or a numpy array, scales coarse to fine, each row by row.
             scales: take only the first `scales` scales; all if None.
-            schedule: schedule of [B, L] tokens: (h, w) of every scale, or a text such as "1,2,4,8x12"; the
-                checkpoint's own if None.
+            schedule: schedule of [B, L] tokens: (h, w) of every scale, or a text such as "1,2,4" or
+                "var-512"; the checkpoint's own if None.
             as_pil: return PIL images.
 
         Returns:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_TOKENS = 1 << 22
-"""Largest number of tokens of an image; its token file stays below `token_files.MAX_BYTES`."""
+"""Largest number of tokens of an image; its token file stays below `token_files.MAX_DOCUMENT_BYTES`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class TokenMaps:
 
         Args:
             flat: [B, L] integers, a tensor or a numpy array.
-            schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; L cells in all.
 
         Raises:
             TokensError: `flat` is not [B, L], or does not hold integers.
@@ -218,7 +218,7 @@ class ImageTokens:
 
         Args:
             flat: [L] integers.
-            schedule: (h, w) of every scale, or a text such as "1,2,4"; L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; L cells in all.
             model: the checkpoint that encoded the image.
             image: the image that was encoded.
 

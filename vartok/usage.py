@@ -12,7 +12,7 @@ from vartok.codebook import UsageReport, count_codes, describe_usage
 from vartok.errors import TokensError, VartokError
 from vartok.flat_tokens import FlatTokens
 from vartok.operations import FlatSchedules, RowSelection, find_inputs
-from vartok.operations.inputs import TOKENS, Input, Source
+from vartok.operations.inputs import TOKEN_KINDS, Input, Source
 from vartok.operations.rows import Keys
 from vartok.schedule import Schedule, ScheduleLike
 from vartok.token_sources import Found
@@ -54,8 +54,8 @@ def count_usage(
         sources: token files, arrays (.npy, [L] or [B, L]), data sets, shards of data sets, folders of these
             (searched), or binary streams.
         tokenizer: tokenizer that the tokens were made with; tokens of another checkpoint are failures.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
         keys: count only the rows of these keys; a key that is not found is a failure.
         limit: count only the first rows, this many of all sources together.
         progress: called after every image with the name of its file and None; after a failure, with the
@@ -74,7 +74,7 @@ def count_usage(
     found: set[Schedule] = set()
     counts: NDArray[np.int64] | None = None
     images = 0
-    for item, row in selection.read(find_inputs(sources, TOKENS, recursive=True), schedules):
+    for item, row in selection.read(find_inputs(sources, TOKEN_KINDS, recursive=True), schedules):
         error: VartokError | None = None
         try:
             tokens = _checked(item, row.tokens, tokenizer, schedules)

@@ -158,7 +158,8 @@ def test_a_second_signal_says_what_is_kept(
 
 def test_it_fails_when_all_pictures_fail(here: Path, weights: Path, vartok: Vartok) -> None:
     Path("a.png").write_bytes(b"junk")
-    vartok("dataset", "a.png", "-o", "out", "-w", weights, code=1)
+    result = vartok("dataset", "a.png", "-o", "out", "-w", weights, code=1)
+    assert "the data set is empty, as no picture could be encoded: 0 pictures in 1 shard" in result.stderr
 
 
 def test_it_stops_after_max_failures(small: Path, vartok: Vartok) -> None:

@@ -200,6 +200,8 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
         (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom needs the fit crop, not pad: leave it out"),
         (["-r", "in", "--size", "100"], "--size must be a multiple of 16"),
         (["-r", "in", "--schedule", "1,2"], "--schedule must end in the latent's grid, here 16"),
+        (["-r", "in", "--schedule", "var-512"], "set --size to 512x512 for a schedule that ends in 32"),
+        (["-r", "in", "--schedule", "var-2"], "the schedules with names are var-256, var-512, var-1024,"),
         (["-r", "in", "--worst", "-1"], "--worst"),
     ],
 )

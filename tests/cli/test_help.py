@@ -60,6 +60,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "decode",
         "inspect",
         "inspect-codebook",
+        "schedules",
         "eval",
         "train",
         "convert",

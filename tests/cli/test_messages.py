@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import resource
@@ -23,6 +24,7 @@ from safetensors.torch import save as to_safetensors
 
 import vartok as library
 from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.operations.outputs import FileResults
 
 
 def test_exit_codes(vartok: Vartok, here: Path) -> None:
@@ -88,6 +90,52 @@ def test_a_missing_file_fails_alike_in_all_commands(vartok: Vartok, here: Path, 
     [name] = [word for word in words if "gone" in word]
     assert vartok(*words, code=1).stderr == f"vartok: {name}: no such file or folder\n"
     assert names(here) == ["img.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (
+            "encode img.png -w https://host/a.safetensors",
+            1,
+            "https://host/a.safetensors: a checkpoint is not read",
+        ),
+        (
+            "decode https://host/a.npz -o out",
+            1,
+            "https://host/a.npz: tokens are not read from a URL: download it",
+        ),
+        (
+            "inspect img.png",
+            1,
+            "img.png: is a picture by its name, and no token file, array of tokens or data set",
+        ),
+        (
+            "decode -r folder",
+            1,
+            "folder: holds no token files or data sets, by their names: token files end in .npz",
+        ),
+        ("decode folder", 2, "folder is a folder without a data set: set --recursive"),
+        (
+            "dataset build folder -o out",
+            2,
+            "no command build: vartok dataset SRC... -o OUT builds a data set",
+        ),
+    ],
+)
+def test_hints_for_inputs_of_another_kind(
+    vartok: Vartok, here: Path, args: str, code: int, message: str
+) -> None:
+    (here / "folder").mkdir()
+    (here / "img.png").write_bytes(NOT_A_PICTURE)
+    assert message in vartok(*args.split(), code=code).stderr
+    assert names(here) == ["img.png"]
+
+
+def test_ctrl_c_says_how_to_go_on_with_a_joined_file() -> None:
+    after_stop = importlib.import_module("vartok.cli.report").after_stop
+    told = after_stop(FileResults(iter(()), 0, separate=False), "all.jsonl", force=False)
+    assert told.startswith("all.jsonl was not written, and the same command begins anew; into a folder, ")
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 import vartok
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
-from vartok.dataset.plan import Job, plan_tasks
+from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
 from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS, Encoding
 from vartok.dataset.stats import ShardStats, stats_path
 from vartok.dataset.write import HashedFile, ShardProgress, write_summary
 from vartok.images import Fit
 from vartok.metadata import ModelInfo
 from vartok.schedule import token_count
-from vartok.sources import find_input_shards
+from vartok.sources import InputShard, find_input_shards
 from vartok.tokens import ImageTokens
 
 MODEL = ModelInfo(name="noise", fingerprint="0" * 64, vocab_size=64)
@@ -116,9 +116,14 @@ def make_job(out: Path, small_tokenizer: vartok.Tokenizer, **changes: Any) -> Jo
     return Job(out=out, encoding=encoding, fit=Fit(size=(8, 8)), **values)
 
 
+def plan(job: Job, shards: Sequence[InputShard], **options: Any) -> list[InputTask]:
+    prepare_folder(job)
+    return plan_tasks(job, shards, **options)
+
+
 def run(job: Job, source: Path, small_tokenizer: vartok.Tokenizer, **options: Any) -> list[ShardProgress]:
     shards = find_input_shards([str(source)], job.shard_size)
-    tasks = plan_tasks(job, shards, **options)
+    tasks = plan(job, shards, **options)
     reports = list(run_here(job, tasks, small_tokenizer, batch_size=2, workers=2))
     write_summary(job, len(shards))
     return reports

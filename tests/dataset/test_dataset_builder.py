@@ -1,5 +1,6 @@
 """build(): the function behind `vartok dataset`, its progress, its errors and its interruption."""
 
+import contextlib
 import errno
 import json
 import os
@@ -61,7 +62,7 @@ def test_a_loaded_tokenizer_builds_in_this_process(tmp_path: Path, small_tokeniz
         build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, processes=2)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ZeroDivisionError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
 def test_a_build_that_is_interrupted_can_be_completed(
     source: Path,
     whole: dict[str, bytes],
@@ -139,6 +140,19 @@ def test_a_data_set_keeps_its_shard_size(options: dict[str, Any], tmp_path: Path
         assert json.loads((tmp_path / name / "dataset.json").read_text())["shard_size"] == size
     assert default_shard_size(tmp_path / "none", "cuda") == SHARD_SIZE
     assert default_shard_size(tmp_path / "in", "cpu") == CPU_SHARD_SIZE
+
+
+def test_ray_without_gpus_has_shards_of_a_cpu(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in/0.png", width=12, height=9)
+    monkeypatch.setattr("vartok.dataset.builder.check_packages", lambda *more: None)
+    monkeypatch.setattr("vartok.dataset.ray.ray_cluster", lambda address: contextlib.nullcontext(0))
+    monkeypatch.setattr("vartok.dataset.ray.run_ray", lambda *arguments: (_ for _ in ()))
+    build(
+        tmp_path / "in", tmp_path / "out", engine="ray", **{**options, "shard_size": None, "device": "auto"}
+    )
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["shard_size"] == CPU_SHARD_SIZE
 
 
 def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from dataset_cases import SHARDS, contents, make_job
+from dataset_cases import SHARDS, contents, make_job, plan
 
 import vartok
 from vartok.dataset import engines
 from vartok.dataset.engines import WorkerConfig, run_processes
-from vartok.dataset.plan import plan_tasks
 from vartok.dataset.write import write_summary
 from vartok.errors import DatasetError, VartokError, VartokWarning
 from vartok.sources import find_input_shards
@@ -38,7 +37,7 @@ def test_two_processes_give_the_same_bytes_as_one(
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    steps = list(run_processes(job, plan_tasks(job, shards), [worker(small_weights)] * 2))
+    steps = list(run_processes(job, plan(job, shards), [worker(small_weights)] * 2))
     write_summary(job, len(shards))
     assert contents(tmp_path / "out") == whole
     assert sorted(step.shard for step in steps if step.finished) == SHARDS
@@ -55,7 +54,7 @@ def test_another_process_takes_over_from_one_that_is_killed(
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    steps = run_processes(job, plan_tasks(job, shards), [worker(small_weights)] * 2)
+    steps = run_processes(job, plan(job, shards), [worker(small_weights)] * 2)
     first = next(steps)
     victim = multiprocessing.active_children()[0]
     assert victim.pid is not None
@@ -87,9 +86,7 @@ def test_the_run_ends_when_all_processes_are_dead(
     tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, small_weights: Path
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer)
-    steps = run_processes(
-        job, plan_tasks(job, find_input_shards([str(source)], 3)), [worker(small_weights)] * 2
-    )
+    steps = run_processes(job, plan(job, find_input_shards([str(source)], 3)), [worker(small_weights)] * 2)
     next(steps)
     for child in multiprocessing.active_children():
         child.kill()
@@ -103,7 +100,7 @@ def test_the_error_of_a_process_is_raised(
     tmp_path: Path, source: Path, small_tokenizer: vartok.Tokenizer, small_weights: Path
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer)
-    tasks = plan_tasks(job, find_input_shards([str(source)], 3))
+    tasks = plan(job, find_input_shards([str(source)], 3))
     with pytest.raises(VartokError, match=r"nope\.safetensors: no such file or folder"):
         list(run_processes(job, tasks, [worker(tmp_path / "nope.safetensors")]))
     shutil.rmtree(tmp_path / "out" / "data")

@@ -10,16 +10,14 @@ from typing import Any
 
 import pytest
 from conftest import names, save
-from dataset_cases import MODEL, SHARDS, contents, make_job, picture, run, shard_id, table, tar
+from dataset_cases import MODEL, SHARDS, contents, make_job, picture, plan, run, shard_id, table, tar
 
 import vartok
 from vartok.dataset.engines import run_here
-from vartok.dataset.plan import plan_tasks
 from vartok.dataset.schema import open_dataset
 from vartok.dataset.stats import read_stats
 from vartok.dataset.write import write_summary
 from vartok.errors import DatasetError
-from vartok.images import Fit
 from vartok.sources import NamedColumns, find_input_shards
 
 pytest_plugins = ["dataset_cases"]
@@ -33,7 +31,7 @@ def test_a_run_that_stops_after_any_shard_can_be_completed(
         job = make_job(out, small_tokenizer)
         shards = find_input_shards([str(source)], 3)
         with contextlib.closing(
-            run_here(job, plan_tasks(job, shards), small_tokenizer, batch_size=2, workers=2)
+            run_here(job, plan(job, shards), small_tokenizer, batch_size=2, workers=2)
         ) as steps:
             for _ in itertools.islice((step for step in steps if step.finished), stop):
                 pass
@@ -51,7 +49,7 @@ def test_parts_from_several_machines_equal_one_run(
     job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
     for part in (2, 0, 1):
-        tasks = [task for task in plan_tasks(job, shards) if task.index % 3 == part]
+        tasks = [task for task in plan(job, shards) if task.index % 3 == part]
         for _ in run_here(job, tasks, small_tokenizer, batch_size=2, workers=2):
             pass
         assert write_summary(job, len(shards))["complete"] is (part == 1)
@@ -118,9 +116,9 @@ def test_several_machines_can_create_the_folder_at_once(
     for n in range(10):
         job = make_job(tmp_path / str(n), small_tokenizer)
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(lambda _, job=job: plan_tasks(job, []), range(8))) == [[]] * 8
+            assert list(pool.map(lambda _, job=job: plan(job, []), range(8))) == [[]] * 8
     (tmp_path / "killed" / "data").mkdir(parents=True)  # before there was anything else
-    assert plan_tasks(make_job(tmp_path / "killed", small_tokenizer), []) == []
+    assert plan(make_job(tmp_path / "killed", small_tokenizer), []) == []
 
 
 def test_tars_of_the_same_name_in_two_folders_differ(
@@ -131,11 +129,11 @@ def test_tars_of_the_same_name_in_two_folders_differ(
         (tmp_path / folder).mkdir()
         paths.append(tar(tmp_path / folder / "x.tar", [(f"{folder}.png", picture(0))]))
     job = make_job(tmp_path / "out", small_tokenizer)
-    plan_tasks(job, find_input_shards([str(path) for path in paths], 3))
+    plan(job, find_input_shards([str(path) for path in paths], 3))
     shards = find_input_shards([str(path) for path in paths], 3)
-    list(run_here(job, plan_tasks(job, shards)[:1], small_tokenizer, batch_size=1, workers=1))
+    list(run_here(job, plan(job, shards)[:1], small_tokenizer, batch_size=1, workers=1))
     with pytest.raises(DatasetError, match=r"is from a/x\.tar, but the sources now have b/x\.tar"):
-        plan_tasks(job, find_input_shards([str(path) for path in reversed(paths)], 3))
+        plan(job, find_input_shards([str(path) for path in reversed(paths)], 3))
     tables = [table(tmp_path / "t.parquet", one=[b"1"], two=[b"2"])]
     first, second = (
         find_input_shards([str(tables[0])], 3, columns=NamedColumns(name))[0] for name in ("one", "two")
@@ -176,20 +174,20 @@ def test_a_data_set_of_other_settings_is_refused(
     (key,) = change
     name = {"format": "files", "model": "model name"}.get(key, key)
     with pytest.raises(DatasetError, match=rf"holds a data set with {name} .*, not "):
-        plan_tasks(other, find_input_shards([str(source)], 3))
+        plan(other, find_input_shards([str(source)], 3))
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
     save(tmp_path / "photos" / "a.png", width=8, height=8)
     with pytest.raises(DatasetError, match="exists and holds no data set"):
-        plan_tasks(make_job(tmp_path / "photos", small_tokenizer), [])
+        plan(make_job(tmp_path / "photos", small_tokenizer), [])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "dataset.json").write_text('{"format": "else"}')
     with pytest.raises(DatasetError, match="does not describe a data set of vartok"):
-        plan_tasks(make_job(tmp_path / "other", small_tokenizer), [])
+        plan(make_job(tmp_path / "other", small_tokenizer), [])
     (tmp_path / "other" / "dataset.json").write_text('{"format": "vartok.dataset", "version": 9}')
     with pytest.raises(DatasetError, match="version 9"):
-        plan_tasks(make_job(tmp_path / "other", small_tokenizer), [])
+        plan(make_job(tmp_path / "other", small_tokenizer), [])
 
 
 def test_other_files_among_the_stats_are_ignored(
@@ -200,10 +198,3 @@ def test_other_files_among_the_stats_are_ignored(
     for name in ("00000-0000 (copy).json", "x-y.json", "notes"):
         (job.out / "stats" / name).write_text("{}")
     assert run(job, source, small_tokenizer) == []
-
-
-def test_jobs_refuse_contradictions(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
-    good = make_job(tmp_path, small_tokenizer)
-    for changes in ({"format": "csv"}, {"fit": Fit(mode="native")}, {"keep_pictures": True}):
-        with pytest.raises(DatasetError):
-            replace(good, **changes)

@@ -76,6 +76,8 @@ def test_decode_selects_rows_and_names_them_by_key(
     keys = ["deep/c.x", "gone"]
     *_, gone = library.decode_files(made, tmp_path / "out", tokenizer=small_tokenizer, keys=keys)
     assert (gone.input, str(gone.error)) == ("gone", "no row has this key")
+    assert gone.error
+    assert gone.error.hint == "the first row has the key a"
     assert names(tmp_path / "out") == ["deep/c.x.decoded.png"]
 
 

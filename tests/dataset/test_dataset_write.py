@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from conftest import names
-from dataset_cases import KEYS, SHARDS, as_dict, contents, make_job, picture, run, shard_id
+from dataset_cases import KEYS, SHARDS, as_dict, contents, make_job, picture, plan, run, shard_id
 
 import vartok
 from vartok.dataset import verify
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import read_shard
-from vartok.dataset.plan import plan_tasks
 from vartok.dataset.schema import open_dataset
 from vartok.dataset.write import write_summary
 from vartok.errors import VartokError
@@ -104,9 +103,7 @@ def test_stats_are_absent_while_a_shard_is_made_again(
     job = make_job(tmp_path / "out", small_tokenizer)
     run(job, source, small_tokenizer)
     shards = find_input_shards([str(source)], job.shard_size)
-    for step in run_here(
-        job, plan_tasks(job, shards, retry_failed=True), small_tokenizer, batch_size=1, workers=1
-    ):
+    for step in run_here(job, plan(job, shards, retry_failed=True), small_tokenizer, batch_size=1, workers=1):
         assert (job.out / "stats" / f"{step.shard}.json").exists() is step.finished
 
 
@@ -115,7 +112,7 @@ def test_the_summary_can_be_written_during_a_run(
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer)
     shards = find_input_shards([str(source)], 3)
-    for step in run_here(job, plan_tasks(job, shards), small_tokenizer, batch_size=2, workers=2):
+    for step in run_here(job, plan(job, shards), small_tokenizer, batch_size=2, workers=2):
         assert write_summary(job, len(shards))["complete"] is (step.finished and step.shard == SHARDS[-1])
     assert contents(job.out) == whole
 

@@ -253,6 +253,21 @@ def test_several_tokenizers_are_measured_as_each_alone(light: vartok.Tokenizer, 
     assert all(len(scores.models) == 2 for scores in found)
 
 
+def test_pictures_may_differ_in_their_number_of_scales(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pictures of 512 and 1024 pixels do in VAR's schedules."""
+    monkeypatch.setattr("vartok.schedule.VAR", (SMALL.patch_nums, square(1, 2, 4, 8)))
+    small = tokenizer(tmp_path / "small.safetensors", SMALL)
+    pictures = [png(photo(0, side, side)) for side in (32, 16)]
+    found, report = measured(Evaluation([small], Fit(mode="native")), pictures)
+    assert [len(scores.models[0].scale_psnr or ()) for scores in found] == [3, 4]
+    model = report.models[0]
+    assert [scale.tokens for scale in model.usage.scales] == [2, 64 + 4, 256 + 16, 64]
+    assert model.scale_psnr is None
+    assert model.schedule is None
+
+
 def test_worst_sorts_by_psnr(light: vartok.Tokenizer) -> None:
     evaluation = Evaluation([light], Fit(size=(64, 64)))
     found, report = measured(evaluation)

@@ -1,5 +1,6 @@
 """Fits and their undoing."""
 
+import io
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from picture_files import MAGENTA, check_message, photo, saved
 from PIL import Image
 
 from vartok import images
+from vartok.buckets import Bucket
 from vartok.errors import ImageError
 from vartok.images import Fit, read_picture, restore_size
 from vartok.images import fit as fit_module
@@ -114,6 +116,19 @@ def test_native_is_the_nearest_multiple(shape: tuple[int, int], expected: tuple[
         read_picture(saved(image, "PNG"), Fit(mode="native", max_pixels=70_000, multiple=512))
 
 
+def test_a_bucket_is_a_crop_to_the_nearest_aspect() -> None:
+    buckets = tuple(Bucket(size, ((2, 2),)) for size in ((64, 64), (48, 80), (80, 48)))
+    for (width, height), size in (((300, 200), (48, 80)), ((90, 80), (64, 64)), ((200, 999), (80, 48))):
+        data = saved(photo(width, height), "PNG")
+        picture = read_picture(data, Fit(mode="bucket", buckets=buckets))
+        assert np.array_equal(picture.pixels, read_picture(data, Fit(size=size)).pixels)
+    turned = photo(300, 200)
+    turned.getexif()[0x0112] = 6  # its sides are swapped: 200 wide, 300 high
+    stream = io.BytesIO()
+    turned.save(stream, "PNG", exif=turned.getexif())
+    assert read_picture(stream.getvalue(), Fit(mode="bucket", buckets=buckets)).pixels.shape == (80, 48, 3)
+
+
 @settings(max_examples=60)
 @given(
     width=st.integers(1, 90),
@@ -138,7 +153,7 @@ def test_every_fit_gives_its_size(
         assert (rows, columns) == size
     if mode != "pad":
         assert (picture.pixels == 90).all()
-    if mode != "crop":
+    if mode not in ("crop", "bucket"):
         restored = restore_size(picture.pixels, width=width, height=height, mode=mode)
         assert restored.shape == (height, width, 3)
         assert (restored == 90).all()
@@ -155,6 +170,7 @@ def test_every_fit_gives_its_size(
         ({"width": 2.5, "height": 5}, "2.5"),
         ({"width": "9" * 500, "height": 5}, "9"),
         ({"width": 5, "height": 5, "mode": "crop"}, "another fit"),
+        ({"width": 5, "height": 5, "mode": "bucket"}, "another fit"),
         ({"width": 5, "height": 5, "mode": "zoom"}, "one of"),
         ({"width": 20, "height": 20, "max_pixels": 399}, "more than the limit of 399"),
     ],
@@ -181,6 +197,8 @@ def test_sizes_that_are_not_restored(size: dict[str, Any], cause: str) -> None:
         {"background": (0, 0, 256)},
         {"background": (0, 0)},
         {"multiple": 0},
+        {"buckets": (Bucket((32, 32), ((2, 2),)),)},
+        {"mode": "bucket", "buckets": (Bucket((20_000, 20_000), ((2, 2),)),)},
         {"max_pixels": 0},
     ],
 )

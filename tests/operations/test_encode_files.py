@@ -17,6 +17,7 @@ import vartok as library
 from vartok.errors import ArgumentError, ImageError, OutputError, SourceError, TokenFileError, TokensError
 from vartok.images import MAX_BYTES
 from vartok.operations import make_fit, parse_size, resolve_fit
+from vartok.schedule import adapt_schedule, square
 from vartok.token_files import dump_json, dump_npz
 
 
@@ -38,6 +39,42 @@ def test_encode_file_gives_the_tokens_of_the_command(
     )
     assert dump_json(tokens) == dump_json(expected)
     assert library.encode_file(here / "img.png", device="cpu").image.size == (256, 256)
+
+
+def test_a_picture_has_the_size_and_the_schedule_of_its_bucket(
+    vartok: Vartok, here: Path, tokenizer: library.Tokenizer
+) -> None:
+    (here / "table.txt").write_text("64x64\n48x96\n96x48  # tall\n")
+    for name, width, height in (("wide", 300, 150), ("tall", 150, 300), ("even", 200, 200)):
+        save(here / f"in/{name}.png", width=width, height=height)
+    command = ["encode", "-r", "in", "-o", "out", "--fit", "bucket", "--buckets", "table.txt"]
+    command += ["--schedule", "1,2,4"]
+    vartok(*command)
+    for name, size in (("wide", (48, 96)), ("tall", (96, 48)), ("even", (64, 64))):
+        [tokens] = tokens_of((here / f"out/{name}.tokens.npz").read_bytes())
+        assert (tokens.image.fit, tokens.image.size) == ("bucket", size)
+        schedule = adapt_schedule(square(1, 2, 4), (size[0] // 16, size[1] // 16))
+        cropped = library.encode_file(
+            here / f"in/{name}.png", tokenizer=tokenizer, size=size, schedule=schedule
+        )
+        assert [scale.tolist() for scale in tokens.scales] == [scale.tolist() for scale in cropped.scales]
+    assert "encoded 0, 3 skipped" in vartok(*command, "--skip-existing").stderr
+    told = vartok(*command, "--skip-existing", "--size", "128", code=1).stderr
+    assert "(size 48x96, not 96x176)" in told
+    vartok("decode", "out/wide.tokens.npz", "-o", "wide.png")
+    with Image.open("wide.png") as picture:
+        assert picture.size == (96, 48)
+    refused = vartok("decode", "out/wide.tokens.npz", "-o", "x.png", "--restore-size", code=1)
+    assert "a cropped picture cannot get its original size back" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "options", [["--fit", "bucket"], ["--buckets", "sdxl"], ["--fit", "bucket", "--buckets", "none.txt"]]
+)
+def test_buckets_and_their_fit_need_each_other(vartok: Vartok, here: Path, options: list[str]) -> None:
+    told = vartok("encode", "x.png", *options, code=2).stderr
+    assert ("none.txt: no such file" if "none.txt" in options else "need each other") in told
+    assert "--buckets is a file" in told
 
 
 def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.Tokenizer) -> None:

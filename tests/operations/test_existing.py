@@ -41,6 +41,7 @@ def encoded(vartok: Vartok, here: Path) -> Path:
         (["--size", "128"], "size 64x64, not 128x128"),
         ([*QUICK, "--fit", "pad"], "fit crop, not pad"),
         ([*QUICK, "--zoom", "2"], "zoom 1, not 2"),
+        ([*QUICK, "--background", "#000"], "background #ffffff, not #000000"),
         (["--size", "64", "--schedule", "1,2,4"], "schedule 1,4, not 1,2,4"),
         (["--size", "64"], "schedule 1,4, not 1,1,1,1,1,2,2,2,3,4"),
         ([], "size 64x64, not 256x256"),
@@ -54,7 +55,7 @@ def test_tokens_of_other_settings_are_kept_and_said(
     before = (encoded / "out/a.tokens.npz").read_bytes()
     refused = vartok("encode", "in/a.png", "in/b.png", "-o", "out/", "--skip-existing", *options, code=1)
     first, more, total = refused.stderr.splitlines()
-    cure = "set --force to replace it, or name another folder with --output"
+    cure = "set --force in place of --skip-existing to replace it, or name another folder with --output"
     told = f"in/a.png: out/a.tokens.npz was made with other settings ({difference}): {cure}"
     assert first == f"vartok: {told}"
     assert more == f"vartok: 1 more that exist are kept for the same reason: {difference}"
@@ -83,7 +84,7 @@ def test_a_jsonl_is_compared_line_by_line(vartok: Vartok, encoded: Path) -> None
     (encoded / "all.jsonl").write_text(f"{dump_json(tokens)}\n")
     assert "so all inputs are skipped" in vartok(*args).stderr
     (encoded / "all.jsonl").write_text("")
-    assert "all.jsonl exists, but is no whole token file: " in vartok(*args, code=1).stderr
+    assert "all.jsonl: exists, but is no whole token file: " in vartok(*args, code=1).stderr
 
 
 def test_pictures_of_another_size_are_kept_and_said(vartok: Vartok, encoded: Path) -> None:

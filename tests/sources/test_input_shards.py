@@ -1,6 +1,7 @@
 """Sources are grouped into input shards, in one order."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_named_pipes_are_not_read(here: Path) -> None:
         (sample,) = shard.samples()
         failed = sample.with_bytes().picture
         assert isinstance(failed, VartokError)
-        assert "not a regular file" in str(failed)
+        assert re.search("a pipe, not a file|not a regular file: a pipe", str(failed))
     Path("list.txt").write_bytes(b"a\0b.png\n")
     (sample,) = find_input_shards(["list.txt"], 10)[0].samples()
     assert isinstance(sample.with_bytes().picture, VartokError)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from vartok.errors import CheckpointError, printable
 from vartok.files import check_regular, os_error_reason
+from vartok.sources.find import is_url, shorten_path
+from vartok.sources.web import lacks_slash
 
 RUN_WEIGHTS = "weights.safetensors"
 """Name of the checkpoint in the folder of a training run."""
@@ -32,11 +34,16 @@ def find_checkpoint(weights: str | Path | None) -> Path:
             or "shipped": the checkpoint that is installed with vartok.
 
     Raises:
-        CheckpointError: the path does not exist, cannot be accessed, or is a pipe or a device; or the folder
-            has no `RUN_WEIGHTS`. The message begins with the path.
+        CheckpointError: the path is a URL, does not exist, cannot be accessed, or is a pipe or a device; or
+            the folder has no `RUN_WEIGHTS`. The message begins with the path.
     """
     if weights is None or str(weights) == "shipped":
         return shipped_checkpoint()
+    if is_url(str(weights)) or lacks_slash(str(weights)):  # a Path of a URL has lost a slash
+        raise CheckpointError(
+            f"{printable(shorten_path(str(weights)))}: a checkpoint is not read from a URL",
+            hint="download it, and name the file",
+        )
     path = Path(weights)
     try:
         if path.is_dir():

@@ -100,7 +100,7 @@ def build(
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
@@ -175,33 +175,33 @@ def build(
     # Not imported at the top, since this module imports torch.
     from vartok.dataset.engines import WorkerConfig, choose_processes, run_here, run_processes, share_machine
 
-    if engine == "local":
-        device, processes = choose_processes(device, processes)
-    shard_size = shard_size or default_shard_size(out, device)
-    report = SearchReport()
-    shards = find_input_shards(
-        [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
-        shard_size,
-        full_names=full_names,
-        folder_labels=folder_labels,
-        columns=columns,
-        exclude=out,
-        report=report,
-    )
-    files = [file for input_shard in shards for file in input_shard.files]
-    names = table_classes(shards)
-    if names is not None and folder_labels:
-        raise ArgumentError(
-            "the labels of the tables are names, which would number classes otherwise than the folders do",
-            hint="make two data sets, or leave out `folder_labels`",
-        )
-    _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
     with contextlib.ExitStack() as stack:
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
             gpus = stack.enter_context(ray_cluster(address))
             device = ("cuda" if gpus else "cpu") if device == "auto" else device
+        else:
+            device, processes = choose_processes(device, processes)
+        shard_size = shard_size or default_shard_size(out, device)
+        report = SearchReport()
+        shards = find_input_shards(
+            [str(source) for source in ([sources] if isinstance(sources, str | Path) else sources)],
+            shard_size,
+            full_names=full_names,
+            folder_labels=folder_labels,
+            columns=columns,
+            exclude=out,
+            report=report,
+        )
+        files = [file for input_shard in shards for file in input_shard.files]
+        names = table_classes(shards)
+        if names is not None and folder_labels:
+            raise ArgumentError(
+                "the labels of the tables are names, which number classes otherwise than the folders do",
+                hint="make two data sets, or leave out `folder_labels`",
+            )
+        _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)

@@ -65,9 +65,6 @@ class Job:
         classes: names of the labels, if folders or tables give them; else empty.
         label_names: True if tables have names in `classes` as labels; False if they have whole numbers.
         passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
-
-    Raises:
-        DatasetError: the format is unknown or cannot keep pictures, or the fit is "native".
     """
 
     out: Path
@@ -79,19 +76,6 @@ class Job:
     classes: tuple[str, ...] = ()
     label_names: bool = False
     passed_over: tuple[tuple[str, int], ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        keeps_pictures = find_format(self.format).keeps_pictures
-        if self.fit.mode == "native":
-            raise DatasetError(
-                "a data set cannot have the fit native, since its pictures have one size",
-                hint="set `fit` to crop, pad or stretch",
-            )
-        if self.keep_pictures and not keeps_pictures:
-            raise DatasetError(
-                f"{self.format} shards cannot keep pictures with the tokens", hint="set `format` to wds"
-            )
 
     def shard_path(self, shard: ShardId) -> Path:
         """Return the path of a shard's file."""
@@ -196,18 +180,17 @@ def remove_leftovers(job: Job) -> None:
 
 
 def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) -> list[InputTask]:
-    """Prepare the folder, see `prepare_folder`, and return the input shards with work left, in order.
+    """Return the input shards with work left, in order.
 
     Args:
-        job: the data set.
+        job: the data set; `prepare_folder` has prepared its folder.
         shards: all input shards of the data set.
         retry_failed: treat shards in which samples failed as not done.
 
     Raises:
-        DatasetError: the folder holds something else, or a data set with other settings or sources.
-        OSError: the folder cannot be written.
+        DatasetError: the data set was made from other sources.
+        OSError: the folder cannot be read.
     """
-    prepare_folder(job)
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
     for (index, part), stats in read_stats(job.out).items():

@@ -45,8 +45,8 @@ def run_engine(
             tells how many shards are done.
     """
     try:
-        with output_errors(job.out), contextlib.closing(reports):
-            for report in reports:
+        with contextlib.closing(_with_output_errors(reports, job.out)) as written:
+            for report in written:
                 state = totals.add(report)
                 if progress is not None:
                     progress(state)
@@ -55,6 +55,7 @@ def run_engine(
                         f"stopped: {counted(state.failed, 'sample')} failed, more than the "
                         f"{max_failures:,} allowed"
                     )
+        with output_errors(job.out):
             summary = write_summary(job, input_shards)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -100,6 +101,14 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
         not_carried=not_carried,
         passed_over=passed_over,
     )
+
+
+def _with_output_errors(
+    reports: Generator[ShardProgress, None, None], out: Path
+) -> Generator[ShardProgress, None, None]:
+    """Yield the reports of an engine; only its own OSErrors become OutputErrors, not those of the caller."""
+    with output_errors(out), contextlib.closing(reports):
+        yield from reports
 
 
 @contextlib.contextmanager

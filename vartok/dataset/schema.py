@@ -113,6 +113,7 @@ class Encoding:
             zoom=self.zoom,
             device=self.device,
             dtype=self.dtype,
+            background=self.background,
         )
 
 

@@ -14,7 +14,7 @@ from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
-    MAX_TOKENS,
+    MAX_NATIVE_TOKENS,
     Input,
     default_batch_size,
     default_workers,
@@ -44,7 +44,7 @@ def evaluate_files(
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     baselines: bool = False,
     lpips: bool = False,
@@ -70,7 +70,8 @@ def evaluate_files(
             the picture's own size, rounded to whole latent cells.
         zoom: with the fit "crop": factor by which a picture is scaled up before it is cropped.
         background: colour under transparency and around a padded picture; a CSS colour.
-        schedule: (h, w) of every scale, or a text such as "1,2,4"; each checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; if None, each checkpoint's
+            own.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.

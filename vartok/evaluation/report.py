@@ -44,16 +44,15 @@ class Totals:
 
     Args:
         tokenizer: the tokenizer that is measured.
-        scales: K, number of scales of its tokens.
         device: device of the Inception features.
     """
 
-    def __init__(self, tokenizer: Tokenizer, scales: int, device: torch.device) -> None:
+    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self._tokenizer = tokenizer
         self._schedules: set[Schedule] = set()
         self._pixels = 0
         self._bits = 0.0
-        self._counts = np.zeros((scales, tokenizer.config.vocab_size), np.int64)
+        self._counts = np.zeros((0, tokenizer.config.vocab_size), np.int64)
         self._steps = np.zeros(4, np.int64)
         self._reference_steps = np.zeros(4, np.int64)
         self._distance = FrechetDistance(device)
@@ -70,7 +69,9 @@ class Totals:
         self._pixels += reference.shape[0] * reference.shape[1]
         self._bits += count_bits(copy.tokens, self._tokenizer)
         maps = [tokens.numpy() for tokens in copy.tokens.maps]
-        self._counts += count_codes([maps], *reversed(self._counts.shape))
+        more = max(0, len(maps) - len(self._counts))  # pictures of several sizes may differ
+        self._counts = np.pad(self._counts, ((0, more), (0, 0)))
+        self._counts[: len(maps)] += count_codes([maps], self._counts.shape[1], len(maps))
         self._steps += count_steps(copy.pixels, self._tokenizer.config.downsample)
         self._reference_steps += count_steps(reference, self._tokenizer.config.downsample)
         if features is not None and copy.features is not None:
@@ -143,5 +144,8 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def _mean_by_scale(values: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+    """Return the mean of every scale; None without values, or for several numbers of scales."""
     known = [value for value in values if value is not None]
-    return tuple(_mean(scale) for scale in zip(*known, strict=True)) if known else None
+    if len({len(value) for value in known}) != 1:
+        return None
+    return tuple(_mean(scale) for scale in zip(*known, strict=True))

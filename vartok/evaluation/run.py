@@ -19,7 +19,7 @@ from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, co
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
-from vartok.operations.streams import MAX_TOKENS, check_token_count
+from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
 from vartok.schedule import Schedule
 from vartok.sources import Sample
@@ -44,7 +44,7 @@ class Evaluation:
         tokenizers: tokenizers to measure on the same pixels. The tokens of the first set the size of the
             baselines' files.
         fit: how a picture becomes the pixels that are encoded; all tokenizers must take its size.
-        schedule: (h, w) of every scale; if None, each checkpoint's own, stretched to a picture's latent.
+        schedule: (h, w) of every scale; if None, each checkpoint's own, adapted to a picture's latent.
         max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
@@ -63,7 +63,7 @@ class Evaluation:
         fit: Fit,
         *,
         schedule: Schedule | None = None,
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int = MAX_NATIVE_TOKENS,
         baselines: bool = False,
         scales: bool = True,
         lpips: nn.Module | None = None,
@@ -82,9 +82,7 @@ class Evaluation:
         self._inception = inception and inception.to(self._device)
         self._scores: list[PictureScores] = []
         self._failures: list[Failure] = []
-        self._totals = [
-            Totals(one, len(schedule or one.config.patch_nums), self._device) for one in tokenizers
-        ]
+        self._totals = [Totals(one, self._device) for one in tokenizers]
 
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1

@@ -181,7 +181,8 @@ class Scores:
         lpips: LPIPS distance, 0 or more; None for a baseline, if it was not measured, or if no picture is
             large enough.
         unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
-        scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, or if it was not measured.
+        scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, if it was not measured, or over
+            pictures of several K.
     """
 
     psnr: float

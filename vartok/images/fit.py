@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 
+from vartok.buckets import Bucket, BucketTable, nearest_bucket
 from vartok.errors import ImageError, quoted
 from vartok.images.tensors import check_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FITS = ("crop", "pad", "stretch", "native")
+FITS = ("crop", "pad", "stretch", "native", "bucket")
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 26
@@ -44,11 +45,14 @@ class Fit:
     Attributes:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
             "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
-            each side to the nearest multiple of `multiple`. Resampling is Lanczos.
+            each side to the nearest multiple of `multiple`; "bucket": "crop" to the size of the bucket whose
+            aspect ratio is nearest, or to `size` without buckets. Resampling is Lanczos.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
+        table: for "bucket" only: the table from which the buckets are made for a checkpoint.
+        buckets: for "bucket" only: the sizes, each with the schedule of its pictures.
         max_pixels: pixel limit of a file, checked before it is decoded, and of a "native" result. WebP files
             may have two thirds of it, JPEG 2000 files half. Pillow has its own limit, by default 178 million
             pixels: for more, raise PIL.Image.MAX_IMAGE_PIXELS too, or call `configure_pillow`.
@@ -64,6 +68,8 @@ class Fit:
     zoom: float = 1.0
     background: tuple[int, int, int] = (255, 255, 255)
     multiple: int = 16
+    table: BucketTable | None = None
+    buckets: tuple[Bucket, ...] = ()
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
 
@@ -77,6 +83,8 @@ class Fit:
             zoom: float = 1.0,
             background: tuple[int, int, int] = (255, 255, 255),
             multiple: int = 16,
+            table: BucketTable | None = None,
+            buckets: tuple[Bucket, ...] = (),
             max_pixels: int = MAX_PIXELS,
             max_bytes: int = MAX_BYTES,
         ) -> None: ...
@@ -106,8 +114,16 @@ class Fit:
             )
         if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):
             raise ImageError(f"a background is three levels from 0 to 255, not {self.background!r}")
-        height, width = self.size
-        check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
+        object.__setattr__(self, "background", tuple(map(int, self.background)))
+        if (self.table or self.buckets) and self.mode != "bucket":
+            raise ImageError(f"buckets need the fit bucket, not {self.mode}")
+        for height, width in (self.size, *self.sizes):
+            check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of every bucket; `size` alone without buckets."""
+        return tuple(bucket.size for bucket in self.buckets) or (self.size,)
 
 
 def large_image_lock(pixels: int) -> AbstractContextManager[object]:
@@ -136,13 +152,13 @@ def restore_size(
 
     Raises:
         ImageError: `pixels` has another shape or dtype, the size is invalid or too large, or the mode is
-            unknown or "crop", which cannot be undone.
+            unknown, or "crop" or "bucket", which cannot be undone.
     """
     check_pixels(pixels, "HW3")
     check_size(width, height, max_pixels)
     if mode not in FITS:
         raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(mode)}")
-    if mode == "crop":
+    if mode in ("crop", "bucket"):
         raise ImageError("a cropped picture cannot get its original size back: encode it with another fit")
     if mode == "pad":
         left, top, right, bottom = _inside(width, height, pixels.shape[:2])
@@ -152,6 +168,9 @@ def restore_size(
 
 def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
     """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
+    if fit.mode == "bucket":
+        size = nearest_bucket(fit.buckets, image.height, image.width).size if fit.buckets else fit.size
+        fit = replace(fit, mode="crop", size=size, table=None, buckets=())
     height, width = fit.size
     if fit.mode == "crop":
         # As in torchvision: the long side is truncated to whole pixels, the offset is rounded half to even.

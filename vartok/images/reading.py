@@ -27,6 +27,7 @@ from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
 from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
+from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
@@ -215,6 +216,7 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
     notes: list[str] = []
     stream.seek(0)
     check_segments(stream)
+    check_boxes(stream)
     stream = without_unreadable_chunks(stream, notes)
     try:
         source = Image.open(stream, formats=formats)

@@ -15,7 +15,7 @@ from vartok.operations.settings import (
 )
 from vartok.operations.streams import (
     MAX_BATCHED_PIXELS,
-    MAX_TOKENS,
+    MAX_NATIVE_TOKENS,
     PictureSource,
     decode_tokens,
     encode_pictures,
@@ -23,7 +23,7 @@ from vartok.operations.streams import (
 
 __all__ = [
     "MAX_BATCHED_PIXELS",
-    "MAX_TOKENS",
+    "MAX_NATIVE_TOKENS",
     "FileResult",
     "FileResults",
     "FlatSchedules",

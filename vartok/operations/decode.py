@@ -16,7 +16,7 @@ from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileErro
 from vartok.files import write_bytes
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.existing import PictureComparison
-from vartok.operations.inputs import TOKENS, Source, check_path, find_inputs, name_file
+from vartok.operations.inputs import TOKEN_KINDS, Source, check_path, find_inputs, name_file
 from vartok.operations.names import stem
 from vartok.operations.outputs import (
     FileResult,
@@ -31,6 +31,7 @@ from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
 from vartok.parallel import map_ordered
+from vartok.suffixes import TOKEN_ENDINGS
 from vartok.token_files import TokenMetadata
 from vartok.token_sources import load_row
 from vartok.tokens import ImageTokens
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 PictureFormat = Literal["png", "jpg", "webp"]
-
-TOKEN_ENDINGS = (".tokens.npz", ".tokens.json", ".tokens.jsonl", ".tokens.npy")
-"""Endings that are removed from the name of a token file to name its picture."""
 
 
 def decode_file(
@@ -73,11 +71,11 @@ def decode_file(
         dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale the picture to the original's width and height, which the fit "crop" does not
-            allow.
+        restore_size: scale the picture to the original's width and height, which the fits "crop" and
+            "bucket" do not allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
 
     Raises:
         ArgumentError: `path` is neither a str nor a Path, or `schedule` is not a schedule.
@@ -148,10 +146,10 @@ def decode_files(
         format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
-        restore_size: scale pictures to the original's width and height, which the fit "crop" does not allow.
+        restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
         any_weights: also decode tokens that were made with another codebook or other phis.
-        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4"; if None, the
-            checkpoint's own, stretched to as many tokens.
+        schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
+            the checkpoint's own for as many tokens.
         keys: decode only the rows of these keys; a key that is not found is a failure.
         limit: decode only the first rows, this many of all inputs together.
         recursive: take the files in folders; `output` gets the same subfolders. The folder of a data set is
@@ -185,7 +183,7 @@ def decode_files(
     """
     chosen = choose_format(output, format, images.SUFFIXES, default="png")
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)
-    found = selection.needed(find_inputs(inputs, TOKENS, recursive=recursive))
+    found = selection.needed(find_inputs(inputs, TOKEN_KINDS, recursive=recursive))
 
     def rename(name: PurePath) -> PurePath:
         base = stem(name, TOKEN_ENDINGS, full=full_names)
@@ -302,6 +300,8 @@ class _DecodeRun:
             claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
             if isinstance(claimed, FileResult):
                 yield claimed, VartokError("not decoded")
+                if self._plan.is_full:
+                    break
                 continue
             try:
                 if row.tokens is tokens and not any_weights:

@@ -8,8 +8,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from vartok.buckets import BucketsLike
 from vartok.checkpoints.summary import read_summary
 from vartok.compression import check_zstd, compressed
 from vartok.errors import StorageError, VartokError
@@ -36,25 +37,15 @@ from vartok.operations.settings import (
     resolve_fit,
     resolve_tokenizer,
 )
-from vartok.operations.streams import MAX_TOKENS, PictureSource, encode_pictures
+from vartok.operations.streams import MAX_NATIVE_TOKENS, PictureSource, encode_pictures
 from vartok.sources.passed_over import warn_of_members
+from vartok.suffixes import TOKEN_FORMATS, TokenFormat
 from vartok.token_files import dump_json, dump_npz
 
 if TYPE_CHECKING:
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
     from vartok.tokens import ImageTokens
-
-TokenFormat = Literal["npz", "json", "jsonl"]
-
-TOKEN_FORMATS: dict[str, TokenFormat] = {
-    ".npz": "npz",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-}
-"""Formats of token files, by suffix."""
 
 
 def encode_file(
@@ -66,11 +57,12 @@ def encode_file(
     dtype: str = "float32",
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -82,10 +74,11 @@ def encode_file(
         device: torch device, or "auto".
         dtype: precision of the encoder: "float32", "bfloat16" or "float16".
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
-        fit: "crop", "pad", "stretch" or "native"; see `encode_files`.
+        fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
+        buckets: table of the sizes with the fit "bucket"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
 
@@ -95,7 +88,9 @@ def encode_file(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="encode pictures in memory with `Tokenizer.encode`")
-    fitted = make_fit(fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels)
+    fitted = make_fit(
+        fit, size=size, buckets=buckets, zoom=zoom, background=background, max_pixels=max_pixels
+    )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
     fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
@@ -122,11 +117,12 @@ def encode_files(
     compile: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -149,9 +145,9 @@ def encode_files(
         recursive: take the files in folders; `output` gets the same subfolders.
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
-        skip_existing: skip pictures whose output exists and was made with the same checkpoint, size, fit and
-            schedule; one that was made with others is kept, and is an error. The picture itself is not
-            compared.
+        skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
+            size, fit, zoom, background, dtype and schedule. One that was made with others is kept, and is an
+            error. The picture itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -161,10 +157,13 @@ def encode_files(
         compile: compile the networks, which takes a minute: for long runs on a GPU.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
-            "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell.
+            "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell;
+            "bucket": crop to the size of `buckets` whose aspect ratio is nearest.
+        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
+            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
-        schedule: (h, w) of every scale, or a text such as "1,2,4,8x12"; the checkpoint's own if None.
+        schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -187,6 +186,7 @@ def encode_files(
     fitted = make_fit(
         fit,
         size=size,
+        buckets=buckets,
         zoom=zoom,
         background=background,
         max_pixels=max_pixels,
@@ -228,7 +228,7 @@ def encode_files(
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
-    pixels = None if fitted.mode == "native" else math.prod(fitted.size)
+    pixels = None if fitted.mode == "native" else max(math.prod(one) for one in fitted.sizes)
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(
@@ -280,10 +280,12 @@ class _EncodeRun:
                 broken = isinstance(sample.picture, VartokError)
                 if key is not None or not broken:  # a broken picture keeps its name, for when it is mended
                     claimed = self._plan.claim(item, key)
-                if broken and isinstance(claimed, FileResult):
+                if broken and isinstance(claimed, FileResult) and not self._plan.is_full:
                     claimed = (claimed.input, None)
                 if isinstance(claimed, FileResult):
                     yield claimed, "", _read_nothing
+                    if self._plan.is_full:
+                        return
                 else:
                     yield _Job(*claimed), _source(item, key), sample.read
 

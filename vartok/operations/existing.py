@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from vartok.buckets import nearest_bucket
 from vartok.config import TokenizerConfig
 from vartok.errors import ImageError, TokenFileError, counted, one_line, printable
 from vartok.images import Fit
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.operations.inputs import Input
-from vartok.operations.settings import parse_size
+from vartok.operations.settings import parse_size, resolve_buckets
 from vartok.schedule import Schedule, adapt_schedule, describe
 from vartok.token_files import TokenMetadata
 from vartok.token_streams import read_metadata
@@ -29,10 +30,9 @@ class Encoder(NamedTuple):
 
 
 class TokenComparison:
-    """Tells how token files differ from those that a run would write: by checkpoint, size, fit and schedule.
+    """Tells how token files differ from those that a run would write: by checkpoint and settings.
 
-    The picture itself is not compared, nor the background of transparent and padded pictures, which is not
-    stored.
+    Settings are size, fit, zoom, background, dtype and schedule. The picture itself is not compared.
 
     Args:
         encoder: returns the run's tokenizer; called at the first comparison.
@@ -62,7 +62,7 @@ class TokenComparison:
         differing: Counter[str] = Counter()
         try:
             for images, found in enumerate(read_metadata(path), 1):  # noqa: B007
-                self._encoder = self._encoder or self._load()
+                self._encoder = self._encoder or self._load_encoder()
                 differing.update(self._differences(found, self._encoder))
         except TokenFileError as error:
             raise TokenFileError(f"is no whole token file: {error}") from None
@@ -72,16 +72,24 @@ class TokenComparison:
         ]
         return one_line(", ".join(told), 200) or None
 
+    def _load_encoder(self) -> Encoder:
+        encoder = self._load()
+        self._fit = resolve_buckets(encoder.config, self._fit, size=self._size, schedule=self._schedule)
+        return encoder
+
     def _differences(self, found: TokenMetadata, encoder: Encoder) -> list[str]:
         config, image = encoder.config, found.image
         size = image.size if self._fit.mode == "native" else self._size or config.image_size
         latent = (size[0] // config.downsample, size[1] // config.downsample)
         schedule = self._schedule or adapt_schedule(config.patch_nums, latent)
+        if self._fit.buckets:
+            size, schedule = nearest_bucket(self._fit.buckets, image.height, image.width)
         pairs = {
             "checkpoint": (_name(found.model), _name(encoder.info)),
             "size": ("x".join(map(str, image.size)), "x".join(map(str, size))),
             "fit": (printable(image.fit), self._fit.mode),
             "zoom": (f"{image.zoom:g}", f"{self._fit.zoom:g}"),
+            "background": (_hex(image.background), _hex(self._fit.background)),
             "dtype": (printable(image.dtype), encoder.dtype),
         }
         if image.size == size:  # else the schedules differ anyway
@@ -134,6 +142,10 @@ class PictureComparison:
         width, height = (image.width, image.height) if self._restore_size else image.size[::-1]
         count = min(self._scales or scales, scales) if self._strip else 1
         return width * count, height
+
+
+def _hex(color: tuple[int, int, int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _name(model: ModelInfo) -> str:

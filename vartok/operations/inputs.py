@@ -15,9 +15,6 @@ from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import (
-    LISTS,
-    TABLES,
-    TARS,
     Kind,
     SearchReport,
     find_files,
@@ -26,14 +23,15 @@ from vartok.sources.find import (
 )
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
+from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS, TOKEN_FILES
 from vartok.token_sources import Row, read_path, read_stream
 
 Source: TypeAlias = str | Path | BinaryIO
 """A path, a URL, or an open binary stream, which messages call standard input."""
 
-PICTURES: tuple[Kind, ...] = ("picture", "tar", "table")
-TOKENS: tuple[Kind, ...] = ("tokens",)
-TITLES = {PICTURES: "pictures", TOKENS: "token files or data sets"}
+PICTURE_KINDS: tuple[Kind, ...] = ("picture", "tar", "table")
+TOKEN_KINDS: tuple[Kind, ...] = ("tokens",)
+TITLES = {PICTURE_KINDS: "pictures", TOKEN_KINDS: "token files or data sets"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +67,7 @@ class Input:
     def is_collection(self) -> bool:
         """True for a tar, a table, a data set, and a .jsonl, .npy or stream of tokens: several pictures."""
         if self.kind == "tokens":
-            several = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".npy")
-            return self.place is None or self.place.lower().endswith(several)
+            return self.place is None or self.place.lower().endswith(TOKEN_COLLECTIONS)
         return self.kind in ("tar", "table", "dataset")
 
     def samples(
@@ -133,7 +130,7 @@ class Inputs(list[Input]):
 
 
 def find_inputs(
-    sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURES, *, recursive: bool = False
+    sources: Source | Iterable[Source], kinds: tuple[Kind, ...] = PICTURE_KINDS, *, recursive: bool = False
 ) -> Inputs:
     """Return the files that sources name, in the sources' order; the files of a folder are sorted.
 
@@ -144,7 +141,7 @@ def find_inputs(
     Args:
         sources: one or several of: path or URL of a file, a folder or a list of paths (.txt); binary stream.
         kinds: kinds of files that a folder is searched for; the first is the kind of an unknown suffix. With
-            `TOKENS` data sets are found too.
+            `TOKEN_KINDS` data sets are found too.
         recursive: take the files in folders; the folder of a data set of tokens does not need it.
 
     Raises:
@@ -201,13 +198,18 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
     if lacks_slash(place):
         yield Input(path, file_kind, place, error=_without_name(one_slash_error(place), place))
         return
+    if "picture" not in kinds and is_url(place):
+        hint = "download it, and name the file"
+        yield Input(path, file_kind, place, error=SourceError("tokens are not read from a URL", hint=hint))
+        return
     if "tokens" in kinds:
         folder = place if path.name != DATA or is_dataset(place) else str(path.parent)
         if is_dataset(folder):
             yield Input(PurePath(path.name), "dataset", folder)
             return
     if os.path.isdir(place) and not recursive:
-        raise ArgumentError(f"{printable(place)} is a folder", hint="set `recursive` to take the files in it")
+        kind = "a folder" if "picture" in kinds else "a folder without a data set"
+        raise ArgumentError(f"{printable(place)} is {kind}", hint="set `recursive` to take the files in it")
     searched = os.path.isdir(place) or is_url(place)
     if not searched and not ("picture" in kinds and place.lower().endswith(LISTS)):
         yield Input(PurePath(path.name), _kind(place, kinds), place)
@@ -217,7 +219,8 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
             place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
         )
         if not found:
-            raise SourceError(f"holds no {TITLES[kinds]}, by their names")
+            cure = None if "picture" in kinds else f"token files end in {', '.join(TOKEN_FILES)}"
+            raise SourceError(f"holds no {TITLES[kinds]}, by their names", hint=cure)
     except SourceError as error:
         yield Input(path, file_kind, place, error=_without_name(error, place))
         return

@@ -15,6 +15,9 @@ MAX_NAME_BYTES = 255
 RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(?=\.|$)", re.IGNORECASE)
 """Beginning of names that belong to devices on Windows, with any suffix."""
 
+FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\]')
+"""Characters that no name on Windows has."""
+
 ENDING = re.compile(r"(\.[A-Za-z0-9]{1,9}){1,2}$")
 """Suffixes of an output's name, as ".tokens.npz"."""
 
@@ -52,15 +55,15 @@ def safe_name(name: str) -> PurePath:
     text = "".join(char if char.isprintable() else "_" for char in name.replace("\\", "/"))
     text = re.sub(r"^/*([A-Za-z]):(?=/|$)", r"\1", text)
     parts = [part for part in PurePosixPath(text).parts if part not in ("/", "//", "..")]
-    return PurePath(*(re.sub(r'[<>:"|?*]', "_", part) for part in parts)) if parts else PurePath("image")
+    return PurePath(*(FORBIDDEN.sub("_", part) for part in parts)) if parts else PurePath("image")
 
 
 def portable_name(name: PurePath) -> PurePath:
     """Return an output's name as Windows, macOS and Linux can hold it; nearly every name stays as it is.
 
-    A name that Windows reserves for a device gets "_": "CON_.tokens.npz". "_" replaces dots and blanks at the
-    end of a folder's name, which Windows drops. A name of more than `MAX_NAME_BYTES` is shortened, and gets a
-    hash, so that different names stay different.
+    A name that Windows reserves for a device gets "_": "CON_.tokens.npz". "_" replaces `FORBIDDEN`
+    characters, and dots and blanks at the end of a folder's name, which Windows drops. A name of more than
+    `MAX_NAME_BYTES` is shortened, and gets a hash, so that different names stay different.
     """
     return PurePath(*map(_portable_part, name.parts))
 
@@ -83,6 +86,7 @@ def folded_name(name: PurePath) -> str:
 
 
 def _portable_part(part: str) -> str:
+    part = FORBIDDEN.sub("_", part)
     part = RESERVED.sub(lambda found: f"{found[0]}_", part, count=1) if RESERVED.match(part) else part
     kept = part.rstrip(" .")
     part = kept + "_" * (len(part) - len(kept))

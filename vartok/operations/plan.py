@@ -20,7 +20,7 @@ from vartok.errors import (
     printable,
 )
 from vartok.operations.inputs import Input
-from vartok.operations.names import folded_name, numbered_name
+from vartok.operations.names import folded_name, numbered_name, portable_name
 from vartok.operations.outputs import FileResult, Place, Target, check_folder
 from vartok.sources.find import absolute
 
@@ -50,6 +50,7 @@ class OutputPlan:
     Attributes:
         todo: inputs to encode or decode.
         refused: results of the inputs whose output exists: skipped, or with an error.
+        is_full: True once a picture was refused because the only file or stream has one: no other has room.
 
     Raises:
         ArgumentError: two inputs would write one file, a result would replace an input, or both
@@ -77,6 +78,7 @@ class OutputPlan:
         self._taken: set[tuple[str, str]] = set()
         self._renamed = RenameCount("not every system can hold the name")
         self._numbered = RenameCount("another picture of the run has the name")
+        self.is_full = False
         self.todo: list[Input] = []
         self.refused: list[FileResult] = []
         if target.joined:
@@ -144,12 +146,15 @@ class OutputPlan:
         path = place and place.path
         identity = place.identity if place else ("", "the stream")
         if identity in self._taken:
-            hint = "a token file of several images needs the suffix .jsonl"
             if path is None or self._target.file:
-                hint = "name a folder with `output`"
-            taken = OutputError(
-                f"{printable(path or identity[1])} is taken by another picture of this run", hint=hint
-            )
+                self.is_full = True
+                takes = f"{printable(path or identity[1])} takes one: the others are left out"
+                more = OutputError(
+                    f"has more than one picture, but {takes}", hint="name a folder with `output`"
+                )
+                return FileResult(str(item), error=more)
+            hint = "a token file of several images needs the suffix .jsonl"
+            taken = OutputError(f"{printable(path)} is taken by another picture of this run", hint=hint)
             return FileResult(label, error=taken)
         self._taken.add(identity)
         refused = path and self._refuse_existing(item, label, path, made)
@@ -217,18 +222,20 @@ class OutputPlan:
         """Return the result of an output that exists: skipped if it is what the run would make."""
         if self._overwrite or not os.path.lexists(path):
             return None
+        shown = "" if label == printable(path) else f"{printable(path)} "  # a report adds the label
         if not self._skip:
             hint = "set `overwrite` to replace it, or `skip_existing` to skip it"
-            return FileResult(label, error=OutputExistsError(f"{printable(path)} exists", hint=hint))
+            return FileResult(label, error=OutputExistsError(f"{shown}exists", hint=hint))
         try:
             difference = self._compare(item, path, made)
-            told = f"{printable(path)} was made with other settings ({difference})"
+            told = f"{shown}was made with other settings ({difference})"
         except VartokError as error:
             difference = str(error)
-            told = f"{printable(path)} exists, but {difference}"
+            told = f"{shown}exists, but {difference}"
         if not difference:
             return FileResult(label, skipped=True)
-        hint = "set `overwrite` to replace it, or name another folder with `output`"
+        other = "another folder" if self._target.file is None else "another file"
+        hint = f"set `overwrite` in place of `skip_existing` to replace it, or name {other} with `output`"
         return FileResult(label, error=OutputExistsError(told, hint=hint, difference=difference))
 
     def _protect_inputs(self, path: Path) -> None:
@@ -273,7 +280,7 @@ def _conflict(one: Input, other: Input, path: Path, second: Path) -> ArgumentErr
     if one.place == other.place:
         return ArgumentError(f"{other} is named twice")
     cure = "set `full_names`"
-    if folded_name(one.name) == folded_name(other.name):
+    if folded_name(portable_name(one.name)) == folded_name(portable_name(other.name)):
         cure = "name the folder above them and set `recursive`"
         if _folder(one) == _folder(other):
             cure = "rename one of them" if one.kind == "tokens" else "set `format` to jsonl"

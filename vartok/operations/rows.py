@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
 
-from vartok.errors import ArgumentError, SourceError, TokensError, VartokError, VartokWarning, quoted
+from vartok.errors import (
+    ArgumentError,
+    SourceError,
+    TokensError,
+    VartokError,
+    VartokWarning,
+    printable,
+    quoted,
+)
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.inputs import Input
 from vartok.operations.settings import make_schedule
@@ -26,8 +34,8 @@ class FlatSchedules:
     """Chooses the schedule of tokens that came without one.
 
     Args:
-        schedule: schedule of all such tokens, or a text such as "1,2,4"; None for `default`, stretched to the
-            size of latent that has as many tokens.
+        schedule: schedule of all such tokens, or a text such as "1,2,4" or "var-512"; None for `default`,
+            adapted to the size of latent that has as many tokens.
 
     Attributes:
         default: a checkpoint's own schedule; VAR's until a checkpoint is loaded.
@@ -131,12 +139,14 @@ class RowSelection:
         """
         left = None if self._limit is None else self._limit - skipped
         missing = dict(self._keys or {})
+        example: str | None = None
         for item in inputs:
             if left is not None and left <= 0:
                 return
             for row in item.rows():
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
                     key = _key(item, row)
+                    example = example or key
                     if key not in self._keys:
                         continue
                     missing.pop(key, None)
@@ -147,8 +157,9 @@ class RowSelection:
                     return
                 if misfit is not None and item.kind == "tokens":
                     break
+        hint = None if example is None else f"the first row has the key {printable(example, 100)}"
         for key in missing:
-            error = SourceError("no row has this key")
+            error = SourceError("no row has this key", hint=hint)
             yield Input(PurePath(key), "tokens", key, error=error), Row(error)
 
 

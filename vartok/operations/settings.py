@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vartok.buckets import BucketsLike, make_buckets, read_table
 from vartok.errors import ArgumentError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
 
 if TYPE_CHECKING:
+    from vartok.config import TokenizerConfig
     from vartok.tokenizer import Tokenizer
 
 GPU_BATCH_SIZE = 32
@@ -60,14 +62,16 @@ def make_fit(
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
+    buckets: BucketsLike | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Fit:
     """Return the `Fit` of checked settings; `resolve_fit` then adapts it to a checkpoint.
 
     Args:
-        mode: "crop", "pad", "stretch" or "native"; see `Fit`.
+        mode: "crop", "pad", "stretch", "native" or "bucket"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
+        buckets: table of the sizes with "bucket", as `read_table` takes it.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -80,11 +84,21 @@ def make_fit(
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
+    if (buckets is not None) != (mode == "bucket"):
+        raise ArgumentError(
+            "the fit bucket and `buckets` need each other", hint="`buckets` is a file, or infinity, or sdxl"
+        )
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
         return Fit(
-            mode=mode, size=sides, zoom=zoom, background=color, max_pixels=max_pixels, max_bytes=max_bytes
+            mode=mode,
+            size=sides,
+            table=None if buckets is None else read_table(buckets),
+            zoom=zoom,
+            background=color,
+            max_pixels=max_pixels,
+            max_bytes=max_bytes,
         )
 
 
@@ -105,7 +119,7 @@ def resolve_fit(
     size: str | int | tuple[int, int] | None = None,
     schedule: Schedule | None = None,
 ) -> Fit:
-    """Return a fit whose `size` and `multiple` suit all tokenizers.
+    """Return a fit whose `size`, `multiple` and `buckets` suit all tokenizers.
 
     Args:
         tokenizers: tokenizers that get the same pixels.
@@ -115,8 +129,10 @@ def resolve_fit(
 
     Raises:
         ArgumentError: a side is no multiple of a tokenizer's downsampling factor, or the last grid of
-            `schedule` is not the latent's. The fit "native" is not checked.
+            `schedule` is not the latent's. The fit "native" is not checked. Or `resolve_buckets` raises it.
     """
+    if fit.mode == "bucket":
+        return resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
     height, width = parse_size(size) or tokenizers[0].config.image_size
     for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
         if height % step or width % step:
@@ -125,9 +141,47 @@ def resolve_fit(
             )
         latent = (height // step, width // step)
         if schedule and schedule[-1] != latent:
-            raise ArgumentError(f"`schedule` must end in the latent's grid, here {describe((latent,))}")
+            h, w = (cells * step for cells in schedule[-1])
+            raise ArgumentError(
+                f"`schedule` must end in the latent's grid, here {describe((latent,))}",
+                hint=f"set `size` to {h}x{w} for a schedule that ends in {describe(schedule[-1:])}",
+            )
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
+
+
+def resolve_buckets(
+    config: TokenizerConfig,
+    fit: Fit,
+    *,
+    size: str | int | tuple[int, int] | None = None,
+    schedule: Schedule | None = None,
+) -> Fit:
+    """Return a fit with the buckets that `make_buckets` makes of its table; one without a table unchanged.
+
+    Args:
+        config: the checkpoint's configuration.
+        fit: the fit, as `make_fit` returns it.
+        size: size whose number of pixels is that of every bucket, as `parse_size` takes it; or None.
+        schedule: (h, w) of every scale, stretched to each bucket; or None.
+
+    Raises:
+        ArgumentError: a side of a bucket is no multiple of the checkpoint's downsampling factor, or a bucket
+            is too large.
+    """
+    if fit.table is None:
+        return fit
+    pixels = parse_size(size)
+    with as_argument_errors():
+        buckets = make_buckets(
+            fit.table,
+            image_size=config.image_size,
+            patch_nums=config.patch_nums,
+            step=config.downsample,
+            size=pixels,
+            schedule=schedule,
+        )
+        return dataclasses.replace(fit, size=pixels or config.image_size, buckets=buckets)
 
 
 def resolve_tokenizer(

@@ -30,7 +30,7 @@ MAX_BATCHED_PIXELS = 1 << 17
 """Number of pixels up to which a worker thread computes the latent of a picture, on a CPU. Several larger
 pictures at once need too much memory, and a single one keeps all cores busy."""
 
-MAX_TOKENS = 1 << 18
+MAX_NATIVE_TOKENS = 1 << 18
 """Number of tokens up to which the fit "native" takes a picture by default: 25 million pixels.
 
 They take 2.0 GB of memory, and three minutes on two cores, with the shipped checkpoint.
@@ -48,7 +48,7 @@ def encode_pictures(
     fit: Fit,
     *,
     schedule: Schedule | None = None,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int = MAX_NATIVE_TOKENS,
     batch_size: int = 1,
     workers: int = 1,
     group_key: Callable[[S], Hashable] | None = None,
@@ -62,7 +62,8 @@ def encode_pictures(
         tokenizer: a loaded tokenizer.
         pictures: for each picture an id, the `image.source` of its tokens, and the picture.
         fit: how a picture becomes the pixels that are encoded.
-        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None.
+        schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None. The fit
+            "bucket" has a schedule for each of its buckets instead.
         max_tokens: limit of tokens of a picture with the fit "native".
         batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
         workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
@@ -76,6 +77,7 @@ def encode_pictures(
     import torch
 
     device = tokenizer.device.type
+    schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
     threads = torch.get_num_threads()
 
     def limit_threads() -> None:
@@ -96,6 +98,7 @@ def encode_pictures(
             zoom=fit.zoom,
             device=device,
             dtype=tokenizer.dtype,
+            background=fit.background,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
@@ -120,11 +123,12 @@ def encode_pictures(
         return batch, images.pin_memory() if device == "cuda" else images
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
+        grids = schedules.get(batch[0].info.size, schedule)
         if not isinstance(batch[0].data, torch.Tensor):
-            return tokenizer.encode(values, schedule)
+            return tokenizer.encode(values, grids)
         limit_threads()
         try:
-            return tokenizer.quantize(values, schedule)
+            return tokenizer.quantize(values, grids)
         finally:
             torch.set_num_threads(threads)
 

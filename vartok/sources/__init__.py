@@ -5,15 +5,12 @@ shards, and `InputShard.samples` yields the samples of an input shard.
 """
 
 from vartok.sources.columns import NamedColumns
-from vartok.sources.find import LISTS, TABLES, TARS, FoundFile, SearchReport, find_files, is_url, open_place
+from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place
 from vartok.sources.samples import Sample
 from vartok.sources.shards import InputShard, PictureFile, find_input_shards, folder_classes
 from vartok.sources.tars import read_tar
 
 __all__ = [
-    "LISTS",
-    "TABLES",
-    "TARS",
     "FoundFile",
     "InputShard",
     "NamedColumns",

@@ -15,7 +15,7 @@ MAGIC, FEATHER_V1 = b"ARROW1", b"FEA1"
 CONTINUED = b"\xff\xff\xff\xff"
 """Bytes before the length of a message; a stream without them is of Arrow 0.14 or older."""
 
-MAX_HEADER = 1 << 24
+MAX_MESSAGE_HEADER = 1 << 24
 """Size limit in bytes of the header of a message: the schema, or the places of the buffers of a batch."""
 
 MAX_BATCH = 1 << 30
@@ -100,7 +100,7 @@ def _read_footer(read: Callable[[int, int], bytes], size: int) -> list[int] | No
         return None
     (length,) = struct.unpack_from("<i", ending)
     end = size - 10 - length
-    if not 0 < length <= MAX_HEADER or end < 0:
+    if not 0 < length <= MAX_MESSAGE_HEADER or end < 0:
         return None
     try:
         data = read(end, length)
@@ -175,7 +175,7 @@ def _read_message(read: Callable[[int, int], bytes], position: int, size: int, i
     (length,) = struct.unpack_from("<i", prefix, 4 if marked else 0)
     if length == 0:
         return _Message(END, position)
-    if not 0 < length <= MAX_HEADER:
+    if not 0 < length <= MAX_MESSAGE_HEADER:
         raise ImageError(f"is damaged: a header of {length:,} bytes")
     try:
         header = read(position, length)

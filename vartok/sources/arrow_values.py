@@ -11,12 +11,12 @@ from decimal import Decimal
 from typing import Any
 
 from vartok.errors import ImageError
-from vartok.sources.samples import MAX_TEXT, check_label
+from vartok.sources.samples import MAX_SAMPLE_TEXT, check_label
 
 MAX_LABEL_BYTES = 1 << 10
 """Size limit in bytes of a label that is text; a longer text is neither a number nor the name of a class."""
 
-MAX_TEXT_BYTES = 4 * MAX_TEXT
+MAX_TEXT_BYTES = 4 * MAX_SAMPLE_TEXT
 """Size limit in bytes of a text, since a character of UTF-8 has up to 4 bytes."""
 
 
@@ -151,7 +151,7 @@ def as_key(value: Any) -> str:
     """Return the key that a valid scalar of text or a whole number holds.
 
     Raises:
-        ImageError: the text has more than `MAX_TEXT` characters, or is not UTF-8.
+        ImageError: the text has more than `MAX_SAMPLE_TEXT` characters, or is not UTF-8.
     """
     return as_text(value, "key") if _holds_text(value) else str(int(value.as_py()))
 
@@ -164,7 +164,7 @@ def as_text(value: Any, role: str) -> str:
         role: name of the value in messages, such as "caption".
 
     Raises:
-        ImageError: the text has more than `MAX_TEXT` characters, or is not UTF-8.
+        ImageError: the text has more than `MAX_SAMPLE_TEXT` characters, or is not UTF-8.
     """
     value = plain(value)
     _check_size(value, role)
@@ -180,14 +180,14 @@ def as_texts(value: Any, role: str) -> list[str]:
     """Return the texts of a valid scalar of text or a list of texts, without nulls.
 
     Raises:
-        ImageError: the texts together have more than `MAX_TEXT` characters, or one is not UTF-8.
+        ImageError: the texts together have more than `MAX_SAMPLE_TEXT` characters, or one is not UTF-8.
     """
     value = plain(value)
     if _holds_text(value):
         return [as_text(value, role)]
     _check_size(value, role)
     texts = [as_text(item, role) for item in value.values if plain(item).is_valid]
-    if sum(map(len, texts)) > MAX_TEXT:
+    if sum(map(len, texts)) > MAX_SAMPLE_TEXT:
         raise _too_long(role)
     return texts
 
@@ -198,7 +198,7 @@ def as_json(value: Any, role: str) -> str:
     NaN becomes null, and a value that JSON does not have, such as a date, becomes text.
 
     Raises:
-        ImageError: the JSON text has more than `MAX_TEXT` characters, or a text in it is not UTF-8.
+        ImageError: the JSON text has more than `MAX_SAMPLE_TEXT` characters, or a text in it is not UTF-8.
     """
     value = plain(value)
     if _holds_text(value):
@@ -214,7 +214,7 @@ def dump_json(value: Any, role: str) -> str:
     """Return an object as JSON text.
 
     Raises:
-        ImageError: the JSON text has more than `MAX_TEXT` characters.
+        ImageError: the JSON text has more than `MAX_SAMPLE_TEXT` characters.
     """
     return _checked(json.dumps(value, ensure_ascii=False), role)
 
@@ -269,10 +269,10 @@ def _size(value: Any) -> int:
 
 
 def _checked(text: str, role: str) -> str:
-    if len(text) > MAX_TEXT:
+    if len(text) > MAX_SAMPLE_TEXT:
         raise _too_long(role)
     return text
 
 
 def _too_long(role: str) -> ImageError:
-    return ImageError(f"its {role} has more than {MAX_TEXT:,} characters")
+    return ImageError(f"its {role} has more than {MAX_SAMPLE_TEXT:,} characters")

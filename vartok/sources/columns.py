@@ -105,7 +105,7 @@ def choose_columns(schema: Any, named: NamedColumns) -> Columns:
             for name, kind in fields.items()
             if name.lower() in names and name not in taken and not is_null(kind)
         ]
-        fitting = [name for name in found if FITS[role](fields[name])]
+        fitting = [name for name in found if SUITS_ROLE[role](fields[name])]
         if fitting and role not in columns:
             columns[role] = min(fitting, key=lambda name: _rank(name, fields[name], role))
         title = _title(role)
@@ -154,7 +154,7 @@ def _named_column(fields: dict[str, Any], role: str, name: str) -> str:
         raise ImageError(
             f"the table has no column {quoted(name)}: its columns are {one_line(', '.join(fields), 300)}"
         )
-    fits = _holds_pictures if role == "image" else FITS[role]
+    fits = _holds_pictures if role == "image" else SUITS_ROLE[role]
     fitting = [
         other
         for other in found
@@ -180,7 +180,7 @@ def _holds_captions(kind: Any) -> bool:
     return is_text(item) or is_null(item)  # a column of empty lists has items of the type null
 
 
-FITS: dict[str, Callable[[Any], bool]] = {
+SUITS_ROLE: dict[str, Callable[[Any], bool]] = {
     "key": is_text,
     "label": lambda kind: is_number(kind) or is_text(kind),
     "caption": _holds_captions,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
-from vartok.errors import ArgumentError, ImageError, SourceError, VartokError
-from vartok.files import os_error_reason
+from vartok.errors import ArgumentError, SourceError, VartokError
+from vartok.files import check_regular, os_error_reason
 from vartok.images import picture_suffixes
 from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
@@ -28,33 +28,15 @@ from vartok.sources.web import (
     without_login,
     without_query,
 )
+from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_ENDINGS, TOKEN_FILES
 
 Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
-
-TARS = (
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".tar.bz2",
-    ".tbz2",
-    ".tbz",
-    ".tar.xz",
-    ".txz",
-    ".tar.zst",
-    ".tzst",
-)
-TABLES = (".parquet", ".pq", ".arrow", ".feather")
-TOKENS = (".npz", ".tokens.json", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".npy")
-LISTS = (".txt",)
 
 DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp)$")
 """Ends of the names that `vartok decode` gives to pictures.
 
 A search skips these pictures, since they often lie in the folders of the originals.
 """
-
-OWN_TOKENS = re.compile(r"\.tokens\.(npz|json|jsonl|jsonl\.gz|jsonl\.zst)$")
-"""Ends of the names that `vartok encode` gives to token files, which often lie beside the pictures."""
 
 
 class FoundFile(NamedTuple):
@@ -96,7 +78,7 @@ class SearchReport:
     def skip(self, name: str) -> None:
         """Count a file that is passed over, unless it is hidden or a token file of vartok."""
         base = posixpath.basename(name.replace(os.sep, "/"))
-        if base.startswith(".") or OWN_TOKENS.search(base):
+        if base.startswith(".") or base.lower().endswith(TOKEN_ENDINGS):
             return
         if decoded := DECODED.search(base):
             self.passed_over[decoded[0]] += 1
@@ -167,14 +149,12 @@ def open_place(place: str) -> BinaryIO:
     """Open a path or URL for reading, in binary.
 
     Raises:
-        ImageError: the path is not of a regular file but, for example, of a pipe, which might never end.
         VartokError: a package is missing that opens such a URL.
-        OSError: the file cannot be opened. For a URL that is not http, its file system's library may raise
-            other errors too.
+        OSError: the file cannot be opened, or is not a regular file, see `check_regular`. For a URL that is
+            not http, its file system's library may raise other errors too.
     """
     if not is_url(place):
-        if not stat.S_ISREG(os.stat(place).st_mode):
-            raise ImageError("is not a regular file")
+        check_regular(place)
         return open(place, "rb")
     if is_web(place):
         return open_web(place)
@@ -370,14 +350,14 @@ def _kind(place: str, kinds: tuple[Kind, ...]) -> Kind:
         return "tar"
     if lower.endswith(TABLES):
         return "table"
-    if "tokens" in kinds and (lower.endswith(TOKENS) or "picture" not in kinds):
+    if "tokens" in kinds and (lower.endswith(TOKEN_FILES) or "picture" not in kinds):
         return "tokens"
     return "picture"
 
 
 def _suffixes(kinds: tuple[Kind, ...]) -> tuple[str, ...]:
     """Return the suffixes of some kinds of files, in lower case."""
-    by_kind = {"picture": picture_suffixes(), "tar": TARS, "table": TABLES, "tokens": TOKENS}
+    by_kind = {"picture": picture_suffixes(), "tar": TARS, "table": TABLES, "tokens": TOKEN_FILES}
     return tuple(suffix for kind in kinds for suffix in by_kind[kind])
 
 

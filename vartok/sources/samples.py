@@ -11,7 +11,7 @@ from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES, Fit, Picture, read_file, read_picture
 from vartok.sources.find import open_place
 
-MAX_TEXT = 1 << 20
+MAX_SAMPLE_TEXT = 1 << 20
 """Largest length of a caption, and of the text of metadata, in characters."""
 
 MAX_LABEL = (1 << 63) - 1

@@ -19,11 +19,12 @@ from vartok.errors import ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources.columns import ANY_COLUMNS, NamedColumns
-from vartok.sources.find import LISTS, SearchReport, absolute, find_files, is_url, shorten_path
+from vartok.sources.find import SearchReport, absolute, find_files, is_url, shorten_path
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
 from vartok.sources.web import hide_secrets, without_login, without_query
+from vartok.suffixes import LISTS
 
 
 class PictureFile(NamedTuple):

@@ -119,9 +119,10 @@ def open_table(place: str, categories: Sequence[str] = ()) -> Iterator[Table]:
         categories: columns of text whose values may be read as dictionaries, each different value once.
 
     Raises:
-        ImageError: `place` is not a regular file, or an Arrow file that is damaged at its beginning.
+        ImageError: `place` is an Arrow file that is damaged at its beginning.
         VartokError: pyarrow is not installed.
-        OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
+        OSError: the table cannot be opened, or is not a regular file. For a broken table, Arrow may
+            raise other errors too.
     """
     require("pyarrow", extra="dataset", purpose="tables")
     with open_place(place) as stream:
@@ -151,10 +152,11 @@ def read_table_samples(
         classes: labels by the names of classes; None if labels are whole numbers.
 
     Raises:
-        ImageError: a column is missing or unfit, the column of pictures is ambiguous, `place` is not a
-            regular file, or the table is damaged.
+        ImageError: a column is missing or unfit, the column of pictures is ambiguous, or the table is
+            damaged.
         VartokError: pyarrow is not installed.
-        OSError: the table cannot be opened. For a broken table, Arrow may raise other errors too.
+        OSError: the table cannot be opened, or is not a regular file. For a broken table, Arrow may
+            raise other errors too.
     """
     with open_table(place) as table:
         columns = choose_columns(table.schema, named)

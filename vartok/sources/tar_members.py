@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 ZEROS = 1 << 16
 """Bytes after an end mark that are read at once."""
 
-MAX_HEADER = 1 << 20
+MAX_TAR_HEADER = 1 << 20
 """Size limit in bytes of an extended header, which holds the long name of a file."""
 
 MAX_EXTENTS = 1 << 16
@@ -238,8 +238,8 @@ class TarReader:
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def _extended(self, size: int) -> bytes:
-        if size > MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes, more than {MAX_HEADER:,}")
+        if size > MAX_TAR_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes, more than {MAX_TAR_HEADER:,}")
         return self._exact(_padded(size))[:size]
 
     def _check_end(self, size: int) -> None:

@@ -144,9 +144,9 @@ def read_tar_samples(
             counts the pictures of a sample after its first.
 
     Raises:
-        ImageError: the tar is broken, see `read_tar`, or `place` is not a regular file.
-        OSError: the tar cannot be opened or read. For a URL, its file system's library may raise other errors
-            too.
+        ImageError: the tar is broken, see `read_tar`.
+        OSError: the tar cannot be opened or read, or is not a regular file. For a URL, its file
+            system's library may raise other errors too.
     """
     passed_over = Counter() if passed_over is None else passed_over
     with open_place(place) as stream:

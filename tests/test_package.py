@@ -28,9 +28,12 @@ FILES = {
 # A unit is a module, or a package with all its modules. Each may import those of the lines before it.
 ORDER = (
     ["errors"],
-    ["files", "fingerprint", "lazy", "npy", "optional", "processors", "schedule", "stopping", "suffixes"],
+    [
+        *("files", "fingerprint", "lazy", "metadata", "npy", "optional", "processors", "schedule"),
+        *("stopping", "suffixes"),
+    ],
     ["buckets"],
-    ["compression", "config", "codebook", "images", "metadata"],
+    ["compression", "config", "codebook", "images"],
     ["tokens"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["dataset.schema", "token_streams"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ MAX_VOCAB = 1 << 24
 MAX_STATED_SIDE = 1 << 24  # pixels
 WHITE = (255, 255, 255)
 MAX_TEXT = 4096  # characters of a name or a path
+MAX_VIEWS = 100  # views of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,48 @@ class ImageInfo:
         if not isinstance(levels, (list, tuple)) or len(levels) != 3 or not all(map(_is_level, levels)):
             raise TokensError(f"background must be three levels from 0 to 255, not {quoted(levels)}")
         object.__setattr__(self, "background", tuple(levels))
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of an image that was encoded, where a data set has several views of each image.
+
+    Attributes:
+        number: number of the view among those of its image, from 0.
+        box: (left, top, right, bottom) of the part, in pixels of the original after its EXIF orientation
+            was applied. With the fit "pad" it is larger than the original, whose border it includes.
+        flipped: True if the part was mirrored left to right.
+
+    Raises:
+        TokensError: a value has another type or is out of range.
+    """
+
+    number: int
+    box: tuple[float, float, float, float]
+    flipped: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value, and turn the box into floats."""
+        if type(self.number) is not int or not 0 <= self.number < MAX_VIEWS:
+            raise TokensError(
+                f"view must be a whole number from 0 to {MAX_VIEWS - 1}, not {quoted(self.number)}"
+            )
+        if type(self.flipped) is not bool:
+            raise TokensError(f"flipped must be true or false, not {quoted(self.flipped)}")
+        if (
+            not isinstance(self.box, (list, tuple))
+            or len(self.box) != 4
+            or not all(map(_is_finite, self.box))
+        ):
+            raise TokensError(f"box must be [left, top, right, bottom], not {quoted(self.box)}")
+        left, top, right, bottom = map(float, self.box)
+        if not (left < right and top < bottom):
+            raise TokensError(f"box must not be empty: {quoted(self.box)}")
+        object.__setattr__(self, "box", (left, top, right, bottom))
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _check_whole(name: str, value: object, high: int) -> None:

@@ -30,7 +30,8 @@ class Row(NamedTuple):
 
     Attributes:
         tokens: its tokens, or an error.
-        key: its key in a data set or an array; None in a token file, and for an error.
+        key: its key in a data set or an array, with the number of the view if there are several, as "a#1";
+            None in a token file, and for an error.
     """
 
     tokens: Found
@@ -155,8 +156,8 @@ def _read_path(path: Path) -> Iterator[Row]:
         yield from _read_dataset(path)
     elif folder.name == DATA and is_dataset(folder.parent):
         description, encoding = open_dataset(folder.parent)
-        pictures = {item["name"]: item["pictures"] for item in description.get("shards", ())}
-        yield from _read_shard(path, description["files"], encoding, pictures.get(f"{DATA}/{path.name}"))
+        counts = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
+        yield from _read_shard(path, description["files"], encoding, counts.get(f"{DATA}/{path.name}"))
     elif name.endswith(TABLES):
         find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
@@ -179,7 +180,7 @@ def _read_dataset(folder: Path) -> Iterator[Row]:
     for shard in description.get("shards", ()):
         name: str = shard["name"]
         try:
-            for row in _read_shard(folder / name, description["files"], encoding, shard["pictures"]):
+            for row in _read_shard(folder / name, description["files"], encoding, encoding.count_rows(shard)):
                 error = row.tokens
                 yield Row(_prefixed(name, error)) if isinstance(error, VartokError) else row
         except OSError as error:
@@ -193,14 +194,14 @@ def _read_dataset(folder: Path) -> Iterator[Row]:
         )
 
 
-def _read_shard(path: Path, format: str, encoding: Encoding, pictures: int | None = None) -> Iterator[Row]:
+def _read_shard(path: Path, format: str, encoding: Encoding, stated: int | None = None) -> Iterator[Row]:
     """Yield the rows of a shard.
 
     Args:
         path: the shard.
         format: name of its format.
         encoding: encoding of its rows.
-        pictures: number of rows that it should have; None if that is not known.
+        stated: number of rows that it should have; None if that is not known.
 
     Raises:
         DatasetError, OSError: the shard cannot be read, not to its end, or has another number of rows.
@@ -208,15 +209,17 @@ def _read_shard(path: Path, format: str, encoding: Encoding, pictures: int | Non
     rows = 0
     for row in iter_rows(format, path, encoding):
         rows += 1
-        if pictures is not None and rows > pictures:
-            raise DatasetError(f"has more rows than the {pictures:,} that dataset.json states")
+        if stated is not None and rows > stated:
+            raise DatasetError(f"has more rows than the {stated:,} that dataset.json states")
         yield _row(row)
-    if pictures is not None and rows < pictures:
-        raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {pictures:,}")
+    if stated is not None and rows < stated:
+        raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {stated:,}")
 
 
 def _row(tokens: Found) -> Row:
-    return Row(tokens, None if isinstance(tokens, VartokError) else tokens.key)
+    if isinstance(tokens, VartokError):
+        return Row(tokens)
+    return Row(tokens, tokens.row_key if isinstance(tokens, ImageTokens) else tokens.key)
 
 
 def _refuse_picture(row: Row) -> Row:

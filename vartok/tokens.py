@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vartok.errors import ScheduleError, TokensError, quoted
-from vartok.metadata import ImageInfo, ModelInfo
+from vartok.metadata import ImageInfo, ModelInfo, View
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, check_schedule, describe, token_count
 
 if TYPE_CHECKING:
@@ -148,11 +148,16 @@ class ImageTokens:
         label: class index, 0 or more; None if unknown. Data sets carry labels, token files do not.
         caption: caption of the image, or None. Data sets carry captions, token files do not.
         metadata: JSON text that came with the image, or None. Data sets carry it, token files do not.
+        view: the part of the image that was encoded, in data sets with several views of each image; else
+            None.
+        latent: [C, h, w] float16, read-only: the latent before quantization, in data sets that keep it; else
+            None.
         notes: remarks on how the image was read, for the user; not written to files.
 
     Raises:
         TokensError: an array is not 2-d or not of integers, the grids are not a schedule, there are more
-            than 4 Mi tokens, or an index is outside the vocabulary.
+            than 4 Mi tokens, or an index is outside the vocabulary; or the latent has another dtype, or
+            another grid than the last scale.
     """
 
     scales: tuple[NDArray[Any], ...]
@@ -161,6 +166,8 @@ class ImageTokens:
     label: int | None = None
     caption: str | None = None
     metadata: str | None = None
+    view: View | None = None
+    latent: NDArray[np.float16] | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -179,6 +186,8 @@ class ImageTokens:
         flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
         flat.flags.writeable = False
         object.__setattr__(self, "scales", split_tokens(flat, schedule))
+        if self.latent is not None:
+            object.__setattr__(self, "latent", _checked_latent(self.latent, schedule))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageTokens):
@@ -186,7 +195,9 @@ class ImageTokens:
         return (
             (self.model, self.image, self.schedule) == (other.model, other.image, other.schedule)
             and (self.label, self.caption, self.metadata) == (other.label, other.caption, other.metadata)
+            and self.view == other.view
             and np.array_equal(self.flatten(), other.flatten())
+            and _same_latent(self.latent, other.latent)
         )
 
     def __hash__(self) -> int:
@@ -200,6 +211,11 @@ class ImageTokens:
     def key(self) -> str:
         """Key of the image in a data set: its source."""
         return self.image.source
+
+    @property
+    def row_key(self) -> str:
+        """Key of the row in a data set: the image's key, and with views the view's number, as "a#1"."""
+        return row_key(self.key, None if self.view is None else self.view.number)
 
     @property
     def schedule(self) -> Schedule:
@@ -247,6 +263,11 @@ class ImageTokens:
         from vartok.token_files import save_tokens
 
         save_tokens(self, path, overwrite=overwrite)
+
+
+def row_key(key: str, view: int | None) -> str:
+    """Return the key of a view of an image, such as "a#1"; the image's own key if `view` is None."""
+    return key if view is None else f"{key}#{view}"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -301,6 +322,25 @@ def split_tokens(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], 
         scales.append(flat[start : start + h * w].reshape(h, w))
         start += h * w
     return tuple(scales)
+
+
+def _checked_latent(latent: Any, schedule: Schedule) -> NDArray[np.float16]:
+    """Return a read-only, contiguous latent, after checking its type and its grid."""
+    if not isinstance(latent, np.ndarray) or latent.dtype != np.float16 or latent.ndim != 3:
+        raise TokensError("a latent is not a [C, h, w] array of float16")
+    if latent.shape[1:] != schedule[-1]:
+        raise TokensError(
+            f"a latent of shape {list(latent.shape)}, but the last scale is {describe(schedule[-1:])}"
+        )
+    kept: NDArray[np.float16] = np.ascontiguousarray(latent, "<f2").view()
+    kept.flags.writeable = False
+    return kept
+
+
+def _same_latent(one: NDArray[np.float16] | None, other: NDArray[np.float16] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 def _check_range(low: int, high: int, vocab_size: int, where: str = "") -> None:

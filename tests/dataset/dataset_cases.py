@@ -27,7 +27,7 @@ from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS, Encoding
 from vartok.dataset.stats import ShardStats, stats_path
 from vartok.dataset.write import HashedFile, ShardProgress, write_summary
 from vartok.images import Fit
-from vartok.metadata import ModelInfo
+from vartok.metadata import ModelInfo, View
 from vartok.schedule import token_count
 from vartok.sources import InputShard, find_input_shards
 from vartok.tokens import ImageTokens
@@ -88,6 +88,23 @@ def some_rows(count: int) -> list[ImageTokens]:
     ]
 
 
+VIEWED = replace(ENCODING, views="random:3", seed=5, latent_channels=2)
+
+
+def viewed_rows(count: int, encoding: Encoding = VIEWED) -> list[ImageTokens]:
+    """Return rows of three views each, with latents."""
+    latents = np.random.default_rng(1).normal(size=(count, 3, 2, 4, 4)).astype(np.float16)
+    return [
+        replace(
+            row,
+            view=View(v, (0.1 * v, 1 / 3, 8.5, 7), v == 1) if encoding.has_views else None,
+            latent=latents[n, v] if encoding.latents else None,
+        )
+        for n, row in enumerate(some_rows(count))
+        for v in range(encoding.rows_per_picture)
+    ]
+
+
 def with_key(tokens: ImageTokens, key: str) -> ImageTokens:
     return replace(tokens, image=replace(tokens.image, source=key))
 
@@ -141,7 +158,7 @@ def write_dataset(
         counts = {name: sum(getattr(row, name) is not None for row in rows) for name in OPTIONAL_COLUMNS}
         stats = ShardStats(
             input=str(n),
-            pictures=len(rows),
+            pictures=len(rows) // encoding.rows_per_picture,
             failed=(),
             carried=counts,
             bytes=file.size,

@@ -3,22 +3,35 @@
 import os
 import pickle
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dataset_cases import KEYS, L, class_sorted_shards, make_job, picture, run, some_rows, tar, write_dataset
+from dataset_cases import (
+    KEYS,
+    VIEWED,
+    L,
+    class_sorted_shards,
+    make_job,
+    picture,
+    run,
+    some_rows,
+    tar,
+    viewed_rows,
+    write_dataset,
+)
 from noise import SMALL
 from noise import tokenizer as noise_tokenizer
 from torch.utils.data import DataLoader, DistributedSampler
 
 import vartok
-from vartok.dataset import TokenDataset, cache, verify
+from vartok.dataset import TokenDataset, TokenStream, cache, verify
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.lock import folder_lock
-from vartok.dataset.rows import FinishedDataset
+from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.errors import DatasetError
 
 pytest_plugins = ["dataset_cases"]
@@ -92,7 +105,7 @@ def test_rows_are_those_of_the_shards(rows: Path) -> None:
     assert [item["key"] for item in dataset.__getitems__([3, 3, 0])] == ["k/3.x", "k/3.x", "k/0.x"]
     assert dataset.__getitems__([]) == []
     for index in (8, -9):
-        with pytest.raises(IndexError, match="rows 0 to 7"):
+        with pytest.raises(IndexError, match="items 0 to 7"):
             dataset[index]
 
 
@@ -159,6 +172,71 @@ def test_no_rows_are_an_empty_data_set(tmp_path: Path) -> None:
     assert len(dataset) == len(list(dataset)) == 0
 
 
+# Views.
+
+
+@pytest.fixture(scope="module")
+def viewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 40 pictures with three views each, in two shards."""
+    rows = viewed_rows(40)
+    return write_dataset(tmp_path_factory.mktemp("viewed") / "out", [rows[:90], rows[90:]], encoding=VIEWED)
+
+
+def test_an_item_is_a_view_of_a_picture(viewed: Path) -> None:
+    rows = viewed_rows(40)
+    for dataset, expected in (
+        (TokenDataset(viewed, view="all"), rows),
+        (TokenDataset(viewed, view=1), rows[1::3]),
+        (TokenStream(viewed), rows),
+    ):
+        for item, row in zip(dataset, expected, strict=True):
+            assert row.view is not None
+            assert row.latent is not None
+            assert item["tokens"].tolist() == row.flatten().tolist()
+            assert (item["key"], item["view"], item["flipped"]) == (
+                row.key,
+                row.view.number,
+                row.view.flipped,
+            )
+            assert item["box"].tolist() == list(row.view.box)
+            assert item["latent"].tolist() == row.latent.tolist()
+    (batch,) = DataLoader(TokenDataset(viewed), batch_size=40)
+    assert (batch["box"].dtype, batch["box"].shape) == (torch.float64, (40, 4))
+    assert (batch["latent"].dtype, batch["latent"].shape) == (torch.float16, (40, 2, 4, 4))
+    assert batch["flipped"].dtype == torch.bool
+    for view in (3, -1, True, "one"):
+        with pytest.raises(DatasetError, match="a view is from 0 to 2 or 'all'"):
+            TokenDataset(viewed, view=view)  # type: ignore[arg-type]
+
+
+def test_a_view_of_each_picture_is_drawn_by_seed_and_epoch_alone(viewed: Path) -> None:
+    def views(seed: int, epoch: int, order: Sequence[int] = range(40)) -> list[int]:
+        dataset = TokenDataset(viewed, seed=seed)
+        dataset.set_epoch(epoch)
+        assert [dataset[i]["key"] for i in order] == [f"k/{i}.x" for i in order]
+        return [item["view"] for item in dataset.__getitems__(order)]
+
+    draws = [views(seed, epoch) for seed in range(2) for epoch in range(3)]
+    assert len({tuple(found) for found in draws}) == 6
+    assert all(4 < Counter(found)[view] < 24 for found in draws for view in range(3))
+    assert views(1, 2, range(39, -1, -1)) == draws[5][::-1]
+
+
+def test_a_loader_with_workers_draws_the_views_of_its_epoch(viewed: Path) -> None:
+    dataset = TokenDataset(viewed)
+    loader = DataLoader(dataset, batch_size=40, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert next(iter(loader))["view"].tolist() == [item["view"] for item in dataset]
+
+
+def test_views_that_do_not_follow_one_another_are_refused(tmp_path: Path) -> None:
+    rows = viewed_rows(2)
+    out = write_dataset(tmp_path / "out", [[*rows[:4], rows[5], rows[4]]], encoding=VIEWED)
+    with pytest.raises(DatasetError, match=r"00000-0000\.parquet: row 5 is view 2, not 1"):
+        TokenDataset(out)
+
+
 # The row cache.
 
 
@@ -168,9 +246,9 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     write = cache._write
 
-    def noted(path: Path, dataset: FinishedDataset) -> None:
+    def noted(path: Path, bucket: DatasetBucket) -> None:
         found.append(path)
-        write(path, dataset)
+        write(path, bucket)
 
     monkeypatch.setattr(cache, "_write", noted)
     return found
@@ -227,10 +305,10 @@ def test_a_process_waits_for_another_that_writes_the_cache(
     rows: Path, written: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other process is played by a lock that is given only once the cache is there."""
-    dataset = FinishedDataset.open(rows)
+    (bucket,) = FinishedDataset.open(rows).buckets
 
     def late(folder: Path) -> Any:
-        cache._write(folder / "rows.bin", dataset)
+        cache._write(folder / "rows.bin", bucket)
         return folder_lock(folder)
 
     monkeypatch.setattr(cache, "folder_lock", late)

@@ -1,4 +1,4 @@
-"""The row cache: all rows of a data set in one memory-mapped file, for random access.
+"""The row cache: all rows of a bucket in one memory-mapped file, for random access.
 
 The file is a header, then the columns of fixed width one after another, then the texts of all rows. Its
 layout follows from dataset.json, and its header holds the digest of that: the cache of another state of the
@@ -21,8 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.formats.base import VIEW_COLUMNS
 from vartok.dataset.lock import folder_lock
-from vartok.dataset.rows import FinishedDataset
+from vartok.dataset.rows import DatasetBucket
 from vartok.errors import DatasetError
 from vartok.files import atomic_write, os_error_reason
 from vartok.schedule import token_count
@@ -30,9 +31,6 @@ from vartok.tokens import ImageTokens, token_dtype
 
 CACHE = "cache"
 """Folder of the row cache in the folder of a data set."""
-
-FILE = "rows.bin"
-"""Name of the row cache."""
 
 MAGIC = b"vartok.rows 1\n"
 """First bytes of a row cache; the sha256 in hex of all that its content follows from comes after them."""
@@ -66,31 +64,33 @@ class RowCache:
 
     Attributes:
         columns: the columns of fixed width by name, each [N, ...], memory-mapped: "tokens" [N, L] uint16, or
-            uint32 above 65,536 codes; "width" and "height" int32; "label" int64, -1 if unknown.
+            uint32 above 65,536 codes; "width" and "height" int32; "label" int64, -1 if unknown;
+            with views "view" int32, "box" [N, 4] float64 and "flipped" bool; with latents "latent"
+            [N, C, h, w] float16.
         text_columns: names of the columns of text, among them "key".
 
     Args:
         path: the file.
-        dataset: the data set that it is of.
+        bucket: the bucket that it is of.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not the cache of this state of the data set, or is cut short.
     """
 
-    def __init__(self, path: Path, dataset: FinishedDataset) -> None:
-        layout, end = _layout(dataset)
+    def __init__(self, path: Path, bucket: DatasetBucket) -> None:
+        layout, end = _layout(bucket)
         with open(path, "rb") as file:
-            if file.read(len(header := _header(dataset))) != header or _size(file) < end:
+            if file.read(len(header := _header(bucket))) != header or _size(file) < end:
                 raise ValueError("the cache of another data set, or cut short")
             self._file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        arrays = {name: self._array(column, dataset.rows) for name, column in layout.items()}
+        arrays = {name: self._array(column, bucket.rows) for name, column in layout.items()}
         self._ends: NDArray[np.int64] = arrays.pop("ends").reshape(-1)
         self._texts = end
         if len(self._file) != end + (int(self._ends[-1]) if len(self._ends) else 0):
             raise ValueError("it is cut short")
         self.columns = arrays
-        self.text_columns = _text_columns(dataset)
+        self.text_columns = _text_columns(bucket)
 
     def texts(self, name: str, rows: Iterable[int]) -> list[str]:
         """Return the values of a column of text, "" where a row has none.
@@ -111,34 +111,39 @@ class RowCache:
         return flat.reshape(rows, *column.shape)
 
 
-def open_cache(dataset: FinishedDataset) -> RowCache:
-    """Open the row cache of a data set, and write it first if there is none of this state of the data set.
+def open_cache(folder: Path, bucket: DatasetBucket) -> RowCache:
+    """Open the row cache of a bucket, and write it first if there is none of this state of the data set.
 
     It is in the data set's folder; if that cannot be written, in the user's folder of caches. Of several
     processes that open the data set at once, one writes the cache, and the others wait for it where the file
     system has locks; elsewhere each writes the same bytes.
 
+    Args:
+        folder: folder of the data set.
+        bucket: one of its buckets.
+
     Raises:
         DatasetError: a shard is broken, or no folder can be written.
     """
-    places = (dataset.folder / CACHE, user_cache(dataset.folder))
+    name = f"rows-{bucket.name}.bin" if bucket.name else "rows.bin"
+    places = (folder / CACHE, user_cache(folder))
     for place in places:
         with contextlib.suppress(OSError, ValueError):
-            return RowCache(place / FILE, dataset)
+            return RowCache(place / name, bucket)
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
             with folder_lock(place):
                 with contextlib.suppress(OSError, ValueError):
-                    return RowCache(place / FILE, dataset)  # another process has written it meanwhile
-                _write(place / FILE, dataset)
-                return RowCache(place / FILE, dataset)
+                    return RowCache(place / name, bucket)  # another process has written it meanwhile
+                _write(place / name, bucket)
+                return RowCache(place / name, bucket)
         except OSError as error:
             reason = os_error_reason(error)
             if error.errno not in UNWRITABLE:
                 break
     raise DatasetError(
-        f"cannot write the row cache of {dataset.folder} in {place}: {reason}",
+        f"cannot write the row cache of {folder} in {place}: {reason}",
         hint="make room or a folder that can be written, or use `TokenStream`, which needs no cache",
     )
 
@@ -150,33 +155,37 @@ def user_cache(folder: Path) -> Path:
     return Path(home, "vartok", f"rows-{digest[:16]}")
 
 
-def _text_columns(dataset: FinishedDataset) -> tuple[str, ...]:
-    return ("key", *(name for name in dataset.columns if name != "label"))
+def _text_columns(bucket: DatasetBucket) -> tuple[str, ...]:
+    return ("key", *(name for name in bucket.columns if name != "label"))
 
 
-def _header(dataset: FinishedDataset) -> bytes:
+def _header(bucket: DatasetBucket) -> bytes:
     """Return the first bytes of a data set's cache."""
-    return MAGIC + dataset.digest.encode()
+    return MAGIC + bucket.digest.encode()
 
 
-def _layout(dataset: FinishedDataset) -> tuple[dict[str, Column], int]:
+def _layout(bucket: DatasetBucket) -> tuple[dict[str, Column], int]:
     """Return the columns of fixed width by name, and the offset of the first text in the file.
 
     "ends" holds, for each text of each row, the offset of its end, from the first text's start.
     """
     shapes: dict[str, tuple[np.dtype[Any] | str, tuple[int, ...]]] = {
-        "tokens": (token_dtype(dataset.model.vocab_size), (token_count(dataset.encoding.schedule),)),
+        "tokens": (token_dtype(bucket.encoding.model.vocab_size), (token_count(bucket.encoding.schedule),)),
         "width": ("<i4", ()),
         "height": ("<i4", ()),
-        "ends": ("<i8", (len(_text_columns(dataset)),)),
+        "ends": ("<i8", (len(_text_columns(bucket)),)),
     }
-    if "label" in dataset.columns:
+    if "label" in bucket.columns:
         shapes["label"] = ("<i8", ())
+    if bucket.encoding.has_views:
+        shapes |= {"view": ("<i4", ()), "box": ("<f8", (4,)), "flipped": ("?", ())}
+    if bucket.encoding.latent_shape is not None:
+        shapes["latent"] = ("<f2", bucket.encoding.latent_shape)
     columns, offset = dict[str, Column](), HEADER_SIZE
     for name, (kind, shape) in shapes.items():
         dtype = np.dtype(kind)
         columns[name] = Column(dtype, shape, offset)
-        size = dataset.rows * math.prod(shape) * dtype.itemsize
+        size = bucket.rows * math.prod(shape) * dtype.itemsize
         offset += -(-size // 64) * 64  # aligned to the lines of a processor's cache
     return columns, offset
 
@@ -185,20 +194,20 @@ def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _write(path: Path, dataset: FinishedDataset) -> None:
+def _write(path: Path, bucket: DatasetBucket) -> None:
     """Write the row cache of a data set; the rows are read once, in order.
 
     Raises:
         DatasetError: a shard is broken, or is not the one that dataset.json states.
         OSError: the file cannot be written.
     """
-    layout, end = _layout(dataset)
-    names = _text_columns(dataset)
-    for shard in dataset.shards:
+    layout, end = _layout(bucket)
+    names = _text_columns(bucket)
+    for shard in bucket.shards:
         shard.check_content()
-    rows = chain.from_iterable(map(dataset.read, dataset.shards))
+    rows = chain.from_iterable(map(bucket.read, bucket.shards))
     with atomic_write(path, overwrite=True, durable=True) as file:
-        file.write(_header(dataset))
+        file.write(_header(bucket))
         file.truncate(end)
         first, text_size = 0, 0
         for chunk in _chunks(rows, names):
@@ -236,4 +245,9 @@ def _values(rows: Sequence[ImageTokens], name: str) -> Any:
         return [row.flatten() for row in rows]
     if name == "label":
         return [-1 if row.label is None else row.label for row in rows]
+    if name == "latent":
+        return [row.latent for row in rows]
+    if name in VIEW_COLUMNS:
+        attribute = "number" if name == "view" else name
+        return [getattr(row.view, attribute) for row in rows]
     return [getattr(row.image, name) for row in rows]

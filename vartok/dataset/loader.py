@@ -5,15 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vartok.dataset.cache import open_cache
 from vartok.dataset.rows import FinishedDataset
+from vartok.errors import DatasetError, quoted
 from vartok.metadata import ModelInfo
 from vartok.schedule import Schedule
 from vartok.tokens import TokenMaps
@@ -31,12 +33,12 @@ class TrainingRows:
     @property
     def schedule(self) -> Schedule:
         """(h, w) of every scale, coarse to fine."""
-        return self._dataset.encoding.schedule
+        return self._dataset.buckets[0].encoding.schedule
 
     @property
     def model(self) -> ModelInfo:
         """The checkpoint whose codebook the tokens index."""
-        return self._dataset.encoding.model
+        return self._dataset.buckets[0].encoding.model
 
     @property
     def classes(self) -> list[str]:
@@ -67,31 +69,54 @@ class TrainingRows:
 
 
 class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
-    """The rows of a data set by their numbers, as dicts that a DataLoader can batch.
+    """The pictures of a data set by their numbers, as dicts that a DataLoader can batch.
 
-    A row has "key"; "tokens", [L] int64, scales coarse to fine, each scale row by row; and "width" and
+    An item has "key"; "tokens", [L] int64, scales coarse to fine, each scale row by row; and "width" and
     "height" of the original picture, in pixels. If any row of the data set has a label, a caption or
-    metadata, every row has "label" (-1 if unknown), "caption" or "metadata" ("" if unknown).
+    metadata, every item has "label" (-1 if unknown), "caption" or "metadata" ("" if unknown).
 
-    Torch's own samplers choose the order: `DataLoader(dataset, shuffle=True)` shuffles all rows, and
+    Where pictures have several views, an item is a view of a picture: it has "view", its number; "box", [4]
+    float64, the part of the original that was encoded, see `View`; and "flipped". With latents, an item has
+    "latent", [C, h, w] float16.
+
+    Torch's own samplers choose the order: `DataLoader(dataset, shuffle=True)` shuffles all items, and
     `DistributedSampler` divides them among ranks. When a data set is opened for the first time, its rows are
     copied into one file beside the shards, cache/rows.bin, of about 2 bytes a token; from then on the file
     is memory-mapped. `TokenStream` needs no such file.
 
     Args:
         folder: folder of the data set.
-        maps: give a row "maps", K tensors [h_k, w_k] int64, instead of "tokens".
+        maps: give an item "maps", K tensors [h_k, w_k] int64, instead of "tokens".
+        view: with several views of a picture: the number of the view to give; "all" for each view as an item
+            of its own, the views of a picture one after the other; or None to draw a view of each picture,
+            by `seed` and epoch.
+        seed: seed of the draws of views.
 
     Raises:
         DatasetError: the folder holds no data set, or an incomplete or broken one; or the rows cannot be
-            written into a file.
+            written into a file; or pictures have no such view.
         VartokError: a package that the format of the shards needs is not installed.
     """
 
-    def __init__(self, folder: str | Path, *, maps: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        maps: bool = False,
+        view: int | Literal["all"] | None = None,
+        seed: int = 0,
+    ) -> None:
         self._maps = maps
         self._dataset = FinishedDataset.open(folder)
-        self._cache = open_cache(self._dataset)
+        self._bucket = self._dataset.buckets[0]
+        self._views = self._bucket.encoding.rows_per_picture
+        if view not in (None, "all") and (type(view) is not int or not 0 <= view < self._views):
+            raise DatasetError(f"a view is from 0 to {self._views - 1} or 'all', not {quoted(view)}")
+        self._view = view
+        self._seed = seed
+        # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._cache = open_cache(self._dataset.folder, self._bucket)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the memory map, which another process opens for itself."""
@@ -99,45 +124,79 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._cache = open_cache(self._dataset)
+        self._cache = open_cache(self._dataset.folder, self._bucket)
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        return self._dataset.rows
+        """Return the number of items."""
+        return self._bucket.rows // (1 if self._view == "all" else self._views)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which with `seed` determines the views that are drawn; call it before each epoch."""
+        self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield all rows in order."""
+        """Yield all items in order."""
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a row.
+        """Return an item.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: there is no such item.
         """
-        (row,) = self.__getitems__([index])
-        return row
+        (item,) = self.__getitems__([index])
+        return item
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the rows of a batch; a DataLoader calls it.
+        """Return the items of a batch; a DataLoader calls it.
 
         Raises:
-            IndexError: a row does not exist.
+            IndexError: an item does not exist.
         """
         count = len(self)
-        rows = [operator.index(index) for index in indices]
-        if rows and not -count <= min(rows) <= max(rows) < count:
-            raise IndexError(f"the data set has rows 0 to {count - 1}, not {min(rows)} to {max(rows)}")
-        rows = [row + count if row < 0 else row for row in rows]
+        items = np.fromiter(map(operator.index, indices), np.int64, len(indices))
+        if len(items) and not -count <= items.min() <= items.max() < count:
+            raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
+        rows = self._rows(np.where(items < 0, items + count, items))
         columns: dict[str, Sequence[Any]] = {
             name: self._cache.texts(name, rows) for name in self._cache.text_columns
         }
-        columns |= {
-            name: values[rows].tolist() for name, values in self._cache.columns.items() if name != "tokens"
-        }
-        tokens = torch.from_numpy(self._cache.columns["tokens"][rows].astype(np.int64))
+        for name, values in self._cache.columns.items():
+            if name == "tokens":
+                tokens = torch.from_numpy(values[rows].astype(np.int64))
+            else:
+                found = values[rows]
+                columns[name] = torch.from_numpy(found).unbind() if found.ndim > 1 else found.tolist()
         if self._maps:
             columns["maps"] = [self._split(flat) for flat in tokens]
         else:
             columns["tokens"] = tokens.unbind()
-        return [dict(zip(columns, row, strict=False)) for row in zip(*columns.values(), strict=False)]
+        return [dict(zip(columns, item, strict=False)) for item in zip(*columns.values(), strict=False)]
+
+    def _rows(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each item."""
+        if self._views == 1 or self._view == "all":
+            return items
+        if self._view is not None:
+            return items * self._views + self._view
+        return items * self._views + draw_views(self._seed, int(self._epoch), items, self._views)
+
+
+def draw_views(seed: int, epoch: int, pictures: NDArray[np.int64], views: int) -> NDArray[np.int64]:
+    """Draw a view of each picture, which depends on nothing but seed, epoch and the picture's number.
+
+    Returns:
+        [N] numbers from 0 to `views` - 1.
+
+    Source: Steele et al. 2014, Fast splittable pseudorandom number generators: SplitMix64.
+    """
+
+    def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    state = np.zeros(1, np.uint64)
+    for number in (np.array([seed]), np.array([epoch]), pictures):
+        state = mix(state + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
+    return (state % np.uint64(views)).astype(np.int64)

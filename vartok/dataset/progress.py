@@ -77,7 +77,7 @@ class Summary:
     Attributes:
         run: the work of this run.
         complete: True if all input shards are done.
-        pictures: number of rows in the finished shards.
+        pictures: number of pictures in the finished shards; each has a row for every view.
         failed: number of samples of the finished shards that failed, and so have no row.
         bytes: total size of the finished shards in bytes.
         shards: number of finished shards.

@@ -15,7 +15,6 @@ from vartok.dataset.formats import find_format, read_shard
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding, open_dataset
 from vartok.errors import DatasetError
 from vartok.files import check_regular, os_error_reason
-from vartok.metadata import ModelInfo
 from vartok.tokens import ImageTokens
 
 VERIFY = "run `vartok dataset verify` to find what is damaged"
@@ -70,23 +69,73 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class DatasetBucket:
+    """The shards of one size and schedule; a data set without buckets has one bucket.
+
+    Attributes:
+        name: name of the bucket, such as "256x384"; "" in a data set without buckets.
+        format: name of the format of its shards.
+        encoding: the settings that its tokens share.
+        shards: its shards, in order.
+        columns: the columns of `OPTIONAL_COLUMNS` that any row of the data set has.
+    """
+
+    name: str
+    format: str
+    encoding: Encoding
+    shards: tuple[Shard, ...]
+    columns: tuple[str, ...]
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """Number of rows: all views of all pictures."""
+        return sum(shard.rows for shard in self.shards)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The sha256, in hex, of all that determines the rows."""
+        shards = [(shard.path.name, shard.rows, shard.bytes, shard.sha256) for shard in self.shards]
+        content = [self.encoding.to_dict(), self.format, self.columns, shards]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def read(self, shard: Shard, low: int = 0, high: int | None = None) -> Iterator[ImageTokens]:
+        """Yield the rows `low` to `high` - 1 of a shard, by default all, in order.
+
+        Raises:
+            DatasetError: the shard is broken, cannot be read, has another number of rows than dataset.json
+                states, or has not all views of a picture, one after the other; the message names it.
+        """
+        high = shard.rows if high is None else high
+        views = self.encoding.rows_per_picture
+        count = low
+        try:
+            rows = read_shard(self.format, shard.path, self.encoding)
+            for row in islice(rows, low, high):
+                if row.view is not None and row.view.number != count % views:
+                    raise DatasetError(f"row {count + 1} is view {row.view.number}, not {count % views}")
+                count += 1
+                yield row
+            if count < high or (high == shard.rows and next(rows, None) is not None):
+                found = f"{count:,}" if count < high else f"more than {high:,}"
+                raise DatasetError(f"has {found} rows, but dataset.json says {shard.rows:,}", hint=VERIFY)
+        except DatasetError as error:
+            raise DatasetError(f"{shard.path}: {error}", hint=error.hint) from None
+        except OSError as error:
+            raise DatasetError(f"{shard.path}: {os_error_reason(error)}") from None
+
+
+@dataclass(frozen=True)
 class FinishedDataset:
     """A complete data set, as dataset.json describes it.
 
     Attributes:
         folder: folder of the data set.
-        format: name of the format of its shards.
-        encoding: the settings that all its tokens share.
-        shards: its shards, in order.
-        columns: the columns of `OPTIONAL_COLUMNS` that any of its rows has.
+        buckets: its rows, by bucket.
         classes: names of the labels, if folders or tables gave them; else empty.
     """
 
     folder: Path
-    format: str
-    encoding: Encoding
-    shards: tuple[Shard, ...]
-    columns: tuple[str, ...]
+    buckets: tuple[DatasetBucket, ...]
     classes: tuple[str, ...]
 
     @classmethod
@@ -107,60 +156,21 @@ class FinishedDataset:
                 hint="run the same build again, for each part if it was made in parts",
             )
         counts = description.get("carried", {})
-        shards = tuple(_parse_shard(folder, item) for item in description["shards"])
+        columns = tuple(name for name in OPTIONAL_COLUMNS if counts.get(name))
+        shards = tuple(_parse_shard(folder, item, encoding) for item in description["shards"])
         for shard in shards:
             shard.check()
-        return cls(
-            folder=folder,
-            format=description["files"],
-            encoding=encoding,
-            shards=shards,
-            columns=tuple(name for name in OPTIONAL_COLUMNS if counts.get(name)),
-            classes=tuple(description.get("classes", ())),
-        )
+        bucket = DatasetBucket("", description["files"], encoding, shards, columns)
+        return cls(folder, (bucket,), tuple(description.get("classes", ())))
 
     @property
-    def model(self) -> ModelInfo:
-        """The checkpoint whose codebook the tokens index."""
-        return self.encoding.model
-
-    @functools.cached_property
     def rows(self) -> int:
-        """Number of rows."""
-        return sum(shard.rows for shard in self.shards)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The sha256, in hex, of all that determines the rows."""
-        shards = [(shard.path.name, shard.rows, shard.bytes, shard.sha256) for shard in self.shards]
-        content = [self.encoding.to_dict(), self.format, self.columns, shards]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-    def read(self, shard: Shard, low: int = 0, high: int | None = None) -> Iterator[ImageTokens]:
-        """Yield the rows `low` to `high` - 1 of a shard, by default all, in order.
-
-        Raises:
-            DatasetError: the shard is broken, cannot be read, or has another number of rows than
-                dataset.json states; the message names it.
-        """
-        high = shard.rows if high is None else high
-        count = low
-        try:
-            rows = read_shard(self.format, shard.path, self.encoding)
-            for row in islice(rows, low, high):
-                count += 1
-                yield row
-            if count < high or (high == shard.rows and next(rows, None) is not None):
-                found = f"{count:,}" if count < high else f"more than {high:,}"
-                raise DatasetError(f"has {found} rows, but dataset.json says {shard.rows:,}", hint=VERIFY)
-        except DatasetError as error:
-            raise DatasetError(f"{shard.path}: {error}", hint=error.hint) from None
-        except OSError as error:
-            raise DatasetError(f"{shard.path}: {os_error_reason(error)}") from None
+        """Number of rows of all buckets."""
+        return sum(bucket.rows for bucket in self.buckets)
 
 
-def _parse_shard(folder: Path, item: dict[str, Any]) -> Shard:
+def _parse_shard(folder: Path, item: dict[str, Any], encoding: Encoding) -> Shard:
     size, digest = item.get("bytes"), item.get("sha256")
     if type(size) is not int or not isinstance(digest, str):
         raise DatasetError(f"{folder}: dataset.json lists a shard without its size or sha256", hint=VERIFY)
-    return Shard(folder / item["name"], item["pictures"], size, digest)
+    return Shard(folder / item["name"], encoding.count_rows(item), size, digest)

@@ -2,7 +2,8 @@
 
 OUT/
   dataset.json             model, schedule and picture settings; sha256 of all shards; whether it is complete
-  data/00003-0000.parquet  a shard, part 0 of input shard 3: one row for each sample that did not fail
+  data/00003-0000.parquet  a shard, part 0 of input shard 3: a row for each view of every sample that did not
+                           fail
   stats/00003-0000.json    counts, sha256 and failed samples of the shard; written last, it marks it as done
   failed.jsonl             all failed samples: key, cause and shard of each
   README.md                a card for Hugging Face's loader and for people
@@ -19,6 +20,7 @@ from typing import Any
 
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import atomic_write, check_regular, os_error_reason
+from vartok.images import Views
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.schedule import Schedule
 from vartok.tokens import check_token_schedule
@@ -38,6 +40,9 @@ MAX_DESCRIPTION = 1 << 26
 OPTIONAL_COLUMNS = ("label", "caption", "metadata")
 """Columns of a row that sources may provide; they are also attributes of `ImageTokens`."""
 
+LATENT = "latent"
+"""Column of the latents, in data sets that keep them; also an attribute of `ImageTokens`."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -52,6 +57,10 @@ class Encoding:
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".
+        views: views of each picture, as `Views.parse` reads them: "center", "flip", "ten-crop" or "random:N".
+        seed: seed of random views; 0 for others.
+        latent_channels: C of the latents that rows keep, [C, h, w] with (h, w) the last of `schedule`; None
+            if they keep none.
     """
 
     model: ModelInfo
@@ -62,12 +71,46 @@ class Encoding:
     background: tuple[int, int, int]
     device: str
     dtype: str
+    views: str = "center"
+    seed: int = 0
+    latent_channels: int | None = None
+
+    @property
+    def latents(self) -> bool:
+        """Whether rows keep latents."""
+        return self.latent_channels is not None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) of the latents that rows keep; None if they keep none."""
+        return None if self.latent_channels is None else (self.latent_channels, *self.schedule[-1])
+
+    @property
+    def has_views(self) -> bool:
+        """Whether rows have a `View`: each picture has other views than its fitted pixels alone."""
+        return self.views != "center"
+
+    @property
+    def rows_per_picture(self) -> int:
+        """Number of views of each picture, each of which is a row."""
+        return Views.parse(self.views).count
+
+    def count_rows(self, shard: dict[str, Any]) -> int:
+        """Return the number of rows of a shard, all views of its pictures, from its entry in dataset.json."""
+        pictures: int = shard["pictures"]
+        return pictures * self.rows_per_picture
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as a JSON object with the keys "model", "image" and "schedule"."""
+        """Return the settings as a JSON object with the keys "model", "image" and "schedule".
+
+        A setting that has a default is left out if it has that value.
+        """
         image = {
             name: getattr(self, name) for name in ("size", "fit", "zoom", "background", "device", "dtype")
         }
+        for field in dataclasses.fields(self):
+            if field.default is not dataclasses.MISSING and getattr(self, field.name) != field.default:
+                image[field.name] = getattr(self, field.name)
         # JSON turns tuples into lists, so the result equals the parsed file.
         document: dict[str, Any] = json.loads(
             json.dumps({"model": dataclasses.asdict(self.model), "image": image, "schedule": self.schedule})
@@ -82,7 +125,7 @@ class Encoding:
             VartokError, TypeError, KeyError, ValueError: `document` lacks a key or has an invalid value.
         """
         image = document["image"]
-        return cls(
+        encoding = cls(
             model=ModelInfo(**document["model"]),
             schedule=check_token_schedule(tuple((h, w) for h, w in document["schedule"])),
             size=tuple(image["size"]),
@@ -91,7 +134,16 @@ class Encoding:
             background=tuple(image["background"]),
             device=image["device"],
             dtype=image["dtype"],
+            **{
+                field.name: image[field.name]
+                for field in dataclasses.fields(cls)
+                if field.default is not dataclasses.MISSING and field.name in image
+            },
         )
+        Views.parse(encoding.views)
+        if type(encoding.seed) is not int or (encoding.latents and not _is_count(encoding.latent_channels)):
+            raise DatasetError("'seed' and 'latent_channels' must be whole numbers")
+        return encoding
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:
         """Return the metadata of one picture, with the settings that all pictures of the data set share.
@@ -115,6 +167,10 @@ class Encoding:
             dtype=self.dtype,
             background=self.background,
         )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
 
 
 def shard_name(index: int, part: int) -> str:

@@ -41,9 +41,9 @@ class ShardStats:
 
     Attributes:
         input: identity of its input shard.
-        pictures: number of rows.
+        pictures: number of pictures that have rows, one for each view.
         failed: samples that failed, and so have no row.
-        carried: for each optional column, the number of rows that have a value.
+        carried: for each optional column, the number of pictures that have a value.
         bytes: size of the shard's file in bytes.
         sha256: sha256 of the shard's file, in hex.
         last: True if the shard is the last one of its input shard.

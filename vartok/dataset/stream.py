@@ -74,6 +74,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
             raise DatasetError(f"`buffer_size` must be 1 or more, not {quoted(buffer_size)}")
         super().__init__()
         self._dataset = FinishedDataset.open(folder)
+        (self._bucket,) = self._dataset.buckets
         self._rank, self._world = find_rank(rank, world)
         self._shuffle = shuffle
         self._buffer_size = buffer_size
@@ -86,7 +87,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         """Return the number of rows of this rank."""
-        return self._dataset.rows // self._world
+        return self._bucket.rows // self._world
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which with `seed` determines the order of a shuffle; call it before each epoch."""
@@ -148,7 +149,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
 
     def _segments(self, start: int, stop: int, epoch: int) -> list[_Segment]:
         """Return rows `start` to `stop` - 1 of the epoch's sequence."""
-        shards = list(self._dataset.shards)
+        shards = list(self._bucket.shards)
         if self._shuffle:
             random.Random(f"{self._seed}/{epoch}").shuffle(shards)
         segments, offset = [], 0
@@ -164,7 +165,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
 
         The rows are those of one buffer after another: each has equally many rows of every segment.
         """
-        readers = [self._dataset.read(*segment) for segment in group]
+        readers = [self._bucket.read(*segment) for segment in group]
         left = [segment.high - segment.low for segment in group]
         part = max(1, self._buffer_size // len(group)) if self._shuffle else 1
         while any(left):
@@ -187,9 +188,14 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
 
     def _as_dict(self, row: ImageTokens) -> dict[str, Any]:
         item: dict[str, Any] = {"key": row.key, "width": row.image.width, "height": row.image.height}
-        for column in self._dataset.columns:
+        for column in self._bucket.columns:
             value = getattr(row, column)
             item[column] = value if value is not None else -1 if column == "label" else ""
+        if row.view is not None:
+            box = torch.tensor(row.view.box, dtype=torch.float64)
+            item |= {"view": row.view.number, "box": box, "flipped": row.view.flipped}
+        if row.latent is not None:
+            item["latent"] = torch.from_numpy(row.latent.copy())  # a copy can be written, as torch asks
         tokens = torch.from_numpy(row.flatten().astype(np.int64))
         return item | ({"maps": self._split(tokens)} if self._maps else {"tokens": tokens})
 
@@ -197,7 +203,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
         """Return all that determines the rows of an iterator in this process, and their order."""
         info = get_worker_info()
         return {
-            "dataset": self._dataset.digest,
+            "dataset": self._bucket.digest,
             "epoch": int(self._epoch),
             "shuffle": self._shuffle,
             "seed": self._seed,

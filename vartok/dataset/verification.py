@@ -46,7 +46,7 @@ class Report:
 
     Attributes:
         shards: number of shards that have a stats file.
-        pictures: number of rows in the intact shards.
+        pictures: number of pictures in the intact shards; each has a row for every view.
         failed: number of samples that failed, according to the stats files.
         problems: the defects; empty if the data set is intact and complete. Some are found only when others
             are repaired.
@@ -96,7 +96,7 @@ def verify(out: str | Path) -> Report:
         except OSError as error:
             report.problems.append(Problem(file, f"cannot be read: {os_error_reason(error)}"))
         else:
-            report.pictures += keys.total()
+            report.pictures += expected.pictures
             report.problems += (Problem(file, cause) for cause in _repeated_keys(keys))
     for shard, reason in broken.items():
         report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(reason)))
@@ -105,7 +105,7 @@ def verify(out: str | Path) -> Report:
 
 
 def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats) -> Counter[str]:
-    """Return the keys of a shard's rows, each with the number of its rows.
+    """Return the keys of a shard's rows, with the numbers of views, each with the number of its rows.
 
     Raises:
         DatasetError: the shard is broken, or its stats do not match it.
@@ -119,9 +119,10 @@ def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats)
             f"its sha256 is not that of its stats, {stats.sha256[:12]}...: remove it and build the data set "
             "again"
         )
-    keys = Counter(row.image.source for row in read_shard(format, path, encoding))
-    if keys.total() != stats.pictures:
-        raise DatasetError(f"has {keys.total():,} rows, but its stats say {stats.pictures:,}")
+    keys = Counter(row.row_key for row in read_shard(format, path, encoding))
+    rows = stats.pictures * encoding.rows_per_picture
+    if keys.total() != rows:
+        raise DatasetError(f"has {keys.total():,} rows, but its stats say {rows:,}")
     return keys
 
 

@@ -38,7 +38,7 @@ class ShardProgress:
     Attributes:
         shard: name of the shard, such as "00003-0000"; "00003" for an error that no shard records.
         index: position of its input shard among all input shards, from 0.
-        pictures: rows that the shard has so far.
+        pictures: pictures whose rows the shard has so far.
         bytes: bytes that the shard has so far.
         failures: samples that failed since the last report of this shard.
         read_fraction: fraction of the input shard that has been read, 0 to 1; None if unknown.

@@ -16,6 +16,7 @@ from vartok.images.reading import (
     read_picture,
 )
 from vartok.images.tensors import from_pil, to_pil, to_pixels, to_tensor
+from vartok.images.views import Views
 from vartok.images.writing import FORMATS, SUFFIXES, encode_picture
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SUFFIXES",
     "Fit",
     "Picture",
+    "Views",
     "bytes_error",
     "configure_pillow",
     "encode_picture",

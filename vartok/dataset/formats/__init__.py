@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from vartok.dataset.formats.base import Format, ShardWriter
+from vartok.dataset.formats.base import ALL_COLUMNS, Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
@@ -18,6 +18,7 @@ from vartok.optional import require
 from vartok.tokens import ImageTokens
 
 __all__ = [
+    "ALL_COLUMNS",
     "FORMATS",
     "Format",
     "ShardWriter",
@@ -61,13 +62,16 @@ def open_writer(format: str, stream: io.RawIOBase, encoding: Encoding) -> ShardW
     return find_format(format).open_writer(stream, encoding)
 
 
-def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens]:
+def read_shard(
+    format: str, path: Path, encoding: Encoding, columns: Collection[str] = ALL_COLUMNS
+) -> Iterator[ImageTokens]:
     """Yield all rows of a shard, in order.
 
     Args:
         format: name of a format, one of `FORMATS`.
         path: path of the shard.
         encoding: encoding of the data set.
+        columns: the columns of `ALL_COLUMNS` to read; the others are None.
 
     Raises:
         DatasetError: the file is broken or has another format, or its rows do not have this encoding, as far
@@ -78,14 +82,14 @@ def read_shard(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTok
     found = find_format(format)
     with shard_errors(format):
         check_regular(path)
-        for row in found.read(path, encoding, True):
+        for row in found.read(path, encoding, columns):
             if isinstance(row, VartokError):
                 raise row
             yield row
 
 
 def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens | VartokError]:
-    """Yield the rows of a shard in order, without captions and metadata, and the error of a broken row.
+    """Yield the rows of a shard in order, without texts and latents, and the error of a broken row.
 
     Args:
         format: name of a format, one of `FORMATS`.
@@ -98,7 +102,7 @@ def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageToke
     found = find_format(format)
     with shard_errors(format):
         check_regular(path)
-        yield from found.read(path, encoding, False)
+        yield from found.read(path, encoding, ("label",))
 
 
 @contextlib.contextmanager

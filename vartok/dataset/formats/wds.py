@@ -1,5 +1,8 @@
 """WebDataset shards: a tar with KEY.tokens.npy, KEY.json and optionally the picture of every row.
 
+With views, the files of view 0 are KEY#0.tokens.npy and KEY#0.json, and so on: each view is a sample of
+WebDataset's. A picture that is kept is in its view 0. A latent is KEY.latent.npy.
+
 Source: github.com/webdataset/webdataset. Its readers end a sample's key at the first dot after the last
 slash.
 """
@@ -8,29 +11,31 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vartok.dataset.formats.base import (
+    ALL_COLUMNS,
     MAX_ROW_BYTES,
     Format,
     build_row,
     check_fields,
+    read_latent,
     row_fields,
-    without_texts,
 )
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import LATENT, Encoding
 from vartok.errors import DatasetError, VartokError, one_line, printable
 from vartok.flat_tokens import FlatTokens
 from vartok.npy import read_npy_header
 from vartok.sources.tar_members import TarReader
-from vartok.tokens import ImageTokens
+from vartok.tokens import ImageTokens, row_key
 
 PICTURE_SUFFIXES = (
     (b"\x89PNG", "png"),
@@ -48,7 +53,7 @@ class TarWriter:
 
     def __init__(self, stream: io.RawIOBase, encoding: Encoding) -> None:
         self._archive = tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115
-        self._key: str | None = None
+        self._stem: str | None = None
 
     def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
         """Write a row: its tokens, its other columns, and the picture file unless `picture` is None.
@@ -56,17 +61,16 @@ class TarWriter:
         Raises:
             DatasetError: the previous row has the same key, so that readers would join the two rows.
         """
-        key = tokens.image.source
-        if key == self._key:
+        stem = row_key(escape_key(tokens.key), None if tokens.view is None else tokens.view.number)
+        if stem == self._stem:
             raise DatasetError(
                 "has the key of the picture before it, and readers of a tar would join the two: rename one"
             )
-        self._key = key
-        array = io.BytesIO()
-        np.lib.format.write_array(array, tokens.flatten(), version=(1, 0), allow_pickle=False)
-        stem = escape_key(key)
-        self._write(f"{stem}.tokens.npy", array.getvalue())
+        self._stem = stem
+        self._write(f"{stem}.tokens.npy", _npy(tokens.flatten()))
         self._write(f"{stem}.json", json.dumps(row_fields(tokens)).encode())
+        if tokens.latent is not None:
+            self._write(f"{stem}.latent.npy", _npy(tokens.latent))
         if picture is not None:
             self._write(f"{stem}.{picture_suffix(picture)}", picture)
 
@@ -79,6 +83,12 @@ class TarWriter:
         member.size = len(data)
         self._archive.addfile(member, io.BytesIO(data))
         self._archive.members.clear()  # type: ignore[attr-defined]  # or all headers would stay in memory
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array, version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
 
 
 def escape_key(key: str) -> str:
@@ -103,7 +113,9 @@ def picture_suffix(picture: bytes) -> str:
     return next((suffix for start, suffix in PICTURE_SUFFIXES if picture.startswith(start)), "img")
 
 
-def read_wds(path: Path, encoding: Encoding, texts: bool = True) -> Iterator[ImageTokens | VartokError]:
+def read_wds(
+    path: Path, encoding: Encoding, columns: Collection[str] = ALL_COLUMNS
+) -> Iterator[ImageTokens | VartokError]:
     """Yield the rows of a tar, or the error of a row that is broken.
 
     A tar does not record its encoding: rows of another one are noticed only by the number of tokens, or by a
@@ -112,18 +124,19 @@ def read_wds(path: Path, encoding: Encoding, texts: bool = True) -> Iterator[Ima
     Args:
         path: the shard.
         encoding: encoding of the data set.
-        texts: read captions and metadata.
+        columns: the columns of `ALL_COLUMNS` to read.
 
     Raises:
         Exception: the file is not a tar, or is broken from here on.
     """
-    for row in _read_rows(path):
+    latents = encoding.latents and LATENT in columns
+    for row in _read_rows(path, latents=latents):
         try:
             if isinstance(row, VartokError):
                 yield row
                 continue
-            fields, flat = row
-            yield build_row(fields if texts else without_texts(fields), flat, encoding)
+            latent = read_latent(row.latent, encoding) if latents else None
+            yield build_row(row.fields, row.tokens, encoding, columns=columns, latent=latent)
         except DatasetError as error:
             yield error
 
@@ -139,20 +152,44 @@ def read_flat_wds(path: Path) -> Iterator[FlatTokens | VartokError]:
     for row in _read_rows(path):
         rows += 1
         try:
-            yield row if isinstance(row, VartokError) else FlatTokens(check_fields(row[0])["key"], row[1])
+            if isinstance(row, VartokError):
+                yield row
+                continue
+            key, view = check_fields(row.fields)["key"], row.fields.get("view")
+            yield FlatTokens(row_key(key, view if type(view) is int else None), row.tokens)
         except DatasetError as error:
             yield error
     if not rows:
         raise DatasetError("holds no tokens: a row is a file that ends in .tokens.npy, and one in .json")
 
 
-def _read_rows(path: Path) -> Iterator[tuple[Any, NDArray[Any]] | DatasetError]:
-    """Yield the other columns and the tokens of every row, unchecked, or the error of a broken row."""
+class _Row(NamedTuple):
+    """The content of a row's files, unchecked.
+
+    Attributes:
+        fields: the JSON document.
+        tokens: [L] integers.
+        latent: an array; None if it was not read.
+    """
+
+    fields: Any
+    tokens: NDArray[Any]
+    latent: NDArray[Any] | None
+
+
+def _read_rows(path: Path, *, latents: bool = False) -> Iterator[_Row | DatasetError]:
+    """Yield the rows, unchecked, or the error of a broken row.
+
+    Args:
+        path: the shard.
+        latents: read the latents too.
+    """
+    suffixes = r"tokens\.npy|json|latent\.npy" if latents else r"tokens\.npy|json"
     key, parts = "", dict[str, bytes | None]()
     with open(path, "rb") as file:
         reader = TarReader(file)
         for member in reader:
-            match = re.fullmatch(r"((?:.*/)?[^./]+)\.(tokens\.npy|json)", member.name)
+            match = re.fullmatch(rf"((?:.*/)?[^./]+)\.({suffixes})", member.name)
             if not match or member.kind != "file":
                 continue
             if parts and (match[1] != key or match[2] in parts):
@@ -164,27 +201,40 @@ def _read_rows(path: Path) -> Iterator[tuple[Any, NDArray[Any]] | DatasetError]:
         yield _read_row(key, parts)
 
 
-def _read_row(key: str, parts: dict[str, bytes | None]) -> tuple[Any, NDArray[Any]] | DatasetError:
-    """Return the other columns and the tokens of a row, or why they cannot be read.
+def _read_row(key: str, parts: dict[str, bytes | None]) -> _Row | DatasetError:
+    """Return a row, or why it cannot be read.
 
     Args:
         key: name of its files in the tar.
-        parts: content of its files by suffix, "tokens.npy" and "json"; None for one that is too large.
+        parts: content of its files by suffix, such as "tokens.npy"; None for one that is too large.
     """
-    array, document = parts.get("tokens.npy"), parts.get("json")
+    array, document, latent = map(parts.get, ("tokens.npy", "json", "latent.npy"))
     try:
         if array is None or document is None:
             raise DatasetError(
                 f"its .tokens.npy or its .json is missing, or has more than {MAX_ROW_BYTES:,} bytes"
             )
-        stream = io.BytesIO(array)
-        shape, _, dtype = read_npy_header(stream)
-        size = len(array) - stream.tell()
-        if len(shape) != 1 or dtype.kind not in "iu" or size != shape[0] * dtype.itemsize:
+        tokens = _parse_npy(array)
+        if tokens is None or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
             raise DatasetError("its .tokens.npy is not a complete 1-d array of integers")
-        return json.loads(document), np.frombuffer(array, dtype, offset=stream.tell())
+        return _Row(json.loads(document), tokens, None if latent is None else _parse_npy(latent))
     except (DatasetError, ValueError, RecursionError) as error:
         return DatasetError(f"row {printable(key, 100)}: {one_line(error)}")
+
+
+def _parse_npy(data: bytes) -> NDArray[Any] | None:
+    """Return the array of an npy file; None if it is not whole, not row by row, or of objects.
+
+    Raises:
+        ValueError: the file is no npy.
+    """
+    stream = io.BytesIO(data)
+    shape, fortran_order, dtype = read_npy_header(stream)
+    start = stream.tell()
+    order_matters = len(shape) > 1 and fortran_order
+    if order_matters or dtype.hasobject or len(data) - start != math.prod(shape) * dtype.itemsize:
+        return None
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
 WDS = Format("wds", ".tar", TarWriter, read_wds, keeps_pictures=True)

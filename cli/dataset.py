@@ -15,6 +15,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions, stop
 
 from .command import Command, Group, command
+from .dataset_export import export
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions
 from .display import Display
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
@@ -149,6 +150,7 @@ class DefaultCommand(Group):
 app = typer.Typer(cls=DefaultCommand, add_completion=False, rich_markup_mode=None)
 app.command(name="make", cls=Default)(make)
 app.command(name="verify", cls=Command)(verify)
+app.command(name="export", cls=Command)(export)
 
 
 class _View:

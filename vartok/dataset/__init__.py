@@ -18,22 +18,35 @@ from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.dataset.builder import build
+    from vartok.dataset.exporter import ExportSummary, export
     from vartok.dataset.loader import TokenDataset
     from vartok.dataset.progress import Progress, Summary
     from vartok.dataset.stream import TokenStream
     from vartok.dataset.verification import Report, verify
 
-__all__ = ["Progress", "Report", "Summary", "TokenDataset", "TokenStream", "build", "verify"]
+__all__ = [
+    "ExportSummary",
+    "Progress",
+    "Report",
+    "Summary",
+    "TokenDataset",
+    "TokenStream",
+    "build",
+    "export",
+    "verify",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "ExportSummary": "exporter",
         "Progress": "progress",
         "Report": "verification",
         "Summary": "progress",
         "TokenDataset": "loader",
         "TokenStream": "stream",
         "build": "builder",
+        "export": "exporter",
         "verify": "verification",
     },
 )

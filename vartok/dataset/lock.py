@@ -103,12 +103,17 @@ def _busy(path: Path, owner: bytes) -> DatasetError:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
-    """Lock a folder while the block runs; wait for another process that has it locked.
+def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a folder while the block runs.
 
     Where the file system has no locks for folders, nothing keeps two processes apart.
 
+    Args:
+        folder: the folder.
+        wait: wait for another process that has it locked.
+
     Raises:
+        BlockingIOError: another process has it locked, and `wait` is false.
         OSError: the folder cannot be opened.
     """
     if fcntl is None:  # Windows
@@ -116,8 +121,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

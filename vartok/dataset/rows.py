@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vartok.dataset.formats import find_format, read_shard
+from vartok.dataset.formats import ALL_COLUMNS, find_format, read_shard
 from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding, open_dataset
 from vartok.errors import DatasetError
 from vartok.files import check_regular, os_error_reason
@@ -98,8 +98,21 @@ class DatasetBucket:
         content = [self.encoding.to_dict(), self.format, self.columns, shards]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def read(self, shard: Shard, low: int = 0, high: int | None = None) -> Iterator[ImageTokens]:
+    def read(
+        self,
+        shard: Shard,
+        low: int = 0,
+        high: int | None = None,
+        *,
+        columns: Collection[str] = ALL_COLUMNS,
+    ) -> Iterator[ImageTokens]:
         """Yield the rows `low` to `high` - 1 of a shard, by default all, in order.
+
+        Args:
+            shard: one of `shards`.
+            low: number of the first row, from 0.
+            high: number after the last row; None for all rows from `low` on.
+            columns: the columns of `ALL_COLUMNS` to read; the others are None.
 
         Raises:
             DatasetError: the shard is broken, cannot be read, has another number of rows than dataset.json
@@ -109,7 +122,7 @@ class DatasetBucket:
         views = self.encoding.rows_per_picture
         count = low
         try:
-            rows = read_shard(self.format, shard.path, self.encoding)
+            rows = read_shard(self.format, shard.path, self.encoding, columns)
             for row in islice(rows, low, high):
                 if row.view is not None and row.view.number != count % views:
                     raise DatasetError(f"row {count + 1} is view {row.view.number}, not {count % views}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import logging
@@ -11,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 
@@ -21,7 +22,6 @@ from vartok.processors import configure_openmp
 from vartok.stopping import Terminated, stop
 
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
-from .options import expand_options
 from .streams import for_stderr, prepare_streams
 
 PARAMETERS = {"force": "overwrite", "as_json": "json"}
@@ -85,7 +85,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
     A VartokError, OSError or MemoryError becomes one line on stderr and an exit code; with --debug, a
     traceback.
     """
-    run = expand_options(run)
+    run = _expand_options(run)
     options = _options(run)
 
     @functools.wraps(run)
@@ -134,6 +134,46 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
             _discard_stdout()
         say(explain(error))
         raise typer.Exit(FAILED) from None
+
+
+def _expand_options(run: Callable[..., None]) -> Callable[..., None]:
+    """Return a function with a parameter for every option, as Typer needs it.
+
+    Args:
+        run: function of a command; a parameter whose type is a dataclass stands for that class's fields.
+
+    Returns:
+        A function with one keyword parameter per option, which makes the dataclasses and calls `run`.
+    """
+    signature = inspect.signature(run, eval_str=True)
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if not dataclasses.is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group = parameter.annotation
+        hints = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in dataclasses.fields(group)
+        ]
+
+    @functools.wraps(run)
+    def expanded(**values: Any) -> None:
+        given = {
+            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            for name, group in groups.items()
+        }
+        run(**values, **given)
+
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return expanded
 
 
 def _discard_stdout() -> None:

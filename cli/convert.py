@@ -15,8 +15,9 @@ from vartok.files import named_errors
 from vartok.metadata import MAX_TEXT
 
 from .command import command
+from .files import output_path
 from .messages import print_result
-from .options import DebugOption, ForceOption, JsonOption, output_path
+from .options import DebugOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:
     from vartok.checkpoints import Checkpoint

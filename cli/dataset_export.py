@@ -14,8 +14,9 @@ from vartok.stopping import as_exceptions
 
 from .command import command
 from .display import Display
+from .files import output_path
 from .messages import SOME_FAILED, print_result, say
-from .options import ForceOption, JsonOption, MessageOptions, output_path
+from .options import ForceOption, JsonOption, MessageOptions
 
 
 @command

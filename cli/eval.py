@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vartok.errors import ImageError
+
 from .command import command
 from .files import parse_inputs
 from .messages import print_result, say
@@ -101,18 +103,22 @@ def eval(
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     with progress:
-        report = evaluate_files(
-            files,
-            tokenizer=tokenizers[0],
-            compare=tokenizers[1] if measure.compare else None,
-            baselines=measure.baselines,
-            lpips=measure.lpips,
-            rfid=measure.rfid,
-            scales=not measure.no_scales,
-            progress=lambda result: _count(progress, result),
-            **dataclasses.asdict(picture),
-            **dataclasses.asdict(work),
-        )
+        try:
+            report = evaluate_files(
+                files,
+                tokenizer=tokenizers[0],
+                compare=tokenizers[1] if measure.compare else None,
+                baselines=measure.baselines,
+                lpips=measure.lpips,
+                rfid=measure.rfid,
+                scales=not measure.no_scales,
+                progress=lambda result: _count(progress, result),
+                **dataclasses.asdict(picture),
+                **dataclasses.asdict(work),
+            )
+        except ImageError:  # no picture could be measured, and the failures have been told
+            progress.finish()
+            raise
         progress.close()
         if report.pictures:
             _explain_missing(report, measure)

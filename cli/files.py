@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 STDIO = "-"
 
 
+def output_name(name: str) -> str:
+    """Return the name of an output after checking it; Typer's parser for options and arguments of outputs.
+
+    Raises:
+        typer.BadParameter: the name is empty, or a URL.
+    """
+    from vartok.errors import printable
+    from vartok.sources import is_url
+
+    if not name:
+        raise typer.BadParameter("the name is empty")
+    if is_url(name):
+        raise typer.BadParameter(f"{printable(name)} is a URL: outputs are files and folders, not URLs")
+    return name
+
+
+def output_path(name: str) -> Path:
+    """Return the path of an output after checking it as `output_name` does."""
+    return Path(output_name(name))
+
+
 def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | BinaryIO]:
     """Return the inputs that arguments and --files-from name; stdin if neither is given.
 

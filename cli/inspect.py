@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vartok.errors import VartokError, counted, printable
+from vartok.errors import VartokError, counted, one_line, printable
 
 from .command import command
 from .files import parse_inputs
@@ -20,8 +20,9 @@ from .report import Report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vartok.metadata import View
     from vartok.operations import FlatSchedules, Input
-    from vartok.token_sources import Found
+    from vartok.token_sources import Row
     from vartok.tokens import ImageTokens
 
 SHOWN_INDICES = 8
@@ -61,10 +62,10 @@ def inspect(
     files = find_inputs(parse_inputs(inputs, InputOptions()), TOKEN_KINDS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     with report:
-        for item, row in selection.read(files, schedules):
+        for item, row in selection.read(files, schedules, texts=True):
             name = str(item)
             try:
-                shown = _Shown.of(item, row.tokens, schedules)
+                shown = _Shown.of(item, row, schedules)
             except VartokError as error:
                 report.fail(name, error)
                 continue
@@ -81,36 +82,44 @@ class _Shown(NamedTuple):
         source: name of the image.
         tokens: its tokens with their metadata; None for those of an array.
         scales: K arrays, coarse to fine; array k is [h_k, w_k].
+        class_name: name of its label, or None.
     """
 
     source: str
     tokens: ImageTokens | None
     scales: Sequence[NDArray[Any]]
+    class_name: str | None = None
 
     @classmethod
-    def of(cls, item: Input, tokens: Found, schedules: FlatSchedules) -> _Shown:
-        """Make it of the tokens that were found.
+    def of(cls, item: Input, row: Row, schedules: FlatSchedules) -> _Shown:
+        """Make it of a row.
 
         Raises:
-            VartokError: `tokens` is an error, or their number fits no schedule.
+            VartokError: the row's tokens are an error, or their number fits no schedule.
         """
         from vartok.tokens import ImageTokens, split_tokens
 
+        tokens = row.tokens
         if isinstance(tokens, VartokError):
             raise tokens
         if isinstance(tokens, ImageTokens):
-            return cls(tokens.image.source, tokens, tokens.scales)
+            return cls(tokens.image.source, tokens, tokens.scales, row.class_name)
         source = item.source if tokens.key is None else tokens.key
         return cls(source, None, split_tokens(tokens.tokens, schedules.find(tokens)))
 
     def summary(self) -> dict[str, Any]:
         """Return the object that --json prints."""
         tokens = self.tokens
-        label = {} if tokens is None or tokens.label is None else {"label": tokens.label}
+        known = tokens and {
+            "label": tokens.label,
+            "class": self.class_name,
+            "caption": tokens.caption,
+            "view": tokens.view and dataclasses.asdict(tokens.view),
+        }
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
-            **label,
+            **{name: value for name, value in (known or {}).items() if value is not None},
             "schedule": [scale.shape for scale in self.scales],
             "tokens": sum(scale.size for scale in self.scales),
             "first": [scale.ravel()[:SHOWN_INDICES].tolist() for scale in self.scales],
@@ -119,7 +128,7 @@ class _Shown(NamedTuple):
     def describe(self, name: str) -> str:
         """Return the text that is printed."""
         total = sum(scale.size for scale in self.scales)
-        lines = [name, *_describe_metadata(self.source, self.tokens)]
+        lines = [name, *self._describe_metadata()]
         lines.append(f"  tokens      {total:,} in {counted(len(self.scales), 'scale')}")
         for k, scale in enumerate(self.scales):
             first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
@@ -127,22 +136,35 @@ class _Shown(NamedTuple):
             lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
         return "\n".join(lines)
 
+    def _describe_metadata(self) -> list[str]:
+        """Return the lines of a picture, its label and caption, and its checkpoint."""
+        tokens = self.tokens
+        if tokens is None:
+            return [f"  picture     {printable(self.source)}", "  checkpoint  not stated"]
+        image, model = tokens.image, tokens.model
+        height, width = image.size
+        zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+        color = "#{:02x}{:02x}{:02x}".format(*image.background)
+        background = f", on {color}" if color != "#ffffff" else ""
+        where = f"{printable(image.dtype)} on {printable(image.device)}"
+        identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
+        name = "" if self.class_name is None else f", {printable(self.class_name, 100)}"
+        label = [] if tokens.label is None else [f"  label       {tokens.label}{name}"]
+        caption = [] if tokens.caption is None else [f"  caption     {one_line(tokens.caption)}"]
+        return [
+            f"  picture     {printable(self.source)}, {image.width} x {image.height} pixels",
+            *label,
+            *caption,
+            *_describe_view(tokens.view),
+            f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
+            f"  checkpoint  {printable(model.name)}, {identity}",
+        ]
 
-def _describe_metadata(source: str, tokens: ImageTokens | None) -> list[str]:
-    """Return the lines of a picture and its checkpoint."""
-    if tokens is None:
-        return [f"  picture     {printable(source)}", "  checkpoint  not stated"]
-    image, model = tokens.image, tokens.model
-    height, width = image.size
-    zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
-    color = "#{:02x}{:02x}{:02x}".format(*image.background)
-    background = f", on {color}" if color != "#ffffff" else ""
-    where = f"{printable(image.dtype)} on {printable(image.device)}"
-    identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
-    label = [] if tokens.label is None else [f"  label       {tokens.label}"]
-    return [
-        f"  picture     {printable(source)}, {image.width} x {image.height} pixels",
-        *label,
-        f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
-        f"  checkpoint  {printable(model.name)}, {identity}",
-    ]
+
+def _describe_view(view: View | None) -> list[str]:
+    """Return the line of a view; none if the picture has no views."""
+    if view is None:
+        return []
+    left, top, right, bottom = view.box
+    mirrored = ", mirrored" if view.flipped else ""
+    return [f"  view        {view.number}: {left:g}, {top:g} to {right:g}, {bottom:g}{mirrored}"]

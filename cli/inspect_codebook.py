@@ -14,6 +14,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.files import write_bytes
 
 from .command import command
+from .files import output_path
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -23,7 +24,6 @@ from .options import (
     RowOptions,
     WeightsOption,
     load_tokenizer,
-    output_path,
 )
 from .report import Report
 from .tables import NARROW, new_table, print_tables, table_width

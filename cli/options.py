@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import gc
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from .files import output_name
+
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
-
-
-def output_name(name: str) -> str:
-    """Return the name of an output after checking it; Typer's parser for options and arguments of outputs.
-
-    Raises:
-        typer.BadParameter: the name is empty, or a URL.
-    """
-    from vartok.errors import printable
-    from vartok.sources import is_url
-
-    if not name:
-        raise typer.BadParameter("the name is empty")
-    if is_url(name):
-        raise typer.BadParameter(f"{printable(name)} is a URL: outputs are files and folders, not URLs")
-    return name
-
-
-def output_path(name: str) -> Path:
-    """Return the path of an output after checking it as `output_name` does."""
-    return Path(output_name(name))
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -353,46 +329,6 @@ class MessageOptions:
 
     quiet: QuietOption = False
     debug: DebugOption = False
-
-
-def expand_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Return a function with a parameter for every option, as Typer needs it.
-
-    Args:
-        run: function of a command; a parameter whose type is a dataclass stands for that class's fields.
-
-    Returns:
-        A function with one keyword parameter per option, which makes the dataclasses and calls `run`.
-    """
-    signature = inspect.signature(run, eval_str=True)
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in signature.parameters.items():
-        if not dataclasses.is_dataclass(parameter.annotation):
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = group = parameter.annotation
-        hints = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=hints[field.name],
-            )
-            for field in dataclasses.fields(group)
-        ]
-
-    @functools.wraps(run)
-    def expanded(**values: Any) -> None:
-        given = {
-            name: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
-        run(**values, **given)
-
-    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return expanded
 
 
 def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = False) -> Tokenizer:

@@ -16,8 +16,9 @@ from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 
 from .command import command
 from .display import Display
+from .files import output_path
 from .messages import INTERRUPTED, TERMINATED, duration
-from .options import DeviceOption, MessageOptions, output_path
+from .options import DeviceOption, MessageOptions
 
 if TYPE_CHECKING:
     from vartok.train import Event, Progress, TrainSettings, Validation

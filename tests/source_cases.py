@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import photo
 
+from vartok.operations import find_inputs
 from vartok.sources import InputShard, Sample, find_input_shards
 
 Members = Sequence[tuple[str, bytes]]
@@ -37,6 +38,11 @@ def table(path: Path, **columns: list[Any]) -> Path:
 
 def keys(shard: InputShard) -> list[str]:
     return [sample.key for sample in shard.samples()]
+
+
+def pictures_alone(path: Path) -> list[Sample]:
+    """Read the samples of a tar or table as `encode` and `eval` do."""
+    return [sample for _, sample in find_inputs(path)[0].samples()]
 
 
 def samples_of(path: Path | str, **options: Any) -> list[Sample]:

@@ -1,4 +1,11 @@
-"""The exceptions and the warning of vartok, and the functions that format text for their messages."""
+"""The exceptions and the warning of vartok, and the functions that warn and that format text for messages."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+PACKAGE = __name__.partition(".")[0]
 
 
 class VartokError(Exception):
@@ -83,6 +90,18 @@ class DatasetError(VartokError):
 
 class VartokWarning(UserWarning):
     """A warning for the user, such as that a file does not state a value and vartok assumed one."""
+
+
+def warn(message: str) -> None:
+    """Warn with a VartokWarning, at the line outside of vartok that called it.
+
+    Warns:
+        VartokWarning: always.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, VartokWarning, stacklevel=level)
 
 
 def one_line(text: object, limit: int = 120) -> str:

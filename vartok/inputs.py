@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, VartokWarning, quoted
+from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, quoted, warn
 from vartok.images import to_tensor
 from vartok.metadata import ModelInfo
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe
@@ -146,11 +145,9 @@ def check_bounds(low: float, high: float) -> None:
     if not (low >= -1.001 and high <= 1.001):  # also a NaN; resampled pictures overshoot a little
         raise ImageError(f"pixels must be in [-1, 1] (RGB / 127.5 - 1), not {low:.4g} to {high:.4g}")
     if 0 <= low < 0.02 and high > 0.5:
-        warnings.warn(
+        warn(
             f"pixels from {low:.4g} to {high:.4g} seem to lie in [0, 1], but the encoder takes [-1, 1]: "
-            "multiply them by 2 and subtract 1",
-            VartokWarning,
-            stacklevel=4,
+            "multiply them by 2 and subtract 1"
         )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
 
 from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
-from vartok.errors import DeviceError, VartokWarning, quoted
+from vartok.errors import DeviceError, quoted, warn
 from vartok.runtime import DTYPES, choose_device
 from vartok.tokenizer import Tokenizer
 
@@ -51,7 +50,7 @@ def load(
     path = find_checkpoint(weights)
     checkpoint = read_checkpoint(path)
     for note in checkpoint.notes:
-        warnings.warn(f"{path}: {note}", VartokWarning, stacklevel=2)
+        warn(f"{path}: {note}")
     return Tokenizer(
         build_model(checkpoint),
         checkpoint.config,

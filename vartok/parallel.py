@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from vartok.errors import DeviceError, VartokError, VartokWarning
+from vartok.errors import DeviceError, VartokError, warn
 
 MAX_NBYTES = 1 << 28
 """Limit on the bytes of the items that `map_ordered` has taken and not yet yielded."""
@@ -107,11 +106,7 @@ def map_batches(
                     return [_as_vartok_error(error)]
                 if is_out_of_memory(error) and half < size:
                     size = half
-                    warnings.warn(
-                        f"{len(batch)} pictures at once do not fit into memory: going on with {half}",
-                        VartokWarning,
-                        stacklevel=2,
-                    )
+                    warn(f"{len(batch)} pictures at once do not fit into memory: going on with {half}")
         return [*attempt(batch[:half]), *attempt(batch[half:])]
 
     def windows() -> Iterator[list[tuple[S, T | VartokError]]]:

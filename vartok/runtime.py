@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vartok.errors import DeviceError, VartokWarning, one_line, quoted
+from vartok.errors import DeviceError, one_line, quoted, warn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,11 +88,7 @@ class CompiledNetwork:
             if self._compiled is not None and not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
             reason = one_line(str(getattr(error, "inner_exception", error)).strip().partition("\n")[0])
-            warnings.warn(
-                f"torch cannot compile here ({reason}): going on without compilation",
-                VartokWarning,
-                stacklevel=2,
-            )
+            warn(f"torch cannot compile here ({reason}): going on without compilation")
             self._compiled = self._network
             return self._network(batch)
 

@@ -32,10 +32,12 @@ class Row(NamedTuple):
         tokens: its tokens, or an error.
         key: its key in a data set or an array, with the number of the view if there are several, as "a#1";
             None in a token file, and for an error.
+        class_name: name of its label, if its data set numbers the names of classes; else None.
     """
 
     tokens: Found
     key: str | None = None
+    class_name: str | None = None
 
 
 def load_tokens(path: str | Path) -> ImageTokens:
@@ -103,15 +105,19 @@ def _no_metadata(name: str) -> TokenFileError:
     )
 
 
-def read_path(path: Path) -> Iterator[Row]:
+def read_path(path: Path, *, texts: bool = False) -> Iterator[Row]:
     """Yield the images of a token file, an array, a data set's folder, or a shard.
 
     A file in the folder data/ of a data set is a shard of it. Elsewhere, a Parquet file has an encoding of
     its own, and the rows of a tar are tokens without metadata. Other files are recognized by their content.
     If the source cannot be read, or not to its end, the last item says why.
+
+    Args:
+        path: the source.
+        texts: read the captions and metadata of data sets.
     """
     try:
-        yield from _read_path(path)
+        yield from _read_path(path, texts)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         yield Row(TokenFileError(os_error_reason(error)))
     except VartokError as error:
@@ -149,21 +155,22 @@ def _begins_with(stream: BinaryIO, start: bytes) -> bool:
     return found
 
 
-def _read_path(path: Path) -> Iterator[Row]:
+def _read_path(path: Path, texts: bool) -> Iterator[Row]:
     name = path.name.lower()
     folder = path.absolute().parent
     if path.is_dir() and is_dataset(path):
-        yield from _read_dataset(path)
+        yield from _read_dataset(path, texts)
     elif folder.name == DATA and is_dataset(folder.parent):
         description, encoding = open_dataset(folder.parent)
         counts = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
-        yield from _read_shard(path, description["files"], encoding, counts.get(f"{DATA}/{path.name}"))
+        read = _ShardReader(description["files"], encoding, tuple(description.get("classes", ())), texts)
+        yield from read(path, counts.get(f"{DATA}/{path.name}"))
     elif name.endswith(TABLES):
         find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
             check_regular(path)
             encoding = parquet_encoding(path)
-        yield from _read_shard(path, PARQUET.name, encoding)
+        yield from _ShardReader(PARQUET.name, encoding, (), texts)(path)
     elif name.endswith(TARS):
         with shard_errors(WDS.name):
             check_regular(path)
@@ -174,13 +181,14 @@ def _read_path(path: Path) -> Iterator[Row]:
             yield from map(_refuse_picture, rows) if name.endswith(picture_suffixes()) else rows
 
 
-def _read_dataset(folder: Path) -> Iterator[Row]:
+def _read_dataset(folder: Path, texts: bool) -> Iterator[Row]:
     """Yield the rows of all shards that dataset.json lists; a broken shard does not end the data set."""
     description, encoding = open_dataset(folder)
+    read = _ShardReader(description["files"], encoding, tuple(description.get("classes", ())), texts)
     for shard in description.get("shards", ()):
         name: str = shard["name"]
         try:
-            for row in _read_shard(folder / name, description["files"], encoding, encoding.count_rows(shard)):
+            for row in read(folder / name, encoding.count_rows(shard)):
                 error = row.tokens
                 yield Row(_prefixed(name, error)) if isinstance(error, VartokError) else row
         except OSError as error:
@@ -194,26 +202,41 @@ def _read_dataset(folder: Path) -> Iterator[Row]:
         )
 
 
-def _read_shard(path: Path, format: str, encoding: Encoding, stated: int | None = None) -> Iterator[Row]:
-    """Yield the rows of a shard.
+class _ShardReader(NamedTuple):
+    """Reads the shards of a data set.
 
-    Args:
-        path: the shard.
-        format: name of its format.
-        encoding: encoding of its rows.
-        stated: number of rows that it should have; None if that is not known.
-
-    Raises:
-        DatasetError, OSError: the shard cannot be read, not to its end, or has another number of rows.
+    Attributes:
+        format: name of their format.
+        encoding: encoding of their rows.
+        classes: names of the labels; empty if labels have no names.
+        texts: read captions and metadata.
     """
-    rows = 0
-    for row in iter_rows(format, path, encoding):
-        rows += 1
-        if stated is not None and rows > stated:
-            raise DatasetError(f"has more rows than the {stated:,} that dataset.json states")
-        yield _row(row)
-    if stated is not None and rows < stated:
-        raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {stated:,}")
+
+    format: str
+    encoding: Encoding
+    classes: tuple[str, ...]
+    texts: bool
+
+    def __call__(self, path: Path, stated: int | None = None) -> Iterator[Row]:
+        """Yield the rows of a shard.
+
+        Args:
+            path: the shard.
+            stated: number of rows that it should have; None if that is not known.
+
+        Raises:
+            DatasetError, OSError: the shard cannot be read, not to its end, or has another number of rows.
+        """
+        rows = 0
+        for tokens in iter_rows(self.format, path, self.encoding, texts=self.texts):
+            rows += 1
+            if stated is not None and rows > stated:
+                raise DatasetError(f"has more rows than the {stated:,} that dataset.json states")
+            label = None if isinstance(tokens, VartokError) else tokens.label
+            name = None if label is None or label >= len(self.classes) else self.classes[label]
+            yield _row(tokens)._replace(class_name=name)
+        if stated is not None and rows < stated:
+            raise DatasetError(f"has {counted(rows, 'row')}, but dataset.json states {stated:,}")
 
 
 def _row(tokens: Found) -> Row:

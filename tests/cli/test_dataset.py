@@ -106,6 +106,10 @@ def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
     assert dataset.classes == ["a", "b", "c.d"]
     found = {item["key"]: item["label"] for item in dataset}
     assert found == {"b/0": 1, "b/1": 1, "b/deep/2": 1, "a/3": 0, "c.d/4": 2, "a/5": 0, "6": -1}
+    shown = vartok("inspect", "out", "--keys", "c.d/4,6").stdout
+    assert "picture     c.d/4, 12 x 9 pixels\n  label       2, c.d\n" in shown
+    assert shown.count("label") == 1
+    assert '"label": 1, "class": "b"' in vartok("inspect", "out", "--json", "--keys", "b/1").stdout
     for named in (["classes/a", "classes/c.d"], ["more/6.png"]):
         refused = vartok("dataset", *named, "-o", "new", "--folder-labels", code=1)
         assert "no folders to label files by" in refused.stderr
@@ -419,6 +423,7 @@ def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, wei
     source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
     options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
+    options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)
     wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)

@@ -1,7 +1,9 @@
 """TokenDataset: rows by number, torch's samplers, its row cache, and what it refuses."""
 
+import json
 import os
 import pickle
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Vartok
 from dataset_cases import (
     KEYS,
     VIEWED,
@@ -127,15 +130,22 @@ def test_hugging_face_loads_the_folder(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_optional_columns_are_loaded(tmp_path: Path, small_tokenizer: vartok.Tokenizer, format: str) -> None:
-    members = [("a.png", picture(0)), ("a.cls", b"3"), ("b.png", picture(1)), ("b.txt", "zwei ü".encode())]
+def test_optional_columns_are_loaded_and_inspected(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer, format: str, vartok: Vartok
+) -> None:
+    text = b"two\n" + "ü".encode() + 200 * b"x"
+    members = [("a.png", picture(0)), ("a.cls", b"3"), ("b.png", picture(1)), ("b.txt", text)]
     path = tar(tmp_path / "a.tar", members)
     job = make_job(tmp_path / "out", small_tokenizer, format=format)
     run(job, path, small_tokenizer)
     a, b = TokenDataset(job.out)
     assert (a["label"], a["caption"]) == (3, "")
-    assert (b["label"], b["caption"]) == (-1, "zwei ü")
+    assert (b["label"], b["caption"]) == (-1, text.decode())
     assert "metadata" not in a
+    shown = vartok("inspect", job.out).stdout
+    assert "\n  label       3\n  encoded" in shown
+    assert re.search(r"\n  caption     two üx{100,120}\.\.\.\n", shown)
+    assert json.loads(vartok("inspect", job.out, "--json").stdout.splitlines()[1])["caption"] == text.decode()
 
 
 def test_unusable_data_sets_are_refused(tmp_path: Path, rows: Path) -> None:

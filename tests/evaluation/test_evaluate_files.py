@@ -12,7 +12,7 @@ from conftest import save
 from noise import SMALL, tokenizer
 
 import vartok
-from vartok.errors import VartokError, VartokWarning
+from vartok.errors import ImageError, VartokError, VartokWarning
 from vartok.evaluation import Evaluation, EvaluationReport, Failure, PictureScores, evaluate_files
 from vartok.images import Fit
 from vartok.schedule import square
@@ -57,7 +57,8 @@ def test_folders_lists_and_files_give_the_same(small: vartok.Tokenizer, folder: 
 
 def test_larger_pictures_than_max_bytes_fail(small: vartok.Tokenizer, folder: Path) -> None:
     seen: list[PictureScores | Failure] = []
-    evaluate(small, io.BytesIO((folder / "a.png").read_bytes()), max_bytes=10, progress=seen.append)
+    with pytest.raises(ImageError, match="standard input: has more than 10 bytes"):
+        evaluate(small, io.BytesIO((folder / "a.png").read_bytes()), max_bytes=10, progress=seen.append)
     [failure] = seen
     assert isinstance(failure, Failure)
     assert "has more than 10 bytes" in str(failure.error)
@@ -77,7 +78,7 @@ def test_a_tar_is_a_source(small: vartok.Tokenizer, folder: Path, tmp_path: Path
     (folder / "d.heic").touch()
     with pytest.warns(VartokWarning) as said:
         report = evaluate(small, folder)
-    assert len(said) == 2
+    assert [warning.filename for warning in said] == [__file__] * 2
     assert report.passed_over == {".heic": 2, "further pictures of a sample": 1}
 
 
@@ -89,8 +90,15 @@ def test_failures_are_in_the_report_and_told_at_once(small: vartok.Tokenizer, fo
     assert report.pictures == len(report.by_picture) == 3
     assert [Path(one.name).name for one in told] == ["gone.png", "a.png", "b.png", "bad.png", "a.png"]
     assert {*report.failures} <= {one for one in told if isinstance(one, Failure)}
-    nothing = evaluate(small, folder / "gone.png")
+    nothing = evaluate(small)
     assert (nothing.pictures, nothing.models, nothing.baselines) == (0, (), ())
+
+
+def test_a_report_without_pictures_is_an_error_if_pictures_failed(small: vartok.Tokenizer) -> None:
+    with pytest.raises(ImageError, match=r"no picture could be measured: a\.png: no such file or folder$"):
+        evaluate(small, "a.png")
+    with pytest.raises(ImageError, match=r": a\.png: no such file or folder; 1 other failed too$"):
+        evaluate(small, "a.png", "b.png")
 
 
 def test_checkpoints_are_loaded_or_given(small: vartok.Tokenizer, folder: Path) -> None:
@@ -107,7 +115,8 @@ def test_options(small: vartok.Tokenizer, folder: Path) -> None:
     assert [scores.format for scores in report.baselines] == ["jpeg", "webp"]
     report = evaluate_files(folder / "a.png", tokenizer=small, fit="native")
     assert (report.by_picture[0].width, report.by_picture[0].height) == (40, 36)
-    assert [*evaluate(small, folder, max_pixels=100).failures]
+    with pytest.raises(ImageError, match="are more than the limit of 100; 2 others failed too"):
+        evaluate(small, folder, max_pixels=100)
     assert dataclasses.replace(report, by_picture=()) != report
 
 

@@ -33,7 +33,7 @@ def damaged() -> bytes:
     return whole[: start + size // 2] + bytes(size - size // 2) + whole[start + size :]
 
 
-def test_damaged_pixels_are_refused_also_where_libtiff_only_warns(
+def test_damaged_pixels_are_refused_also_where_pillow_reads_on(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = damaged()
@@ -52,7 +52,7 @@ def test_damage_is_heard_without_configuration() -> None:
     before = [*libtiff._handlers]
     libtiff._handlers.clear()
     try:
-        ctypes.CDLL(PIL._imaging.__file__).TIFFSetWarningHandler(None)
+        ctypes.CDLL(PIL._imaging.__file__).TIFFSetErrorHandler(None)
         with pytest.raises(ImageError, match="is damaged"):
             read_picture(data, AS_IS)
     finally:

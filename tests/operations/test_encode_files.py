@@ -305,3 +305,15 @@ def test_native_pictures_of_too_many_tokens_are_refused_before_they_are_encoded(
     assert names(here / "out") == ["small.tokens.npz"]
     vartok("encode", "in/large.png", "-o", "x.npz", "--fit", "native", "--max-tokens", "64")
     assert "is not one of" in vartok("dataset", "in", "-o", "data", "--fit", "native", code=2).stderr
+
+
+def test_warnings_name_the_callers_line(here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "in" / "1:2.png", width=16, height=16)
+    (here / "in" / "notes.md").touch()
+    with pytest.warns(library.VartokWarning) as encoding:
+        list(library.encode_files("in", "out", recursive=True, tokenizer=tokenizer, size=16))
+    with pytest.warns(library.VartokWarning) as decoding:
+        list(library.decode_files("out/1_2.tokens.npz", "a.png", tokenizer=tokenizer, schedule="1"))
+    said = [*encoding, *decoding]
+    assert [str(warning.message).split()[0] for warning in said] == ["passed", "1", "the"]
+    assert {warning.filename for warning in said} == {__file__}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_cases import samples_of, table
+from source_cases import pictures_alone, samples_of, table
 
 from vartok.errors import ImageError
 from vartok.sources import find_input_shards, tables
@@ -78,6 +78,7 @@ def test_a_bad_value_costs_its_row_only(tmp_path: Path) -> None:
     a, b, c = samples_of(path)
     assert (a.caption, c.caption, c.picture) == ("a", "c", b"3")
     assert (b.key, str(b.picture), b.final) == ("t/00000001", "its caption is not text in UTF-8", False)
+    assert [sample.picture for sample in pictures_alone(path)] == [b"1", b"2", b"3"]
 
 
 def test_names_of_classes_are_named_as_not_carried(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from source_cases import picture, samples_of, tar
+from source_cases import picture, pictures_alone, samples_of, tar
 
 from vartok.errors import ImageError
 from vartok.sources import read_tar
@@ -151,6 +151,7 @@ def test_a_tars_sidecars_are_carried(tmp_path: Path) -> None:
     assert f.key == "f%FF"
     assert (g.picture, g.label) == (b"g", None)  # as tables say that there is none
     assert str(h.picture) == f"its label is larger than {(1 << 63) - 1:,}"
+    assert [sample.picture for sample in pictures_alone(path)] == [b"a", b"b", b"d", b"e", b"f", b"g", b"h"]
     reached = [sample.progress for sample in (a, b, d, e, f)]
     assert all(share is not None and 0 < share <= 1 for share in reached)
 

@@ -17,7 +17,7 @@ from conftest import Vartok, names, photo
 
 from vartok.errors import ArgumentError, SourceError
 from vartok.sources import find_files, web
-from vartok.sources.find import open_place, shorten_path
+from vartok.sources.places import open_place, shorten_path
 from vartok.sources.shards import InputShard, find_input_shards
 from vartok.sources.web import WebFile, hide_secrets, lacks_slash
 

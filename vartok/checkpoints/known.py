@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vartok.errors import CheckpointError, printable
 from vartok.files import check_regular, os_error_reason
-from vartok.sources.find import is_url, shorten_path
+from vartok.sources.places import is_url, shorten_path
 from vartok.sources.web import lacks_slash
 
 RUN_WEIGHTS = "weights.safetensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from vartok.dataset.plan import Job
 from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
 from vartok.dataset.write import ShardProgress, describe_done, write_summary
-from vartok.errors import DatasetError, OutputError, VartokError, VartokWarning, counted
+from vartok.errors import DatasetError, OutputError, VartokError, counted, warn
 from vartok.files import os_error_reason
 from vartok.sources import InputShard
 from vartok.sources.passed_over import warn_of_members
@@ -80,9 +79,9 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
     """
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
-        warnings.warn(f"not carried: {what} ({counted(rows, 'row')})", VartokWarning, stacklevel=4)
+        warn(f"not carried: {what} ({counted(rows, 'row')})")
     passed_over: dict[str, int] = summary.get("passed_over", {})
-    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)), stacklevel=4)
+    warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)))
     state = totals.state()
     rate = state.pictures / state.seconds if state.pictures else 0.0
     return Summary(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from vartok.errors import ImageError, counted, printable
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
@@ -89,8 +90,9 @@ def evaluate_files(
         The figures over all pictures, the scores of every picture, and the failures.
 
     Raises:
+        ImageError: every picture failed. As long as one is measured, the others are failures in the report.
         VartokError: a checkpoint cannot be loaded, a package or weights are missing, or arguments contradict
-            each other. A picture or source that cannot be read is a failure in the report instead.
+            each other.
 
     Warns:
         VartokWarning: files, or members of tars, were passed over.
@@ -127,7 +129,13 @@ def evaluate_files(
             if progress is not None:
                 progress(result)
     warn_of_members(members)
-    return dataclasses.replace(evaluation.report(), passed_over=dict(+(passed_over + members)))
+    report = evaluation.report()
+    if report.failures and not report.pictures:
+        failed, *others = report.failures
+        more = f"; {counted(len(others), 'other')} failed too" if others else ""
+        cause = f"{printable(failed.name)}: {failed.error}{more}"
+        raise ImageError(f"no picture could be measured: {cause}", hint=failed.error.hint)
+    return dataclasses.replace(report, passed_over=dict(+(passed_over + members)))
 
 
 def _find_inputs(

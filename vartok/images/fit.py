@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +14,8 @@ from PIL.Image import Resampling
 from vartok.buckets import Bucket, BucketTable, nearest_bucket
 from vartok.errors import ImageError, quoted
 from vartok.images.tensors import check_pixels
+from vartok.images.views import CENTER, Views
+from vartok.metadata import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +53,8 @@ class Fit:
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
+        views: views of each picture; others than "center" and "flip" need "crop" or "bucket", and "ten-crop"
+            needs a zoom above 1.
         table: for "bucket" only: the table from which the buckets are made for a checkpoint.
         buckets: for "bucket" only: the sizes, each with the schedule of its pictures.
         max_pixels: pixel limit of a file, checked before it is decoded, and of a "native" result. WebP files
@@ -68,6 +72,7 @@ class Fit:
     zoom: float = 1.0
     background: tuple[int, int, int] = (255, 255, 255)
     multiple: int = 16
+    views: Views = CENTER
     table: BucketTable | None = None
     buckets: tuple[Bucket, ...] = ()
     max_pixels: int = MAX_PIXELS
@@ -83,6 +88,7 @@ class Fit:
             zoom: float = 1.0,
             background: tuple[int, int, int] = (255, 255, 255),
             multiple: int = 16,
+            views: Views = CENTER,
             table: BucketTable | None = None,
             buckets: tuple[Bucket, ...] = (),
             max_pixels: int = MAX_PIXELS,
@@ -119,6 +125,22 @@ class Fit:
             raise ImageError(f"buckets need the fit bucket, not {self.mode}")
         for height, width in (self.size, *self.sizes):
             check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
+            self._check_views(height, width)
+
+    def _check_views(self, height: int, width: int) -> None:
+        """Raise ImageError if pictures of height x width cannot have these views."""
+        kind, count = self.views.kind, self.views.count
+        if kind in ("ten-crop", "random") and self.mode not in ("crop", "bucket"):
+            raise ImageError(f"{kind} views need the fit crop, not {self.mode}")
+        if kind == "ten-crop" and round(min(height, width) * self.zoom) == min(height, width):
+            raise ImageError(
+                "ten-crop views of this zoom are the same five times",
+                hint="set `zoom` above 1; LlamaGen has 1.1",
+            )
+        if height * width * count > MAX_PIXELS:
+            raise ImageError(
+                f"{count} views of {width:,} x {height:,} pixels are more than {MAX_PIXELS:,} pixels in all"
+            )
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -166,31 +188,101 @@ def restore_size(
     return _scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
 
 
-def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
-    """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
+def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint8], tuple[View, ...]]:
+    """Fit an RGB picture.
+
+    Args:
+        image: the picture.
+        fit: the fit.
+        key: key of the picture, on which random views depend.
+
+    Returns:
+        The pixels, C-contiguous uint8, and the views: [H, W, 3] and no views if `fit.views` are "center";
+        else the pixels of the views, [V, H, W, 3].
+    """
     if fit.mode == "bucket":
         size = nearest_bucket(fit.buckets, image.height, image.width).size if fit.buckets else fit.size
         fit = replace(fit, mode="crop", size=size, table=None, buckets=())
     height, width = fit.size
     if fit.mode == "crop":
-        # As in torchvision: the long side is truncated to whole pixels, the offset is rounded half to even.
-        rows, columns = round(height * fit.zoom), round(width * fit.zoom)
-        if rows * image.width >= columns * image.height:
-            columns = int(rows * image.width / image.height)
-        else:
-            rows = int(columns * image.height / image.width)
-        left, top = round((columns - width) / 2), round((rows - height) / 2)
-        return _scale(image, columns, rows, (left, top, left + width, top + height))
-    if fit.mode == "pad":
+        scaled = _scale_to_cover(image, fit)
+        columns, rows = scaled.columns, scaled.rows
+        places = fit.views.places(
+            key,
+            center=scaled.center,
+            corner=scaled.corner,
+            margin=scaled.margin,
+            free=(columns - width, rows - height),
+        )
+        windows = [(left, top, left + width, top + height) for left, top, _ in places]
+        cuts = _scale_windows(image, columns, rows, list(dict.fromkeys(windows)))
+        found = [cuts[window] for window in windows]
+    elif fit.mode == "pad":
         left, top, right, bottom = _inside(image.width, image.height, fit.size)
+        columns, rows = right - left, bottom - top
+        places = fit.views.places(key, center=(-left, -top))
         pixels = np.full((height, width, 3), fit.background, np.uint8)
-        pixels[top:bottom, left:right] = _scale(image, right - left, bottom - top)
-        return pixels
-    if fit.mode == "native":
-        width = max(1, round(image.width / fit.multiple)) * fit.multiple
-        height = max(1, round(image.height / fit.multiple)) * fit.multiple
-        check_size(width, height, fit.max_pixels)
-    return _scale(image, width, height)
+        pixels[top:bottom, left:right] = _scale(image, columns, rows)
+        found = [pixels] * len(places)
+    else:
+        if fit.mode == "native":
+            width = max(1, round(image.width / fit.multiple)) * fit.multiple
+            height = max(1, round(image.height / fit.multiple)) * fit.multiple
+            check_size(width, height, fit.max_pixels)
+        columns, rows = width, height
+        places = fit.views.places(key, center=(0, 0))
+        found = [_scale(image, width, height)] * len(places)
+    if fit.views.kind == "center":
+        return found[0], ()
+    x, y = image.width, image.height
+    views = (
+        View(
+            n,
+            (left * x / columns, top * y / rows, (left + width) * x / columns, (top + height) * y / rows),
+            flipped,
+        )
+        for n, (left, top, flipped) in enumerate(places)
+    )
+    mirrored = [one[:, ::-1] if place.flipped else one for one, place in zip(found, places, strict=True)]
+    return np.stack(mirrored), tuple(views)
+
+
+class _Scaled(NamedTuple):
+    """The size of a picture that covers `size` times the zoom, and where crops lie in it.
+
+    Attributes:
+        columns: width in pixels.
+        rows: height in pixels.
+        center: columns left of the central crop, and rows above it.
+        corner: columns left of the central area of `size` times the zoom, and rows above it.
+        margin: columns and rows of that area beyond `size`.
+    """
+
+    columns: int
+    rows: int
+    center: tuple[int, int]
+    corner: tuple[int, int]
+    margin: tuple[int, int]
+
+
+def _scale_to_cover(image: Image.Image, fit: Fit) -> _Scaled:
+    """Return how the fit "crop" scales a picture.
+
+    As in torchvision, the long side is truncated to whole pixels, and the centre is rounded half to even.
+    """
+    height, width = fit.size
+    rows, columns = zoomed = round(height * fit.zoom), round(width * fit.zoom)
+    if rows * image.width >= columns * image.height:
+        columns = int(rows * image.width / image.height)
+    else:
+        rows = int(columns * image.height / image.width)
+    return _Scaled(
+        columns,
+        rows,
+        center=(round((columns - width) / 2), round((rows - height) / 2)),
+        corner=((columns - zoomed[1]) // 2, (rows - zoomed[0]) // 2),
+        margin=(zoomed[1] - width, zoomed[0] - height),
+    )
 
 
 def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
@@ -226,20 +318,34 @@ def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, i
     return left, top, left + columns, top + rows
 
 
-def _scale(
-    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int] | None = None
-) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and return the pixels of the window (left, top, right, bottom).
+def _scale(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    """Scale to width x height by Lanczos, and return the pixels: [height, width, 3]."""
+    [pixels] = _scale_windows(image, width, height, [(0, 0, width, height)]).values()
+    return pixels
+
+
+def _scale_windows(
+    image: Image.Image, width: int, height: int, windows: list[tuple[int, int, int, int]]
+) -> dict[tuple[int, int, int, int], NDArray[np.uint8]]:
+    """Scale to width x height by Lanczos, and return the pixels of each window (left, top, right, bottom).
 
     Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
-    differently. Of more pixels only the window is computed, in strips.
+    differently. Of more pixels only the windows are computed, in strips.
     """
-    left, top, right, bottom = window or (0, 0, width, height)
     if width * image.height > max(LARGE, width * height, image.width * image.height):
         # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
         image = image.resize((image.width, height), Resampling.LANCZOS)
     if width * height <= LARGE:
-        return np.array(image.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))
+        image = image.resize((width, height), Resampling.LANCZOS)
+        return {window: np.array(image.crop(window)) for window in windows}
+    return {window: _scale_strips(image, width, height, window) for window in windows}
+
+
+def _scale_strips(
+    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int]
+) -> NDArray[np.uint8]:
+    """Return the pixels of a window as `_scale_windows` does, computed in strips."""
+    left, top, right, bottom = window
     pixels = np.empty((bottom - top, right - left, 3), np.uint8)
     x, y = image.width / width, image.height / height
     rows = max(1, STRIP // (right - left))

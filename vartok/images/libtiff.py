@@ -1,4 +1,8 @@
-"""Collect libtiff's messages while Pillow decodes: Pillow passes no warning on, and few of the errors."""
+"""Collect libtiff's errors while Pillow decodes, of which Pillow passes few on.
+
+Warnings cannot be heard: Pillow switches them off whenever it decodes. See `tiff_strips` for what libtiff
+only warns of.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ _handlers: list[object] = []  # libtiff holds pointers to them
 
 
 def listen(*, quiet: bool) -> None:
-    """Take over libtiff's errors and warnings in the whole process; `refuse_damage` does so if need be.
+    """Take over libtiff's errors in the whole process; `refuse_damage` does so if need be.
 
     Args:
         quiet: if False, they are also written to stderr, as libtiff does.
@@ -68,7 +72,6 @@ def listen(*, quiet: bool) -> None:
         handler = _HANDLER(hear)
         _handlers.append(handler)
         library.TIFFSetErrorHandler(handler)
-        library.TIFFSetWarningHandler(handler)
 
 
 @contextlib.contextmanager

@@ -30,9 +30,12 @@ from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff_strips import check_strips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from vartok.metadata import View
 
 PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
@@ -67,16 +70,18 @@ class Picture:
     """A fitted picture.
 
     Attributes:
-        pixels: [H, W, 3] uint8 sRGB, C-contiguous.
+        pixels: [H, W, 3] uint8 sRGB, C-contiguous; [V, H, W, 3] for a fit of other views than "center".
         width: width of the original in pixels, after its EXIF orientation was applied.
         height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
+        views: the V views, in such a fit; else empty.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     notes: tuple[str, ...]
+    views: tuple[View, ...] = ()
 
 
 def picture_suffixes() -> tuple[str, ...]:
@@ -88,8 +93,8 @@ def picture_suffixes() -> tuple[str, ...]:
 def configure_pillow(*, quiet: bool = True) -> None:
     """Configure Pillow for a program that uses vartok; this changes the whole process.
 
-    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's warnings of damaged
-    pixels are heard, and such files refused.
+    Pillow's own pixel limit is removed, so that only `Fit.max_pixels` applies. libtiff's errors are
+    heard, and files whose pixels it calls damaged are refused.
 
     Args:
         quiet: keep libtiff from writing to stderr; for one broken file it may write hundreds of lines.
@@ -98,7 +103,7 @@ def configure_pillow(*, quiet: bool = True) -> None:
     libtiff.listen(quiet=quiet)
 
 
-def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
+def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str = "") -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
     EXIF orientation is applied, an embedded ICC profile is converted to sRGB, and transparency is composited
@@ -113,6 +118,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     Args:
         file: path of a regular file, or the bytes of one.
         fit: the fit of the picture, with its limits; if None, `Fit()`: the centre, cropped to 256x256.
+        key: key of the picture, on which random views depend.
 
     Returns:
         The fitted pixels, the original's size, and notes for the user.
@@ -134,7 +140,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
-            return _read(stream, fit)
+            return _read(stream, fit, key)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise any type for broken bytes
@@ -207,7 +213,7 @@ def _open(file: str | Path | bytes) -> _File | _Bytes:
     return stream
 
 
-def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
+def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
     stream: BinaryIO = counted
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
@@ -253,6 +259,7 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
         if source.format in ("JPEG", "MPO"):
             load_checked(source, stream)
         elif source.format == "TIFF":
+            check_strips(source, stream)
             with libtiff.refuse_damage():
                 source.load()
         else:
@@ -262,7 +269,8 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
         image = _upright(source, notes)
         del source
         image = to_rgb(image, fit.background, grey, notes)
-        return Picture(fitted(image, fit), image.width, image.height, tuple(notes))
+        pixels, views = fitted(image, fit, key)
+        return Picture(pixels, image.width, image.height, tuple(notes), views)
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:

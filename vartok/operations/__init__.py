@@ -1,11 +1,12 @@
 """Encode and decode files, with the parts that evaluation and data sets share: inputs, settings, streams."""
 
-from vartok.operations.decode import check_model, decode_file, decode_files
+from vartok.operations.decode import decode_file, decode_files
 from vartok.operations.encode import encode_file, encode_files
 from vartok.operations.inputs import Input, find_inputs
 from vartok.operations.outputs import FileResult, FileResults
 from vartok.operations.rows import FlatSchedules, RowSelection
 from vartok.operations.settings import (
+    check_model,
     default_batch_size,
     default_workers,
     make_fit,
@@ -19,6 +20,7 @@ from vartok.operations.streams import (
     PictureSource,
     decode_tokens,
     encode_pictures,
+    encode_views,
 )
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "encode_file",
     "encode_files",
     "encode_pictures",
+    "encode_views",
     "find_inputs",
     "make_fit",
     "make_schedule",

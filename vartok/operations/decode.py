@@ -28,8 +28,8 @@ from vartok.operations.outputs import (
 )
 from vartok.operations.plan import OutputPlan
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
-from vartok.operations.settings import default_batch_size, default_workers, resolve_tokenizer
-from vartok.operations.streams import decode_tokens
+from vartok.operations.settings import check_model, default_batch_size, default_workers, resolve_tokenizer
+from vartok.operations.streams import decode_tokens, join_pictures
 from vartok.parallel import map_ordered
 from vartok.suffixes import TOKEN_ENDINGS
 from vartok.token_files import TokenMetadata
@@ -39,7 +39,6 @@ from vartok.tokens import ImageTokens
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vartok.metadata import ImageInfo
     from vartok.operations.outputs import Target
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
@@ -98,7 +97,7 @@ def decode_file(
         [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
         if isinstance(result, VartokError):
             raise result
-        return Image.fromarray(_join(result, tokens.image, restore_size=restore_size))
+        return Image.fromarray(join_pictures(result, tokens.image, restore_size=restore_size))
     except VartokError as error:
         raise name_file(path, error) from None
 
@@ -227,19 +226,6 @@ def decode_files(
     return FileResults(run.results(decoded, default_workers(workers)), total, separate=target.separate)
 
 
-def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
-    """Check that an image's tokens were made with a tokenizer's codebook and phis.
-
-    Raises:
-        TokenFileError: they were made with another codebook or other phis.
-    """
-    try:
-        tokenizer.check_model(tokens.model)
-    except VartokError as error:
-        hint = "give the checkpoint of the tokens as `weights`, or set `any_weights`"
-        raise TokenFileError(str(error), hint=hint) from None
-
-
 class _Job(NamedTuple):
     """A picture to decode.
 
@@ -346,7 +332,7 @@ class _DecodeRun:
         result = FileResult(job.label, output=job.path, tokens=job.tokens)
         try:
             with images.large_image_lock(len(pictures) * pixels_out):
-                picture = _join(pictures, image, restore_size=self._restore_size)
+                picture = join_pictures(pictures, image, restore_size=self._restore_size)
                 data = images.encode_picture(picture, self._format)
             if job.path is not None:
                 write_bytes(job.path, data, overwrite=self._overwrite)
@@ -359,16 +345,3 @@ class _DecodeRun:
 
 def _metadata(tokens: ImageTokens) -> TokenMetadata:
     return TokenMetadata(tokens.model, tokens.image, tokens.schedule)
-
-
-def _join(pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool) -> NDArray[np.uint8]:
-    """Return the pictures side by side; with `restore_size`, each is first scaled to the original's size."""
-    if restore_size:
-        room = images.MAX_PIXELS // len(pictures)
-        pictures = [
-            images.restore_size(
-                pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room
-            )
-            for pixels in pictures
-        ]
-    return np.concatenate(pictures, axis=1)

@@ -14,13 +14,8 @@ from vartok.errors import ArgumentError, SourceError, TokenFileError, VartokErro
 from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources import Sample, find_input_shards
-from vartok.sources.find import (
-    Kind,
-    SearchReport,
-    find_files,
-    is_url,
-    shorten_path,
-)
+from vartok.sources.find import Kind, SearchReport, find_files
+from vartok.sources.places import is_url, shorten_path
 from vartok.sources.samples import as_unicode
 from vartok.sources.web import lacks_slash, one_slash_error
 from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_COLLECTIONS, TOKEN_FILES
@@ -75,6 +70,7 @@ class Input:
     ) -> Iterator[tuple[str | None, Sample]]:
         """Yield the key and the sample, not decoded, of each picture; the key is None outside a collection.
 
+        Labels, captions and metadata are not read, so that a broken one costs no picture.
         If the input has an error, or its tar or table cannot be read on, the last sample holds the error.
 
         Args:
@@ -95,21 +91,24 @@ class Input:
                 yield None, Sample(label, _without_name(error, str(self.place)))
                 return
             for shard in shards:
-                for sample in shard.samples(max_bytes, passed_over):
+                for sample in shard.samples(max_bytes, passed_over, pictures_only=True):
                     # A shard that cannot be read on ends in a sample of the shard's own name.
                     yield None if sample.final else sample.key, sample
         else:
             yield None, Sample(label, str(self.place) if is_url(str(self.place)) else Path(str(self.place)))
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self, *, texts: bool = False) -> Iterator[Row]:
         """Yield the tokens of each image of a token file, array, data set or shard, or an error.
 
         The last item is an error if the input has one, or cannot be read on.
+
+        Args:
+            texts: read the captions and metadata of data sets.
         """
         if self.error is not None:
             yield Row(self.error)
         elif self.stream is None:
-            yield from read_path(Path(str(self.place)))
+            yield from read_path(Path(str(self.place)), texts=texts)
         else:
             try:
                 yield from read_stream(self.stream)

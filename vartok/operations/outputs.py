@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 from vartok.errors import ArgumentError, OutputError, VartokError, printable
 from vartok.operations.inputs import Input
 from vartok.operations.names import folded_name, portable_name, safe_name, suffix_of
-from vartok.sources.find import is_url
+from vartok.sources.places import is_url
 
 if TYPE_CHECKING:
     import numpy as np

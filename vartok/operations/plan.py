@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,14 +14,14 @@ from vartok.errors import (
     OutputExistsError,
     StorageError,
     VartokError,
-    VartokWarning,
     counted,
     printable,
+    warn,
 )
 from vartok.operations.inputs import Input
 from vartok.operations.names import folded_name, numbered_name, portable_name
 from vartok.operations.outputs import FileResult, Place, Target, check_folder
-from vartok.sources.find import absolute
+from vartok.sources.places import absolute
 
 if TYPE_CHECKING:
     from vartok.token_files import TokenMetadata
@@ -204,11 +203,7 @@ class OutputPlan:
             self._protect_inputs(file)
             refused = self._refuse_existing(None, printable(file), file, None)
             if refused and refused.skipped:
-                warnings.warn(
-                    f"{printable(file)} exists, so all inputs are skipped, even those that it lacks",
-                    VartokWarning,
-                    stacklevel=4,
-                )
+                warn(f"{printable(file)} exists, so all inputs are skipped, even those that it lacks")
                 self.refused = [FileResult(str(item), skipped=True) for item in inputs]
             elif refused:
                 self.refused = [refused]
@@ -268,11 +263,7 @@ class RenameCount:
             VartokWarning: there are such outputs.
         """
         if self._number:
-            warnings.warn(
-                f"{counted(self._number, 'output')} got another name, since {self._cause}: {self._example}",
-                VartokWarning,
-                stacklevel=4,
-            )
+            warn(f"{counted(self._number, 'output')} got another name, since {self._cause}: {self._example}")
         self._number, self._example = 0, ""
 
 

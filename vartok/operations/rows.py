@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,9 +11,9 @@ from vartok.errors import (
     SourceError,
     TokensError,
     VartokError,
-    VartokWarning,
     printable,
     quoted,
+    warn,
 )
 from vartok.flat_tokens import FlatTokens
 from vartok.operations.inputs import Input
@@ -85,18 +84,15 @@ class FlatSchedules:
             VartokWarning: the schedule was not used.
         """
         if self._schedule is not None and not self._used:
-            warnings.warn(
-                "the schedule was not used: token files and data sets have their own",
-                VartokWarning,
-                stacklevel=2,
-            )
+            warn("the schedule was not used: token files and data sets have their own")
 
 
 class RowSelection:
     """Reads the rows of inputs: those of some keys, and the first of them.
 
     Args:
-        keys: keys in data sets and arrays, and `image.source` in token files; None for all.
+        keys: keys in data sets and arrays, and `image.source` in token files; None for all. Where a picture
+            has several views, "a" selects all of them, and "a#1" one.
         limit: largest number of rows of all inputs together, with those that cannot be read; None for all.
 
     Raises:
@@ -125,7 +121,7 @@ class RowSelection:
         return kept
 
     def read(
-        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0
+        self, inputs: Iterable[Input], schedules: FlatSchedules, *, skipped: int = 0, texts: bool = False
     ) -> Iterator[tuple[Input, Row]]:
         """Yield the selected rows, and the error of every file or row that cannot be read.
 
@@ -136,6 +132,7 @@ class RowSelection:
             inputs: the inputs.
             schedules: schedules of tokens that came without one.
             skipped: number of rows that the limit counts, but that are not read here.
+            texts: read the captions and metadata of data sets.
         """
         left = None if self._limit is None else self._limit - skipped
         missing = dict(self._keys or {})
@@ -143,13 +140,14 @@ class RowSelection:
         for item in inputs:
             if left is not None and left <= 0:
                 return
-            for row in item.rows():
+            for row in item.rows(texts=texts):
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
-                    key = _key(item, row)
-                    example = example or key
-                    if key not in self._keys:
+                    keys = _keys(item, row)
+                    example = example or keys[0]
+                    if not self._keys.keys() & set(keys):
                         continue
-                    missing.pop(key, None)
+                    for key in keys:
+                        missing.pop(key, None)
                 misfit = schedules.misfit(row.tokens) if isinstance(row.tokens, FlatTokens) else None
                 yield item, row if misfit is None else Row(misfit)
                 left = None if left is None else left - 1
@@ -163,8 +161,9 @@ class RowSelection:
             yield Input(PurePath(key), "tokens", key, error=error), Row(error)
 
 
-def _key(item: Input, row: Row) -> str:
-    """Return the key by which a row is selected."""
-    if row.key is not None:
-        return row.key
-    return row.tokens.image.source if isinstance(row.tokens, ImageTokens) else item.source
+def _keys(item: Input, row: Row) -> list[str]:
+    """Return the keys by which a row is selected: its own, and that of its picture."""
+    keys = [] if row.key is None else [row.key]
+    if isinstance(row.tokens, ImageTokens) and (row.key is None or row.tokens.view is not None):
+        keys.append(row.tokens.key)
+    return keys or [item.source]

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.buckets import BucketsLike, make_buckets, read_table
-from vartok.errors import ArgumentError, VartokError
-from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
+from vartok.errors import ArgumentError, TokenFileError, VartokError
+from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
     from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageTokens
 
 GPU_BATCH_SIZE = 32
 SMALL_BATCH_SIZE = 16
@@ -63,6 +64,8 @@ def make_fit(
     zoom: float = 1.0,
     background: str | tuple[int, int, int] = "white",
     buckets: BucketsLike | None = None,
+    views: str = "center",
+    seed: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Fit:
@@ -72,6 +75,8 @@ def make_fit(
         mode: "crop", "pad", "stretch", "native" or "bucket"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
         buckets: table of the sizes with "bucket", as `read_table` takes it.
+        views: views of each picture, as `Views.parse` takes them.
+        seed: seed of random views; 0 if None, as for others.
         zoom: with "crop": scale up by this factor first, 1 to 100.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -88,6 +93,8 @@ def make_fit(
         raise ArgumentError(
             "the fit bucket and `buckets` need each other", hint="`buckets` is a file, or infinity, or sdxl"
         )
+    if seed is not None and not str(views).startswith("random"):
+        raise ArgumentError("`seed` is only for random views", hint="set `views` to random:N")
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
@@ -97,6 +104,7 @@ def make_fit(
             table=None if buckets is None else read_table(buckets),
             zoom=zoom,
             background=color,
+            views=Views.parse(views, seed or 0),
             max_pixels=max_pixels,
             max_bytes=max_bytes,
         )
@@ -234,3 +242,16 @@ def as_argument_errors() -> Iterator[None]:
         yield
     except VartokError as error:
         raise ArgumentError(str(error), hint=error.hint) from None
+
+
+def check_model(tokens: ImageTokens, tokenizer: Tokenizer) -> None:
+    """Check that an image's tokens were made with a tokenizer's codebook and phis.
+
+    Raises:
+        TokenFileError: they were made with another codebook or other phis.
+    """
+    try:
+        tokenizer.check_model(tokens.model)
+    except VartokError as error:
+        hint = "give the checkpoint of the tokens as `weights`, or set `any_weights`"
+        raise TokenFileError(str(error), hint=hint) from None

@@ -5,7 +5,8 @@ shards, and `InputShard.samples` yields the samples of an input shard.
 """
 
 from vartok.sources.columns import NamedColumns
-from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place
+from vartok.sources.find import FoundFile, SearchReport, find_files
+from vartok.sources.places import is_url, open_place
 from vartok.sources.samples import Sample
 from vartok.sources.shards import InputShard, PictureFile, find_input_shards, folder_classes
 from vartok.sources.tars import read_tar

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from vartok.errors import ImageError, SourceError, VartokError, VartokWarning, printable
+from vartok.errors import ImageError, SourceError, VartokError, printable, warn
 from vartok.files import os_error_reason
 from vartok.sources.arrow_values import MAX_LABEL_BYTES, as_label, is_null, is_text, is_whole
 from vartok.sources.columns import choose_columns
-from vartok.sources.find import is_url, shorten_path
+from vartok.sources.places import is_url, shorten_path
 from vartok.sources.shards import InputShard
 from vartok.sources.tables import open_table
 
@@ -80,11 +79,7 @@ def table_classes(shards: Sequence[InputShard]) -> tuple[str, ...] | None:
             hint="number the names, or make two data sets",
         )
     if names is None:
-        warnings.warn(
-            f"the labels of the tables have more than {MAX_CLASSES:,} names, so they are not carried",
-            VartokWarning,
-            stacklevel=3,
-        )
+        warn(f"the labels of the tables have more than {MAX_CLASSES:,} names, so they are not carried")
     return tuple(sorted(names or ()))
 
 

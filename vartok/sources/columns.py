@@ -77,6 +77,10 @@ class Columns(NamedTuple):
     names: dict[str, str]
     notes: tuple[str, ...]
 
+    def pictures_only(self) -> Columns:
+        """Return the columns of the picture and the key alone."""
+        return Columns({role: name for role, name in self.names.items() if role in ("image", "key")}, ())
+
 
 def choose_columns(schema: Any, named: NamedColumns) -> Columns:
     """Choose the columns of a table to read, by their names and types.

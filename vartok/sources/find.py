@@ -10,20 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from vartok.errors import ArgumentError, SourceError, VartokError
-from vartok.files import check_regular, os_error_reason
+from vartok.files import os_error_reason
 from vartok.images import picture_suffixes
 from vartok.optional import require_file_system
 from vartok.sources.lists import parse_list
 from vartok.sources.passed_over import count_suffix, warn_passed_over
+from vartok.sources.places import is_url, open_place, shorten_path
 from vartok.sources.web import (
-    hide_secrets,
     is_web,
     lacks_slash,
     one_slash_error,
-    open_web,
     url_name,
     without_login,
     without_query,
@@ -85,13 +84,13 @@ class SearchReport:
         else:
             count_suffix(self.passed_over, base)
 
-    def warn(self, *, stacklevel: int = 2) -> None:
+    def warn(self) -> None:
         """Warn once of all files that were passed over, with their suffixes.
 
         Warns:
             VartokWarning: files were passed over.
         """
-        warn_passed_over(self.passed_over, "file of kinds that are not read", stacklevel=stacklevel + 1)
+        warn_passed_over(self.passed_over, "file of kinds that are not read")
 
 
 def find_files(
@@ -143,45 +142,6 @@ def find_files(
         else:  # named by the caller or a list
             report.skip(file.name)
     return found
-
-
-def open_place(place: str) -> BinaryIO:
-    """Open a path or URL for reading, in binary.
-
-    Raises:
-        VartokError: a package is missing that opens such a URL.
-        OSError: the file cannot be opened, or is not a regular file, see `check_regular`. For a URL that is
-            not http, its file system's library may raise other errors too.
-    """
-    if not is_url(place):
-        check_regular(place)
-        return open(place, "rb")
-    if is_web(place):
-        return open_web(place)
-    require_file_system(place)
-    import fsspec
-
-    stream: BinaryIO = fsspec.open(place, "rb").open()
-    return stream
-
-
-def is_url(place: str) -> bool:
-    """Return True for a URL, which has "://" in it, and False for a path."""
-    return "://" in place
-
-
-def absolute(place: str) -> str:
-    """Return the absolute path of a path, and a URL unchanged."""
-    return place if is_url(place) else os.path.abspath(place)
-
-
-def shorten_path(path: str) -> str:
-    """Return a path for a message: the middle of one of more than 500 characters becomes "...".
-
-    A URL is shown without its password and without a long query, which may hold a signature.
-    """
-    path = hide_secrets(path)
-    return path if len(path) <= 500 else f"{path[:200]}...{path[-200:]}"
 
 
 def _find_local(

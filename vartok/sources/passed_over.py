@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import posixpath
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 
-from vartok.errors import VartokWarning, counted, printable
+from vartok.errors import counted, printable, warn
 
 HIDDEN = "hidden"
 FURTHER = "further pictures of a sample"
@@ -33,13 +32,12 @@ def count_suffix(passed_over: Counter[str], name: str) -> None:
     passed_over[suffix if known and len(suffix) <= MAX_SUFFIX else ""] += 1
 
 
-def warn_passed_over(passed_over: Mapping[str, int], what: str, *, stacklevel: int = 2) -> None:
+def warn_passed_over(passed_over: Mapping[str, int], what: str) -> None:
     """Warn of what was passed over, if anything was: "passed over 3 WHAT: 2 .heic, 1 hidden".
 
     Args:
         passed_over: numbers by kind.
         what: a noun, and what follows it, such as "file of kinds that are not read".
-        stacklevel: as for `warnings.warn`.
 
     Warns:
         VartokWarning: something was passed over.
@@ -52,16 +50,16 @@ def warn_passed_over(passed_over: Mapping[str, int], what: str, *, stacklevel: i
         parts[MAX_NAMED - 1 :] = [f"{sum(count for _, count in ranked[MAX_NAMED - 1 :]):,} others"]
     noun, _, rest = what.partition(" ")
     total = counted(sum(count for _, count in ranked), noun)
-    warnings.warn(f"passed over {total} {rest}: {', '.join(parts)}", VartokWarning, stacklevel=stacklevel + 1)
+    warn(f"passed over {total} {rest}: {', '.join(parts)}")
 
 
-def warn_of_members(passed_over: Mapping[str, int], *, stacklevel: int = 2) -> None:
+def warn_of_members(passed_over: Mapping[str, int]) -> None:
     """Warn of members of tars that were passed over, if any were.
 
     Warns:
         VartokWarning: members were passed over.
     """
-    warn_passed_over(passed_over, "member of tars", stacklevel=stacklevel + 1)
+    warn_passed_over(passed_over, "member of tars")
 
 
 def _by_count(entry: tuple[str, int]) -> tuple[int, str]:

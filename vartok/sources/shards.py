@@ -19,7 +19,8 @@ from vartok.errors import ImageError, SourceError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import MAX_BYTES
 from vartok.sources.columns import ANY_COLUMNS, NamedColumns
-from vartok.sources.find import SearchReport, absolute, find_files, is_url, shorten_path
+from vartok.sources.find import SearchReport, find_files
+from vartok.sources.places import absolute, is_url, shorten_path
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.tables import read_table_samples
 from vartok.sources.tars import read_tar_samples
@@ -96,6 +97,8 @@ class InputShard:
         max_bytes: int = MAX_BYTES,
         passed_over: Counter[str] | None = None,
         classes: Mapping[str, int] | None = None,
+        *,
+        pictures_only: bool = False,
     ) -> Iterator[Sample]:
         """Yield the samples in order; if reading fails, the last one has the error, and is `final`.
 
@@ -104,12 +107,17 @@ class InputShard:
                 error.
             passed_over: counter to which the members of a tar are added that are passed over, by kind.
             classes: labels by the names of classes in a table; None if the labels in it are whole numbers.
+            pictures_only: leave labels, captions and metadata out, so that a broken one costs no picture.
         """
         try:
             if self.kind == "tar":
-                yield from read_tar_samples(self.name, self.size, max_bytes, passed_over)
+                yield from read_tar_samples(
+                    self.name, self.size, max_bytes, passed_over, pictures_only=pictures_only
+                )
             elif self.kind == "table":
-                yield from read_table_samples(self.name, self.columns, max_bytes, classes)
+                yield from read_table_samples(
+                    self.name, self.columns, max_bytes, classes, pictures_only=pictures_only
+                )
             else:
                 yield from self._file_samples()
         except VartokError as error:
@@ -164,7 +172,7 @@ def find_input_shards(
     files = []
     report = SearchReport() if report is None else report
     found = [file for source in sources for file in find_files(source, exclude=exclude, report=report)]
-    report.warn(stacklevel=3)
+    report.warn()
     for file in found:
         if file.kind == "folder":  # the slash tells its key from those of files
             files.append(PictureFile(f"{_as_key(file.name, full=True)}/", file.place, error=file.error))

@@ -24,7 +24,7 @@ from vartok.sources.arrow_values import (
     plain,
 )
 from vartok.sources.columns import ANY_COLUMNS, Columns, NamedColumns, choose_columns, describe_column
-from vartok.sources.find import open_place
+from vartok.sources.places import open_place
 from vartok.sources.samples import Sample, as_unicode
 from vartok.sources.web import without_query
 
@@ -136,6 +136,8 @@ def read_table_samples(
     named: NamedColumns = ANY_COLUMNS,
     max_bytes: int = MAX_BYTES,
     classes: Mapping[str, int] | None = None,
+    *,
+    pictures_only: bool = False,
 ) -> Iterator[Sample]:
     """Yield the rows of a table as samples.
 
@@ -150,6 +152,7 @@ def read_table_samples(
             hold pictures: binary, or a struct with binary "bytes".
         max_bytes: size limit of a picture in bytes. A larger picture is replaced by an error.
         classes: labels by the names of classes; None if labels are whole numbers.
+        pictures_only: leave labels, captions and metadata out, so that a broken one costs no picture.
 
     Raises:
         ImageError: a column is missing or unfit, the column of pictures is ambiguous, or the table is
@@ -160,6 +163,8 @@ def read_table_samples(
     """
     with open_table(place) as table:
         columns = choose_columns(table.schema, named)
+        if pictures_only:
+            columns = columns.pictures_only()
         names = list(dict.fromkeys(columns.names.values()))
         total = max(1, table.num_rows)
         number = itertools.count()

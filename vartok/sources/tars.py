@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 from vartok.compression import DecompressionError
 from vartok.errors import ImageError, counted, one_line, quoted
 from vartok.images import MAX_BYTES, bytes_error, picture_suffixes
-from vartok.sources.find import open_place
 from vartok.sources.passed_over import ALONE, FURTHER, HIDDEN, count_suffix
+from vartok.sources.places import open_place
 from vartok.sources.samples import Sample, as_unicode, check_label
 from vartok.sources.tar_links import LinkTargets
 from vartok.sources.tar_members import Member, TarReader
@@ -132,6 +132,8 @@ def read_tar_samples(
     size: int | None = None,
     max_bytes: int = MAX_BYTES,
     passed_over: Counter[str] | None = None,
+    *,
+    pictures_only: bool = False,
 ) -> Iterator[Sample]:
     """Yield the samples of a tar with their labels (.cls), captions (.txt) and metadata (.json).
 
@@ -142,6 +144,7 @@ def read_tar_samples(
         max_bytes: size limit of a picture in bytes.
         passed_over: counter to which members are added that are passed over, as by `read_tar`; `FURTHER`
             counts the pictures of a sample after its first.
+        pictures_only: leave labels, captions and metadata out, so that a broken one costs no picture.
 
     Raises:
         ImageError: the tar is broken, see `read_tar`.
@@ -153,7 +156,11 @@ def read_tar_samples(
         size = size or getattr(getattr(stream, "raw", stream), "size", None)  # of files at URLs
         for found in read_tar(stream, max_bytes, passed_over):
             passed_over[FURTHER] += len(found.pictures) - 1
-            yield _as_sample(found, stream.tell() / size if size else None)
+            progress = stream.tell() / size if size else None
+            if pictures_only:
+                yield Sample(as_unicode(found.key), found.pictures[0], progress=progress)
+            else:
+                yield _as_sample(found, progress)
 
 
 def _as_sample(found: TarSample, progress: float | None) -> Sample:

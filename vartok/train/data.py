@@ -25,8 +25,9 @@ from vartok.errors import ImageError, SourceError, TrainError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.parallel import map_ordered
-from vartok.sources.find import FoundFile, SearchReport, find_files, is_url, open_place, shorten_path
+from vartok.sources.find import FoundFile, SearchReport, find_files
 from vartok.sources.passed_over import warn_of_members
+from vartok.sources.places import is_url, open_place, shorten_path
 from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
 from vartok.train.settings import DataSettings
@@ -108,7 +109,7 @@ class Pictures:
             for source in sources
             for file in find_files(source, kinds=("picture", "tar"), exclude=exclude, report=report)
         ]
-        report.warn(stacklevel=2)
+        report.warn()
         for file in found:
             if file.kind == "folder":  # training without its pictures would go unnoticed
                 raise SourceError(f"{shorten_path(file.place)}: {file.error}")
@@ -125,7 +126,7 @@ class Pictures:
         Warns:
             VartokWarning: members were passed over.
         """
-        warn_of_members(sum(list(self._members.values()), Counter()), stacklevel=2)
+        warn_of_members(sum(list(self._members.values()), Counter()))
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
         """Read the validation pictures.

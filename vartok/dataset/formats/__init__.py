@@ -11,7 +11,7 @@ from vartok.dataset.formats.base import ALL_COLUMNS, Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import check_regular
 from vartok.optional import require
@@ -88,13 +88,16 @@ def read_shard(
             yield row
 
 
-def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageTokens | VartokError]:
-    """Yield the rows of a shard in order, without texts and latents, and the error of a broken row.
+def iter_rows(
+    format: str, path: Path, encoding: Encoding, *, texts: bool = False
+) -> Iterator[ImageTokens | VartokError]:
+    """Yield the rows of a shard in order, without latents, and the error of a broken row.
 
     Args:
         format: name of a format, one of `FORMATS`.
         path: path of the shard.
         encoding: encoding of the data set.
+        texts: read captions and metadata.
 
     Raises:
         DatasetError, OSError: see `read_shard`; the rows before the fault are yielded first.
@@ -102,7 +105,7 @@ def iter_rows(format: str, path: Path, encoding: Encoding) -> Iterator[ImageToke
     found = find_format(format)
     with shard_errors(format):
         check_regular(path)
-        yield from found.read(path, encoding, ("label",))
+        yield from found.read(path, encoding, OPTIONAL_COLUMNS if texts else ("label",))
 
 
 @contextlib.contextmanager

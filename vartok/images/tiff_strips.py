@@ -1,0 +1,108 @@
+"""Find strips and tiles of TIFF files whose data ends early, where libtiff fills in pixels without an error.
+
+Most strips are judged by their last bytes. Only one that ends as no whole strip should is decoded on its own,
+so that encoders with odd ends raise no false alarm.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any, BinaryIO
+
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+
+from vartok.errors import ImageError
+from vartok.images.fit import LARGE, MAX_BYTES
+from vartok.images.jpeg import load_checked
+
+_COMPRESSION, _JPEG_TABLES = 259, 347
+_STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets, and of sizes in bytes
+_JPEG, _DEFLATE = (7,), (8, 32946)  # values of _COMPRESSION
+_END = 32  # bytes that are looked at first; encoders may pad a strip
+_ZEROS = bytes(16)  # so many are no end of zlib data, which is a checksum
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_MAX_DECODED = 64  # odd strips that are decoded; if these are whole, the encoder is odd
+
+
+def check_strips(source: ImageFile, stream: BinaryIO) -> None:
+    """Check that the strips and tiles of a TIFF page hold the data of all their pixels.
+
+    JPEG data is checked for its end, and zlib data for a hole of zeros at its end. Strips of more than
+    `MAX_BYTES` are not checked.
+
+    Args:
+        source: the page, not yet decoded.
+        stream: the file that it was opened from.
+
+    Raises:
+        ImageError: the data of a strip or a tile ends before its pixels do.
+    """
+    tags: Any = source.tag_v2  # type: ignore[attr-defined]
+    compression = tags.get(_COMPRESSION)
+    if compression not in _JPEG + _DEFLATE:
+        return
+    limit = max(source.width * source.height, LARGE)
+    decoded = 0
+    for name, pair in (("strip", _STRIPS), ("tile", _TILES)):
+        starts, sizes = (_whole(tags, tag) for tag in pair)
+        for number, (start, size) in enumerate(zip(starts, sizes, strict=False)):
+            stream.seek(max(start, start + size - _END))
+            end = stream.read(min(size, _END))
+            odd = _EOI not in end if compression in _JPEG else end.endswith(_ZEROS)
+            if len(end) < len(_ZEROS) or not odd or size > MAX_BYTES or decoded == _MAX_DECODED:
+                continue
+            decoded += 1
+            stream.seek(start)
+            data = stream.read(size)
+            if compression in _JPEG:
+                whole = _is_whole_jpeg(tags.get(_JPEG_TABLES), data, limit)
+            else:
+                whole = _is_whole_zlib(data, 16 * limit)
+            if not whole:
+                raise ImageError(f"is damaged: the data of its {name} {number + 1} ends before its pixels do")
+
+
+def _whole(tags: Any, tag: int) -> tuple[int, ...]:
+    """Return the whole numbers of a tag; none if it holds anything else."""
+    values = tags.get(tag, ())
+    whole = isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
+    return values if whole else ()
+
+
+def _is_whole_jpeg(tables: object, data: bytes, max_pixels: int) -> bool:
+    """Return False if JPEG data without an end marker ends early; True also if that is not known.
+
+    Args:
+        tables: value of the tag JPEGTables: a JPEG file of tables only, or None.
+        data: an abbreviated JPEG file, whose tables may be elsewhere.
+        max_pixels: files of more pixels are not decoded.
+    """
+    shared = tables.removeprefix(_SOI).removesuffix(_EOI) if isinstance(tables, bytes) else b""
+    data = _SOI + shared + data.removeprefix(_SOI).rstrip(b"\0") + _EOI
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+        if image.width * image.height <= max_pixels:
+            load_checked(image, io.BytesIO(data))
+    except ImageError:
+        return False
+    except Exception:  # Pillow raises any type for broken bytes; libtiff decides
+        return True
+    return True
+
+
+def _is_whole_zlib(data: bytes, max_bytes: int) -> bool:
+    """Return False if zlib data is broken or has no end; True also beyond `max_bytes` of pixels."""
+    inflater = zlib.decompressobj()
+    total = 0
+    try:
+        while not inflater.eof and total <= max_bytes:
+            piece = inflater.decompress(data, 1 << 20)
+            data = inflater.unconsumed_tail
+            total += len(piece)
+            if not piece and not data:
+                return inflater.eof
+    except zlib.error:
+        return False
+    return True

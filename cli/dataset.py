@@ -15,7 +15,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions, stop
 
 from .command import Command, Group, command
-from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions
+from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions, ViewOptions
 from .display import Display
 from .files import output_path
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
@@ -51,6 +51,7 @@ def make(
     ],
     shards: ShardOptions,
     pictures: SizedPictureOptions,
+    views: ViewOptions,
     source: SourceOptions,
     model: ModelOptions,
     work: WorkOptions,
@@ -70,13 +71,22 @@ def make(
       vartok dataset photos -o tokens
       vartok dataset imagenet/train -o tokens --folder-labels
       vartok dataset shards/*.tar -o tokens --format wds
+      vartok dataset photos -o tokens --views random:8 --zoom 1.125
       vartok dataset s3://bucket/imagenet -o tokens --processes 8
       vartok dataset shards/*.tar -o tokens --shard $SLURM_ARRAY_TASK_ID/64
       vartok dataset verify tokens
     """
     from vartok.dataset import build
 
-    options = vars(shards) | vars(pictures) | vars(source) | vars(model) | vars(work) | engine.arguments()
+    options = (
+        vars(shards)
+        | vars(pictures)
+        | vars(views)
+        | vars(source)
+        | vars(model)
+        | vars(work)
+        | engine.arguments()
+    )
     limit = failures.limit()
     _prepare_process(messages.debug)
     view = _View(output, quiet=messages.quiet)

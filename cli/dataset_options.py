@@ -25,12 +25,32 @@ class ShardOptions:
         typer.Option(
             "--shard-size",
             min=1,
-            help="Largest number of pictures in a shard; default: 10,000 on a GPU, 500 on a CPU.",
+            help="Largest number of pictures, not views, in a shard; default: 10,000 on a GPU, 500 on a CPU.",
         ),
     ] = None
     keep_pictures: Annotated[
         bool,
         typer.Option("--keep-pictures", help="With wds: store the picture files too, next to their tokens."),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """Options for the views of each picture."""
+
+    views: Annotated[
+        str,
+        typer.Option(
+            "--views",
+            help="Rows of each picture: center; flip, with its mirror image; ten-crop, corners and centre "
+            "with theirs; or random:N crops. Crops come from --zoom.",
+        ),
+    ] = "center"
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the random views; default: 0.")
+    ] = None
+    latents: Annotated[
+        bool, typer.Option("--latents", help="Store the latents before quantization too, in float16.")
     ] = False
 
 

@@ -20,6 +20,7 @@ from .report import Report
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from vartok.metadata import View
     from vartok.operations import FlatSchedules, Input
     from vartok.schedule import Schedule
     from vartok.token_sources import Row
@@ -113,7 +114,12 @@ class _Shown(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Return the object that --json prints."""
         tokens = self.tokens
-        known = tokens and {"label": tokens.label, "class": self.class_name, "caption": tokens.caption}
+        known = tokens and {
+            "label": tokens.label,
+            "class": self.class_name,
+            "caption": tokens.caption,
+            "view": tokens.view and dataclasses.asdict(tokens.view),
+        }
         return {
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
@@ -150,8 +156,10 @@ class _Shown(NamedTuple):
         image, model = tokens.image, tokens.model
         height, width = image.size
         zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+        resample = f", {printable(image.resample)}" if image.resample != "lanczos" else ""
         color = "#{:02x}{:02x}{:02x}".format(*image.background)
         background = f", on {color}" if color != "#ffffff" else ""
+        fit = f"{printable(image.fit)}{zoom}{resample}{background}"
         where = f"{printable(image.dtype)} on {printable(image.device)}"
         identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
         name = "" if self.class_name is None else f", {printable(self.class_name, 100)}"
@@ -161,6 +169,16 @@ class _Shown(NamedTuple):
             f"  picture     {printable(self.source)}, {image.width} x {image.height} pixels",
             *label,
             *caption,
-            f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
+            *_describe_view(tokens.view),
+            f"  encoded     {width} x {height} pixels, {fit}, {where}",
             f"  checkpoint  {printable(model.name)}, {identity}",
         ]
+
+
+def _describe_view(view: View | None) -> list[str]:
+    """Return the line of a view; none if the picture has no views."""
+    if view is None:
+        return []
+    left, top, right, bottom = view.box
+    mirrored = ", mirrored" if view.flipped else ""
+    return [f"  view        {view.number}: {left:g}, {top:g} to {right:g}, {bottom:g}{mirrored}"]

@@ -64,6 +64,14 @@ ZoomOption = Annotated[
         "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
     ),
 ]
+ResampleOption = Annotated[
+    Literal["lanczos", "adm"],
+    typer.Option(
+        "--resample",
+        help="How a picture is scaled. adm crops as guided-diffusion's center_crop_arr, which LlamaGen "
+        "and MAR use too.",
+    ),
+]
 BackgroundOption = Annotated[
     str, typer.Option("--background", help="Colour behind transparent pixels and around padded pictures.")
 ]
@@ -234,6 +242,7 @@ class PictureOptions:
     size: SizeOption = None
     fit: FitOption = "crop"
     zoom: ZoomOption = 1.0
+    resample: ResampleOption = "lanczos"
     background: BackgroundOption = "white"
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
@@ -255,6 +264,7 @@ class PictureOptions:
             size=self.size,
             buckets=buckets,
             zoom=self.zoom,
+            resample=self.resample,
             background=self.background,
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,

@@ -1,10 +1,11 @@
 """The examples run, and do what they say."""
 
-import importlib.util
+import importlib
 import math
-from collections import Counter, defaultdict
+import re
+import shlex
+from collections import Counter
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import pyarrow as pa
@@ -13,40 +14,148 @@ import pytest
 import torch
 from conftest import ROOT, Vartok, save
 from noise import SMALL
-from noise import save as save_checkpoint
+from noise import tokenizer as noise_tokenizer
+from PIL import Image
 from torch import Tensor
 
-from vartok import Tokenizer, TokenMaps, load
+from vartok import Tokenizer, TokenMaps
 from vartok.dataset import TokenDataset
 from vartok.schedule import Schedule, square, token_count
 
-LABEL = torch.tensor([-1])
+SCHEDULES: list[Schedule] = [square(1, 2, 4), ((2, 1), (1, 3), (4, 4))]
 
 
-@pytest.fixture(scope="module")
-def example() -> Any:
-    """examples/train_next_scale.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("train_next_scale", ROOT / "examples/train_next_scale.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", autouse=True)
+def _folder() -> Any:
+    """Let the scripts, which are in no package, be imported as they import each other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples")
+        patch.syspath_prepend(ROOT / "examples" / "next_scale")
+        yield
+
+
+def script(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 64 codes, for which 8x8 pixels are 21 tokens."""
-    return save_checkpoint(tmp_path_factory.mktemp("weights") / "noise.safetensors", SMALL)
+    return tmp_path_factory.mktemp("weights") / "noise.safetensors"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tokenizer(weights: Path) -> Tokenizer:
-    return load(weights, device="cpu")
+    return noise_tokenizer(weights, SMALL)
+
+
+def new_model(tokenizer: Tokenizer, schedule: Schedule, seed: int = 0) -> Any:
+    """Return a transformer with three classes whose gates are open, unlike a new one's."""
+    torch.manual_seed(seed)
+    module = script("model")
+    config = module.ModelConfig(
+        schedule=schedule, channels=8, vocab_size=64, classes=3, width=16, depth=2, heads=2
+    )
+    model = module.NextScale(config, tokenizer.codebook)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def teacher_forced(model: Any, tokenizer: Tokenizer, tokens: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Return the logits of every scale, [B, h_k w_k, V]."""
+    inputs = tokenizer.var_inputs(TokenMaps.unflatten(tokens, model.config.schedule))
+    parts: tuple[Tensor, ...] = model(inputs, labels).split(model.sizes, dim=1)
+    return parts
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.no_grad()
+def test_the_cache_gives_the_logits_of_the_whole(tokenizer: Tokenizer, schedule: Schedule) -> None:
+    model, labels = new_model(tokenizer, schedule), torch.tensor([0, 2, -1])
+    tokens = torch.randint(64, (3, token_count(schedule)))
+    want = teacher_forced(model, tokenizer, tokens, labels)
+    steps, caches = tokenizer.generation(schedule), [script("model").Cache() for _ in model.blocks]
+    inputs = None
+    for k, tokens_k in enumerate(TokenMaps.unflatten(tokens, schedule).maps):
+        torch.testing.assert_close(model.step(k, inputs, labels, caches), want[k], rtol=1e-4, atol=1e-4)
+        inputs = steps.add(tokens_k)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.no_grad()
+def test_a_scale_sees_the_coarser_ones_its_own_inputs_and_the_label_alone(
+    tokenizer: Tokenizer, schedule: Schedule
+) -> None:
+    model, labels = new_model(tokenizer, schedule), torch.tensor([1])
+    tokens = torch.randint(64, (1, token_count(schedule)))
+    before = teacher_forced(model, tokenizer, tokens, labels)
+    for scale, start in enumerate([0, *torch.tensor(model.sizes).cumsum(0)[:-1].tolist()]):
+        changed = tokens.clone()
+        changed[0, start] = (changed[0, start] + 1) % 64  # one cell
+        for k, after in enumerate(teacher_forced(model, tokenizer, changed, labels)):
+            moved = (before[k] - after).abs().amax(dim=2)
+            assert (moved > 1e-5).all() if k > scale else (moved == 0).all(), (scale, k)
+    for k, after in enumerate(teacher_forced(model, tokenizer, tokens, torch.tensor([2]))):
+        assert not torch.equal(before[k], after)
+
+
+@torch.no_grad()
+def test_sampling_the_likeliest_codes_agrees_with_training(tokenizer: Tokenizer) -> None:
+    model, labels = new_model(tokenizer, SCHEDULES[0]), torch.tensor([0, 1, -1])
+    tokens = script("model").generate(model, tokenizer, labels, top_k=1)
+    logits = teacher_forced(model, tokenizer, tokens.flatten(), labels)
+    assert torch.equal(torch.cat(logits, dim=1).argmax(2), tokens.flatten())
+
+
+def test_guidance_of_one_is_none(tokenizer: Tokenizer) -> None:
+    module, labels = script("model"), torch.tensor([0, 1])
+    model = new_model(tokenizer, SCHEDULES[0])
+
+    def draw(guidance: float) -> Tensor:
+        random = torch.Generator().manual_seed(1)
+        flat: Tensor = module.generate(
+            model, tokenizer, labels, guidance=guidance, generator=random
+        ).flatten()
+        return flat
+
+    assert torch.equal(draw(1.0), draw(1 + 1e-9))  # the second computes both halves
+    assert not torch.equal(draw(1.0), draw(8.0))
+    a, b = torch.randn(2, 1, 3, 64)
+    torch.testing.assert_close(module.guided(a, b, 3.0), a + 2 * (a - b))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"), [(3, 1.0, 3), (0, 0.5, 1), (0, 0.75, 2), (2, 0.99, 2), (1, 0.0, 1)]
+)
+def test_top_k_and_top_p_keep_the_likeliest_codes(top_k: int, top_p: float, kept: int) -> None:
+    probabilities = torch.tensor([0.05, 0.6, 0.1, 0.25])
+    drawn = script("model").sample(probabilities.log().expand(1, 500, 4), top_k, top_p, torch.Generator())
+    assert set(drawn.flatten().tolist()) == set([1, 3, 2, 0][:kept])
+
+
+@torch.no_grad()
+def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
+    schedule = SCHEDULES[0]
+    vae = script("var_training").TokenVAE(tokenizer, schedule)
+    tokens = torch.randint(64, (2, 21))
+    maps = TokenMaps.unflatten(tokens, schedule)
+    scales = vae.img_to_idxBl(tokens)
+    assert [scale.shape[1] for scale in scales] == [1, 4, 16]
+    assert torch.equal(vae.quantize.idxBl_to_var_input(scales), tokenizer.var_inputs(maps))
+    f_hat = torch.zeros(2, 8, 4, 4)
+    for k, (h, w) in enumerate(schedule):  # the lines of VAR's `autoregressive_infer_cfg`
+        codes = vae.quantize.embedding(scales[k]).transpose(1, 2).reshape(2, 8, h, w)
+        f_hat, inputs = vae.quantize.get_next_autoregressive_input(k, 3, f_hat, codes)
+        if k < 2:
+            want = tokenizer.next_inputs(maps.maps[: k + 1], schedule)
+            assert torch.equal(inputs.view(2, 8, -1).transpose(1, 2), want)
+    assert torch.equal(vae.fhat_to_img(f_hat), tokenizer.decode(maps))
 
 
 @pytest.fixture
-def data(tmp_path: Path, weights: Path, vartok: Vartok) -> Path:
+def data(tmp_path: Path, weights: Path, tokenizer: Tokenizer, vartok: Vartok) -> Path:
     """A data set of eight pictures in three shards, each with a label of its own."""
     pictures = [save(tmp_path / "photos" / f"{n}.png", n, 12, 9).read_bytes() for n in range(8)]
     pq.write_table(pa.table({"image": pictures, "label": [*range(8)]}), tmp_path / "photos.parquet")
@@ -54,99 +163,52 @@ def data(tmp_path: Path, weights: Path, vartok: Vartok) -> Path:
     return tmp_path / "out"
 
 
-def least_loss(folder: Path) -> float:
-    """Return the least loss, in nats per token, of a model that sees the coarser scales alone."""
-    dataset = TokenDataset(folder)
-    rows = [row["tokens"].tolist() for row in dataset]
-    total, first = 0.0, 0
-    for h, w in dataset.schedule:
-        alike: defaultdict[tuple[int, ...], list[list[int]]] = defaultdict(list)
-        for row in rows:
-            alike[tuple(row[:first])].append(row[first : first + h * w])
-        for group in alike.values():
-            for column in zip(*group, strict=True):
-                total -= sum(n * math.log(n / len(column)) for n in Counter(column).values())
-        first += h * w
-    return total / len(rows) / first
+def unigram_entropy(folder: Path) -> float:
+    """Return the entropy of the tokens of a data set, in nats per token."""
+    counts = Counter(token for row in TokenDataset(folder) for token in row["tokens"].tolist())
+    total = sum(counts.values())
+    return -sum(n / total * math.log(n / total) for n in counts.values())
 
 
 @pytest.mark.slow
-def test_the_loss_falls_as_far_as_it_can(example: Any, data: Path, weights: Path) -> None:
-    tiny = {"steps": 80, "width": 32, "depth": 1, "lr": 1e-2, "device": "cpu"}
-    least = least_loss(data)
-    assert 0.1 < least < 0.5  # some of the pictures begin alike
-
-    losses = example.train(data, weights, **tiny)
-    assert len(losses) == 80
-    assert mean(losses[:3]) > 3
-    assert least - 1e-3 < mean(losses[-10:]) < least + 0.05  # less, and it would have seen what it predicts
-
-    labelled = example.train(data, weights, classes=8, **tiny)
-    assert mean(labelled[-10:]) < 0.05  # a label says which picture it is
-
-
-def test_epochs_follow_one_another(example: Any, data: Path) -> None:
-    batches = example.endless(TokenDataset(data, shuffle=True), 3)
-    epochs = [[key for _ in range(3) for key in next(batches)["key"]] for _ in range(3)]
-    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
-def test_no_pictures_are_no_endless_loop(example: Any, tmp_path: Path, weights: Path, vartok: Vartok) -> None:
-    (tmp_path / "a.png").write_bytes(b"junk")
-    vartok("dataset", tmp_path / "a.png", "-o", tmp_path / "out", "-w", weights, code=1)
-    with pytest.raises(ValueError, match="no pictures"):
-        example.train(tmp_path / "out", weights, device="cpu")
-
-
-def test_it_runs_from_the_command_line(
-    example: Any,
+def test_photos_become_a_trained_transformer_and_pictures(
     data: Path,
     weights: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = f"--weights {weights} --steps 20 --width 16 --depth 1 --batch-size 3 --device cpu"
-    monkeypatch.setattr("sys.argv", ["train_next_scale.py", str(data), *options.split()])
-    example.main()
-    first, *steps = capsys.readouterr().out.splitlines()
-    assert first == "8 pictures; a guess costs 4.159 nats per token"
-    assert [line.partition(":")[0] for line in steps] == ["step 10", "step 20"]
+    run, picture = tmp_path / "run", tmp_path / "samples.png"
 
+    def call(name: str, command: str) -> str:
+        monkeypatch.setattr("sys.argv", [name, *shlex.split(command)])
+        module = script(name)
+        module.main()
+        return capsys.readouterr().out
 
-@pytest.mark.parametrize("schedule", [square(1, 2, 4), ((2, 1), (1, 3), (4, 4))])
-@pytest.mark.parametrize("training", [True, False])
-@torch.no_grad()
-def test_a_scale_depends_on_all_of_the_coarser_ones_and_on_nothing_else(
-    example: Any, tokenizer: Tokenizer, schedule: Schedule, training: bool
-) -> None:
-    torch.manual_seed(0)
-    model = example.NextScale(schedule, SMALL.z_channels, SMALL.vocab_size, width=16, depth=2).train(training)
-    sizes = [token_count([grid]) for grid in schedule]
+    def losses(options: str) -> list[float]:
+        out = call(
+            "train",
+            f"{data} -o {run} --weights {weights} --device cpu --classes 8 --width 32 --depth 2 "
+            f"--batch-size 8 --lr 1e-2 --warmup-steps 5 --log-every 10 {options}",
+        )
+        return [float(loss) for loss in re.findall(r"^step \d+: ([\d.]+) nats", out, re.MULTILINE)]
 
-    def logits(tokens: Tensor) -> tuple[Tensor, ...]:
-        found: Tensor = model(tokenizer.var_inputs(TokenMaps.unflatten(tokens, schedule)), LABEL)
-        assert found.shape == (1, sum(sizes), SMALL.vocab_size)
-        parts: tuple[Tensor, ...] = found.split(sizes, dim=1)
-        return parts
+    first = losses("--steps 60")
+    assert len(first) == 6
+    assert first[0] > first[-1]
+    assert first[-1] < unigram_entropy(data)
+    with pytest.raises(SystemExit, match=r"checkpoint\.pt exists: --resume goes on with it"):
+        losses("--steps 100")
+    more = losses("--steps 100 --resume")
+    assert len(more) == 4
+    assert more[-1] < first[-1]
+    with pytest.raises(SystemExit, match="a model with another depth"):
+        losses("--steps 100 --resume --depth 3")
 
-    tokens = torch.randint(SMALL.vocab_size, (1, sum(sizes)))
-    before = logits(tokens)
-    for position in range(sum(sizes)):
-        changed = tokens.clone()
-        changed[0, position] = (changed[0, position] + 1) % SMALL.vocab_size
-        scale = next(k for k in range(len(sizes)) if position < sum(sizes[: k + 1]))
-        for k, (old, new) in enumerate(zip(before, logits(changed), strict=True)):
-            moved = (old - new).abs().amax(dim=2)  # [1, h_k w_k]
-            assert (moved > 1e-5).all() if k > scale else (moved < 1e-6).all(), (position, k)
-
-
-@torch.no_grad()
-def test_a_scale_sees_all_of_its_own_input(example: Any) -> None:
-    torch.manual_seed(0)
-    model = example.NextScale(square(1, 2, 4), 8, 64, width=16, depth=1)
-    inputs = torch.randn(1, 20, 8)
-    before = model(inputs, LABEL)
-    inputs[0, 3] += 1  # the last cell of the 2x2 grid
-    moved = (model(inputs, LABEL) - before).abs().amax(dim=2)[0]  # [21]
-    assert (moved > 1e-5).tolist() == [False] + [True] * 20
+    call("sample", f"{run} -o {picture} --weights {weights} --device cpu --count 2")
+    assert Image.open(picture).size == (2 * 8, 8 * 8)
+    call("sample", f"{run} -o {picture} --weights {weights} --device cpu --strip --classes 0 5")
+    assert Image.open(picture).size == (3 * 8, 2 * 8)
+    with pytest.raises(SystemExit, match="trained on tokens of another tokenizer"):
+        call("sample", f"{run} -o {picture} --device cpu")

@@ -43,6 +43,7 @@ ORDER = (
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
     ["runner", "metrics"],
+    ["generation"],
     ["tokenizer"],
     ["loading"],
     ["operations", "atlas"],

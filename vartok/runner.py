@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vartok.models.cpu import optimize_for_cpu
 from vartok.models.cuda import optimize_for_cuda
+from vartok.models.quantizer import scale_inputs
 from vartok.models.vqvae import VQVAE
 from vartok.runtime import DTYPES, CompiledNetwork, exact_float32
 from vartok.schedule import Grid, Schedule
@@ -98,6 +99,31 @@ class ModelRunner:
             return torch.cat(
                 [self._quantizer.var_inputs(part, schedule) for part in self._split(maps, schedule)]
             )
+
+    def add_scale(
+        self, f_hat: Sequence[Tensor], tokens: Tensor, k: int, schedule: Schedule
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Add one scale to f_hat, and compute the inputs of the next one.
+
+        Args:
+            f_hat: the sum over the coarser scales, in the parts that this method returned for the scale
+                before; empty for the first scale.
+            tokens: [B, h_k, w_k] int64, the token map of scale `k`.
+            k: the scale, from 0.
+            schedule: (h, w) of all K scales.
+
+        Returns:
+            f_hat up to this scale: [B, C, h, w] float32, in parts of the batch; and the next scale's inputs,
+            [B, h_{k+1} w_{k+1}, C] float32, or None after the last scale. `f_hat` and `var_inputs` compute
+            the same to the bit, as they split batches alike.
+        """
+        with exact_float32(self._device):
+            parts = self._quantizer_parts(tokens.to(self._device), schedule[-1])
+            added = [self._quantizer.scale_latent(part, k, schedule) for part in parts]
+            sums = [old + new for old, new in zip(f_hat, added, strict=True)] if k else added
+            if k == len(schedule) - 1:
+                return sums, None
+            return sums, torch.cat([scale_inputs(part, schedule[k + 1]) for part in sums])
 
     def _precision(self) -> AbstractContextManager[None]:
         return exact_float32(self._device, grad=self._differentiable)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from vartok.config import TokenizerConfig
-from vartok.errors import ImageError, TokenFileError
+from vartok.errors import ImageError, TokenFileError, TokensError
+from vartok.generation import Generation
 from vartok.images import to_pil, to_pixels
 from vartok.inputs import check_bounds, image_batch, latent_schedule, token_maps
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.models.vqvae import VQVAE
 from vartok.runner import ModelRunner
 from vartok.runtime import exact_float32
-from vartok.schedule import Schedule, ScheduleLike, describe, first_scales
+from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL import Image
 
     from vartok.inputs import Images, Tokens
@@ -313,6 +315,50 @@ class Tokenizer:
         """
         maps = self._token_maps(tokens, None)
         return self._runner.var_inputs(self._first(maps, None), maps.schedule)
+
+    def next_inputs(
+        self, maps_so_far: Sequence[Tensor | NDArray[Any]], schedule: ScheduleLike | None = None
+    ) -> Tensor:
+        """Compute a next-scale transformer's inputs of the scale after the first k.
+
+        In a loop over the scales, `generation` computes the same without computing any scale twice.
+
+        Args:
+            maps_so_far: the token maps of the first k scales, 0 < k < K; map i is [B, h_i, w_i] integers.
+            schedule: the whole schedule; the checkpoint's own if None.
+
+        Returns:
+            [B, h_k w_k, C] float32, row by row: the rows of `var_inputs` for that scale, to the bit.
+
+        Raises:
+            TokensError: there are no maps or too many, a map is not its scale's, or an index is outside the
+                vocabulary.
+            ScheduleError: `schedule` is not a schedule.
+
+        Source: `get_next_autoregressive_input` of VAR's code.
+        """
+        steps = self.generation(schedule)
+        if not 1 <= len(maps_so_far) < len(steps.schedule):
+            K = len(steps.schedule)
+            raise TokensError(
+                f"maps of {len(maps_so_far)} scales, but the schedule has {K}: "
+                f"a next scale needs those of 1 to {K - 1} before it"
+            )
+        *_, inputs = (steps.add(tokens) for tokens in maps_so_far)
+        assert inputs is not None  # these are not all scales
+        return inputs
+
+    def generation(self, schedule: ScheduleLike | None = None) -> Generation:
+        """Return a `Generation`, which computes `next_inputs` scale by scale as a transformer is sampled.
+
+        Args:
+            schedule: the whole schedule; the checkpoint's own if None.
+
+        Raises:
+            ScheduleError: `schedule` is not a schedule.
+        """
+        grids = self.config.patch_nums if schedule is None else as_schedule(schedule)
+        return Generation(self._runner, grids, self.config.vocab_size)
 
     def image_tokens(self, tokens: TokenMaps, sources: Sequence[str]) -> list[ImageTokens]:
         """Return the `ImageTokens` of each image of a batch, which `ImageTokens.save` writes to a file.

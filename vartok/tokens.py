@@ -52,7 +52,7 @@ class TokenMaps:
 
     def __post_init__(self) -> None:
         """Check the maps and convert them to int64."""
-        maps = tuple(_check_tensor(f"token map {k}", tokens, 3) for k, tokens in enumerate(self.maps))
+        maps = tuple(check_tensor(f"token map {k}", tokens, 3) for k, tokens in enumerate(self.maps))
         object.__setattr__(self, "maps", maps)
         grids = tuple((tokens.shape[1], tokens.shape[2]) for tokens in maps)
         object.__setattr__(self, "schedule", _whole_schedule(grids, self.schedule))
@@ -98,7 +98,7 @@ class TokenMaps:
         """
         schedule = as_schedule(schedule)
         grids = first_scales(schedule, scales)
-        flat = _check_tensor("flat tokens", flat, 2)
+        flat = check_tensor("flat tokens", flat, 2)
         if flat.shape[1] != token_count(grids):
             raise TokensError(
                 f"{flat.shape[1]} tokens, but the schedule has {token_count(grids)} cells",
@@ -148,9 +148,7 @@ class TokenMaps:
         Raises:
             TokensError: a token is not in [0, vocab_size).
         """
-        if len(self):
-            low, high = self.flatten().aminmax()  # one kernel for both
-            _check_range(int(low), int(high), vocab_size)
+        check_indices(self.flatten(), vocab_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,8 +304,12 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
-    """Return tokens as an int64 tensor, after checking that they are integers with `ndim` dimensions."""
+def check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor:
+    """Return tokens as an int64 tensor.
+
+    Raises:
+        TokensError: `tokens` is not a tensor or array of integers with `ndim` dimensions.
+    """
     import torch
 
     shape, dtype = getattr(tokens, "shape", None), getattr(tokens, "dtype", None)
@@ -324,6 +326,17 @@ def _check_tensor(name: str, tokens: Tensor | NDArray[Any], ndim: int) -> Tensor
         hint = "add a batch dimension: `flat[None]`" if shape is not None and len(shape) == ndim - 1 else None
         raise TokensError(f"{name} must be a {ndim}-d tensor of integers, not {found}", hint=hint)
     return tokens.to(torch.int64)
+
+
+def check_indices(tokens: Tensor, vocab_size: int) -> None:
+    """Check that every token is an index into a codebook of `vocab_size` vectors.
+
+    Raises:
+        TokensError: a token is not in [0, vocab_size).
+    """
+    if tokens.numel():
+        low, high = tokens.aminmax()  # one kernel for both
+        _check_range(int(low), int(high), vocab_size)
 
 
 def check_token_schedule(value: object) -> Schedule:

@@ -423,6 +423,7 @@ def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, wei
     source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
     options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
+    options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)
     wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)

@@ -25,7 +25,7 @@ from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
 from vartok.dataset.schema import Encoding
 from vartok.dataset.write import HashedFile, ShardProgress, write_summary
-from vartok.images import Fit
+from vartok.images import Fit, Views
 from vartok.metadata import ModelInfo
 from vartok.schedule import token_count
 from vartok.sources import InputShard, find_input_shards
@@ -107,12 +107,25 @@ def write_rows(
     return stream
 
 
-def make_job(out: Path, small_tokenizer: vartok.Tokenizer, **changes: Any) -> Job:
-    encoding = Encoding(
-        small_tokenizer.info, SMALL.patch_nums, (8, 8), "crop", 1.0, (255, 255, 255), "cpu", "float32"
+def make_job(
+    out: Path,
+    small_tokenizer: vartok.Tokenizer,
+    *,
+    zoom: float = 1.0,
+    views: str = "center",
+    latents: bool = False,
+    **changes: Any,
+) -> Job:
+    encoding = replace(
+        Encoding(
+            small_tokenizer.info, SMALL.patch_nums, (8, 8), "crop", zoom, (255, 255, 255), "cpu", "float32"
+        ),
+        views=views,
+        latent_channels=SMALL.z_channels if latents else None,
     )
     values: dict[str, Any] = {"format": "parquet", "shard_size": 3, **changes}
-    return Job(out=out, encoding=encoding, fit=Fit(size=(8, 8)), **values)
+    fit = Fit(size=(8, 8), zoom=zoom, views=Views.parse(views))
+    return Job(out=out, encoding=encoding, fit=fit, **values)
 
 
 def plan(job: Job, shards: Sequence[InputShard], **options: Any) -> list[InputTask]:

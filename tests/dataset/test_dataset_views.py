@@ -1,5 +1,9 @@
 """Views and latents: rows of several views a picture, with the latents before quantization."""
 
+import contextlib
+import itertools
+import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +12,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_cases import ENCODING, some_rows, write_rows
+import torch
+from dataset_cases import (
+    ENCODING,
+    SHARDS,
+    contents,
+    make_job,
+    picture,
+    plan,
+    read_rows,
+    run,
+    some_rows,
+    tar,
+    write_rows,
+)
+from PIL import Image
 
+import vartok
+from vartok.dataset import TokenDataset, build, verify
+from vartok.dataset.engines import run_here
 from vartok.dataset.formats import FORMATS, iter_rows, read_shard
 from vartok.dataset.schema import Encoding
-from vartok.errors import DatasetError, TokensError, VartokError
+from vartok.dataset.write import write_summary
+from vartok.errors import ArgumentError, DatasetError, TokensError, VartokError, VartokWarning
+from vartok.images import to_tensor
+from vartok.images.fit import fitted
 from vartok.metadata import View
-from vartok.tokens import ImageTokens
+from vartok.sources import find_input_shards
+from vartok.token_sources import read_tokens
+from vartok.tokens import ImageTokens, TokenMaps
+from vartok.usage import count_usage
 
 pytest_plugins = ["dataset_cases"]
 
@@ -145,3 +172,131 @@ def test_latents_have_the_grid_of_the_last_scale() -> None:
     assert kept == replace(row, latent=np.zeros((2, 4, 4), np.float16))
     assert kept.latent is not None
     assert not kept.latent.flags.writeable
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """Settings of a data set with views and latents."""
+    return {"views": "random:3", "zoom": 1.5, "latents": True}
+
+
+@pytest.fixture(scope="module")
+def viewed(
+    tmp_path_factory: pytest.TempPathFactory,
+    source: Path,
+    small_tokenizer: vartok.Tokenizer,
+    settings: dict[str, Any],
+) -> Path:
+    """The data set of `source` with these settings; not to be changed."""
+    job = make_job(tmp_path_factory.mktemp("viewed") / "out", small_tokenizer, **settings)
+    run(job, source, small_tokenizer)
+    return job.out
+
+
+def test_each_view_is_a_row_of_the_tokens_of_its_part(
+    source: Path, small_tokenizer: vartok.Tokenizer, viewed: Path, settings: dict[str, Any]
+) -> None:
+    rows = read_rows(make_job(viewed, small_tokenizer, **settings), SHARDS[-1])  # of the pictures 3 and 4
+    assert [row.row_key for row in rows] == [f"{key}#{view}" for key in (3, 4) for view in range(3)]
+    for row in rows:
+        fit = make_job(viewed, small_tokenizer, **settings).fit
+        pixels, views = fitted(Image.open(source / f"{row.key}.png").convert("RGB"), fit, row.key)
+        assert row.view is not None
+        assert row.view == views[row.view.number]
+        latent = small_tokenizer.latent(to_tensor(pixels[row.view.number][None]))
+        assert torch.equal(TokenMaps.stack([row]).flatten(), small_tokenizer.quantize(latent).flatten())
+        np.testing.assert_array_equal(row.latent, latent[0].half().numpy())
+
+
+def test_runs_that_stop_and_parts_give_the_same_bytes(
+    tmp_path: Path,
+    source: Path,
+    small_tokenizer: vartok.Tokenizer,
+    viewed: Path,
+    settings: dict[str, Any],
+) -> None:
+    job = make_job(tmp_path / "out", small_tokenizer, **settings)
+    shards = find_input_shards([str(source)], 3)
+    for part in (1, 0):
+        tasks = [task for task in plan(job, shards) if task.index % 2 == part]
+        steps = run_here(job, tasks, small_tokenizer, batch_size=7, workers=1)
+        with contextlib.closing(steps):
+            for _ in itertools.islice((step for step in steps if step.finished), 2):
+                pass
+    run(job, source, small_tokenizer)
+    assert contents(job.out) == contents(viewed)
+
+
+def test_a_data_set_with_views_is_verified_counted_and_loaded(
+    viewed: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    report = verify(viewed)
+    assert (report.pictures, report.failed, report.problems) == (16, 2, [])
+    assert len(TokenDataset(viewed)) == len(list(read_tokens(viewed))) == 48
+    assert count_usage(viewed, small_tokenizer).images == 48
+    described = json.loads((viewed / "dataset.json").read_text())
+    assert (described["pictures"], described["image"]["views"]) == (16, "random:3")
+
+
+def test_a_picture_whose_view_fails_has_no_rows(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values beyond float16's range stand for any failure of one view."""
+    tar(tmp_path / "a.tar", [("a.png", picture(0)), ("b.png", picture(1)), ("c.png", picture(2))])
+    latent = small_tokenizer.latent
+    calls = itertools.count()
+    monkeypatch.setattr(
+        type(small_tokenizer),
+        "latent",
+        lambda self, images: latent(images) * (1e6 if next(calls) == 3 else 1),
+    )
+    job = make_job(tmp_path / "out", small_tokenizer, views="flip", latents=True)
+    tasks = plan(job, find_input_shards([str(tmp_path / "a.tar")], 3))
+    list(run_here(job, tasks, small_tokenizer, batch_size=8, workers=1))
+    assert write_summary(job, 1)["pictures"] == 2
+    assert [row.row_key for row in read_rows(job, SHARDS[0])] == ["a#0", "a#1", "c#0", "c#1"]
+    failed = json.loads((job.out / "failed.jsonl").read_text())
+    assert (failed["key"], failed["cause"]) == ("b", "its latent has values beyond float16's range")
+
+
+def test_repeated_keys_and_kept_pictures(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    pq.write_table(pa.table({"key": ["a", "a"], "image": [picture(0), picture(1)]}), tmp_path / "a.parquet")
+    settings: dict[str, Any] = {"views": "flip", "format": "wds", "keep_pictures": True, "workers": 1}
+    with pytest.warns(VartokWarning, match="keys that an earlier row"):
+        build(tmp_path / "a.parquet", tmp_path / "out", tokenizer=small_tokenizer, **settings)
+    with tarfile.open(tmp_path / "out/data/00000-0000.tar") as archive:
+        members = archive.getnames()
+    assert members == [
+        *("a#0.tokens.npy", "a#0.json", "a#0.png", "a#1.tokens.npy", "a#1.json"),
+        *("a#2#0.tokens.npy", "a#2#0.json", "a#2#0.png", "a#2#1.tokens.npy", "a#2#1.json"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"views": "mirror"}, "views are center, flip, ten-crop or random:N"),
+        ({"views": "flip", "seed": 1}, "`seed` is only for random views"),
+        ({"views": "ten-crop"}, "same five times"),
+        ({"views": "random:2", "fit": "pad"}, "random views need the fit crop"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer, arguments: dict[str, Any], reason: str
+) -> None:
+    tar(tmp_path / "a.tar", [])
+    with pytest.raises(ArgumentError, match=reason):
+        build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, **arguments)
+
+
+def test_another_run_must_have_the_same_views(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    tar(tmp_path / "a.tar", [("a.png", picture())])
+    build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, views="random:2", workers=1)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, 'image views "random:2", not'),
+        ({"views": "random:2", "seed": 1}, "image seed .*, not 1"),
+        ({"views": "random:2", "latents": True}, "image latent_channels .*, not 8"),
+    )
+    for arguments, told in cases:
+        with pytest.raises(DatasetError, match=told):
+            build(tmp_path / "a.tar", tmp_path / "out", tokenizer=small_tokenizer, workers=1, **arguments)

@@ -53,6 +53,10 @@ def build(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
+    views: str = "center",
+    seed: int | None = None,
+    latents: bool = False,
     background: str = "white",
     schedule: Schedule | str | None = None,
     max_pixels: int = 100_000_000,
@@ -89,16 +93,25 @@ def build(
         sources: paths or URLs of folders, tars, tables (Parquet, Arrow), lists of paths (.txt) and pictures.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: largest number of samples in a shard, failed ones included; at least 1. If None, that of
+        shard_size: largest number of samples in a shard, failed ones included, and not of rows, of which each
+            view is one; at least 1. If None, that of
             the data set that `out` holds, or for a new one `CPU_SHARD_SIZE` on a CPU, else `SHARD_SIZE` of
             `vartok.dataset.plan`.
-        keep_pictures: store the picture files with their tokens; needs the format "wds".
+        keep_pictures: store the picture files with their tokens, of several views with the first; needs the
+            format "wds".
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
         fit: "crop": scale to cover the size, then cut out the centre; "pad": scale to fit inside, with
             `background` around; "stretch": scale each side.
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
+        views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
+            mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
+            images; "random:N": N crops at random, each mirrored or not. "ten-crop" and "random:N" need the
+            fit "crop".
+        seed: seed of random views; 0 if None.
+        latents: store the latents too, before quantization, in float16.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
@@ -119,7 +132,7 @@ def build(
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
         dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
         compile: compile the networks with torch.compile, which takes a minute; for long runs on a GPU.
-        batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
+        batch_size: views per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
             131,072 pixels after the fit.
         workers: threads per process that read pictures; on a CPU they also encode. If None, one more than
             the cores, at most 8, divided among the processes.
@@ -167,7 +180,15 @@ def build(
             hint="set `fit` to crop, pad or stretch",
         )
     pixels = make_fit(
-        fit, size=size, zoom=zoom, background=background, max_pixels=max_pixels, max_bytes=max_bytes
+        fit,
+        size=size,
+        zoom=zoom,
+        resample=resample,
+        views=views,
+        seed=seed,
+        background=background,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))
@@ -209,7 +230,7 @@ def build(
             out=out,
             format=format,
             shard_size=shard_size,
-            encoding=_encoding(tokenizer, pixels, grids, device, dtype),
+            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents),
             fit=pixels,
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
@@ -281,7 +302,9 @@ def _check_arguments(
         raise ArgumentError("`address` is only for the engine ray", hint="set `engine` to ray")
 
 
-def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str) -> Encoding:
+def _encoding(
+    tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str, *, latents: bool
+) -> Encoding:
     step = tokenizer.config.downsample
     latent = (fit.size[0] // step, fit.size[1] // step)
     return Encoding(
@@ -293,6 +316,10 @@ def _encoding(tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device:
         background=fit.background,
         device=device.partition(":")[0],
         dtype=dtype,
+        resample=fit.resample,
+        views=str(fit.views),
+        seed=fit.views.seed,
+        latent_channels=tokenizer.config.z_channels if latents else None,
     )
 
 

@@ -20,7 +20,7 @@ from vartok.dataset.plan import InputTask, Job, pending_samples
 from vartok.dataset.write import ShardProgress, write_shards
 from vartok.errors import DatasetError, VartokError, VartokWarning, warn
 from vartok.images import configure_pillow
-from vartok.operations import encode_pictures
+from vartok.operations import encode_views
 from vartok.processors import available_processors
 from vartok.stopping import stop
 
@@ -36,7 +36,7 @@ class WorkerConfig:
         weights: the checkpoint; the shipped one if None.
         device: torch device that the encoder runs on.
         dtype: dtype of the encoder.
-        batch_size: pictures per batch.
+        batch_size: views per batch; a picture has one by default.
         workers: threads that read pictures; on a CPU they also encode.
         threads: torch's number of threads; torch's default if None.
         compile: compile the networks with torch.compile.
@@ -115,7 +115,7 @@ def run_here(
         job: the data set.
         tasks: input shards with work left, in order.
         tokenizer: a tokenizer of the checkpoint that `job.encoding` names.
-        batch_size: pictures per batch.
+        batch_size: views per batch; a picture has one by default.
         workers: threads that read pictures; on a CPU they also encode.
 
     Yields:
@@ -125,11 +125,12 @@ def run_here(
         OSError: a file cannot be written.
     """
     with contextlib.closing(
-        encode_pictures(
+        encode_views(
             tokenizer,
             pending_samples(job, tasks),
             job.fit,
             schedule=job.encoding.schedule,
+            latents=job.encoding.latents,
             batch_size=batch_size,
             workers=workers,
             group_key=lambda slot: slot.shard,

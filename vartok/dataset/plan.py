@@ -58,7 +58,7 @@ class Job:
     Attributes:
         out: folder of the data set.
         format: format of its shards, one of `FORMATS`.
-        shard_size: largest number of samples in a shard, failed ones included.
+        shard_size: largest number of samples in a shard, failed ones included; each is a row for every view.
         encoding: settings that all tokens of the data set share.
         fit: how pictures become pixels; it agrees with `encoding`.
         keep_pictures: store the picture files with their tokens.
@@ -214,7 +214,7 @@ def pending_samples(job: Job, tasks: Iterable[InputTask]) -> Iterator[tuple[Samp
     """Yield the samples to encode, and the end of each input shard whose last part is to be made.
 
     Yields:
-        (slot, key, function that reads the picture), as `encode_pictures` takes them. At an end,
+        (slot, key, function that reads the picture), as `encode_views` takes them. At an end,
         `slot.sample` is None, the key is empty, and the function raises an error.
     """
     classes = {name: label for label, name in enumerate(job.classes)} if job.label_names else None
@@ -310,6 +310,8 @@ def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 def _shorten(value: Any) -> str:
     """Return a value of dataset.json as a short text for a message."""
+    if value is None:
+        return "unset"
     text = one_line(json.dumps(value), 100)
     return f"{text} ({len(value)} in all)" if text.endswith("...") and isinstance(value, list) else text
 

@@ -24,7 +24,7 @@ from vartok.dataset.plan import InputTask, Job, SampleSlot, pending_samples
 from vartok.dataset.write import SampleResult, ShardProgress, write_shards
 from vartok.errors import DatasetError, VartokError, one_line
 from vartok.images import Fit, Picture, configure_pillow
-from vartok.operations import encode_pictures
+from vartok.operations import encode_views
 
 BATCHES_PER_CHUNK = 4
 """Batches per chunk, the unit sent between Ray's processes: more take memory, fewer leave cores idle."""
@@ -132,11 +132,12 @@ def run_ray(
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cores = int(max(node["Resources"].get("CPU", 1) for node in nodes))
     config = replace(worker, threads=None if gpus else cores)
+    chunk_size = max(1, BATCHES_PER_CHUNK * worker.batch_size // job.encoding.rows_per_picture)
     items = [{"task": pickle.dumps(task)} for task in tasks]
     chunks = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(
-            functools.partial(_read_chunks, job=job, size=BATCHES_PER_CHUNK * worker.batch_size),
+            functools.partial(_read_chunks, job=job, size=chunk_size),
             batch_size=1,
             batch_format="numpy",
             num_cpus=1 if gpus else min(0.5, 0.25 * cores),
@@ -205,11 +206,12 @@ class _Encoder:
         encoded = []
         for chunk in batch["chunk"]:
             entries = [(slot, key, _LoadedPicture(picture)) for slot, key, picture in pickle.loads(chunk)]
-            results = encode_pictures(
+            results = encode_views(
                 self._tokenizer,
                 entries,
                 self._job.fit,
                 schedule=self._job.encoding.schedule,
+                latents=self._job.encoding.latents,
                 batch_size=self._config.batch_size,
                 workers=self._config.workers,
                 group_key=lambda slot: slot.shard,

@@ -57,6 +57,7 @@ class Encoding:
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".
+        resample: how pictures were scaled, "lanczos" or "adm"; see `vartok.images.Fit`.
         views: views of each picture, as `Views.parse` reads them: "center", "flip", "ten-crop" or "random:N".
         seed: seed of random views; 0 for others.
         latent_channels: C of the latents that rows keep, [C, h, w] with (h, w) the last of `schedule`; None
@@ -71,6 +72,7 @@ class Encoding:
     background: tuple[int, int, int]
     device: str
     dtype: str
+    resample: str = "lanczos"
     views: str = "center"
     seed: int = 0
     latent_channels: int | None = None
@@ -163,6 +165,7 @@ class Encoding:
             size=self.size,
             fit=self.fit,
             zoom=self.zoom,
+            resample=self.resample,
             device=self.device,
             dtype=self.dtype,
             background=self.background,

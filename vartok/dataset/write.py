@@ -27,8 +27,8 @@ REPORT_INTERVAL = 0.2
 REPEATED_KEYS = "keys that an earlier row of the shard has: a number follows them, as in a#2"
 """Text in `not_carried` for rows whose keys were changed, so that the keys of a shard differ."""
 
-SampleResult = tuple[SampleSlot, ImageTokens | VartokError]
-"""A sample's slot, and its tokens; if the sample failed, the error instead of tokens."""
+SampleResult = tuple[SampleSlot, list[ImageTokens] | VartokError]
+"""A sample's slot, and the tokens of its views; if the sample failed, the error instead of tokens."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardPro
 
     Args:
         job: the data set.
-        results: results of `encode_pictures` for the slots of `pending_samples`, in their order.
+        results: results of `encode_views` for the slots of `pending_samples`, in their order.
 
     Yields:
         Reports on the shard that is being written, one shard after the other.
@@ -128,7 +128,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     index, part = shard
     stats_file = stats_path(job.out, shard)
     stats_file.unlink(missing_ok=True)  # first: a shard without stats is not done
-    rows, failed, last, identity = 0, list[FailedSample](), False, ""
+    pictures, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
     not_carried, passed_over = Counter[str](), Counter[str]()
     keys = _ShardKeys()
@@ -146,24 +146,26 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
             try:
                 if isinstance(result, VartokError):
                     raise result
-                row, renamed = keys.distinguish(_add_columns(result, sample))
+                views, renamed = keys.distinguish([_add_columns(view, sample) for view in result])
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
-                writer.add(row, picture or None)  # `Sample.without_bytes` leaves b""
+                for view in views:
+                    writer.add(view, picture or None)  # `Sample.without_bytes` leaves b""
+                    picture = b""  # it is kept once, with the first view
             except VartokError as error:
                 failed.append(FailedSample(sample.key, str(error), error.hint))
             else:
-                rows += 1
-                column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(row, name) is not None)
+                pictures += 1
+                column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(view, name) is not None)
                 not_carried.update(sample.not_carried)
                 not_carried[REPEATED_KEYS] += renamed
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
                 new = tuple(failed[reported_failures:])
-                yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, sample.progress)
+                yield ShardProgress(shard_name(*shard), index, pictures, stream.size, new, sample.progress)
                 reported_at, reported_failures = time.monotonic(), len(failed)
         writer.close()
     stats = ShardStats(
         input=identity,
-        pictures=rows,
+        pictures=pictures,
         failed=tuple(failed),
         carried=dict(column_counts),
         bytes=stream.size,
@@ -176,7 +178,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     if last:
         _remove_parts_after(job, index, part)
     new = tuple(failed[reported_failures:])
-    yield ShardProgress(shard_name(*shard), index, rows, stream.size, new, finished=True, last=last)
+    yield ShardProgress(shard_name(*shard), index, pictures, stream.size, new, finished=True, last=last)
 
 
 class _ShardKeys:
@@ -189,18 +191,19 @@ class _ShardKeys:
     def __init__(self) -> None:
         self._last: dict[str, int] = {}  # the last number that was given to a key
 
-    def distinguish(self, row: ImageTokens) -> tuple[ImageTokens, bool]:
-        """Return a row with a key that no row before it has, and whether its key was changed."""
-        key = row.image.source
+    def distinguish(self, views: list[ImageTokens]) -> tuple[list[ImageTokens], bool]:
+        """Return the rows of a picture with a key that none before has, and whether their key was changed."""
+        key = views[0].key
         if key not in self._last:
             self._last[key] = 1
-            return row, False
+            return views, False
         number = self._last[key] + 1
         while f"{key}#{number}" in self._last:
             number += 1
         self._last[key] = number
         self._last[f"{key}#{number}"] = 1
-        return replace(row, image=replace(row.image, source=f"{key}#{number}")), True
+        image = replace(views[0].image, source=f"{key}#{number}")
+        return [replace(view, image=image) for view in views], True
 
 
 def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:

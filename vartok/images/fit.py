@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from PIL.Image import Resampling
 
 from vartok.buckets import Bucket, BucketTable, nearest_bucket
 from vartok.errors import ImageError, quoted
+from vartok.images.scaling import cover, cover_adm, scale, scale_windows
 from vartok.images.tensors import check_pixels
+from vartok.images.views import CENTER, Views
+from vartok.metadata import View
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FITS = ("crop", "pad", "stretch", "native", "bucket")
 
+RESAMPLES = ("lanczos", "adm")
+"""Ways to scale a picture; see `Fit`."""
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
 """Longest side in pixels; Lanczos takes up to 72 bytes of coefficients for each pixel of a side."""
 MAX_ZOOM = 100.0
-
-LARGE = 1 << 24
-"""Number of pixels above which a picture is large.
-
-Only one large picture is decoded at a time. A large result of scaling is computed in strips.
-"""
-
-STRIP = 1 << 20
-"""Number of pixels in a strip: the rows of a picture that are scaled or converted to sRGB at once."""
-
-_large_image_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +38,17 @@ class Fit:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
             "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
             each side to the nearest multiple of `multiple`; "bucket": "crop" to the size of the bucket whose
-            aspect ratio is nearest, or to `size` without buckets. Resampling is Lanczos.
+            aspect ratio is nearest, or to `size` without buckets.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
         zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": guided-diffusion's `center_crop_arr`, with
+            which LlamaGen, MAR and other generators prepare their training images: halve the picture by
+            box filters while it covers twice the size, then scale it by a bicubic filter. It truncates
+            size * zoom, as LlamaGen does.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
+        views: views of each picture; others than "center" and "flip" need "crop" or "bucket", and "ten-crop"
+            needs a zoom above 1.
         table: for "bucket" only: the table from which the buckets are made for a checkpoint.
         buckets: for "bucket" only: the sizes, each with the schedule of its pictures.
         max_pixels: pixel limit of a file, checked before it is decoded, and of a "native" result. WebP files
@@ -66,8 +64,10 @@ class Fit:
     mode: str = "crop"
     size: tuple[int, int] = (256, 256)
     zoom: float = 1.0
+    resample: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     multiple: int = 16
+    views: Views = CENTER
     table: BucketTable | None = None
     buckets: tuple[Bucket, ...] = ()
     max_pixels: int = MAX_PIXELS
@@ -81,8 +81,10 @@ class Fit:
             mode: str = "crop",
             size: int | tuple[int, int] = (256, 256),
             zoom: float = 1.0,
+            resample: str = "lanczos",
             background: tuple[int, int, int] = (255, 255, 255),
             multiple: int = 16,
+            views: Views = CENTER,
             table: BucketTable | None = None,
             buckets: tuple[Bucket, ...] = (),
             max_pixels: int = MAX_PIXELS,
@@ -100,6 +102,10 @@ class Fit:
             )
         if self.mode not in FITS:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
+        if self.resample not in RESAMPLES:
+            raise ImageError(f"resampling is one of {', '.join(RESAMPLES)}, not {quoted(self.resample)}")
+        if self.resample == "adm" and self.mode not in ("crop", "bucket"):
+            raise ImageError(f"the resampling adm needs the fit crop or bucket, not {self.mode}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError(
                 f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
@@ -119,20 +125,28 @@ class Fit:
             raise ImageError(f"buckets need the fit bucket, not {self.mode}")
         for height, width in (self.size, *self.sizes):
             check_size(width, height, MAX_PIXELS)  # max_pixels limits files; this is the result
+            self._check_views(height, width)
+
+    def _check_views(self, height: int, width: int) -> None:
+        """Raise ImageError if pictures of height x width cannot have these views."""
+        kind, count = self.views.kind, self.views.count
+        if kind in ("ten-crop", "random") and self.mode not in ("crop", "bucket"):
+            raise ImageError(f"{kind} views need the fit crop, not {self.mode}")
+        side = min(height, width)
+        if kind == "ten-crop" and (int if self.resample == "adm" else round)(side * self.zoom) == side:
+            raise ImageError(
+                "ten-crop views of this zoom are the same five times",
+                hint="set `zoom` above 1; LlamaGen has 1.1",
+            )
+        if height * width * count > MAX_PIXELS:
+            raise ImageError(
+                f"{count} views of {width:,} x {height:,} pixels are more than {MAX_PIXELS:,} pixels in all"
+            )
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of every bucket; `size` alone without buckets."""
         return tuple(bucket.size for bucket in self.buckets) or (self.size,)
-
-
-def large_image_lock(pixels: int) -> AbstractContextManager[object]:
-    """Return a context manager in which only one thread at a time processes a large picture, to save memory.
-
-    Args:
-        pixels: number of pixels of the picture; if at most `LARGE`, the context manager does nothing.
-    """
-    return _large_image_lock if pixels > LARGE else nullcontext()
 
 
 def restore_size(
@@ -163,34 +177,66 @@ def restore_size(
     if mode == "pad":
         left, top, right, bottom = _inside(width, height, pixels.shape[:2])
         pixels = pixels[top:bottom, left:right]
-    return _scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
+    return scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
 
 
-def fitted(image: Image.Image, fit: Fit) -> NDArray[np.uint8]:
-    """Fit an RGB picture, and return its pixels: [H, W, 3] uint8, C-contiguous."""
+def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint8], tuple[View, ...]]:
+    """Fit an RGB picture.
+
+    Args:
+        image: the picture.
+        fit: the fit.
+        key: key of the picture, on which random views depend.
+
+    Returns:
+        The pixels, C-contiguous uint8, and the views: [H, W, 3] and no views if `fit.views` are "center";
+        else the pixels of the views, [V, H, W, 3].
+    """
     if fit.mode == "bucket":
         size = nearest_bucket(fit.buckets, image.height, image.width).size if fit.buckets else fit.size
         fit = replace(fit, mode="crop", size=size, table=None, buckets=())
     height, width = fit.size
     if fit.mode == "crop":
-        # As in torchvision: the long side is truncated to whole pixels, the offset is rounded half to even.
-        rows, columns = round(height * fit.zoom), round(width * fit.zoom)
-        if rows * image.width >= columns * image.height:
-            columns = int(rows * image.width / image.height)
-        else:
-            rows = int(columns * image.height / image.width)
-        left, top = round((columns - width) / 2), round((rows - height) / 2)
-        return _scale(image, columns, rows, (left, top, left + width, top + height))
-    if fit.mode == "pad":
+        scaled = (cover_adm if fit.resample == "adm" else cover)(image, fit.size, fit.zoom)
+        columns, rows = scaled.columns, scaled.rows
+        places = fit.views.places(
+            key,
+            center=scaled.center,
+            corner=scaled.corner,
+            margin=scaled.margin,
+            free=(columns - width, rows - height),
+        )
+        windows = [(left, top, left + width, top + height) for left, top, _ in places]
+        cuts = scale_windows(scaled.image, columns, rows, list(dict.fromkeys(windows)), scaled.filter)
+        found = [cuts[window] for window in windows]
+    elif fit.mode == "pad":
         left, top, right, bottom = _inside(image.width, image.height, fit.size)
+        columns, rows = right - left, bottom - top
+        places = fit.views.places(key, center=(-left, -top))
         pixels = np.full((height, width, 3), fit.background, np.uint8)
-        pixels[top:bottom, left:right] = _scale(image, right - left, bottom - top)
-        return pixels
-    if fit.mode == "native":
-        width = max(1, round(image.width / fit.multiple)) * fit.multiple
-        height = max(1, round(image.height / fit.multiple)) * fit.multiple
-        check_size(width, height, fit.max_pixels)
-    return _scale(image, width, height)
+        pixels[top:bottom, left:right] = scale(image, columns, rows)
+        found = [pixels] * len(places)
+    else:
+        if fit.mode == "native":
+            width = max(1, round(image.width / fit.multiple)) * fit.multiple
+            height = max(1, round(image.height / fit.multiple)) * fit.multiple
+            check_size(width, height, fit.max_pixels)
+        columns, rows = width, height
+        places = fit.views.places(key, center=(0, 0))
+        found = [scale(image, width, height)] * len(places)
+    if fit.views.kind == "center":
+        return found[0], ()
+    x, y = image.width, image.height
+    views = (
+        View(
+            n,
+            (left * x / columns, top * y / rows, (left + width) * x / columns, (top + height) * y / rows),
+            flipped,
+        )
+        for n, (left, top, flipped) in enumerate(places)
+    )
+    mirrored = [one[:, ::-1] if place.flipped else one for one, place in zip(found, places, strict=True)]
+    return np.stack(mirrored), tuple(views)
 
 
 def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
@@ -224,28 +270,3 @@ def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, i
     columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size[1] - columns) // 2, (size[0] - rows) // 2
     return left, top, left + columns, top + rows
-
-
-def _scale(
-    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int] | None = None
-) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and return the pixels of the window (left, top, right, bottom).
-
-    Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
-    differently. Of more pixels only the window is computed, in strips.
-    """
-    left, top, right, bottom = window or (0, 0, width, height)
-    if width * image.height > max(LARGE, width * height, image.width * image.height):
-        # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
-        image = image.resize((image.width, height), Resampling.LANCZOS)
-    if width * height <= LARGE:
-        return np.array(image.resize((width, height), Resampling.LANCZOS).crop((left, top, right, bottom)))
-    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
-    x, y = image.width / width, image.height / height
-    rows = max(1, STRIP // (right - left))
-    for start in range(top, bottom, rows):
-        stop = min(start + rows, bottom)
-        box = (left * x, start * y, right * x, stop * y)
-        strip = image.resize((right - left, stop - start), Resampling.LANCZOS, box)
-        pixels[start - top : stop - top] = np.asarray(strip)
-    return pixels

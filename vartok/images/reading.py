@@ -25,15 +25,18 @@ from vartok.errors import ImageError, one_line, quoted
 from vartok.files import os_error_reason
 from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
-from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted
 from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
+from vartok.images.scaling import large_image_lock
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 from vartok.images.tiff_strips import check_strips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from vartok.metadata import View
 
 PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
@@ -68,16 +71,18 @@ class Picture:
     """A fitted picture.
 
     Attributes:
-        pixels: [H, W, 3] uint8 sRGB, C-contiguous.
+        pixels: [H, W, 3] uint8 sRGB, C-contiguous; [V, H, W, 3] for a fit of other views than "center".
         width: width of the original in pixels, after its EXIF orientation was applied.
         height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
+        views: the V views, in such a fit; else empty.
     """
 
     pixels: NDArray[np.uint8]
     width: int
     height: int
     notes: tuple[str, ...]
+    views: tuple[View, ...] = ()
 
 
 def picture_suffixes() -> tuple[str, ...]:
@@ -99,7 +104,7 @@ def configure_pillow(*, quiet: bool = True) -> None:
     libtiff.listen(quiet=quiet)
 
 
-def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
+def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str = "") -> Picture:
     """Read a picture as a viewer shows it, and fit it.
 
     EXIF orientation is applied, an embedded ICC profile is converted to sRGB, and transparency is composited
@@ -114,6 +119,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
     Args:
         file: path of a regular file, or the bytes of one.
         fit: the fit of the picture, with its limits; if None, `Fit()`: the centre, cropped to 256x256.
+        key: key of the picture, on which random views depend.
 
     Returns:
         The fitted pixels, the original's size, and notes for the user.
@@ -135,7 +141,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None) -> Picture:
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
-            return _read(stream, fit)
+            return _read(stream, fit, key)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise any type for broken bytes
@@ -208,7 +214,7 @@ def _open(file: str | Path | bytes) -> _File | _Bytes:
     return stream
 
 
-def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
+def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
     stream: BinaryIO = counted
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
@@ -264,7 +270,8 @@ def _read(counted: _File | _Bytes, fit: Fit) -> Picture:
         image = _upright(source, notes)
         del source
         image = to_rgb(image, fit.background, grey, notes)
-        return Picture(fitted(image, fit), image.width, image.height, tuple(notes))
+        pixels, views = fitted(image, fit, key)
+        return Picture(pixels, image.width, image.height, tuple(notes), views)
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:

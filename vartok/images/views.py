@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vartok.errors import ImageError, quoted
 from vartok.metadata import MAX_VIEWS
@@ -12,14 +14,29 @@ COUNTS = {"center": 1, "flip": 2, "ten-crop": 10}
 """Number of views of each kind; "random" has any number up to `MAX_VIEWS`."""
 
 
+class Place(NamedTuple):
+    """The place of a crop in a scaled picture.
+
+    Attributes:
+        left: columns left of it.
+        top: rows above it.
+        flipped: True if the crop is then mirrored, left to right.
+    """
+
+    left: int
+    top: int
+    flipped: bool
+
+
 @dataclass(frozen=True)
 class Views:
     """The views of each picture.
 
     Attributes:
         kind: "center": the fitted picture alone; "flip": it and its mirror image; "ten-crop": the four
-            corners and the centre, then their mirror images; "random": crops at random positions, each of
-            which is mirrored or not.
+            corners of the central square and the centre, then their mirror images, in the order of
+            torchvision's TenCrop, as LlamaGen encodes pictures; "random": crops anywhere in the scaled
+            picture, each of which is mirrored or not, as VAR trains on them.
         count: number of the views, from 1.
         seed: seed of random views.
     """
@@ -47,3 +64,49 @@ class Views:
                 f"views are center, flip, ten-crop or random:N, N from 1 to {MAX_VIEWS}, not {quoted(text)}"
             )
         return cls("random", int(found[1]), seed)
+
+    def __str__(self) -> str:
+        """Return the text that `parse` takes."""
+        return f"random:{self.count}" if self.kind == "random" else self.kind
+
+    def places(
+        self,
+        key: str,
+        *,
+        center: tuple[int, int],
+        corner: tuple[int, int] = (0, 0),
+        margin: tuple[int, int] = (0, 0),
+        free: tuple[int, int] = (0, 0),
+    ) -> list[Place]:
+        """Return the place of every view in a scaled picture. All pairs are (columns, rows).
+
+        Args:
+            key: key of the picture. Random places depend on it, the seed and `free` alone, so that they are
+                the same in every run, and those of fewer views are the first of more.
+            center: columns left of the central crop, and rows above it.
+            corner: columns left of the central area of `size` times `zoom`, and rows above it.
+            margin: columns and rows of that area beyond the size of a crop.
+            free: columns and rows of the whole picture beyond the size of a crop.
+        """
+        if self.kind == "random":
+            # Only random() has the same results in all versions of Python.
+            draw = random.Random(f"{self.seed}/{key}".encode(errors="surrogatepass")).random
+            return [
+                Place(int(draw() * (free[0] + 1)), int(draw() * (free[1] + 1)), draw() < 0.5)
+                for _ in range(self.count)
+            ]
+        left, top = corner
+        right, bottom = left + margin[0], top + margin[1]
+        corners = (
+            [(left, top), (right, top), (left, bottom), (right, bottom)] if self.kind == "ten-crop" else []
+        )
+        upright = [Place(x, y, False) for x, y in (*corners, center)]
+        return (
+            upright
+            if self.kind == "center"
+            else upright + [place._replace(flipped=True) for place in upright]
+        )
+
+
+CENTER = Views()
+"""The fitted picture alone."""

@@ -32,6 +32,19 @@ def area_pool(f: Tensor, grid: Grid) -> Tensor:
     return F.interpolate(f, grid, mode="area")
 
 
+def scale_inputs(f_hat: Tensor, grid: Grid) -> Tensor:
+    """Compute a next-scale transformer's inputs of one scale: f_hat, area-pooled to the scale's grid.
+
+    Args:
+        f_hat: [B, C, h, w], the sum over the coarser scales.
+        grid: (h_k, w_k) of the scale.
+
+    Returns:
+        [B, h_k w_k, C], row by row.
+    """
+    return area_pool(f_hat, grid).flatten(2).transpose(1, 2)
+
+
 class Phi(nn.Conv2d):
     """phi(h) = (1 - r) h + r conv3x3(h), which refines an upsampled map.
 
@@ -194,10 +207,10 @@ class MultiScaleQuantizer(nn.Module):
         Source: `idxBl_to_var_input` of VAR's code.
         """
         steps = zip(self.scale_steps(schedule, maps=maps[:-1]), schedule[1 : len(maps)], strict=True)
-        pooled = [area_pool(step.f_hat, grid) for step, grid in steps]
-        if not pooled:
+        inputs = [scale_inputs(step.f_hat, grid) for step, grid in steps]
+        if not inputs:
             return self.embedding.weight.new_empty(len(maps[0]), 0, self.embedding.embedding_dim)
-        return torch.cat([part.flatten(2).transpose(1, 2) for part in pooled], dim=1)
+        return torch.cat(inputs, dim=1)
 
     def scale_steps(
         self, schedule: Schedule, *, latent: Tensor | None = None, maps: Sequence[Tensor] | None = None
@@ -225,14 +238,27 @@ class MultiScaleQuantizer(nn.Module):
                 assert lookup is not None
                 cells = residual if last else area_pool(residual, grid)
                 indices = lookup(cells)
-            h = self.embedding(indices).permute(0, 3, 1, 2)
-            if not last:
-                h = self.upsample(h, schedule[-1])
-            h = self.refine(h, k, len(schedule))
+            h = self.scale_latent(indices, k, schedule)
             f_hat = h if f_hat is None else f_hat + h
             if residual is not None:
                 residual = residual - h.detach()  # not latent - f_hat: VAR's tokens need VAR's rounding
             yield ScaleStep(indices, f_hat, cells)
+
+    def scale_latent(self, indices: Tensor, k: int, schedule: Schedule) -> Tensor:
+        """Compute what one scale adds to f_hat: its codes, upsampled and refined.
+
+        Args:
+            indices: [B, h_k, w_k] int64 in [0, V), the token map of scale `k`.
+            k: the scale, from 0.
+            schedule: (h, w) of all K scales.
+
+        Returns:
+            [B, C, h, w] float32.
+        """
+        h = self.embedding(indices).permute(0, 3, 1, 2)
+        if k < len(schedule) - 1:
+            h = self.upsample(h, schedule[-1])
+        return self.refine(h, k, len(schedule))
 
     def lookup(self) -> Lookup:
         """Return a nearest-code search over the current codebook."""

@@ -20,6 +20,7 @@ from vartok.operations.streams import (
     PictureSource,
     decode_tokens,
     encode_pictures,
+    encode_views,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "encode_file",
     "encode_files",
     "encode_pictures",
+    "encode_views",
     "find_inputs",
     "make_fit",
     "make_schedule",

@@ -91,7 +91,8 @@ class RowSelection:
     """Reads the rows of inputs: those of some keys, and the first of them.
 
     Args:
-        keys: keys in data sets and arrays, and `image.source` in token files; None for all.
+        keys: keys in data sets and arrays, and `image.source` in token files; None for all. Where a picture
+            has several views, "a" selects all of them, and "a#1" one.
         limit: largest number of rows of all inputs together, with those that cannot be read; None for all.
 
     Raises:
@@ -141,11 +142,12 @@ class RowSelection:
                 return
             for row in item.rows(texts=texts):
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
-                    key = _key(item, row)
-                    example = example or key
-                    if key not in self._keys:
+                    keys = _keys(item, row)
+                    example = example or keys[0]
+                    if not self._keys.keys() & set(keys):
                         continue
-                    missing.pop(key, None)
+                    for key in keys:
+                        missing.pop(key, None)
                 misfit = schedules.misfit(row.tokens) if isinstance(row.tokens, FlatTokens) else None
                 yield item, row if misfit is None else Row(misfit)
                 left = None if left is None else left - 1
@@ -159,8 +161,9 @@ class RowSelection:
             yield Input(PurePath(key), "tokens", key, error=error), Row(error)
 
 
-def _key(item: Input, row: Row) -> str:
-    """Return the key by which a row is selected."""
-    if row.key is not None:
-        return row.key
-    return row.tokens.image.source if isinstance(row.tokens, ImageTokens) else item.source
+def _keys(item: Input, row: Row) -> list[str]:
+    """Return the keys by which a row is selected: its own, and that of its picture."""
+    keys = [] if row.key is None else [row.key]
+    if isinstance(row.tokens, ImageTokens) and (row.key is None or row.tokens.view is not None):
+        keys.append(row.tokens.key)
+    return keys or [item.source]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vartok.buckets import BucketsLike, make_buckets, read_table
 from vartok.errors import ArgumentError, TokenFileError, VartokError
-from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, parse_color
+from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 
@@ -62,8 +62,11 @@ def make_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     buckets: BucketsLike | None = None,
+    views: str = "center",
+    seed: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Fit:
@@ -73,7 +76,10 @@ def make_fit(
         mode: "crop", "pad", "stretch", "native" or "bucket"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
         buckets: table of the sizes with "bucket", as `read_table` takes it.
+        views: views of each picture, as `Views.parse` takes them.
+        seed: seed of random views; 0 if None, as for others.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -83,12 +89,16 @@ def make_fit(
     """
     if zoom != 1 and mode != "crop":
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
+    if resample == "adm" and mode not in ("crop", "bucket"):
+        raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
     if (buckets is not None) != (mode == "bucket"):
         raise ArgumentError(
             "the fit bucket and `buckets` need each other", hint="`buckets` is a file, or infinity, or sdxl"
         )
+    if seed is not None and not str(views).startswith("random"):
+        raise ArgumentError("`seed` is only for random views", hint="set `views` to random:N")
     sides = parse_size(size) or (256, 256)
     with as_argument_errors():
         color = parse_color(background) if isinstance(background, str) else background
@@ -97,7 +107,9 @@ def make_fit(
             size=sides,
             table=None if buckets is None else read_table(buckets),
             zoom=zoom,
+            resample=resample,
             background=color,
+            views=Views.parse(views, seed or 0),
             max_pixels=max_pixels,
             max_bytes=max_bytes,
         )

@@ -13,7 +13,7 @@ import numpy as np
 from vartok.errors import ImageError, TokensError, VartokError, counted
 from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
 from vartok.images import restore_size as scale_back
-from vartok.metadata import ImageInfo
+from vartok.metadata import ImageInfo, View
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.schedule import adapt_schedule, token_count
 from vartok.sources import Sample
@@ -63,7 +63,7 @@ def encode_pictures(
     Args:
         tokenizer: a loaded tokenizer.
         pictures: for each picture an id, the `image.source` of its tokens, and the picture.
-        fit: how a picture becomes the pixels that are encoded.
+        fit: how a picture becomes the pixels that are encoded; its `views` are "center".
         schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None. The fit
             "bucket" has a schedule for each of its buckets instead.
         scales: encode only the first `scales` scales; all if None.
@@ -77,10 +77,60 @@ def encode_pictures(
     Yields:
         A picture's id, and its tokens or the error that it failed with; in the order of `pictures`.
     """
+    with contextlib.closing(
+        encode_views(
+            tokenizer,
+            pictures,
+            fit,
+            schedule=schedule,
+            scales=scales,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            workers=workers,
+            group_key=group_key,
+        )
+    ) as encoded:
+        for item_id, views in encoded:
+            yield item_id, views if isinstance(views, VartokError) else views[0]
+
+
+def encode_views(
+    tokenizer: Tokenizer,
+    pictures: Iterable[tuple[S, str, PictureSource]],
+    fit: Fit,
+    *,
+    schedule: Schedule | None = None,
+    scales: int | None = None,
+    latents: bool = False,
+    max_tokens: int = MAX_NATIVE_TOKENS,
+    batch_size: int = 1,
+    workers: int = 1,
+    group_key: Callable[[S], Hashable] | None = None,
+) -> Generator[tuple[S, list[ImageTokens] | VartokError], None, None]:
+    """Tokenize the views of a stream of pictures, as `encode_pictures` does pictures.
+
+    A picture is read once for all its views; if one of them fails, the picture fails.
+
+    Args:
+        tokenizer: see `encode_pictures`, also for the arguments that are not described here.
+        pictures: see there.
+        fit: how a picture becomes the pixels of its views.
+        schedule: see there.
+        scales: see there.
+        latents: keep the latents too, in float16.
+        max_tokens: see there.
+        batch_size: largest number of views in a batch.
+        workers: see there.
+        group_key: see there.
+
+    Yields:
+        A picture's id, and the tokens of its views or the error that it failed with.
+    """
     import torch
 
     device = tokenizer.device.type
     schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
+    at_once = max(1, batch_size // fit.views.count)  # pictures
     threads = torch.get_num_threads()
 
     def limit_threads() -> None:
@@ -89,7 +139,9 @@ def encode_pictures(
             torch.set_num_threads(-(-threads // workers))
 
     def prepare(name: str, picture: Picture) -> _Prepared:
-        height, width = picture.pixels.shape[:2]
+        views = picture.views or (None,)
+        pixels = picture.pixels if picture.views else picture.pixels[None]
+        height, width = pixels.shape[1:3]
         if fit.mode == "native" and schedule is None:
             check_token_count(tokenizer.config, (height, width), max_tokens)
         info = ImageInfo(
@@ -99,17 +151,19 @@ def encode_pictures(
             size=(height, width),
             fit=fit.mode,
             zoom=fit.zoom,
+            resample=fit.resample,
             device=device,
             dtype=tokenizer.dtype,
             background=fit.background,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
-                return _Prepared(info, picture.notes, tokenizer.latent(to_tensor(picture.pixels[None])))
+                found = [tokenizer.latent(to_tensor(view[None])) for view in pixels]
+                return _Prepared(info, picture.notes, views, torch.cat(found))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-        return _Prepared(info, picture.notes, picture.pixels)
+        return _Prepared(info, picture.notes, views, pixels)
 
     def work(item: tuple[S, str, PictureSource]) -> tuple[S, _Prepared | VartokError]:
         item_id, name, file = item
@@ -119,32 +173,43 @@ def encode_pictures(
             return item_id, error
 
     def collate(batch: list[_Prepared]) -> tuple[list[_Prepared], Tensor]:
-        latents = [item.data for item in batch if isinstance(item.data, torch.Tensor)]
-        if latents:
-            return batch, torch.cat(latents)
-        images = to_tensor(np.stack([item.data for item in batch]))
+        found = [item.data for item in batch if isinstance(item.data, torch.Tensor)]
+        if found:
+            return batch, torch.cat(found)
+        images = to_tensor(np.concatenate([item.data for item in batch]))
         return batch, images.pin_memory() if device == "cuda" else images
 
-    def tokenize(batch: list[_Prepared], values: Tensor) -> TokenMaps:
+    def tokenize(batch: list[_Prepared], values: Tensor) -> tuple[TokenMaps, Tensor | None]:
+        """Return the tokens of images or latents; and their latents, if they are to be kept."""
         grids = schedules.get(batch[0].info.size, schedule)
         if not isinstance(batch[0].data, torch.Tensor):
-            return tokenizer.encode(values, grids, scales)
+            if not latents:
+                return tokenizer.encode(values, grids, scales), None
+            values = tokenizer.latent(values)
+            return tokenizer.quantize(values, grids, scales), values
         limit_threads()
         try:
-            return tokenizer.quantize(values, grids, scales)
+            return tokenizer.quantize(values, grids, scales), values if latents else None
         finally:
             torch.set_num_threads(threads)
 
-    def encode(collated: tuple[list[_Prepared], Tensor]) -> list[ImageTokens]:
+    def encode(collated: tuple[list[_Prepared], Tensor]) -> list[list[ImageTokens]]:
         batch, values = collated
-        encoded = tokenize(batch, values).unstack(tokenizer.info, [item.info for item in batch])
-        return [replace(tokens, notes=item.notes) for tokens, item in zip(encoded, batch, strict=True)]
+        infos = [item.info for item in batch for _ in item.views]
+        rows = list[ImageTokens]()
+        for part in values.split(batch_size):
+            maps, kept = tokenize(batch, part)
+            tokens = maps.unstack(tokenizer.info, infos[len(rows) : len(rows) + len(part)])
+            halves = [None] * len(part) if kept is None else _to_float16(kept)
+            rows += [replace(row, latent=half) for row, half in zip(tokens, halves, strict=True)]
+        found = iter(rows)
+        return [[replace(next(found), view=view, notes=item.notes) for view in item.views] for item in batch]
 
     prepared = map_ordered(
         work,
         pictures,
         workers=workers,
-        limit=workers + batch_size,
+        limit=workers + at_once,
         initializer=limit_threads,
         nbytes=lambda item: _nbytes(item[2]),
     )
@@ -153,7 +218,7 @@ def encode_pictures(
             yield from map_batches(
                 encode,
                 prepared,
-                size=batch_size,
+                size=at_once,
                 key=lambda item: (item.info.size, type(item.data)),
                 group_key=group_key,
                 collate=collate,
@@ -185,11 +250,31 @@ def check_token_count(config: TokenizerConfig, size: tuple[int, int], max_tokens
 
 
 class _Prepared(NamedTuple):
-    """A picture that can join a batch: as [H, W, 3] uint8 pixels, or as its [1, C, h, w] latent."""
+    """The views of a picture that can join a batch.
+
+    Attributes:
+        info: the picture's metadata.
+        notes: remarks on how it was read.
+        views: V views, or None alone for a picture without.
+        data: [V, H, W, 3] uint8 pixels, or their [V, C, h, w] latents.
+    """
 
     info: ImageInfo
     notes: tuple[str, ...]
+    views: tuple[View | None, ...]
     data: NDArray[np.uint8] | Tensor
+
+
+def _to_float16(latents: Tensor) -> list[NDArray[np.float16]]:
+    """Return [B, C, h, w] latents as B arrays [C, h, w] of float16.
+
+    Raises:
+        ImageError: a value is beyond the range of float16.
+    """
+    halves: NDArray[np.float16] = latents.half().cpu().numpy()
+    if not np.isfinite(halves).all():
+        raise ImageError("its latent has values beyond float16's range", hint="leave `latents` out")
+    return list(halves)
 
 
 def _nbytes(picture: PictureSource) -> int:

@@ -53,12 +53,12 @@ class Sample:
         return len(self.picture) if isinstance(self.picture, bytes) else 0
 
     def read(self, fit: Fit) -> Picture:
-        """Read the picture, and fit it.
+        """Read the picture, and fit it; random views depend on `key`.
 
         Raises:
             VartokError: the picture cannot be read, or `picture` is an error, which is raised.
         """
-        return read_picture(self.file(fit.max_bytes), fit)
+        return read_picture(self.file(fit.max_bytes), fit, key=self.key)
 
     def file(self, max_bytes: int = MAX_BYTES) -> Path | bytes:
         """Return the path of the picture's file, or its bytes, which are downloaded if `picture` is a URL.

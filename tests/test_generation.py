@@ -1,0 +1,122 @@
+"""Generation adds scales one by one, and computes what `var_inputs` and `f_hat` compute of the whole."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from noise import SMALL
+from noise import tokenizer as noise_tokenizer
+from torch import Tensor
+
+from vartok import Tokenizer, TokenMaps, TokensError
+from vartok.schedule import Schedule, square, token_count
+
+SCHEDULE = square(1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer of 64 codes with 8 channels."""
+    return noise_tokenizer(tmp_path_factory.mktemp("small") / "a.safetensors", SMALL)
+
+
+def draw(schedule: Schedule, batch: int = 2, seed: int = 0) -> TokenMaps:
+    rng = torch.Generator().manual_seed(seed)
+    return TokenMaps(tuple(torch.randint(64, (batch, h, w), generator=rng) for h, w in schedule))
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    grids = st.tuples(st.integers(1, height), st.integers(1, width))
+    return (*draw(st.lists(grids, max_size=6)), (height, width))
+
+
+@settings(max_examples=12)
+@given(schedules(), st.integers(1, 5), st.integers(0, 99))
+def test_every_prefix_gives_the_rows_of_var_inputs_to_the_bit(
+    small: Tokenizer, schedule: Schedule, batch: int, seed: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vartok.runner.QUANTIZED_CELLS", 2 * token_count(schedule[-1:]))  # parts of two images
+        tokens = draw(schedule, batch, seed)
+        want = small.var_inputs(tokens).split([h * w for h, w in schedule[1:]], dim=1)
+        steps = small.generation(schedule)
+        for k, tokens_k in enumerate(tokens.maps):
+            inputs = steps.add(tokens_k)
+            assert steps.added == k + 1
+            assert torch.equal(steps.f_hat, small.f_hat(tokens, scales=k + 1))
+            if k + 1 < len(schedule):
+                assert inputs is not None
+                assert torch.equal(inputs, want[k])
+                assert torch.equal(small.next_inputs(tokens.maps[: k + 1], schedule), want[k])
+        assert inputs is None
+
+
+def test_the_schedule_is_the_checkpoints_own_unless_given(small: Tokenizer) -> None:
+    first = draw(SCHEDULE).maps[:1]
+    assert small.config.patch_nums == SCHEDULE
+    assert torch.equal(small.next_inputs(first), small.next_inputs(first, "1,2,4"))
+    assert repr(small.generation()) == "Generation(schedule='1,2,4', added=0)"
+
+
+def test_integers_of_any_kind_are_taken(small: Tokenizer) -> None:
+    maps = draw(SCHEDULE).maps[:2]
+    arrays = [tokens.numpy().astype(np.uint16) for tokens in maps]
+    assert torch.equal(small.next_inputs(arrays), small.next_inputs(maps))
+
+
+def test_a_sampled_picture_is_decoded_from_f_hat(small: Tokenizer) -> None:
+    tokens = draw(SCHEDULE)
+    steps = small.generation()
+    for tokens_k in tokens.maps:
+        steps.add(tokens_k)
+    steps.f_hat.zero_()  # a copy
+    assert torch.equal(small.decode_latent(steps.f_hat), small.decode(tokens))
+
+
+ONE = torch.zeros(2, 1, 1, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        (torch.zeros(2, 1, 2, dtype=torch.int64), r"token map 1 must be \[2, 2, 2\], not \[2, 1, 2\]"),
+        (torch.zeros(3, 2, 2, dtype=torch.int64), r"token map 1 must be \[2, 2, 2\], not \[3, 2, 2\]"),
+        (torch.zeros(2, 4, dtype=torch.int64), r"token map 1 must be a 3-d tensor of integers, not \[2, 4\]"),
+        (torch.zeros(2, 2, 2), "token map 1 must be a 3-d tensor of integers"),
+        (torch.full((2, 2, 2), 64), "index 64 is outside the vocabulary of 64"),
+        (torch.full((2, 2, 2), -1), "index -1 is outside the vocabulary of 64"),
+    ],
+)
+def test_maps_that_do_not_fit_are_refused_and_change_nothing(
+    small: Tokenizer, tokens: Tensor, reason: str
+) -> None:
+    steps = small.generation()
+    steps.add(ONE)
+    before = steps.f_hat
+    with pytest.raises(TokensError, match=reason):
+        steps.add(tokens)
+    assert steps.added == 1
+    assert torch.equal(steps.f_hat, before)
+    with pytest.raises(TokensError, match=reason):
+        small.next_inputs([ONE, tokens])
+
+
+def test_there_is_no_f_hat_before_the_first_scale_and_no_scale_after_the_last(small: Tokenizer) -> None:
+    steps = small.generation("1")
+    with pytest.raises(TokensError, match="no f_hat before the first scale"):
+        _ = steps.f_hat
+    steps.add(ONE)
+    with pytest.raises(TokensError, match="token map 1 is too many: the schedule has 1 scale"):
+        steps.add(ONE)
+
+
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_next_inputs_needs_a_scale_before_and_a_scale_after(small: Tokenizer, count: int) -> None:
+    maps: list[Any] = [*draw(SCHEDULE).maps, ONE][:count]
+    with pytest.raises(TokensError, match=f"maps of {count} scales, but the schedule has 3: .* 1 to 2"):
+        small.next_inputs(maps)

@@ -83,6 +83,10 @@ ScheduleOption = Annotated[
         "lists; default: the checkpoint's.",
     ),
 ]
+ScalesOption = Annotated[
+    int | None,
+    typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
+]
 MaxPixelsOption = Annotated[
     int,
     typer.Option("--max-pixels", min=1, help="Refuse pictures of more than this many pixels."),
@@ -293,6 +297,7 @@ class SizedPictureOptions(PictureOptions):
     """Options of a command that gives all pictures one size."""
 
     fit: SizedFitOption = "crop"
+    scales: ScalesOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

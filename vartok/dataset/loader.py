@@ -41,7 +41,8 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         world: number of ranks; if None, that of torch.distributed, or 1 without it.
 
     Attributes:
-        schedule: (h, w) of every scale, coarse to fine.
+        schedule: (h, w) of every scale of the whole schedule, coarse to fine.
+        grids: (h, w) of each scale of the rows: `schedule`, or its first grids if only these were encoded.
         model: `ModelInfo` of the checkpoint whose codebook the tokens index.
         classes: names of the labels, if folders or tables gave them; else empty.
 
@@ -86,6 +87,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
         counts = self._description.get("carried", {})
         self._columns = [name for name in OPTIONAL_COLUMNS if counts.get(name)]
         self.schedule = self._encoding.schedule
+        self.grids = self._encoding.grids
         self.model = self._encoding.model
         self.classes: list[str] = self._description.get("classes", [])
 
@@ -134,7 +136,7 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule))
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule, len(self.grids)))
 
     def _rows(self, name: str, rows: int, low: int, high: int, epoch: int) -> Iterator[dict[str, Any]]:
         """Yield rows `low` to `high` - 1 of a shard in the epoch's order; the shard has `rows` rows."""

@@ -65,7 +65,8 @@ MaxTokensOption = Annotated[
 ZoomOption = Annotated[
     float,
     typer.Option(
-        "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+        "--zoom",
+        help="With crop and bucket: enlarge by this factor, 1 to 100, before cropping; VAR has 1.125.",
     ),
 ]
 ResampleOption = Annotated[

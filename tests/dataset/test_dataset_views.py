@@ -32,7 +32,7 @@ import vartok
 from vartok.dataset import TokenDataset, build, verify
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import FORMATS, iter_rows, read_shard
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import Encoding, open_dataset
 from vartok.dataset.write import write_summary
 from vartok.errors import ArgumentError, DatasetError, TokensError, VartokError, VartokWarning
 from vartok.images import to_tensor
@@ -270,6 +270,27 @@ def test_repeated_keys_and_kept_pictures(tmp_path: Path, small_tokenizer: vartok
         *("a#0.tokens.npy", "a#0.json", "a#0.png", "a#1.tokens.npy", "a#1.json"),
         *("a#2#0.tokens.npy", "a#2#0.json", "a#2#0.png", "a#2#1.tokens.npy", "a#2#1.json"),
     ]
+
+
+def test_buckets_have_views_and_latents_of_their_size(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    members = [("a.png", picture(0, 20, 10)), ("b.png", picture(1, 10, 20))]
+    settings: dict[str, Any] = {"fit": "bucket", "buckets": [(8, 16), (16, 8)], "zoom": 1.5, "workers": 1}
+    build(
+        tar(tmp_path / "a.tar", members),
+        tmp_path / "out",
+        tokenizer=small_tokenizer,
+        views="random:2",
+        latents=True,
+        **settings,
+    )
+    assert verify(tmp_path / "out").problems == []
+    for bucket, key in (("8x16", "a"), ("16x8", "b")):
+        encoding = open_dataset(tmp_path / "out")[1].of_bucket(bucket)
+        rows = list(read_shard("parquet", tmp_path / f"out/data/{bucket}/00000-0000.parquet", encoding))
+        assert [row.row_key for row in rows] == [f"{key}#0", f"{key}#1"]
+        assert {row.latent.shape[1:] for row in rows if row.latent is not None} == {rows[0].schedule[-1]}
 
 
 @pytest.mark.parametrize(

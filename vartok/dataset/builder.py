@@ -108,8 +108,8 @@ def build(
             aspect ratio is nearest, into shards of that size alone.
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
-        zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
-            transform has 1.125.
+        zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100; VAR's
+            own transform has 1.125.
         resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror

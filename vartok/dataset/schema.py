@@ -55,7 +55,8 @@ class Encoding:
         schedule: (h, w) of every scale, coarse to fine.
         size: (height, width) of the encoded pixels.
         fit: how pictures were brought to `size`: "crop", "pad", "stretch" or "bucket".
-        zoom: with "crop": factor by which pictures were scaled up before the cut, 1 to 100; else 1.
+        zoom: with "crop" and "bucket": factor by which pictures were scaled up before the cut, 1 to 100; else
+            1.
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".

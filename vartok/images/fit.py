@@ -40,7 +40,7 @@ class Fit:
             each side to the nearest multiple of `multiple`; "bucket": "crop" to the size of the bucket whose
             aspect ratio is nearest, or to `size` without buckets.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
-        zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        zoom: factor from 1 to 100, for "crop" and "bucket": cover round(size * zoom), then cut out `size`.
         resample: "lanczos"; or "adm", for "crop" and "bucket": guided-diffusion's `center_crop_arr`, with
             which LlamaGen, MAR and other generators prepare their training images: halve the picture by
             box filters while it covers twice the size, then scale it by a bicubic filter. It truncates

@@ -15,6 +15,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions, stop
 
 from .command import Command, Group, command
+from .dataset_export import export
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions, ViewOptions
 from .display import Display
 from .files import output_path
@@ -159,6 +160,7 @@ class DefaultCommand(Group):
 app = typer.Typer(cls=DefaultCommand, add_completion=False, rich_markup_mode=None)
 app.command(name="make", cls=Default)(make)
 app.command(name="verify", cls=Command)(verify)
+app.command(name="export", cls=Command)(export)
 
 
 class _View:

@@ -56,6 +56,7 @@ class Fit:
             pixels: for more, raise PIL.Image.MAX_IMAGE_PIXELS too, or call `configure_pillow`.
         max_bytes: size limit in bytes of a picture whose file is held in memory: from a tar, a table, a URL
             or a pipe, or from a file that a data set keeps. `read_picture` does not apply it to a path.
+        allow_damaged: take what can be decoded of a truncated or corrupt file, which else is refused.
 
     Raises:
         ImageError: a value has the wrong type, is unknown, or is out of its range.
@@ -72,6 +73,7 @@ class Fit:
     buckets: tuple[Bucket, ...] = ()
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    allow_damaged: bool = False
 
     if TYPE_CHECKING:  # the generated __init__, except that `size` may be one side
 
@@ -89,6 +91,7 @@ class Fit:
             buckets: tuple[Bucket, ...] = (),
             max_pixels: int = MAX_PIXELS,
             max_bytes: int = MAX_BYTES,
+            allow_damaged: bool = False,
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -144,8 +144,10 @@ class _Shown(NamedTuple):
         image, model = tokens.image, tokens.model
         height, width = image.size
         zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+        resample = f", {printable(image.resample)}" if image.resample != "lanczos" else ""
         color = "#{:02x}{:02x}{:02x}".format(*image.background)
         background = f", on {color}" if color != "#ffffff" else ""
+        fit = f"{printable(image.fit)}{zoom}{resample}{background}"
         where = f"{printable(image.dtype)} on {printable(image.device)}"
         identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
         name = "" if self.class_name is None else f", {printable(self.class_name, 100)}"
@@ -156,7 +158,7 @@ class _Shown(NamedTuple):
             *label,
             *caption,
             *_describe_view(tokens.view),
-            f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
+            f"  encoded     {width} x {height} pixels, {fit}, {where}",
             f"  checkpoint  {printable(model.name)}, {identity}",
         ]
 

@@ -51,8 +51,12 @@ BucketsOption = Annotated[
     ),
 ]
 SizedFitOption = Annotated[
-    Literal["crop", "pad", "stretch"],
-    typer.Option("--fit", help="How a picture gets that size: crop to the centre, pad, or stretch."),
+    Literal["crop", "pad", "stretch", "bucket"],
+    typer.Option(
+        "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; bucket crops to the nearest "
+        "of --buckets.",
+    ),
 ]
 MaxTokensOption = Annotated[
     int,
@@ -62,6 +66,14 @@ ZoomOption = Annotated[
     float,
     typer.Option(
         "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+    ),
+]
+ResampleOption = Annotated[
+    Literal["lanczos", "adm"],
+    typer.Option(
+        "--resample",
+        help="How a picture is scaled. adm crops as guided-diffusion's center_crop_arr, which LlamaGen "
+        "and MAR use too.",
     ),
 ]
 BackgroundOption = Annotated[
@@ -234,6 +246,7 @@ class PictureOptions:
     size: SizeOption = None
     fit: FitOption = "crop"
     zoom: ZoomOption = 1.0
+    resample: ResampleOption = "lanczos"
     background: BackgroundOption = "white"
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
@@ -255,6 +268,7 @@ class PictureOptions:
             size=self.size,
             buckets=buckets,
             zoom=self.zoom,
+            resample=self.resample,
             background=self.background,
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,
@@ -280,9 +294,10 @@ class NativePictureOptions(PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SizedPictureOptions(PictureOptions):
-    """Options of a command that gives all pictures one size."""
+    """Options of a command that gives all pictures one size, or those of buckets."""
 
     fit: SizedFitOption = "crop"
+    buckets: BucketsOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,19 +103,27 @@ def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str
 def test_longest_metadata_round_trips() -> None:
     longest = "\U0001f600" * 4096  # two escapes of six characters each
     model = ModelInfo(name=longest, fingerprint=FINGERPRINT, vocab_size=1 << 24)
-    image = image_info(source=longest, fit=longest, device=longest, dtype=longest)
+    image = image_info(source=longest, fit=longest, device=longest, dtype=longest, resample=longest[:64])
     tokens = ImageTokens((np.zeros((1, 1), int),) * 64, model, image)
     assert same(parse_npz(dump_npz(tokens)), tokens)
     assert same(parse_json(dump_json(tokens)), tokens)
 
 
-def test_a_background_is_stated_unless_it_is_white() -> None:
-    for background in ((16, 32, 255), (255, 255, 255)):
-        tokens = replace(image_tokens(((1, 1),)), image=image_info(background=background))
-        text = dump_json(tokens)
-        assert ('"dtype":"float32","background":[16,32,255]}' in text) == (background[0] == 16)
-        assert ('"background"' in text) == (background[0] == 16)
-        assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
+@pytest.mark.parametrize(
+    ("change", "stated"),
+    [
+        ({"background": (255, 255, 255), "resample": "lanczos"}, ""),
+        ({"background": (16, 32, 255)}, ',"background":[16,32,255]'),
+        ({"resample": "adm"}, ',"resample":"adm"'),
+    ],
+)
+def test_a_background_and_a_resampling_are_stated_unless_they_are_usual(
+    change: dict[str, Any], stated: str
+) -> None:
+    tokens = replace(image_tokens(((1, 1),)), image=image_info(**change))
+    text = dump_json(tokens)
+    assert f'"dtype":"float32"{stated}}}' in text
+    assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

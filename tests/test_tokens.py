@@ -180,6 +180,7 @@ def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
         ({"zoom": float("inf")}, "zoom"),
         ({"zoom": True}, "zoom"),
         ({"zoom": "1"}, "zoom"),
+        ({"resample": "x" * 65}, "resample must be a text of up to 64"),
         ({"background": "#ffffff"}, "background must be three levels from 0 to 255"),
         ({"background": [255, 255]}, "background must be three levels"),
         ({"background": [255, 255, 256]}, "background must be three levels"),

@@ -13,6 +13,7 @@ MAX_STATED_SIDE = 1 << 24  # pixels
 WHITE = (255, 255, 255)
 MAX_TEXT = 4096  # characters of a name or a path
 MAX_VIEWS = 100  # views of an image
+MAX_WORD = 64  # characters of `ImageInfo.resample`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class ImageInfo:
         background: RGB levels, 0 to 255, under transparency and around a padded image.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
+        resample: how the image was scaled: "lanczos" or "adm"; see `vartok.images.Fit`.
 
     Raises:
         TokensError: a value has another type or is out of range.
@@ -69,11 +71,13 @@ class ImageInfo:
     device: str
     dtype: str
     background: tuple[int, int, int] = WHITE
+    resample: str = "lanczos"
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
+        _check_text("resample", self.resample, MAX_WORD)
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
             raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))
@@ -139,8 +143,8 @@ def _is_level(value: object) -> bool:
     return type(value) is int and 0 <= value <= 255
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TokensError(f"{name} must be a text of up to {MAX_TEXT} characters, not {quoted(value)}")
+def _check_text(name: str, value: object, limit: int = MAX_TEXT) -> None:
+    if not isinstance(value, str) or len(value) > limit:
+        raise TokensError(f"{name} must be a text of up to {limit} characters, not {quoted(value)}")
     if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
         raise TokensError(f"{name} is not valid Unicode: {quoted(value)}")

@@ -23,14 +23,14 @@ from vartok.token_files import dump_npz
 
 def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
     save(here / "img.png", width=300, height=200)
-    vartok("encode", "img.png", "img.png", "-o", "all.jsonl", "--zoom", "1.125")
+    vartok("encode", "img.png", "img.png", "-o", "all.jsonl", "--zoom", "1.125", "--resample", "adm")
     first, second = (
         json.loads(line) for line in vartok("inspect", "all.jsonl", "--json").stdout.splitlines()
     )
     assert first == second
     assert first["file"] == "all.jsonl"
     assert first["model"]["fingerprint"] == tokenizer.fingerprint
-    assert first["image"]["zoom"] == 1.125
+    assert (first["image"]["zoom"], first["image"]["resample"]) == (1.125, "adm")
     assert first["tokens"] == 680
     [item, _] = tokens_of((here / "all.jsonl").read_bytes())
     assert first["first"] == [scale.ravel()[:8].tolist() for scale in item.scales]
@@ -38,7 +38,7 @@ def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
     for part in (
         "standard input",
         "img.png, 300 x 200 pixels",
-        "256 x 256 pixels, crop, zoom 1.125",
+        "256 x 256 pixels, crop, zoom 1.125, adm, float32",
         "680 in 10",
     ):
         assert part in text

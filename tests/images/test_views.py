@@ -85,7 +85,7 @@ def test_random_crops_depend_on_the_seed_and_the_key_alone() -> None:
 def test_large_pictures_have_the_same_views_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Fit(size=8, zoom=2, views=Views.parse("ten-crop"))
     whole, views = fitted(SQUARE, fit)
-    monkeypatch.setattr("vartok.images.fit.LARGE", 1)
+    monkeypatch.setattr("vartok.images.scaling.LARGE", 1)
     strips, same = fitted(SQUARE, fit)
     assert views == same
     np.testing.assert_allclose(strips, whole.astype(int), atol=2)

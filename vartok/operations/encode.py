@@ -59,6 +59,7 @@ def encode_file(
     fit: str = "crop",
     buckets: BucketsLike | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -77,6 +78,7 @@ def encode_file(
         fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
         buckets: table of the sizes with the fit "bucket"; see `encode_files`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
@@ -89,7 +91,13 @@ def encode_file(
     """
     check_path(path, hint="encode pictures in memory with `Tokenizer.encode`")
     fitted = make_fit(
-        fit, size=size, buckets=buckets, zoom=zoom, background=background, max_pixels=max_pixels
+        fit,
+        size=size,
+        buckets=buckets,
+        zoom=zoom,
+        resample=resample,
+        background=background,
+        max_pixels=max_pixels,
     )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
@@ -119,6 +127,7 @@ def encode_files(
     fit: str = "crop",
     buckets: BucketsLike | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -146,8 +155,8 @@ def encode_files(
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
-            size, fit, zoom, background, dtype and schedule. One that was made with others is kept, and is an
-            error. The picture itself is not compared.
+            size, fit, zoom, resampling, background, dtype and schedule. One that was made with others is
+            kept, and is an error. The picture itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -162,6 +171,7 @@ def encode_files(
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -188,6 +198,7 @@ def encode_files(
         size=size,
         buckets=buckets,
         zoom=zoom,
+        resample=resample,
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
@@ -228,7 +239,7 @@ def encode_files(
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
-    pixels = None if fitted.mode == "native" else max(math.prod(one) for one in fitted.sizes)
+    pixels = None if fitted.mode == "native" else max(map(math.prod, fitted.sizes))
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(

@@ -89,6 +89,7 @@ class TokenComparison:
             "size": ("x".join(map(str, image.size)), "x".join(map(str, size))),
             "fit": (printable(image.fit), self._fit.mode),
             "zoom": (f"{image.zoom:g}", f"{self._fit.zoom:g}"),
+            "resample": (printable(image.resample), self._fit.resample),
             "background": (_hex(image.background), _hex(self._fit.background)),
             "dtype": (printable(image.dtype), encoder.dtype),
         }

@@ -62,6 +62,7 @@ def make_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     buckets: BucketsLike | None = None,
     views: str = "center",
@@ -78,6 +79,7 @@ def make_fit(
         views: views of each picture, as `Views.parse` takes them.
         seed: seed of random views; 0 if None, as for others.
         zoom: with "crop": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -87,6 +89,8 @@ def make_fit(
     """
     if zoom != 1 and mode != "crop":
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
+    if resample == "adm" and mode not in ("crop", "bucket"):
+        raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
     if (buckets is not None) != (mode == "bucket"):
@@ -103,6 +107,7 @@ def make_fit(
             size=sides,
             table=None if buckets is None else read_table(buckets),
             zoom=zoom,
+            resample=resample,
             background=color,
             views=Views.parse(views, seed or 0),
             max_pixels=max_pixels,

@@ -146,6 +146,7 @@ def encode_views(
             size=(height, width),
             fit=fit.mode,
             zoom=fit.zoom,
+            resample=fit.resample,
             device=device,
             dtype=tokenizer.dtype,
             background=fit.background,

@@ -246,7 +246,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         state = "complete" if summary.complete else "not complete yet"
         if summary.failed and not summary.pictures:
             state = "empty, as no picture could be encoded"
-        counts = f"{counted(summary.pictures, 'picture')} in {counted(summary.shards, 'shard')}"
+        views = "" if summary.views == 1 else f" of {summary.views} views"
+        counts = f"{counted(summary.pictures, 'picture')}{views} in {counted(summary.shards, 'shard')}"
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")
 

@@ -100,10 +100,10 @@ def batches(
     """Yield the batches from number `start` on, epoch after epoch; each epoch has an order of its own."""
     per_epoch = len(sampler) // batch_size
     for epoch in itertools.count(start // per_epoch):
+        dataset.set_epoch(epoch)  # draws a view of each picture, if there are several
         sampler.set_epoch(epoch)
-        dataset.set_epoch(epoch)
-        loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
-        yield from itertools.islice(loader, start % per_epoch, None)
+        rows = list(sampler)[start % per_epoch * batch_size :]
+        yield from DataLoader(dataset, batch_size, sampler=rows, drop_last=True)
         start = 0
 
 
@@ -130,11 +130,10 @@ def main() -> None:
     # ---- Data, model, checkpoint ----
     tokenizer = vartok.load(args.weights, device=str(device))
     dataset = TokenDataset(args.folder, seed=args.seed)
-    rank = accelerator.process_index  # each process reads its own pictures
     sampler: DistributedSampler[Any] = DistributedSampler(
-        dataset, processes, rank, seed=args.seed, drop_last=True
+        dataset, processes, accelerator.process_index, seed=args.seed, drop_last=True
     )
-    if len(dataset) // processes < args.batch_size:
+    if len(sampler) < args.batch_size:
         raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
     config = ModelConfig(
         schedule=dataset.schedule,

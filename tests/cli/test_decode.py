@@ -64,6 +64,38 @@ def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokeniz
     assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
 
 
+def test_files_of_the_first_scales_only(vartok: Vartok, here: Path) -> None:
+    save(here / "img.png", width=64, height=64)
+    given = ["--size", 64, "--schedule", "1,2,3,4"]
+    vartok("encode", "img.png", "-o", "full.npz", *given)
+    assert "5 tokens in" in vartok("encode", "img.png", "-o", "coarse.npz", *given, "--scales", 2).stderr
+    [item], [full] = (tokens_of((here / f"{name}.npz").read_bytes()) for name in ("coarse", "full"))
+    assert item.schedule == full.schedule
+    assert item.grids == full.schedule[:2]
+    assert (item.flatten() == full.flatten()[:5]).all()
+
+    for name in ("coarse", "full"):
+        vartok("decode", f"{name}.npz", "--strip", "--scales", 2, "-o", f"{name}.png")
+    assert (here / "coarse.png").read_bytes() == (here / "full.png").read_bytes()
+    vartok("decode", "coarse.npz", "--strip", "-o", "coarse.png", "--skip-existing")  # of the same size
+    assert (
+        "must be from 1 to 2" in vartok("decode", "coarse.npz", "--scales", 3, "-o", "x.png", code=1).stderr
+    )
+
+    [shown] = (json.loads(line) for line in vartok("inspect", "coarse.npz", "--json").stdout.splitlines())
+    assert (shown["schedule"], shown["scales"], shown["tokens"]) == ([[n, n] for n in (1, 2, 3, 4)], 2, 5)
+    text = vartok("inspect", "coarse.npz").stdout
+    assert "5 in the first 2 of 4 scales" in text
+    assert "1,2,3,4" in text
+    used = json.loads(vartok("inspect-codebook", "--usage", "coarse.npz", "--json").stdout)["usage"]
+    assert [scale["tokens"] for scale in used["scales"]] == [1, 4]
+
+    again = ["encode", "img.png", "-o", "coarse.npz", *given, "--skip-existing"]
+    assert "scales 2, not 4" in vartok(*again, code=1).stderr
+    vartok(*again, "--scales", 2)
+    assert "--scales must be from 1 to 4" in vartok(*again[:-1], "--force", "--scales", 5, code=2).stderr
+
+
 def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, other_weights: Path) -> None:
     save(here / "img.png", 1)
     save(here / "own.png", 2)

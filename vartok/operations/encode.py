@@ -62,6 +62,7 @@ def encode_file(
     resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
+    scales: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
 ) -> ImageTokens:
@@ -81,6 +82,7 @@ def encode_file(
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
 
@@ -101,9 +103,11 @@ def encode_file(
     )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
-    fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
+    fitted = resolve_fit([chosen], fitted, size=size, schedule=grids, scales=scales)
     pictures = [(None, Path(path).name, Path(path))]
-    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids, max_tokens=max_tokens)
+    [(_, result)] = encode_pictures(
+        chosen, pictures, fitted, schedule=grids, scales=scales, max_tokens=max_tokens
+    )
     if isinstance(result, VartokError):
         raise name_file(path, result) from None
     return result
@@ -130,6 +134,7 @@ def encode_files(
     resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
+    scales: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
@@ -174,6 +179,7 @@ def encode_files(
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -232,13 +238,13 @@ def encode_files(
         told = read_summary(weights) if tokenizer is None or (callable(tokenizer) and weights) else None
         return Encoder(*told, dtype) if told else Encoder(load().config, load().info, load().dtype)
 
-    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids)
+    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids, scales=scales)
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
-    fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
+    fitted = resolve_fit([loaded], fitted, size=size, schedule=grids, scales=scales)
     pixels = None if fitted.mode == "native" else max(map(math.prod, fitted.sizes))
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
@@ -247,6 +253,7 @@ def encode_files(
         run.pictures(),
         fitted,
         schedule=grids,
+        scales=scales,
         max_tokens=max_tokens,
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),

@@ -14,7 +14,7 @@ from vartok.buckets import BucketsLike, make_buckets, read_table
 from vartok.errors import ArgumentError, TokenFileError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
-from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
+from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
@@ -131,6 +131,7 @@ def resolve_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     schedule: Schedule | None = None,
+    scales: int | None = None,
 ) -> Fit:
     """Return a fit whose `size`, `multiple` and `buckets` suit all tokenizers.
 
@@ -139,15 +140,22 @@ def resolve_fit(
         fit: the fit, as `make_fit` returns it.
         size: size of the encoded pixels, as `parse_size` takes it; the first tokenizer's own if None.
         schedule: (h, w) of every scale, or None.
+        scales: number of scales to encode, or None.
 
     Raises:
-        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, or the last grid of
-            `schedule` is not the latent's. The fit "native" is not checked. Or `resolve_buckets` raises it.
+        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
+            is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
+            checked. Or `resolve_buckets` raises it.
     """
     if fit.mode == "bucket":
-        return resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        with as_argument_errors():
+            for bucket in fit.buckets:
+                first_scales(bucket.schedule, scales)
+        return fit
     height, width = parse_size(size) or tokenizers[0].config.image_size
-    for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
+    for config in (tokenizer.config for tokenizer in tokenizers if fit.mode != "native"):
+        step = config.downsample
         if height % step or width % step:
             raise ArgumentError(
                 f"`size` must be a multiple of {step} for this checkpoint, not {height}x{width}"
@@ -159,6 +167,8 @@ def resolve_fit(
                 f"`schedule` must end in the latent's grid, here {describe((latent,))}",
                 hint=f"set `size` to {h}x{w} for a schedule that ends in {describe(schedule[-1:])}",
             )
+        with as_argument_errors():
+            first_scales(schedule or adapt_schedule(config.patch_nums, latent), scales)
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
 

@@ -88,6 +88,10 @@ ScheduleOption = Annotated[
         "lists; default: the checkpoint's.",
     ),
 ]
+ScalesOption = Annotated[
+    int | None,
+    typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
+]
 MaxPixelsOption = Annotated[
     int,
     typer.Option("--max-pixels", min=1, help="Refuse pictures of more than this many pixels."),
@@ -299,6 +303,7 @@ class SizedPictureOptions(PictureOptions):
 
     fit: SizedFitOption = "crop"
     buckets: BucketsOption = None
+    scales: ScalesOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def build(
     latents: bool = False,
     background: str = "white",
     schedule: Schedule | str | None = None,
+    scales: int | None = None,
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
     image_column: str | None = None,
@@ -119,6 +120,7 @@ def build(
         latents: store the latents too, before quantization, in float16.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
@@ -231,12 +233,12 @@ def build(
         _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
-        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
+        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids, scales=scales)
         job = Job(
             out=out,
             format=format,
             shard_size=shard_size,
-            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents),
+            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents, scales=scales),
             fit=pixels,
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
@@ -309,7 +311,14 @@ def _check_arguments(
 
 
 def _encoding(
-    tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str, *, latents: bool
+    tokenizer: Tokenizer,
+    fit: Fit,
+    schedule: Schedule | None,
+    device: str,
+    dtype: str,
+    *,
+    latents: bool,
+    scales: int | None,
 ) -> Encoding:
     step = tokenizer.config.downsample
     latent = (fit.size[0] // step, fit.size[1] // step)
@@ -329,6 +338,7 @@ def _encoding(
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,
         buckets=fit.buckets,
+        scales=scales if scales != len(grids) else None,
     )
 
 

@@ -32,13 +32,18 @@ class TrainingRows:
 
     @property
     def schedule(self) -> Schedule:
-        """(h, w) of every scale, coarse to fine."""
+        """(h, w) of every scale of the whole schedule, coarse to fine."""
         return self._dataset.buckets[0].encoding.schedule
 
     @property
     def model(self) -> ModelInfo:
         """The checkpoint whose codebook the tokens index."""
         return self._dataset.buckets[0].encoding.model
+
+    @property
+    def grids(self) -> Schedule:
+        """(h, w) of each scale of the rows: `schedule`, or its first grids if only these were encoded."""
+        return self._dataset.buckets[0].encoding.grids
 
     @property
     def classes(self) -> list[str]:
@@ -60,12 +65,12 @@ class TrainingRows:
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule))
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule, len(self.grids)))
 
     def _split(self, tokens: Tensor) -> list[Tensor]:
         """Split [L] tokens into K maps; map k is [h_k, w_k]."""
-        scales = tokens.split([h * w for h, w in self.schedule])
-        return [scale.view(grid) for scale, grid in zip(scales, self.schedule, strict=True)]
+        scales = tokens.split([h * w for h, w in self.grids])
+        return [scale.view(grid) for scale, grid in zip(scales, self.grids, strict=True)]
 
 
 class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):

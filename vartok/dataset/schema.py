@@ -24,7 +24,7 @@ from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import atomic_write, check_regular, os_error_reason
 from vartok.images import Views
 from vartok.metadata import ImageInfo, ModelInfo
-from vartok.schedule import Schedule
+from vartok.schedule import Schedule, first_scales
 from vartok.tokens import check_token_schedule
 
 FORMAT = "vartok.dataset"
@@ -52,7 +52,7 @@ class Encoding:
 
     Attributes:
         model: the checkpoint whose codebook the tokens index.
-        schedule: (h, w) of every scale, coarse to fine.
+        schedule: (h, w) of every scale of the whole schedule, coarse to fine.
         size: (height, width) of the encoded pixels.
         fit: how pictures were brought to `size`: "crop", "pad", "stretch" or "bucket".
         zoom: with "crop" and "bucket": factor by which pictures were scaled up before the cut, 1 to 100;
@@ -67,6 +67,7 @@ class Encoding:
             if they keep none.
         buckets: sizes and schedules of a data set with the fit "bucket", `size` and `schedule` being those of
             the first; `of_bucket` gives the encoding of each. Empty for one bucket, and for other fits.
+        scales: K, the number of scales whose tokens rows hold, the first K of `schedule`; None for all.
     """
 
     model: ModelInfo
@@ -82,6 +83,12 @@ class Encoding:
     seed: int = 0
     latent_channels: int | None = None
     buckets: tuple[Bucket, ...] = ()
+    scales: int | None = None
+
+    @property
+    def grids(self) -> Schedule:
+        """(h, w) of each scale whose tokens rows hold."""
+        return self.schedule[: self.scales]
 
     @property
     def latents(self) -> bool:
@@ -181,6 +188,9 @@ class Encoding:
         Views.parse(encoding.views)
         if type(encoding.seed) is not int or (encoding.latents and not _is_count(encoding.latent_channels)):
             raise DatasetError("'seed' and 'latent_channels' must be whole numbers")
+        if encoding.scales is not None and not _is_count(encoding.scales):
+            raise DatasetError("'scales' must be a whole number")
+        first_scales(encoding.schedule, encoding.scales)
         return encoding
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:

@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
         default=900,
         help="sample from so many codes; 0 is all; default: %(default)s",
     )
-    add("--top-p", type=float, default=0.95, help="sample from so much probability; default: %(default)s")
+    add("--top-p", type=float, default=0.9, help="sample from so much probability; default: %(default)s")
     add("--seed", type=int, default=0)
     add("--weights", metavar="FILE", help="tokenizer that made the tokens; default: the shipped one")
     add("--device", default="auto", help="cuda, mps or cpu; default: the best there is")

@@ -135,6 +135,17 @@ def test_top_k_and_top_p_keep_the_likeliest_codes(top_k: int, top_p: float, kept
     assert set(drawn.flatten().tolist()) == set([1, 3, 2, 0][:kept])
 
 
+def test_classes_are_given_by_name_or_number() -> None:
+    numbers = script("sample").class_numbers
+    assert numbers(["tulips", "0"], ["roses", "tulips"], 2) == [1, 0]
+    assert numbers(None, [], 3) == [0, 1, 2]
+    assert numbers(["7"], [], 0) == [-1]  # a model without classes
+    with pytest.raises(SystemExit, match="there is no class pansies: roses, tulips"):
+        numbers(["pansies"], ["roses", "tulips"], 2)
+    with pytest.raises(SystemExit, match="there is no class 3: they are 0 to 2"):
+        numbers(["3"], [], 3)
+
+
 @torch.no_grad()
 def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
     schedule = SCHEDULES[0]
@@ -210,5 +221,12 @@ def test_photos_become_a_trained_transformer_and_pictures(
     assert Image.open(picture).size == (2 * 8, 8 * 8)
     call("sample", f"{run} -o {picture} --weights {weights} --device cpu --strip --classes 0 5")
     assert Image.open(picture).size == (3 * 8, 2 * 8)
-    with pytest.raises(SystemExit, match="trained on tokens of another tokenizer"):
-        call("sample", f"{run} -o {picture} --device cpu")
+    for options, reason in {
+        f"{run} -o {picture}": "trained on tokens of another tokenizer",
+        f"{data} -o {picture}": r"checkpoint\.pt does not exist: train\.py makes it",
+        f"{run} -o {tmp_path}/samples.txt": r"samples\.txt: a picture's name ends in \.png",
+    }.items():
+        with pytest.raises(SystemExit, match=reason):
+            call("sample", f"{options} --device cpu")
+    with pytest.raises(SystemExit, match="holds no data set"):
+        call("train", f"{tmp_path} -o {run} --device cpu")

@@ -142,9 +142,8 @@ def drop_labels(labels: Tensor, share: float, seed: int) -> Tensor:
     return labels.masked_fill(drawn < share, -1)
 
 
-def main() -> None:
-    """Parse the command line, train, print the loss, and write checkpoints."""
-    args = parse_arguments()
+def train(args: argparse.Namespace) -> None:
+    """Train, print the loss, and write checkpoints."""
     accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision="bf16" if args.bf16 else "no")
     device, processes = accelerator.device, accelerator.num_processes
     torch.manual_seed(args.seed)
@@ -190,6 +189,14 @@ def main() -> None:
         if accelerator.is_main_process and (last or run.step % args.save_every == 0):
             run.save(args.output / CHECKPOINT, dataset)
     accelerator.end_training()
+
+
+def main() -> None:
+    """Parse the command line, and train."""
+    try:
+        train(parse_arguments())
+    except (vartok.VartokError, OSError) as error:
+        raise SystemExit(str(error)) from None
 
 
 class Log:

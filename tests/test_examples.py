@@ -1,6 +1,7 @@
 """The examples run, and do what they say."""
 
 import importlib
+import itertools
 import math
 import re
 import shlex
@@ -17,6 +18,7 @@ from noise import SMALL
 from noise import tokenizer as noise_tokenizer
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
 
 from vartok import Tokenizer, TokenMaps
 from vartok.dataset import TokenDataset
@@ -133,6 +135,37 @@ def test_top_k_and_top_p_keep_the_likeliest_codes(top_k: int, top_p: float, kept
     probabilities = torch.tensor([0.05, 0.6, 0.1, 0.25])
     drawn = script("model").sample(probabilities.log().expand(1, 500, 4), top_k, top_p, torch.Generator())
     assert set(drawn.flatten().tolist()) == set([1, 3, 2, 0][:kept])
+
+
+class Rows(Dataset[int]):
+    """Fourteen rows, in place of a `TokenDataset`."""
+
+    def __len__(self) -> int:
+        return 14
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def test_a_resumed_run_goes_on_with_the_batches_of_the_first() -> None:
+    rows = Rows()
+    sampler: DistributedSampler[int] = DistributedSampler(
+        rows, 2, 1, drop_last=True
+    )  # 7 rows, 2 batches of 3
+
+    def take(start: int, count: int) -> list[list[int]]:
+        found = itertools.islice(script("train").batches(rows, sampler, 3, start), count)
+        return [batch.tolist() for batch in found]
+
+    whole = take(0, 8)
+    assert rows.epoch == 3
+    assert len({tuple(batch) for batch in whole}) == 8  # each epoch in an order of its own
+    assert len({*whole[0], *whole[1]}) == 6
+    for start in (1, 2, 5):
+        assert take(start, 8 - start) == whole[start:]
 
 
 def test_classes_are_given_by_name_or_number() -> None:

@@ -51,8 +51,12 @@ BucketsOption = Annotated[
     ),
 ]
 SizedFitOption = Annotated[
-    Literal["crop", "pad", "stretch"],
-    typer.Option("--fit", help="How a picture gets that size: crop to the centre, pad, or stretch."),
+    Literal["crop", "pad", "stretch", "bucket"],
+    typer.Option(
+        "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; bucket crops to the nearest "
+        "of --buckets.",
+    ),
 ]
 MaxTokensOption = Annotated[
     int,
@@ -294,10 +298,11 @@ class NativePictureOptions(PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SizedPictureOptions(PictureOptions):
-    """Options of a command that gives all pictures one size."""
+    """Options of a command that gives all pictures one size, or those of buckets."""
 
     fit: SizedFitOption = "crop"
     scales: ScalesOption = None
+    buckets: BucketsOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

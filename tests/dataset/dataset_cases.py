@@ -24,7 +24,8 @@ from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
 from vartok.dataset.schema import Encoding
-from vartok.dataset.write import HashedFile, ShardProgress, write_summary
+from vartok.dataset.shard_files import HashedFile
+from vartok.dataset.write import ShardProgress, write_summary
 from vartok.images import Fit, Views
 from vartok.metadata import ModelInfo
 from vartok.schedule import token_count
@@ -75,8 +76,8 @@ def make_row(
     metadata: str | None = None,
 ) -> ImageTokens:
     image = encoding.image_info(key, width, height)
-    scales = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image).scales
-    return ImageTokens(scales, encoding.model, image, label=label, caption=caption, metadata=metadata)
+    made = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image, encoding.scales)
+    return replace(made, label=label, caption=caption, metadata=metadata)
 
 
 def some_rows(count: int) -> list[ImageTokens]:

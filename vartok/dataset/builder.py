@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vartok.buckets import Bucket, BucketsLike
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.lock import run_lock
 from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_folder
@@ -52,6 +53,7 @@ def build(
     keep_pictures: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
     resample: str = "lanczos",
     views: str = "center",
@@ -103,7 +105,10 @@ def build(
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
         fit: "crop": scale to cover the size, then cut out the centre; "pad": scale to fit inside, with
-            `background` around; "stretch": scale each side.
+            `background` around; "stretch": scale each side; "bucket": crop to the size of `buckets` whose
+            aspect ratio is nearest, into shards of that size alone.
+        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
+            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
             transform has 1.125.
         resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
@@ -178,12 +183,13 @@ def build(
         device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(
-            "a data set cannot have the fit native, since its pictures have one size",
-            hint="set `fit` to crop, pad or stretch",
+            "a data set cannot have the fit native: its pictures have one size, or those of a few buckets",
+            hint="set `fit` to crop, pad, stretch or bucket",
         )
     pixels = make_fit(
         fit,
         size=size,
+        buckets=buckets,
         zoom=zoom,
         resample=resample,
         views=views,
@@ -251,7 +257,7 @@ def build(
             device=device,
             dtype=dtype,
             compile=compile,
-            batch_size=default_batch_size(batch_size, tokenizer, math.prod(pixels.size))
+            batch_size=default_batch_size(batch_size, tokenizer, max(map(math.prod, pixels.sizes)))
             if device == "cpu"
             else batch_size or GPU_BATCH_SIZE,
             workers=workers or max(1, -(-default_workers() // count)),
@@ -316,11 +322,12 @@ def _encoding(
 ) -> Encoding:
     step = tokenizer.config.downsample
     latent = (fit.size[0] // step, fit.size[1] // step)
-    schedule = schedule or adapt_schedule(tokenizer.config.patch_nums, latent)
+    own = Bucket(fit.size, schedule or adapt_schedule(tokenizer.config.patch_nums, latent))
+    size, grids = fit.buckets[0] if fit.buckets else own
     return Encoding(
         model=tokenizer.info,
-        schedule=schedule,
-        size=fit.size,
+        schedule=grids,
+        size=size,
         fit=fit.mode,
         zoom=fit.zoom,
         background=fit.background,
@@ -330,7 +337,8 @@ def _encoding(
         views=str(fit.views),
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,
-        scales=scales if scales != len(schedule) else None,
+        scales=scales if scales != len(grids) else None,
+        buckets=fit.buckets,
     )
 
 

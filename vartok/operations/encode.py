@@ -245,7 +245,7 @@ def encode_files(
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
     fitted = resolve_fit([loaded], fitted, size=size, schedule=grids, scales=scales)
-    pixels = None if fitted.mode == "native" else max(math.prod(one) for one in fitted.sizes)
+    pixels = None if fitted.mode == "native" else max(map(math.prod, fitted.sizes))
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(

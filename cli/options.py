@@ -65,7 +65,8 @@ MaxTokensOption = Annotated[
 ZoomOption = Annotated[
     float,
     typer.Option(
-        "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+        "--zoom",
+        help="With crop or bucket: enlarge by this factor, 1 to 100, before the cut; VAR trains with 1.125.",
     ),
 ]
 ResampleOption = Annotated[
@@ -301,8 +302,8 @@ class SizedPictureOptions(PictureOptions):
     """Options of a command that gives all pictures one size, or those of buckets."""
 
     fit: SizedFitOption = "crop"
-    scales: ScalesOption = None
     buckets: BucketsOption = None
+    scales: ScalesOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

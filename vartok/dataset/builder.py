@@ -109,8 +109,8 @@ def build(
             aspect ratio is nearest, into shards of that size alone.
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
-        zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
-            transform has 1.125.
+        zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100;
+            VAR's own transform has 1.125.
         resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
@@ -337,8 +337,8 @@ def _encoding(
         views=str(fit.views),
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,
-        scales=scales if scales != len(grids) else None,
         buckets=fit.buckets,
+        scales=scales if scales != len(grids) else None,
     )
 
 

@@ -55,7 +55,8 @@ class Encoding:
         schedule: (h, w) of every scale of the whole schedule, coarse to fine.
         size: (height, width) of the encoded pixels.
         fit: how pictures were brought to `size`: "crop", "pad", "stretch" or "bucket".
-        zoom: with "crop": factor by which pictures were scaled up before the cut, 1 to 100; else 1.
+        zoom: with "crop" and "bucket": factor by which pictures were scaled up before the cut, 1 to 100;
+            else 1.
         background: RGB, 0 to 255, under transparency and around padded pictures.
         device: type of the encoder's device, such as "cpu" or "cuda".
         dtype: dtype of the encoder, such as "float32".
@@ -64,9 +65,9 @@ class Encoding:
         seed: seed of random views; 0 for others.
         latent_channels: C of the latents that rows keep, [C, h, w] with (h, w) the last of `schedule`; None
             if they keep none.
-        scales: K, the number of scales whose tokens rows hold, the first K of `schedule`; None for all.
         buckets: sizes and schedules of a data set with the fit "bucket", `size` and `schedule` being those of
             the first; `of_bucket` gives the encoding of each. Empty for one bucket, and for other fits.
+        scales: K, the number of scales whose tokens rows hold, the first K of `schedule`; None for all.
     """
 
     model: ModelInfo

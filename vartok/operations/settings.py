@@ -78,7 +78,7 @@ def make_fit(
         buckets: table of the sizes with "bucket", as `read_table` takes it.
         views: views of each picture, as `Views.parse` takes them.
         seed: seed of random views; 0 if None, as for others.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -87,7 +87,7 @@ def make_fit(
     Raises:
         ArgumentError: a value is invalid, or settings contradict each other.
     """
-    if zoom != 1 and mode != "crop":
+    if zoom != 1 and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
     if resample == "adm" and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")

@@ -156,6 +156,8 @@ def train(args: argparse.Namespace) -> None:
     )
     if len(sampler) < args.batch_size:
         raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
+    if dataset.grids != dataset.schedule:
+        raise SystemExit(f"{args.folder} has the first {len(dataset.grids)} scales only, and this takes all")
     run = start(tokenizer, dataset, args)
     model: nn.Module = accelerator.prepare(torch.compile(run.model) if args.compile else run.model)
     parameters, guess = sum(p.numel() for p in model.parameters()), math.log(dataset.model.vocab_size)

@@ -235,6 +235,7 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         (["--views", "random"], "views are center, flip, ten-crop or random:N"),
         (["--seed", "1"], "--seed is only for random views"),
         (["--schedule", "1,2"], "--schedule must end in the latent's grid, here 4"),
+        (["--scales", "9"], "--scales must be from 1 to 3, the number of scales, not 9"),
         (["--size", "9"], "--size must be a multiple of 2"),
         (["-o", "s3://bucket/out"], "s3://bucket/out is a URL: outputs are files and folders"),
     ],

@@ -130,6 +130,23 @@ def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
     assert contents(Path("out")) == contents(Path("whole"))
 
 
+def test_damaged_pictures_are_taken_and_listed(small: Path, vartok: Vartok) -> None:
+    Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:250])
+    assert "set --allow-damaged to take" in vartok("dataset", "photos", "-o", "out", code=3).stderr
+    taken = vartok("dataset", "photos", "-o", "out", "--allow-damaged", "--retry-failed", "--json")
+    assert "took what can be decoded of 1 damaged picture, which out/damaged.jsonl lists" in taken.stderr
+    described = json.loads(Path("out/dataset.json").read_text())
+    assert json.loads(taken.stdout)["damaged"] == described["damaged"] == 1
+    [row] = [json.loads(line) for line in Path("out/damaged.jsonl").read_text().splitlines()]
+    assert row["key"] == "1"
+    assert row["cause"].startswith("is truncated")
+    assert not Path("out/failed.jsonl").exists()
+    assert "5 pictures in 1 shard (1 damaged), 0 failed" in vartok("dataset", "verify", "out").stderr
+    Path("out/damaged.jsonl").unlink()
+    lost = vartok("dataset", "verify", "out", code=1).stderr
+    assert "damaged.jsonl: has 0 lines, but the stats have 1 damaged picture: build" in lost
+
+
 def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
     Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:100])
     Path("photos/z.tar").write_bytes(b"junk" * 300)

@@ -193,6 +193,17 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
     assert own["schedule"] == [[1, 1], [4, 4]]
 
 
+def test_damaged_pictures_are_measured_and_said(vartok: Vartok, here: Path) -> None:
+    data = save(here / "whole.png", width=64, height=64).read_bytes()
+    (here / "cut.png").write_bytes(data[: len(data) // 2])
+    args = ["eval", "whole.png", "cut.png", *QUICK, "--no-scales", "--json"]
+    assert "1 failed" in vartok(*args, code=3).stderr
+    result = vartok(*args, "--allow-damaged")
+    assert "evaluated 2 (1 damaged) in " in result.stderr
+    cause = "is truncated: the file ends before its picture does"
+    assert json.loads(result.stdout)["damaged"] == [{"name": "cut.png", "damage": cause}]
+
+
 @pytest.mark.parametrize(
     ("args", "cause"),
     [

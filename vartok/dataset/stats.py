@@ -15,7 +15,7 @@ from vartok.errors import DatasetError
 from vartok.files import check_regular, os_error_reason
 
 OPTIONAL_COUNTS = ("not_carried", "passed_over")
-"""Attributes of `ShardStats` that are not written if they are empty."""
+"""Counts in `ShardStats` that are not written if they are empty."""
 
 ShardId = tuple[int, int]
 """A shard: (index of its input shard, number of its part), both from 0."""
@@ -35,6 +35,18 @@ class FailedSample(NamedTuple):
     hint: str | None = None
 
 
+class DamagedSample(NamedTuple):
+    """A sample that has the tokens of what could be decoded of its picture.
+
+    Attributes:
+        key: key of the sample.
+        cause: how its picture is damaged, on one line.
+    """
+
+    key: str
+    cause: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
     """Facts about a finished shard.
@@ -49,6 +61,7 @@ class ShardStats:
         last: True if the shard is the last one of its input shard.
         not_carried: for each text of `Sample.not_carried`, the number of rows; not written if empty.
         passed_over: number of members of a tar that were passed over, by kind; not written if empty.
+        damaged: samples whose pictures are damaged and were taken; not written if empty.
     """
 
     input: str
@@ -60,12 +73,14 @@ class ShardStats:
     last: bool
     not_carried: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
+    damaged: tuple[DamagedSample, ...] = ()
 
     def to_json(self) -> str:
         """Return the stats as a JSON object on one line, with a newline."""
         failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
-        values = {**vars(self), "failed": failed}
-        for name in OPTIONAL_COUNTS:
+        damaged = [sample._asdict() for sample in self.damaged]
+        values = {**vars(self), "failed": failed, "damaged": damaged}
+        for name in (*OPTIONAL_COUNTS, "damaged"):
             if not values[name]:
                 del values[name]
         return json.dumps(values) + "\n"
@@ -82,7 +97,10 @@ class ShardStats:
             failed = tuple(
                 FailedSample(str(item["key"]), str(item["cause"])) for item in values.pop("failed")
             )
-            stats = cls(failed=failed, **values)
+            damaged = tuple(
+                DamagedSample(str(item["key"]), str(item["cause"])) for item in values.pop("damaged", ())
+            )
+            stats = cls(failed=failed, damaged=damaged, **values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DatasetError(
                 "is empty, torn, or not a stats file of vartok: build the data set again"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vartok.dataset.formats import find_format, read_shard
 from vartok.dataset.schema import (
+    DAMAGED,
     DATA,
     DATASET,
     FAILED,
@@ -21,7 +22,7 @@ from vartok.dataset.schema import (
     shard_name,
 )
 from vartok.dataset.stats import ShardStats, broken_stats, read_stats
-from vartok.errors import DatasetError, one_line
+from vartok.errors import DatasetError, counted, one_line
 from vartok.files import check_regular, os_error_reason
 
 MAX_NAMED_KEYS = 5
@@ -48,6 +49,7 @@ class Report:
         shards: number of shards that have a stats file.
         pictures: number of pictures in the intact shards; each has a row for every view.
         failed: number of samples that failed, according to the stats files.
+        damaged: number of samples whose pictures are damaged and were taken, according to the stats files.
         problems: the defects; empty if the data set is intact and complete. Some are found only when others
             are repaired.
     """
@@ -55,6 +57,7 @@ class Report:
     shards: int = 0
     pictures: int = 0
     failed: int = 0
+    damaged: int = 0
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -87,6 +90,7 @@ def verify(out: str | Path) -> Report:
         file = f"{DATA}/{name}{suffix}"
         report.shards += 1
         report.failed += len(expected.failed)
+        report.damaged += len(expected.damaged)
         try:
             keys = _check_shard(out / file, description["files"], encoding, expected)
         except FileNotFoundError:
@@ -138,7 +142,7 @@ def _repeated_keys(keys: Counter[str]) -> Iterator[str]:
 def _check_summary(
     out: Path, description: dict[str, Any], stats: dict[str, ShardStats], report: Report
 ) -> Iterator[Problem]:
-    """Yield the differences of dataset.json, data/ and failed.jsonl from the stats.
+    """Yield the differences of dataset.json, data/, failed.jsonl and damaged.jsonl from the stats.
 
     If dataset.json says that the data set is incomplete, that is the only problem.
 
@@ -146,7 +150,7 @@ def _check_summary(
         out: folder of the data set.
         description: the parsed dataset.json.
         stats: stats of all shards, by name.
-        report: the report so far; its `failed` is the number of lines that failed.jsonl should have.
+        report: the report so far; its `failed` and `damaged` are the numbers of lines of these files.
     """
     suffix = find_format(description["files"]).suffix
     if not description.get("complete"):
@@ -165,10 +169,14 @@ def _check_summary(
     for path in sorted((out / DATA).iterdir()) if (out / DATA).is_dir() else ():
         if path.name not in known:
             yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set: remove it")
-    failed = out / FAILED
-    lines = failed.read_bytes().count(b"\n") if failed.is_file() else 0
-    if lines != report.failed:
-        yield Problem(
-            FAILED,
-            f"has {lines:,} lines, but the stats have {report.failed:,} failures: build the data set again",
-        )
+    for name, count, noun in (
+        (FAILED, report.failed, "failure"),
+        (DAMAGED, report.damaged, "damaged picture"),
+    ):
+        file = out / name
+        lines = file.read_bytes().count(b"\n") if file.is_file() else 0
+        if lines != count:
+            cause = (
+                f"has {lines:,} lines, but the stats have {counted(count, noun)}: build the data set again"
+            )
+            yield Problem(name, cause)

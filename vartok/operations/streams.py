@@ -149,6 +149,7 @@ def encode_views(
             device=device,
             dtype=tokenizer.dtype,
             background=fit.background,
+            damaged=picture.damage,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:

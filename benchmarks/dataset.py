@@ -27,7 +27,7 @@ from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer
 from vartok.dataset.plan import Job, plan_tasks
 from vartok.dataset.schema import Encoding
-from vartok.dataset.write import HashedFile
+from vartok.dataset.shard_files import HashedFile
 from vartok.images import Fit, Picture
 from vartok.operations import encode_pictures
 from vartok.parallel import map_ordered

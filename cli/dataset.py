@@ -15,6 +15,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions, stop
 
 from .command import Command, Group, command
+from .dataset_export import export
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions, ViewOptions
 from .display import Display
 from .files import output_path
@@ -160,6 +161,7 @@ class DefaultCommand(Group):
 app = typer.Typer(cls=DefaultCommand, add_completion=False, rich_markup_mode=None)
 app.command(name="make", cls=Default)(make)
 app.command(name="verify", cls=Command)(verify)
+app.command(name="export", cls=Command)(export)
 
 
 class _View:
@@ -245,7 +247,8 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         state = "complete" if summary.complete else "not complete yet"
         if summary.failed and not summary.pictures:
             state = "empty, as no picture could be encoded"
-        counts = f"{counted(summary.pictures, 'picture')} in {counted(summary.shards, 'shard')}"
+        views = "" if summary.views == 1 else f" of {summary.views} views"
+        counts = f"{counted(summary.pictures, 'picture')}{views} in {counted(summary.shards, 'shard')}"
         counts += f" ({summary.damaged:,} damaged)" * bool(summary.damaged)
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")

@@ -19,6 +19,7 @@ from .options import (
     MessageOptions,
     ModelOptions,
     OutputOption,
+    ScalesOption,
     WorkOptions,
     WriteOptions,
 )
@@ -42,6 +43,7 @@ def encode(
             help="Default: by -o's suffix, else npz. jsonl: one file for all pictures.",
         ),
     ] = None,
+    scales: ScalesOption = None,
     *,
     pictures: EncodePictureOptions,
     model: ModelOptions,
@@ -59,6 +61,7 @@ def encode(
     Examples:
       vartok encode img.png
       vartok encode -r photos -o tokens
+      vartok encode img.png --scales 5 -o coarse.npz
       vartok encode *.jpg -o all.jsonl
       cat img.png | vartok encode | vartok decode > out.png
     """
@@ -79,6 +82,7 @@ def encode(
         given,
         target,
         format=format,
+        scales=scales,
         recursive=sources.recursive,
         tokenizer=lambda: model.load(compile=compile),
         weights=model.weights or "shipped",
@@ -89,7 +93,7 @@ def encode(
     )
 
     def describe(result: FileResult) -> str:
-        count = token_count(result.tokens.schedule) if result.tokens else 0
+        count = token_count(result.tokens.grids) if result.tokens else 0
         return f"{counted(count, 'token')} in {printable(result.output or 'stdout')}"
 
     report_results(results, target, describe, verb="encoded", force=write.force, messages=messages)

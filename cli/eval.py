@@ -185,7 +185,7 @@ def _as_json(
             "multiple": fit.multiple if native else None,
             "zoom": fit.zoom,
             "background": fit.background,
-            "resampling": "lanczos",
+            "resampling": fit.resample,
         },
         "methods": report.methods(),
         "device": report.device,

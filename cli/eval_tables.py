@@ -112,8 +112,9 @@ def _methods_table(report: evaluation.EvaluationReport, versions: dict[str, str]
     pixels = f"each side to the nearest multiple of {fit.multiple}"
     if fit.mode != "native":
         pixels = f"{fit.size[1]} x {fit.size[0]}" + f", zoom {fit.zoom:g}" * (fit.mode == "crop")
+    resampling = {"lanczos": "Lanczos", "adm": "ADM"}[fit.resample]
     background = "#{:02x}{:02x}{:02x}".format(*fit.background)
-    table.add_row("pixels", f"{fit.mode}, {pixels}, Lanczos; transparency on {background}")
+    table.add_row("pixels", f"{fit.mode}, {pixels}, {resampling}; transparency on {background}")
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
     table.add_row("computed", f"{report.dtype} on {report.device}; {packages}")
     titles = {

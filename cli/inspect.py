@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vartok.metadata import View
     from vartok.operations import FlatSchedules, Input
+    from vartok.schedule import Schedule
     from vartok.token_sources import Row
     from vartok.tokens import ImageTokens
 
@@ -82,12 +83,14 @@ class _Shown(NamedTuple):
         source: name of the image.
         tokens: its tokens with their metadata; None for those of an array.
         scales: K arrays, coarse to fine; array k is [h_k, w_k].
+        schedule: (h, w) of every scale of the whole schedule, which begins with these K.
         class_name: name of its label, or None.
     """
 
     source: str
     tokens: ImageTokens | None
     scales: Sequence[NDArray[Any]]
+    schedule: Schedule
     class_name: str | None = None
 
     @classmethod
@@ -103,9 +106,10 @@ class _Shown(NamedTuple):
         if isinstance(tokens, VartokError):
             raise tokens
         if isinstance(tokens, ImageTokens):
-            return cls(tokens.image.source, tokens, tokens.scales, row.class_name)
+            return cls(tokens.image.source, tokens, tokens.scales, tokens.schedule, row.class_name)
         source = item.source if tokens.key is None else tokens.key
-        return cls(source, None, split_tokens(tokens.tokens, schedules.find(tokens)))
+        schedule = schedules.find(tokens)
+        return cls(source, None, split_tokens(tokens.tokens, schedule), schedule)
 
     def summary(self) -> dict[str, Any]:
         """Return the object that --json prints."""
@@ -120,16 +124,24 @@ class _Shown(NamedTuple):
             "model": tokens and dataclasses.asdict(tokens.model),
             "image": dataclasses.asdict(tokens.image) if tokens else {"source": self.source},
             **{name: value for name, value in (known or {}).items() if value is not None},
-            "schedule": [scale.shape for scale in self.scales],
+            "schedule": self.schedule,
+            "scales": len(self.scales),
             "tokens": sum(scale.size for scale in self.scales),
             "first": [scale.ravel()[:SHOWN_INDICES].tolist() for scale in self.scales],
         }
 
     def describe(self, name: str) -> str:
         """Return the text that is printed."""
+        from vartok.schedule import describe
+
         total = sum(scale.size for scale in self.scales)
         lines = [name, *self._describe_metadata()]
-        lines.append(f"  tokens      {total:,} in {counted(len(self.scales), 'scale')}")
+        found, scales = len(self.scales), counted(len(self.schedule), "scale")
+        lines.append(
+            f"  tokens      {total:,} in {f'the first {found} of ' * (found < len(self.schedule))}{scales}"
+        )
+        if found < len(self.schedule):
+            lines.append(f"  schedule    {describe(self.schedule)}")
         for k, scale in enumerate(self.scales):
             first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
             more = " ..." if scale.size > SHOWN_INDICES else ""
@@ -144,8 +156,10 @@ class _Shown(NamedTuple):
         image, model = tokens.image, tokens.model
         height, width = image.size
         zoom = f", zoom {image.zoom:g}" if image.zoom != 1 else ""
+        resample = f", {printable(image.resample)}" if image.resample != "lanczos" else ""
         color = "#{:02x}{:02x}{:02x}".format(*image.background)
         background = f", on {color}" if color != "#ffffff" else ""
+        fit = f"{printable(image.fit)}{zoom}{resample}{background}"
         where = f"{printable(image.dtype)} on {printable(image.device)}"
         identity = f"{counted(model.vocab_size, 'code')}, fingerprint {model.fingerprint[:12]}"
         name = "" if self.class_name is None else f", {printable(self.class_name, 100)}"
@@ -157,7 +171,7 @@ class _Shown(NamedTuple):
             *label,
             *caption,
             *_describe_view(tokens.view),
-            f"  encoded     {width} x {height} pixels, {printable(image.fit)}{zoom}{background}, {where}",
+            f"  encoded     {width} x {height} pixels, {fit}, {where}",
             f"  checkpoint  {printable(model.name)}, {identity}",
         ]
 

@@ -51,8 +51,12 @@ BucketsOption = Annotated[
     ),
 ]
 SizedFitOption = Annotated[
-    Literal["crop", "pad", "stretch"],
-    typer.Option("--fit", help="How a picture gets that size: crop to the centre, pad, or stretch."),
+    Literal["crop", "pad", "stretch", "bucket"],
+    typer.Option(
+        "--fit",
+        help="How a picture gets that size: crop to the centre, pad, or stretch; bucket crops to the nearest "
+        "of --buckets.",
+    ),
 ]
 MaxTokensOption = Annotated[
     int,
@@ -61,7 +65,16 @@ MaxTokensOption = Annotated[
 ZoomOption = Annotated[
     float,
     typer.Option(
-        "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+        "--zoom",
+        help="With crop or bucket: enlarge by this factor, 1 to 100, before the cut; VAR trains with 1.125.",
+    ),
+]
+ResampleOption = Annotated[
+    Literal["lanczos", "adm"],
+    typer.Option(
+        "--resample",
+        help="How a picture is scaled. adm crops as guided-diffusion's center_crop_arr, which LlamaGen "
+        "and MAR use too.",
     ),
 ]
 BackgroundOption = Annotated[
@@ -74,6 +87,10 @@ ScheduleOption = Annotated[
         help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w), or a name that `vartok schedules` "
         "lists; default: the checkpoint's.",
     ),
+]
+ScalesOption = Annotated[
+    int | None,
+    typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
 ]
 MaxPixelsOption = Annotated[
     int,
@@ -238,6 +255,7 @@ class PictureOptions:
     size: SizeOption = None
     fit: FitOption = "crop"
     zoom: ZoomOption = 1.0
+    resample: ResampleOption = "lanczos"
     background: BackgroundOption = "white"
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
@@ -260,6 +278,7 @@ class PictureOptions:
             size=self.size,
             buckets=buckets,
             zoom=self.zoom,
+            resample=self.resample,
             background=self.background,
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,
@@ -285,9 +304,11 @@ class NativePictureOptions(PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SizedPictureOptions(PictureOptions):
-    """Options of a command that gives all pictures one size."""
+    """Options of a command that gives all pictures one size, or those of buckets."""
 
     fit: SizedFitOption = "crop"
+    buckets: BucketsOption = None
+    scales: ScalesOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

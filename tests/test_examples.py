@@ -1,4 +1,4 @@
-"""examples/next_scale trains a transformer and samples pictures."""
+"""The examples run, and do what they say."""
 
 import importlib
 import math
@@ -29,6 +29,7 @@ SCHEDULES: list[Schedule] = [square(1, 2, 4), ((2, 1), (1, 3), (4, 4))]
 def _folder() -> Any:
     """Let the scripts, which are in no package, be imported as they import each other."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "examples")
         patch.syspath_prepend(ROOT / "examples" / "next_scale")
         yield
 
@@ -132,6 +133,25 @@ def test_top_k_and_top_p_keep_the_likeliest_codes(top_k: int, top_p: float, kept
     probabilities = torch.tensor([0.05, 0.6, 0.1, 0.25])
     drawn = script("model").sample(probabilities.log().expand(1, 500, 4), top_k, top_p, torch.Generator())
     assert set(drawn.flatten().tolist()) == set([1, 3, 2, 0][:kept])
+
+
+@torch.no_grad()
+def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
+    schedule = SCHEDULES[0]
+    vae = script("var_training").TokenVAE(tokenizer, schedule)
+    tokens = torch.randint(64, (2, 21))
+    maps = TokenMaps.unflatten(tokens, schedule)
+    scales = vae.img_to_idxBl(tokens)
+    assert [scale.shape[1] for scale in scales] == [1, 4, 16]
+    assert torch.equal(vae.quantize.idxBl_to_var_input(scales), tokenizer.var_inputs(maps))
+    f_hat = torch.zeros(2, 8, 4, 4)
+    for k, (h, w) in enumerate(schedule):  # the lines of VAR's `autoregressive_infer_cfg`
+        codes = vae.quantize.embedding(scales[k]).transpose(1, 2).reshape(2, 8, h, w)
+        f_hat, inputs = vae.quantize.get_next_autoregressive_input(k, 3, f_hat, codes)
+        if k < 2:
+            want = tokenizer.next_inputs(maps.maps[: k + 1], schedule)
+            assert torch.equal(inputs.view(2, 8, -1).transpose(1, 2), want)
+    assert torch.equal(vae.fhat_to_img(f_hat), tokenizer.decode(maps))
 
 
 @pytest.fixture

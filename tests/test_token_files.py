@@ -39,7 +39,15 @@ from token_data import (
 
 from vartok.metadata import ModelInfo
 from vartok.schedule import Schedule
-from vartok.token_files import dump_json, dump_npz, parse_json, parse_npz
+from vartok.token_files import (
+    TokenMetadata,
+    dump_json,
+    dump_npz,
+    json_metadata,
+    npz_metadata,
+    parse_json,
+    parse_npz,
+)
 from vartok.tokens import ImageTokens
 
 # Written and read again
@@ -88,7 +96,8 @@ def test_size_of_680_tokens() -> None:
 )
 def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str, zoom: float) -> None:
     plain = image_tokens(schedule, vocab_size, seed)
-    tokens = ImageTokens(plain.scales, plain.model, image_info(source=source, zoom=zoom))
+    scales = plain.scales[: 1 + seed % len(schedule)]
+    tokens = ImageTokens(scales, plain.model, image_info(source=source, zoom=zoom), schedule=schedule)
     npz, text = dump_npz(tokens), dump_json(tokens)
     assert "\n" not in text
     assert text.isascii()
@@ -96,6 +105,8 @@ def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str
     assert same(parse_json(text), tokens)
     assert dump_npz(parse_json(dump_json(parse_npz(npz)))) == npz
     assert dump_json(parse_npz(dump_npz(parse_json(text.encode())))) == text
+    wanted = TokenMetadata(tokens.model, tokens.image, schedule, len(scales))
+    assert npz_metadata(npz) == json_metadata(text) == wanted
     assert [same(item, tokens) for item in read(npz)] == [True]
     assert [same(item, tokens) for item in read(text.encode())] == [True]
 
@@ -103,19 +114,27 @@ def test_round_trips(schedule: Schedule, vocab_size: int, seed: int, source: str
 def test_longest_metadata_round_trips() -> None:
     longest = "\U0001f600" * 4096  # two escapes of six characters each
     model = ModelInfo(name=longest, fingerprint=FINGERPRINT, vocab_size=1 << 24)
-    image = image_info(source=longest, fit=longest, device=longest, dtype=longest)
+    image = image_info(source=longest, fit=longest, device=longest, dtype=longest, resample=longest[:64])
     tokens = ImageTokens((np.zeros((1, 1), int),) * 64, model, image)
     assert same(parse_npz(dump_npz(tokens)), tokens)
     assert same(parse_json(dump_json(tokens)), tokens)
 
 
-def test_a_background_is_stated_unless_it_is_white() -> None:
-    for background in ((16, 32, 255), (255, 255, 255)):
-        tokens = replace(image_tokens(((1, 1),)), image=image_info(background=background))
-        text = dump_json(tokens)
-        assert ('"dtype":"float32","background":[16,32,255]}' in text) == (background[0] == 16)
-        assert ('"background"' in text) == (background[0] == 16)
-        assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
+@pytest.mark.parametrize(
+    ("change", "stated"),
+    [
+        ({"background": (255, 255, 255), "resample": "lanczos"}, ""),
+        ({"background": (16, 32, 255)}, ',"background":[16,32,255]'),
+        ({"resample": "adm"}, ',"resample":"adm"'),
+    ],
+)
+def test_a_background_and_a_resampling_are_stated_unless_they_are_usual(
+    change: dict[str, Any], stated: str
+) -> None:
+    tokens = replace(image_tokens(((1, 1),)), image=image_info(**change))
+    text = dump_json(tokens)
+    assert f'"dtype":"float32"{stated}}}' in text
+    assert parse_json(text).image == parse_npz(dump_npz(tokens)).image == tokens.image
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -185,13 +204,16 @@ def changed(*path: Any, to: Any) -> str:
         (changed("image", "source", to="\ud800"), "source is not valid Unicode"),
         (changed("image", "background", to="white"), "background must be three levels from 0 to 255"),
         (changed("image", "size", to=[0, 1]), "size must be a whole number"),
-        (changed("schedule", to=[[1, 1]]), "scales must be a list of 1 grids"),
+        (
+            changed("schedule", to=[[1, 1]]),
+            "scales must be 1 to 1 grids, the first of its schedule, but it has 2",
+        ),
         (changed("schedule", to=[[2, 3], [1, 1]]), "scale 0, 2x3, is higher or wider than the last"),
         (changed("schedule", 1, to=[3, 2]), "scale 1 must be 3 rows of 2 whole numbers"),
         (changed("schedule", 1, to=[[[]] * 99] * 2), "a grid must be a side"),
         (changed("schedule", to="x" * 9999), "a schedule must be a list"),
         (changed("schedule", 1, to=[16384, 16384]), "268435457 tokens, but vartok takes up to"),
-        (changed("scales", to=None), "scales must be a list of 2 grids"),
+        (changed("scales", to=None), "scales must be 1 to 2 grids, the first of its schedule, but it has 0"),
         (changed("scales", 0, to=[[412], [1]]), "scale 0 must be 1 rows of 1 whole numbers"),
         (changed("scales", 0, to=[[-1]]), "index -1 is outside"),
         (changed("scales", 0, 0, 0, to=True), "whole numbers"),
@@ -268,10 +290,10 @@ class Explosive:
         (forge([]), "its 0 entries do not include meta.npy"),
         (without("meta.npy"), "its 2 entries do not include meta.npy"),
         (without("scale_00.npy"), "its 2 entries do not include scale_00.npy"),
-        (without("scale_01.npy"), "1 scales, but its schedule has 2"),
+        (forge([("meta.npy", npy(META))]), "its scales must be 1 to 2 grids, the first of its schedule"),
         (with_entry("evil.py", b""), "its 4 entries do not include scale_02.npy"),
         (with_entry("../scale_02.npy", b""), "do not include scale_02.npy"),
-        (with_entry("scale_02.npy", npy([[1]])), "2"),
+        (with_entry("scale_02.npy", npy([[1]])), "the first of its schedule, but it has 3"),
         (forge([*entries().items(), ("scale_00.npy", npy([[1]]))]), "do not include scale_02.npy"),
         (forge([(f"{n}.npy", b"") for n in range(1001)]), "more than a thousand entries"),
         (forge([*entries().items()], scale_00={"flags": 1}), "scale_00.npy is encrypted"),

@@ -27,13 +27,23 @@ def test_flatten_is_coarse_to_fine_and_row_by_row() -> None:
     assert maps.flatten().tolist() == [[7, 0, 1, 2, 3, 4, 5], [8, 6, 7, 8, 9, 10, 11]]
 
 
-@given(schedules(), st.integers(1, 4), st.sampled_from([torch.int64, torch.int32, torch.uint8]))
-def test_unflatten_undoes_flatten(schedule: Schedule, batch: int, dtype: torch.dtype) -> None:
-    flat = torch.randint(0, 256, (batch, token_count(schedule))).to(dtype)
-    maps = TokenMaps.unflatten(flat, schedule)
-    assert maps.schedule == schedule
+@given(
+    schedules(), st.integers(1, 4), st.sampled_from([torch.int64, torch.int32, torch.uint8]), st.integers(1)
+)
+def test_unflatten_undoes_flatten(schedule: Schedule, batch: int, dtype: torch.dtype, scales: int) -> None:
+    scales = 1 + scales % len(schedule)
+    flat = torch.randint(0, 256, (batch, token_count(schedule[:scales]))).to(dtype)
+    maps = TokenMaps.unflatten(flat, schedule, scales)
+    assert (maps.schedule, maps.grids, len(maps.maps)) == (schedule, schedule[:scales], scales)
     assert all(tokens.dtype == torch.int64 for tokens in maps.maps)
     assert torch.equal(maps.flatten(), flat.long())
+    items = maps.unstack(model_info(), [image_info()] * batch)
+    for item, row in zip(items, flat.numpy(), strict=True):
+        assert item == ImageTokens.unflatten(row, schedule, model_info(), image_info(), scales)
+        assert (item.schedule, item.grids) == (schedule, schedule[:scales])
+    again = TokenMaps.stack(items)
+    assert again.schedule == schedule
+    assert torch.equal(again.flatten(), maps.flatten())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,30 @@ def test_unflatten_checks_its_arguments() -> None:
         TokenMaps.unflatten(torch.zeros(1, 680), VAR_256)
     with pytest.raises(ScheduleError):
         TokenMaps.unflatten(torch.zeros(1, 680).long(), ())
+
+
+def test_scales_are_the_first_of_a_schedule() -> None:
+    maps = (torch.zeros(1, 1, 1).long(), torch.zeros(1, 2, 2).long())
+    assert repr(TokenMaps(maps, square(1, 2, 4))) == (
+        "TokenMaps(batch=1, schedule='1,2,4', scales=2, device='cpu')"
+    )
+    for wrong in (square(1), square(2, 4), square(1, 3, 4)):
+        with pytest.raises(TokensError, match="the scales are 1,2, but the schedule begins with "):
+            TokenMaps(maps, wrong)
+        with pytest.raises(TokensError, match="the scales are 1,2, but the schedule begins with "):
+            ImageTokens(image_tokens(square(1, 2)).scales, model_info(), image_info(), schedule=wrong)
+    with pytest.raises(TokensError, match="the scales are none"):
+        TokenMaps((), square(1, 2))
+    for scales in (0, 4):
+        with pytest.raises(
+            TokensError, match=f"`scales` must be from 1 to 3, the number of scales, not {scales}"
+        ):
+            TokenMaps.unflatten(torch.zeros(1, 5).long(), square(1, 2, 4), scales)
+    images = [image_tokens(square(1, 2, 4)), image_tokens(square(1, 2, 4))]
+    images[0] = replace(images[0], scales=images[0].scales[:2])
+    assert images[0] != images[1]
+    with pytest.raises(TokensError, match="of one schedule and number of scales"):
+        TokenMaps.stack(images)
 
 
 def test_check_vocab() -> None:
@@ -180,6 +214,7 @@ def test_tokens_check_their_scales(scales: Any, reason: str) -> None:
         ({"zoom": float("inf")}, "zoom"),
         ({"zoom": True}, "zoom"),
         ({"zoom": "1"}, "zoom"),
+        ({"resample": "x" * 65}, "resample must be a text of up to 64"),
         ({"background": "#ffffff"}, "background must be three levels from 0 to 255"),
         ({"background": [255, 255]}, "background must be three levels"),
         ({"background": [255, 255, 256]}, "background must be three levels"),

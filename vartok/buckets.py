@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from vartok.errors import ArgumentError, printable, quoted
 from vartok.files import check_regular, os_error_reason
-from vartok.schedule import Schedule, adapt_schedule, check_schedule, parse_schedule
+from vartok.schedule import Schedule, check_schedule, parse_schedule, schedule_of_size, stretch_schedule
 
 Size = tuple[int, int]
 
@@ -163,8 +163,9 @@ def make_buckets(
         step: the checkpoint's downsampling factor.
         size: (height, width) whose area is the number of pixels of every bucket. If None, that of
             `image_size` for a named table; a caller's own table then keeps its sizes.
-        schedule: (h, w) of every scale, stretched to the latent of each bucket. If None, `patch_nums`; but
-            for the table "infinity" and 256, 512, 768 or 1024 pixels a side, Infinity's own schedules.
+        schedule: (h, w) of every scale, stretched to the latent of each bucket. If None, `patch_nums`, or
+            what `schedule_of_size` makes of it for `size`; but for the table "infinity" and 256, 512, 768 or
+            1024 pixels a side, Infinity's own schedules.
 
     Raises:
         ArgumentError: a side of a table that keeps its sizes is no multiple of `step`.
@@ -189,8 +190,11 @@ def make_buckets(
     distinct: dict[Fraction, Size] = {}
     for latent in latents:
         distinct.setdefault(Fraction(*latent), latent)
-    base = schedule or patch_nums
-    return tuple(_bucket(latent, adapt_schedule(base, latent), step) for latent in distinct.values())
+    # All buckets are stretched from one schedule, so that they have one number of scales.
+    base, (height, width) = schedule or patch_nums, size or image_size
+    if schedule is None and height % step == width % step == 0:
+        base = schedule_of_size(patch_nums, (height // step, width // step))
+    return tuple(_bucket(latent, stretch_schedule(base, latent), step) for latent in distinct.values())
 
 
 def _bucket(latent: Size, schedule: Schedule, step: int) -> Bucket:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, quoted, warn
 from vartok.images import to_tensor
 from vartok.metadata import ModelInfo
-from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe
+from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
@@ -193,22 +193,23 @@ def token_maps(tokens: Tokens, schedule: ScheduleLike, check_model: Callable[[Mo
     return TokenMaps.stack(items)
 
 
-def latent_schedule(schedule: ScheduleLike | None, own: Schedule, grid: Grid) -> Schedule:
-    """Return the schedule for a latent of this grid.
+def latent_schedule(schedule: ScheduleLike | None, own: Schedule, grid: Grid, scales: int | None) -> Schedule:
+    """Return the schedule for a latent of this grid, after checking it and the number of scales.
 
     Args:
         schedule: a schedule that ends in the grid; or None for `own`, adapted to the grid.
         own: the checkpoint's own schedule.
         grid: (h, w) of the latent.
+        scales: number of scales to encode, or None.
 
     Raises:
         ScheduleError: `schedule` is not a schedule, or does not end in the grid.
+        TokensError: `scales` is not from 1 to the number of scales.
     """
-    if schedule is None:
-        return adapt_schedule(own, grid)
-    schedule = as_schedule(schedule)
+    schedule = adapt_schedule(own, grid) if schedule is None else as_schedule(schedule)
     if schedule[-1] != grid:
         raise ScheduleError(
             f"the schedule {describe(schedule)} does not end in the latent's grid, {describe((grid,))}"
         )
+    first_scales(schedule, scales)
     return schedule

@@ -13,6 +13,7 @@ MAX_STATED_SIDE = 1 << 24  # pixels
 WHITE = (255, 255, 255)
 MAX_TEXT = 4096  # characters of a name or a path
 MAX_VIEWS = 100  # views of an image
+MAX_WORD = 64  # characters of `ImageInfo.resample`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,12 @@ class ImageInfo:
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
         fit: mode of the fit to that size: "crop", "pad", "stretch", "native" or "bucket".
-        zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
-            times `zoom`, then cut to `size`.
+        zoom: factor of the fits "crop" and "bucket", above 0 and up to a million: the image was scaled to
+            cover `size` times `zoom`, then cut to `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded image.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
+        resample: how the image was scaled: "lanczos" or "adm"; see `vartok.images.Fit`.
         damaged: how the image's file is damaged, so that not all pixels are its own; None if it is whole.
 
     Raises:
@@ -70,12 +72,14 @@ class ImageInfo:
     device: str
     dtype: str
     background: tuple[int, int, int] = WHITE
+    resample: str = "lanczos"
     damaged: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
+        _check_text("resample", self.resample, MAX_WORD)
         if self.damaged is not None:
             _check_text("damaged", self.damaged)
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
@@ -143,8 +147,8 @@ def _is_level(value: object) -> bool:
     return type(value) is int and 0 <= value <= 255
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        raise TokensError(f"{name} must be a text of up to {MAX_TEXT} characters, not {quoted(value)}")
+def _check_text(name: str, value: object, limit: int = MAX_TEXT) -> None:
+    if not isinstance(value, str) or len(value) > limit:
+        raise TokensError(f"{name} must be a text of up to {limit} characters, not {quoted(value)}")
     if re.search("[\ud800-\udfff]", value):  # half a surrogate pair, which no encoding can write
         raise TokensError(f"{name} is not valid Unicode: {quoted(value)}")

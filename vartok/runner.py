@@ -62,13 +62,20 @@ class ModelRunner:
         with self._precision():
             return torch.cat([self._decode(part.to(self._device)) for part in self._network_parts(latent)])
 
-    def quantize(self, latent: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Quantize latents: [B, C, h, w] float32 on the device -> K maps, [B, h_k, w_k] int64."""
+    def quantize(self, latent: Tensor, schedule: Schedule, scales: int | None) -> list[Tensor]:
+        """Quantize latents: [B, C, h, w] float32 on the device -> maps [B, h_k, w_k] int64.
+
+        Args:
+            latent: the latents.
+            schedule: (h, w) of every scale.
+            scales: end after the first `scales` scales; after the last scale if None.
+        """
         if self._device.type == "cpu":
             latent = latent.contiguous(memory_format=torch.channels_last)
         with exact_float32(self._device), torch.inference_mode():  # less overhead for many small steps
             parts = [
-                self._quantizer.encode(part, schedule) for part in self._quantizer_parts(latent, schedule[-1])
+                self._quantizer.encode(part, schedule, scales)
+                for part in self._quantizer_parts(latent, schedule[-1])
             ]
         # Outside inference mode: inference tensors could not index an embedding that is being trained.
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]

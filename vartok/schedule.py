@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from vartok.errors import ScheduleError, quoted
+from vartok.errors import ScheduleError, TokensError, quoted
 
 Grid = tuple[int, int]
 Schedule = tuple[Grid, ...]
@@ -120,7 +120,12 @@ def adapt_schedule(schedule: Schedule, grid: Grid) -> Schedule:
         schedule: (h, w) of every scale.
         grid: (h, w) of the latent, which becomes the last scale.
     """
-    return next((one for one in _siblings(schedule) if one[-1] == grid), stretch_schedule(schedule, grid))
+    return stretch_schedule(schedule_of_size(schedule, grid), grid)
+
+
+def schedule_of_size(schedule: Schedule, grid: Grid) -> Schedule:
+    """Return VAR's schedule for a latent of this size if `schedule` is VAR's for another; else `schedule`."""
+    return next((one for one in _siblings(schedule) if one[-1] == grid), schedule)
 
 
 def _siblings(schedule: Schedule) -> tuple[Schedule, ...]:
@@ -171,6 +176,17 @@ def schedule_of_length(schedule: Schedule, tokens: int) -> Schedule | None:
     side = bisect.bisect_left(range(1, MAX_GRID_SIDE + 1), tokens, key=count) + 1
     found = stretch_schedule(schedule, (side, side))
     return found if token_count(found) == tokens and side <= MAX_GRID_SIDE else None
+
+
+def first_scales(schedule: Schedule, scales: int | None) -> Schedule:
+    """Return the grids of the first `scales` scales of a schedule, or of all if it is None.
+
+    Raises:
+        TokensError: `scales` is not from 1 to the number of scales.
+    """
+    if scales is not None and not 1 <= scales <= len(schedule):
+        raise TokensError(f"`scales` must be from 1 to {len(schedule)}, the number of scales, not {scales}")
+    return schedule[:scales]
 
 
 def token_count(schedule: Iterable[Grid]) -> int:

@@ -42,11 +42,19 @@ _Info = TypeVar("_Info", ModelInfo, ImageInfo)
 
 
 class TokenMetadata(NamedTuple):
-    """Metadata of an image's tokens in a token file: their checkpoint, their image, their schedule."""
+    """Metadata of an image's tokens in a token file.
+
+    Attributes:
+        model: the checkpoint that encoded the image.
+        image: the image that was encoded.
+        schedule: (h, w) of every scale of the whole schedule.
+        scales: K, the number of scales that the file holds: the first K of the schedule.
+    """
 
     model: ModelInfo
     image: ImageInfo
     schedule: Schedule
+    scales: int
 
 
 def save_tokens(tokens: ImageTokens, path: str | Path, *, overwrite: bool = False) -> None:
@@ -77,14 +85,9 @@ def parse_json(text: str | bytes) -> ImageTokens:
     """
     with _as_file_errors():
         document = _parse(text)
-        model, image, schedule = _check_meta(document)
-        grids = document.get("scales")
-        if not isinstance(grids, list) or len(grids) != len(schedule):
-            raise TokenFileError(
-                f"scales must be a list of {len(schedule)} grids, one per scale of the schedule"
-            )
+        model, image, schedule, count = _json_meta(document)
         scales = []
-        for k, (rows, (h, w)) in enumerate(zip(grids, schedule, strict=True)):
+        for k, (rows, (h, w)) in enumerate(zip(document["scales"], schedule[:count], strict=True)):
             # Check types first: numpy reads true as 1, and pads every string to the longest one.
             if not isinstance(rows, list) or len(rows) != h or not all(_is_row(row, w) for row in rows):
                 raise TokenFileError(
@@ -94,7 +97,7 @@ def parse_json(text: str | bytes) -> ImageTokens:
                 scales.append(np.array(rows, dtype=np.int64))
             except OverflowError:
                 raise TokenFileError(f"scale {k}: an index is outside the vocabulary") from None
-        return ImageTokens(tuple(scales), model, image)
+        return ImageTokens(tuple(scales), model, image, schedule=schedule)
 
 
 def dump_npz(tokens: ImageTokens) -> bytes:
@@ -119,16 +122,13 @@ def parse_npz(data: bytes) -> ImageTokens:
         TokenFileError: not the tokens of an image, or damaged.
     """
     with _as_file_errors(), _open_npz(data) as archive:
-        model, image, schedule = _read_meta(archive)
-        scales = len(archive.namelist()) - 1
-        if scales != len(schedule):
-            raise TokenFileError(f"it has {scales} scales, but its schedule has {len(schedule)}")
+        model, image, schedule, count = _read_meta(archive)
         arrays = [
             # 8 bytes a cell: numpy's largest integers
             _read_entry(archive, _scale_name(k), "iu", (h, w), MAX_NPY_START + 8 * h * w)
-            for k, (h, w) in enumerate(schedule)
+            for k, (h, w) in enumerate(schedule[:count])
         ]
-        return ImageTokens(tuple(arrays), model, image)
+        return ImageTokens(tuple(arrays), model, image, schedule=schedule)
 
 
 def npz_metadata(data: bytes) -> TokenMetadata:
@@ -148,7 +148,7 @@ def json_metadata(text: str | bytes) -> TokenMetadata:
         TokenFileError: the metadata are damaged, or it is no JSON of a token file.
     """
     with _as_file_errors():
-        return _check_meta(_parse(text))
+        return _json_meta(_parse(text))
 
 
 def _dump(document: dict[str, Any]) -> str:
@@ -197,8 +197,19 @@ def _stated(image: ImageInfo) -> dict[str, Any]:
     return {field.name: value for field, value in values.items() if value != field.default}
 
 
-def _check_meta(document: dict[str, Any]) -> TokenMetadata:
-    """Return the metadata in a token file's JSON object, after checking it."""
+def _json_meta(document: dict[str, Any]) -> TokenMetadata:
+    """Return the metadata in a JSON object that also holds the scales, after checking it and their number."""
+    scales = document.get("scales")
+    return _check_meta(document, len(scales) if isinstance(scales, list) else 0)
+
+
+def _check_meta(document: dict[str, Any], scales: int) -> TokenMetadata:
+    """Return the metadata in a token file's JSON object, after checking it.
+
+    Args:
+        document: the object.
+        scales: number of scales that the file holds.
+    """
     if document.get("format") != FORMAT:
         raise TokenFileError(f'not a token file: its format is not "{FORMAT}"')
     version = document.get("version")
@@ -209,7 +220,12 @@ def _check_meta(document: dict[str, Any]) -> TokenMetadata:
             f"it has version {quoted(version)}, but this vartok reads version {VERSION}; upgrade vartok"
         )
     schedule = check_token_schedule(document.get("schedule"))
-    return TokenMetadata(_info(ModelInfo, "model", document), _info(ImageInfo, "image", document), schedule)
+    model, image = _info(ModelInfo, "model", document), _info(ImageInfo, "image", document)
+    if not 1 <= scales <= len(schedule):
+        raise TokenFileError(
+            f"its scales must be 1 to {len(schedule)} grids, the first of its schedule, but it has {scales}"
+        )
+    return TokenMetadata(model, image, schedule, scales)
 
 
 def _info(cls: type[_Info], key: str, document: dict[str, Any]) -> _Info:
@@ -272,7 +288,7 @@ def _read_meta(archive: zipfile.ZipFile) -> TokenMetadata:
         text = meta.tobytes().decode("utf-32-be" if meta.dtype.str[0] == ">" else "utf-32-le")
     except UnicodeDecodeError:
         raise TokenFileError("meta.npy is not Unicode text") from None
-    return _check_meta(_parse(text.rstrip("\0")))
+    return _check_meta(_parse(text.rstrip("\0")), len(archive.namelist()) - 1)
 
 
 def _read_entry(

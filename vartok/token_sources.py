@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from vartok.dataset.formats import find_format, iter_rows, shard_errors
 from vartok.dataset.formats.parquet import PARQUET, parquet_encoding
 from vartok.dataset.formats.wds import WDS, read_flat_wds
-from vartok.dataset.schema import DATA, Encoding, is_dataset, open_dataset
+from vartok.dataset.schema import Encoding, find_shard, is_dataset, open_dataset
 from vartok.errors import DatasetError, TokenFileError, VartokError, counted, printable
 from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens
@@ -157,14 +157,14 @@ def _begins_with(stream: BinaryIO, start: bytes) -> bool:
 
 def _read_path(path: Path, texts: bool) -> Iterator[Row]:
     name = path.name.lower()
-    folder = path.absolute().parent
     if path.is_dir() and is_dataset(path):
         yield from _read_dataset(path, texts)
-    elif folder.name == DATA and is_dataset(folder.parent):
-        description, encoding = open_dataset(folder.parent)
+    elif found := find_shard(path):
+        description, encoding = open_dataset(found[0])
         counts = {item["name"]: encoding.count_rows(item) for item in description.get("shards", ())}
+        encoding = encoding.of_shard(found[1])
         read = _ShardReader(description["files"], encoding, tuple(description.get("classes", ())), texts)
-        yield from read(path, counts.get(f"{DATA}/{path.name}"))
+        yield from read(path, counts.get(found[1]))
     elif name.endswith(TABLES):
         find_format(PARQUET.name)
         with shard_errors(PARQUET.name):
@@ -188,7 +188,8 @@ def _read_dataset(folder: Path, texts: bool) -> Iterator[Row]:
     for shard in description.get("shards", ()):
         name: str = shard["name"]
         try:
-            for row in read(folder / name, encoding.count_rows(shard)):
+            shard_read = read._replace(encoding=encoding.of_shard(name))
+            for row in shard_read(folder / name, encoding.count_rows(shard)):
                 error = row.tokens
                 yield Row(_prefixed(name, error)) if isinstance(error, VartokError) else row
         except OSError as error:

@@ -18,7 +18,7 @@ from vartok.metadata import ImageInfo, ModelInfo
 from vartok.models.vqvae import VQVAE
 from vartok.runner import ModelRunner
 from vartok.runtime import exact_float32
-from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
+from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class Tokenizer:
                 f"not with {self.name} ({self.fingerprint[:12]})"
             )
 
-    def encode(self, images: Images, schedule: ScheduleLike | None = None) -> TokenMaps:
+    def encode(
+        self, images: Images, schedule: ScheduleLike | None = None, scales: int | None = None
+    ) -> TokenMaps:
         """Tokenize images, coarse to fine.
 
         Args:
@@ -105,6 +107,7 @@ class Tokenizer:
             schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the last grid is the
                 latent's, (H, W) / `config.downsample`. If None, the checkpoint's own schedule, adapted to the
                 latent: see `vartok.schedule.adapt_schedule`.
+            scales: encode only the first `scales` scales; all if None.
 
         Returns:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
@@ -113,6 +116,7 @@ class Tokenizer:
             ImageError: images of a type, shape or range that the encoder cannot take, or a latent that is
                 not finite.
             ScheduleError: `schedule` is not a schedule, or its last grid is not the latent's.
+            TokensError: `scales` is not from 1 to the number of scales.
 
         Warns:
             VartokWarning: float pixels that seem to lie in [0, 1].
@@ -122,17 +126,20 @@ class Tokenizer:
         step = self.config.downsample
         batch, bounds = image_batch(images, step, self.device)
         grid = (batch.shape[2] // step, batch.shape[3] // step)
-        grids = latent_schedule(schedule, self.config.patch_nums, grid)
+        grids = latent_schedule(schedule, self.config.patch_nums, grid, scales)
         with torch.no_grad():
             latent = self._runner.encode(batch)
-        return self._quantize(latent, grids, bounds)
+        return self._quantize(latent, grids, scales, bounds)
 
-    def quantize(self, latent: Tensor, schedule: ScheduleLike | None = None) -> TokenMaps:
+    def quantize(
+        self, latent: Tensor, schedule: ScheduleLike | None = None, scales: int | None = None
+    ) -> TokenMaps:
         """Quantize a latent: `encode(images)` is `quantize(latent(images))`.
 
         Args:
             latent: [B, C, h, w] floating point; the quantizer computes in float32.
             schedule: as for `encode`.
+            scales: as for `encode`.
 
         Returns:
             K maps; map k is [B, h_k, w_k] int64 in [0, V).
@@ -140,20 +147,24 @@ class Tokenizer:
         Raises:
             ImageError: the latent has another shape, is empty, or has values that are not finite.
             ScheduleError: `schedule` is not a schedule, or its last grid is not the latent's.
+            TokensError: `scales` is not from 1 to the number of scales.
         """
         channels = self.config.z_channels
         if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
             raise ImageError(f"a latent must be [B, {channels}, h, w], not {list(latent.shape)}")
-        grids = latent_schedule(schedule, self.config.patch_nums, (latent.shape[2], latent.shape[3]))
-        return self._quantize(latent.detach(), grids, None)
+        grid = (latent.shape[2], latent.shape[3])
+        grids = latent_schedule(schedule, self.config.patch_nums, grid, scales)
+        return self._quantize(latent.detach(), grids, scales, None)
 
-    def _quantize(self, latent: Tensor, schedule: Schedule, bounds: Tensor | None) -> TokenMaps:
+    def _quantize(
+        self, latent: Tensor, schedule: Schedule, scales: int | None, bounds: Tensor | None
+    ) -> TokenMaps:
         """Quantize a latent; then check that it is finite, and the images' `bounds`, if they are not None.
 
         Both checks together synchronize with a GPU only once.
         """
         latent = latent.to(self.device, torch.float32)
-        maps = self._runner.quantize(latent, schedule)
+        maps = self._runner.quantize(latent, schedule, scales)
         checks = latent.isfinite().all().float()[None]
         if bounds is not None:
             checks = torch.cat([checks, bounds.to(checks)])
@@ -164,7 +175,7 @@ class Tokenizer:
             raise ImageError(
                 f"the latent has NaN or infinite values in {self.dtype}", hint="use another `dtype`"
             )
-        return TokenMaps(tuple(maps))
+        return TokenMaps(tuple(maps), schedule)
 
     @overload
     def decode(
@@ -395,11 +406,9 @@ class Tokenizer:
 
     def _first(self, tokens: TokenMaps, scales: int | None) -> tuple[Tensor, ...]:
         """Return the maps of the first `scales` scales, after checking their number and all indices."""
-        count = len(tokens.maps)
-        if scales is not None and not 1 <= scales <= count:
-            raise TokensError(f"scales must be from 1 to {count}, the number of scales, not {scales}")
+        found = len(first_scales(tokens.grids, scales))
         tokens.check_vocab(self.config.vocab_size)
-        return tokens.maps[:scales]
+        return tokens.maps[:found]
 
     def _token_maps(self, tokens: Tokens, schedule: ScheduleLike | None) -> TokenMaps:
         grids = self.config.patch_nums if schedule is None else schedule

@@ -12,7 +12,15 @@ import numpy as np
 
 from vartok.errors import ScheduleError, TokensError, quoted
 from vartok.metadata import ImageInfo, ModelInfo, View
-from vartok.schedule import Schedule, ScheduleLike, as_schedule, check_schedule, describe, token_count
+from vartok.schedule import (
+    Schedule,
+    ScheduleLike,
+    as_schedule,
+    check_schedule,
+    describe,
+    first_scales,
+    token_count,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,36 +39,40 @@ class TokenMaps:
     Attributes:
         maps: K token maps, coarse to fine; map k is [B, h_k, w_k] int64. Tensors of other integer dtypes, and
             numpy arrays of integers, are converted.
+        schedule: (h, w) of every scale of the whole schedule, of which the maps are the first K scales; the
+            maps' own grids if it is empty.
 
     Raises:
         TokensError: there are no maps, a map is not a 3-d integer tensor, the batch sizes differ, the grids
-            are not a schedule, or an image has more than 4 Mi tokens.
+            are not the first of a schedule, or its images have more than 4 Mi tokens.
     """
 
     maps: tuple[Tensor, ...]
+    schedule: Schedule = ()
 
     def __post_init__(self) -> None:
         """Check the maps and convert them to int64."""
         maps = tuple(check_tensor(f"token map {k}", tokens, 3) for k, tokens in enumerate(self.maps))
         object.__setattr__(self, "maps", maps)
-        check_token_schedule(self.schedule)
+        grids = tuple((tokens.shape[1], tokens.shape[2]) for tokens in maps)
+        object.__setattr__(self, "schedule", _whole_schedule(grids, self.schedule))
         if len({len(tokens) for tokens in maps}) > 1:
             raise TokensError(
                 f"the maps' batch sizes differ: {', '.join(str(len(tokens)) for tokens in maps)}"
             )
 
     def __repr__(self) -> str:
-        grids = describe(self.schedule)
-        return f"TokenMaps(batch={len(self)}, schedule={grids!r}, device={str(self.maps[0].device)!r})"
+        shown = _describe(self.schedule, len(self.maps))
+        return f"TokenMaps(batch={len(self)}, {shown}, device={str(self.maps[0].device)!r})"
 
     def __len__(self) -> int:
         """B, the number of images in the batch."""
         return len(self.maps[0])
 
     @property
-    def schedule(self) -> Schedule:
-        """The (h, w) grid of every scale, coarse to fine."""
-        return tuple((tokens.shape[1], tokens.shape[2]) for tokens in self.maps)
+    def grids(self) -> Schedule:
+        """The (h, w) of each of the K maps: the first K of `schedule`."""
+        return self.schedule[: len(self.maps)]
 
     def flatten(self) -> Tensor:
         """Return the tokens as [B, L] int64: scales coarse to fine, each scale row by row."""
@@ -69,40 +81,47 @@ class TokenMaps:
         return torch.cat([tokens.flatten(1) for tokens in self.maps], dim=1)
 
     @classmethod
-    def unflatten(cls, flat: Tensor | NDArray[Any], schedule: ScheduleLike) -> TokenMaps:
+    def unflatten(
+        cls, flat: Tensor | NDArray[Any], schedule: ScheduleLike, scales: int | None = None
+    ) -> TokenMaps:
         """Invert `flatten`.
 
         Args:
             flat: [B, L] integers, a tensor or a numpy array.
-            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512".
+            scales: K, the number of scales that the tokens are of, with L cells in all; all if None.
 
         Raises:
-            TokensError: `flat` is not [B, L], or does not hold integers.
+            TokensError: `flat` is not [B, L], does not hold integers, or `scales` is not from 1 to the number
+                of scales.
             ScheduleError: `schedule` is not a schedule.
         """
         schedule = as_schedule(schedule)
+        grids = first_scales(schedule, scales)
         flat = check_tensor("flat tokens", flat, 2)
-        if flat.shape[1] != token_count(schedule):
+        if flat.shape[1] != token_count(grids):
             raise TokensError(
-                f"{flat.shape[1]} tokens, but the schedule has {token_count(schedule)} cells",
+                f"{flat.shape[1]} tokens, but the schedule has {token_count(grids)} cells",
                 hint="set `schedule` to the grids of the tokens",
             )
-        scales = flat.split([h * w for h, w in schedule], dim=1)
-        return cls(tuple(scale.unflatten(1, grid) for scale, grid in zip(scales, schedule, strict=True)))
+        parts = flat.split([h * w for h, w in grids], dim=1)
+        maps = tuple(part.unflatten(1, grid) for part, grid in zip(parts, grids, strict=True))
+        return cls(maps, schedule)
 
     @classmethod
     def stack(cls, images: Sequence[ImageTokens]) -> TokenMaps:
         """Make a batch, on the CPU, from the tokens of images with one schedule; `unstack` inverts it.
 
         Raises:
-            TokensError: there are no images, or they have several schedules.
+            TokensError: there are no images, or they have several schedules or numbers of scales.
         """
         import torch
 
-        if len({image.schedule for image in images}) != 1:
-            raise TokensError("a batch must be one or more images, all of one schedule")
+        if len({(image.schedule, len(image.scales)) for image in images}) != 1:
+            raise TokensError("a batch must be one or more images, all of one schedule and number of scales")
         scales = zip(*(image.scales for image in images), strict=True)
-        return cls(tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales))
+        maps = tuple(torch.from_numpy(np.stack(scale).astype(np.int64)) for scale in scales)
+        return cls(maps, images[0].schedule)
 
     def unstack(self, model: ModelInfo, images: Sequence[ImageInfo]) -> list[ImageTokens]:
         """Return the `ImageTokens` of each of the B images of the batch.
@@ -117,9 +136,9 @@ class TokenMaps:
         if len(images) != len(self):
             raise TokensError(f"{len(images)} images are described, but the batch has {len(self)}")
         rows = self.flatten().cpu().numpy()  # one transfer from the GPU
-        schedule = self.schedule
+        grids = self.grids
         return [
-            ImageTokens(split_tokens(flat, schedule), model, image)
+            ImageTokens(split_tokens(flat, grids), model, image, schedule=self.schedule)
             for flat, image in zip(rows, images, strict=True)
         ]
 
@@ -151,11 +170,13 @@ class ImageTokens:
         latent: [C, h, w] float16, read-only: the latent before quantization, in data sets that keep it; else
             None.
         notes: remarks on how the image was read, for the user; not written to files.
+        schedule: (h, w) of every scale of the whole schedule, of which `scales` are the first K; the arrays'
+            own grids if it is empty.
 
     Raises:
-        TokensError: an array is not 2-d or not of integers, the grids are not a schedule, there are more
-            than 4 Mi tokens, or an index is outside the vocabulary; or the latent has another dtype, or
-            another grid than the last scale.
+        TokensError: an array is not 2-d or not of integers, the grids are not the first of a schedule, it has
+            more than 4 Mi tokens, or an index is outside the vocabulary; or the latent has another dtype, or
+            another grid than the schedule's last.
     """
 
     scales: tuple[NDArray[Any], ...]
@@ -167,13 +188,15 @@ class ImageTokens:
     view: View | None = None
     latent: NDArray[np.float16] | None = None
     notes: tuple[str, ...] = ()
+    schedule: Schedule = ()
 
     def __post_init__(self) -> None:
         """Check the scales and copy them into the files' dtype."""
         for k, scale in enumerate(self.scales):
             if not isinstance(scale, np.ndarray) or scale.dtype.kind not in "iu" or scale.ndim != 2:
                 raise TokensError(f"scale {k} is not a 2-d array of integers")
-        schedule = _checked_schedule(self.schedule)
+        grids = tuple((scale.shape[0], scale.shape[1]) for scale in self.scales)
+        object.__setattr__(self, "schedule", _whole_schedule(grids, self.schedule))
         # One copy and one range check for all scales: this runs for every row of a data set.
         flat = np.concatenate([scale.ravel() for scale in self.scales])
         if flat.dtype.kind not in "iu":  # numpy joins int64 and uint64 to float64
@@ -183,9 +206,9 @@ class ImageTokens:
                 _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
         flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
         flat.flags.writeable = False
-        object.__setattr__(self, "scales", split_tokens(flat, schedule))
+        object.__setattr__(self, "scales", split_tokens(flat, grids))
         if self.latent is not None:
-            object.__setattr__(self, "latent", _checked_latent(self.latent, schedule))
+            object.__setattr__(self, "latent", _checked_latent(self.latent, self.schedule))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageTokens):
@@ -202,8 +225,8 @@ class ImageTokens:
         return hash((self.model, self.image))
 
     def __repr__(self) -> str:
-        grids = describe(self.schedule)
-        return f"ImageTokens(source={self.image.source!r}, schedule={grids!r}, model={self.model.name!r})"
+        shown = _describe(self.schedule, len(self.scales))
+        return f"ImageTokens(source={self.image.source!r}, {shown}, model={self.model.name!r})"
 
     @property
     def key(self) -> str:
@@ -211,14 +234,14 @@ class ImageTokens:
         return self.image.source
 
     @property
+    def grids(self) -> Schedule:
+        """The (h, w) of each of the K arrays: the first K of `schedule`."""
+        return self.schedule[: len(self.scales)]
+
+    @property
     def row_key(self) -> str:
         """Key of the row in a data set: the image's key, and with views the view's number, as "a#1"."""
         return row_key(self.key, None if self.view is None else self.view.number)
-
-    @property
-    def schedule(self) -> Schedule:
-        """The (h, w) grid of every scale, coarse to fine."""
-        return tuple((scale.shape[0], scale.shape[1]) for scale in self.scales)
 
     def flatten(self) -> NDArray[Any]:
         """Return the tokens as [L] in the scales' dtype: scales coarse to fine, each scale row by row."""
@@ -226,26 +249,34 @@ class ImageTokens:
 
     @classmethod
     def unflatten(
-        cls, flat: NDArray[Any], schedule: ScheduleLike, model: ModelInfo, image: ImageInfo
+        cls,
+        flat: NDArray[Any],
+        schedule: ScheduleLike,
+        model: ModelInfo,
+        image: ImageInfo,
+        scales: int | None = None,
     ) -> ImageTokens:
         """Invert `flatten`.
 
         Args:
             flat: [L] integers.
-            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; L cells in all.
+            schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512".
             model: the checkpoint that encoded the image.
             image: the image that was encoded.
+            scales: K, the number of scales that the tokens are of, with L cells in all; all if None.
 
         Raises:
-            TokensError: `flat` is not [L], does not hold integers, or has an index outside the vocabulary.
+            TokensError: `flat` is not [L], does not hold integers, or has an index outside the vocabulary; or
+                `scales` is not from 1 to the number of scales.
             ScheduleError: `schedule` is not a schedule.
         """
         schedule = as_schedule(schedule)
-        if flat.shape != (token_count(schedule),):
+        grids = first_scales(schedule, scales)
+        if flat.shape != (token_count(grids),):
             raise TokensError(
-                f"tokens of shape {list(flat.shape)}, but the schedule has {token_count(schedule)} cells"
+                f"tokens of shape {list(flat.shape)}, but the schedule has {token_count(grids)} cells"
             )
-        return cls(split_tokens(flat, schedule), model, image)
+        return cls(split_tokens(flat, grids), model, image, schedule=schedule)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a token file, whole or not at all; folders above it are made.
@@ -326,6 +357,26 @@ def check_token_schedule(value: object) -> Schedule:
 
 
 _checked_schedule = functools.lru_cache(maxsize=64)(check_token_schedule)
+
+
+def _whole_schedule(grids: Schedule, schedule: Schedule) -> Schedule:
+    """Return the schedule that begins with `grids`, after checking it: `grids` itself if it is empty.
+
+    Raises:
+        TokensError: it is not a schedule, has more than `MAX_TOKENS` tokens, or begins otherwise.
+    """
+    whole = _checked_schedule(schedule or grids)
+    if not grids or whole[: len(grids)] != grids:
+        raise TokensError(
+            f"the scales are {describe(grids) or 'none'}, but the schedule begins with "
+            f"{describe(whole[: len(grids)] or whole)}"
+        )
+    return whole
+
+
+def _describe(schedule: Schedule, scales: int) -> str:
+    """Return a schedule, and the number of scales if it is not all, as attributes in a repr."""
+    return f"schedule={describe(schedule)!r}" + (f", scales={scales}" if scales < len(schedule) else "")
 
 
 def split_tokens(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from model import ModelConfig, NextScale
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import vartok
 from vartok.dataset import TokenDataset
@@ -94,13 +94,16 @@ def new_run(config: ModelConfig, codebook: Tensor, args: argparse.Namespace) -> 
     return Run(model, ema, torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95)))
 
 
-def batches(dataset: TokenDataset, batch_size: int, start: int) -> Iterator[dict[str, Any]]:
+def batches(
+    dataset: TokenDataset, sampler: DistributedSampler[Any], batch_size: int, start: int
+) -> Iterator[dict[str, Any]]:
     """Yield the batches from number `start` on, epoch after epoch; each epoch has an order of its own."""
-    per_epoch = len(dataset) // batch_size
+    per_epoch = len(sampler) // batch_size
     for epoch in itertools.count(start // per_epoch):
-        dataset.set_epoch(epoch)
-        loader = DataLoader(dataset, batch_size, drop_last=True)
-        yield from itertools.islice(loader, start % per_epoch, None)
+        dataset.set_epoch(epoch)  # draws a view of each picture, if there are several
+        sampler.set_epoch(epoch)
+        rows = list(sampler)[start % per_epoch * batch_size :]
+        yield from DataLoader(dataset, batch_size, sampler=rows, drop_last=True)
         start = 0
 
 
@@ -126,9 +129,12 @@ def main() -> None:
 
     # ---- Data, model, checkpoint ----
     tokenizer = vartok.load(args.weights, device=str(device))
-    dataset = TokenDataset(args.folder, shuffle=True, seed=args.seed)  # each process reads its own rows
-    if len(dataset) < args.batch_size:
-        raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(dataset)}")
+    dataset = TokenDataset(args.folder, seed=args.seed)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        dataset, processes, accelerator.process_index, seed=args.seed, drop_last=True
+    )
+    if len(sampler) < args.batch_size:
+        raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
     config = ModelConfig(
         schedule=dataset.schedule,
         channels=tokenizer.config.z_channels,
@@ -147,14 +153,14 @@ def main() -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     model: nn.Module = accelerator.prepare(torch.compile(run.model) if args.compile else run.model)
     accelerator.print(
-        f"{len(dataset) * processes:,} pictures; {sum(p.numel() for p in model.parameters()):,} parameters; "
+        f"{len(dataset):,} pictures; {sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{processes} x {device.type}; a uniform guess costs {math.log(config.vocab_size):.3f} nats per token"
     )
 
     # ---- Steps ----
     log = Log(run.model.sizes, args.batch_size * processes)
     remaining = max(0, args.steps - run.step)
-    for batch in itertools.islice(batches(dataset, args.batch_size, run.step), remaining):
+    for batch in itertools.islice(batches(dataset, sampler, args.batch_size, run.step), remaining):
         tokens = batch["tokens"].to(device)  # [B, L]
         labels = batch["label"] if config.classes else torch.full([len(tokens)], -1)
         seed = (args.seed + run.step) * processes + accelerator.process_index

@@ -77,6 +77,7 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
         "shards": 3,
         "pictures": 5,
         "failed": 0,
+        "damaged": 0,
         "problems": [],
     }
 
@@ -93,6 +94,22 @@ def test_json_reports_the_run_and_the_data_set(small: Path, vartok: Vartok) -> N
         "failed": 0,
         "shards": 3,
     }
+
+
+@pytest.mark.parametrize("format", ["wds", "jsonl"])
+def test_views_are_rows_that_other_commands_name(small: Path, vartok: Vartok, format: str) -> None:
+    options = ("--views", "flip", "--latents", "--format", format)
+    made = vartok("dataset", "photos/0.png", "photos/1.png", "-o", "out", *options)
+    assert "2 pictures of 2 views in 1 shard" in made.stderr
+    assert "2 pictures in 1 shard, 0 failed: no problems" in vartok("dataset", "verify", "out").stderr
+    vartok("decode", "out", "-o", "drawn", "--keys", "0,1#1")
+    assert names(Path("drawn")) == ["0#0.decoded.png", "0#1.decoded.png", "1#1.decoded.png"]
+    assert "view        1: 1.2, 0 to 10.8, 9, mirrored" in vartok("inspect", "out", "--keys", "1#1").stdout
+    assert (
+        '"view": {"number": 0, "box": [1.2, 0.0, 10.8, 9.0], "flipped": false}'
+        in vartok("inspect", "out", "--keys", "0", "--limit", 1, "--json").stdout
+    )
+    assert "no row has this key" in vartok("inspect", "out", "--keys", "0#2", code=1).stderr
 
 
 def test_folders_can_be_labels(small: Path, vartok: Vartok) -> None:
@@ -227,6 +244,8 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         (["--engine", "ray", "--shard", "0/2"], "Ray divides the work itself"),
         (["--on-error", "stop", "--max-failures", "3"], "leave --max-failures out"),
         (["--fit", "native"], "native"),
+        (["--views", "random"], "views are center, flip, ten-crop or random:N"),
+        (["--seed", "1"], "--seed is only for random views"),
         (["--schedule", "1,2"], "--schedule must end in the latent's grid, here 4"),
         (["--size", "9"], "--size must be a multiple of 2"),
         (["-o", "s3://bucket/out"], "s3://bucket/out is a URL: outputs are files and folders"),

@@ -23,14 +23,14 @@ from vartok.token_files import dump_npz
 
 def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
     save(here / "img.png", width=300, height=200)
-    vartok("encode", "img.png", "img.png", "-o", "all.jsonl", "--zoom", "1.125")
+    vartok("encode", "img.png", "img.png", "-o", "all.jsonl", "--zoom", "1.125", "--resample", "adm")
     first, second = (
         json.loads(line) for line in vartok("inspect", "all.jsonl", "--json").stdout.splitlines()
     )
     assert first == second
     assert first["file"] == "all.jsonl"
     assert first["model"]["fingerprint"] == tokenizer.fingerprint
-    assert first["image"]["zoom"] == 1.125
+    assert (first["image"]["zoom"], first["image"]["resample"]) == (1.125, "adm")
     assert first["tokens"] == 680
     [item, _] = tokens_of((here / "all.jsonl").read_bytes())
     assert first["first"] == [scale.ravel()[:8].tolist() for scale in item.scales]
@@ -38,7 +38,7 @@ def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
     for part in (
         "standard input",
         "img.png, 300 x 200 pixels",
-        "256 x 256 pixels, crop, zoom 1.125",
+        "256 x 256 pixels, crop, zoom 1.125, adm, float32",
         "680 in 10",
     ):
         assert part in text
@@ -62,6 +62,38 @@ def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokeniz
     short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
     assert (short == strip[:, : 2 * 64]).all()
     assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
+
+
+def test_files_of_the_first_scales_only(vartok: Vartok, here: Path) -> None:
+    save(here / "img.png", width=64, height=64)
+    given = ["--size", 64, "--schedule", "1,2,3,4"]
+    vartok("encode", "img.png", "-o", "full.npz", *given)
+    assert "5 tokens in" in vartok("encode", "img.png", "-o", "coarse.npz", *given, "--scales", 2).stderr
+    [item], [full] = (tokens_of((here / f"{name}.npz").read_bytes()) for name in ("coarse", "full"))
+    assert item.schedule == full.schedule
+    assert item.grids == full.schedule[:2]
+    assert (item.flatten() == full.flatten()[:5]).all()
+
+    for name in ("coarse", "full"):
+        vartok("decode", f"{name}.npz", "--strip", "--scales", 2, "-o", f"{name}.png")
+    assert (here / "coarse.png").read_bytes() == (here / "full.png").read_bytes()
+    vartok("decode", "coarse.npz", "--strip", "-o", "coarse.png", "--skip-existing")  # of the same size
+    assert (
+        "must be from 1 to 2" in vartok("decode", "coarse.npz", "--scales", 3, "-o", "x.png", code=1).stderr
+    )
+
+    [shown] = (json.loads(line) for line in vartok("inspect", "coarse.npz", "--json").stdout.splitlines())
+    assert (shown["schedule"], shown["scales"], shown["tokens"]) == ([[n, n] for n in (1, 2, 3, 4)], 2, 5)
+    text = vartok("inspect", "coarse.npz").stdout
+    assert "5 in the first 2 of 4 scales" in text
+    assert "1,2,3,4" in text
+    used = json.loads(vartok("inspect-codebook", "--usage", "coarse.npz", "--json").stdout)["usage"]
+    assert [scale["tokens"] for scale in used["scales"]] == [1, 4]
+
+    again = ["encode", "img.png", "-o", "coarse.npz", *given, "--skip-existing"]
+    assert "scales 2, not 4" in vartok(*again, code=1).stderr
+    vartok(*again, "--scales", 2)
+    assert "--scales must be from 1 to 4" in vartok(*again[:-1], "--force", "--scales", 5, code=2).stderr
 
 
 def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, other_weights: Path) -> None:

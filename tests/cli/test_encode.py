@@ -83,6 +83,7 @@ def test_damaged_pictures_are_refused_or_taken_and_said(vartok: Vartok, here: Pa
         (["--fit", "stretch", "--size", "64"], Fit(mode="stretch", size=(64, 64)), None),
         (["--fit", "native"], Fit(mode="native"), None),
         (["--zoom", "1.125", "--size", "128"], Fit(zoom=1.125, size=(128, 128)), None),
+        (["--resample", "adm", "--size", "64"], Fit(resample="adm", size=(64, 64)), None),
         (["--fit", "native", "--schedule", "1,2x3,8x12"], Fit(mode="native"), ((1, 1), (2, 3), (8, 12))),
         (["--size", "64", "--schedule", "1,4"], Fit(size=(64, 64)), ((1, 1), (4, 4))),
     ],
@@ -106,7 +107,7 @@ def test_fits(
     assert (TokenMaps.stack([item]).flatten() == expected.flatten()).all()
     assert (item.image.width, item.image.height) == (199, 130)
     assert item.image.size == picture.pixels.shape[:2]
-    assert (item.image.fit, item.image.zoom) == (fit.mode, fit.zoom)
+    assert (item.image.fit, item.image.zoom, item.image.resample) == (fit.mode, fit.zoom, fit.resample)
 
     if fit.mode == "crop":
         refused = vartok("decode", "-", "--restore-size", stdin=data, code=1)

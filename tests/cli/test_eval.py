@@ -39,10 +39,11 @@ def report_of(vartok: Vartok, *args: object, code: int = 0) -> dict[str, Any]:
 
 def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vartok.cli.eval_tables", None)  # imports Rich, which JSON needs not
-    report = report_of(vartok, "in/a.png", "--zoom", "1.125", "--background", "#102030", "--baselines")
+    options = ["--zoom", "1.125", "--resample", "adm", "--background", "#102030", "--baselines"]
+    report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
-        *("passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
+        *("damaged", "passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
     }
     assert (report["pictures"], report["failures"], report["worst"]) == (1, [], [])
     assert report["preprocessing"] == {
@@ -51,7 +52,7 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "multiple": None,
         "zoom": 1.125,
         "background": [16, 32, 48],
-        "resampling": "lanczos",
+        "resampling": "adm",
     }
     assert "uint8" in report["methods"]["reference"]
     assert "rounded" in report["methods"]["reference"]
@@ -208,6 +209,10 @@ def test_damaged_pictures_are_measured_and_said(vartok: Vartok, here: Path) -> N
     ("args", "cause"),
     [
         (["in"], "in is a folder: set --recursive"),
+        (
+            ["-r", "in", "--resample", "adm", "--fit", "pad"],
+            "--resample adm needs the fit crop or bucket",
+        ),
         (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom needs the fit crop, not pad: leave it out"),
         (["-r", "in", "--size", "100"], "--size must be a multiple of 16"),
         (["-r", "in", "--schedule", "1,2"], "--schedule must end in the latent's grid, here 16"),

@@ -23,10 +23,12 @@ import vartok
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
-from vartok.dataset.schema import Encoding
-from vartok.dataset.write import HashedFile, ShardProgress, write_summary
+from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS, Encoding
+from vartok.dataset.shard_files import HashedFile
+from vartok.dataset.stats import FileStats, ShardStats, stats_path
+from vartok.dataset.write import ShardProgress, write_summary
 from vartok.images import Fit, Views
-from vartok.metadata import ModelInfo
+from vartok.metadata import ModelInfo, View
 from vartok.schedule import token_count
 from vartok.sources import InputShard, find_input_shards
 from vartok.tokens import ImageTokens
@@ -87,6 +89,23 @@ def some_rows(count: int) -> list[ImageTokens]:
     ]
 
 
+VIEWED = replace(ENCODING, views="random:3", seed=5, latent_channels=2)
+
+
+def viewed_rows(count: int, encoding: Encoding = VIEWED) -> list[ImageTokens]:
+    """Return rows of three views each, with latents."""
+    latents = np.random.default_rng(1).normal(size=(count, 3, 2, 4, 4)).astype(np.float16)
+    return [
+        replace(
+            row,
+            view=View(v, (0.1 * v, 1 / 3, 8.5, 7), v == 1) if encoding.has_views else None,
+            latent=latents[n, v] if encoding.latents else None,
+        )
+        for n, row in enumerate(some_rows(count))
+        for v in range(encoding.rows_per_picture)
+    ]
+
+
 def with_key(tokens: ImageTokens, key: str) -> ImageTokens:
     return replace(tokens, image=replace(tokens.image, source=key))
 
@@ -141,6 +160,35 @@ def run(job: Job, source: Path, small_tokenizer: vartok.Tokenizer, **options: An
     return reports
 
 
+def write_dataset(
+    out: Path, shards: Sequence[Sequence[ImageTokens]], format: str = "parquet", encoding: Encoding = ENCODING
+) -> Path:
+    """Write a finished data set with these rows in its shards."""
+    job = Job(out=out, format=format, shard_size=1000, encoding=encoding, fit=Fit(size=encoding.size))
+    for path in (out / DATA, out / STATS):
+        path.mkdir(parents=True)
+    for n, rows in enumerate(shards):
+        file = write_rows(job.shard_path((n, 0)), format, rows, encoding)
+        counts = {name: sum(getattr(row, name) is not None for row in rows) for name in OPTIONAL_COLUMNS}
+        stats = ShardStats(
+            input=str(n),
+            files={"": FileStats(len(rows) // encoding.rows_per_picture, file.size, file.sha256)},
+            failed=(),
+            carried=counts,
+            last=True,
+        )
+        stats_path(out, (n, 0)).write_text(stats.to_json())
+    write_summary(job, len(shards))
+    return out
+
+
+def class_sorted_shards() -> list[list[ImageTokens]]:
+    """Rows of 100 classes, three of each, in order in five shards; a key is "class/number"."""
+    row = some_rows(1)[0]
+    rows = [with_key(row, f"{n // 3}/{n % 3}") for n in range(300)]
+    return [rows[start : start + 60] for start in range(0, 300, 60)]
+
+
 def shard_id(name: str) -> tuple[int, int]:
     index, part = name.split("-")
     return int(index), int(part)
@@ -151,7 +199,8 @@ def read_rows(job: Job, name: str) -> list[ImageTokens]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names(folder)}
+    """Return the bytes of all files but the row cache, which a loader adds."""
+    return {name: (folder / name).read_bytes() for name in names(folder) if not name.startswith("cache/")}
 
 
 @pytest.fixture(scope="session")

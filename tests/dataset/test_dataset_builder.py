@@ -243,6 +243,7 @@ def test_equal_keys_lose_no_pictures_and_verify_agrees(
         ({"fit": "native"}, "one size"),
         ({"fit": "squeeze"}, "a fit is one of"),
         ({"fit": "pad", "zoom": 2.0}, "zoom"),
+        ({"resample": "box"}, "resampling is one of lanczos, adm, not 'box'"),
         ({"size": 9}, "size. must be a multiple of 2"),
         ({"schedule": "1,2"}, "schedule. must end in the latent's grid, here 4"),
         ({"shard": (2, 2)}, r"i from 0 to n - 1, not \(2, 2\)"),

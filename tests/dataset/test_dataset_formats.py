@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vartok.dataset.formats import FORMATS, find_format, open_writer, read_shard
 from vartok.dataset.formats.parquet import ROW_GROUP_SIZE
 from vartok.dataset.schema import Encoding
-from vartok.dataset.write import HashedFile
+from vartok.dataset.shard_files import HashedFile
 from vartok.errors import DatasetError
 from vartok.schedule import token_count
 from vartok.token_sources import read_tokens

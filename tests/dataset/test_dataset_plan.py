@@ -157,7 +157,7 @@ def test_new_tars_are_added_and_renamed_ones_refused(
 
 @pytest.mark.parametrize(
     "change",
-    [{"shard_size": 4}, {"format": "jsonl"}, {"format": "wds"}, {"model"}, {"schedule"}],
+    [{"shard_size": 4}, {"format": "jsonl"}, {"format": "wds"}, {"model"}, {"schedule"}, {"resample"}],
     ids=str,
 )
 def test_a_data_set_of_other_settings_is_refused(
@@ -169,11 +169,13 @@ def test_a_data_set_of_other_settings_is_refused(
         other = replace(job, encoding=replace(job.encoding, model=replace(MODEL, name="other")))
     elif change == {"schedule"}:
         other = replace(job, encoding=replace(job.encoding, schedule=((1, 1), (4, 4))))
+    elif change == {"resample"}:
+        other = replace(job, encoding=replace(job.encoding, resample="adm"))
     else:
         other = replace(job, **change)
     (key,) = change
-    name = {"format": "files", "model": "model name"}.get(key, key)
-    with pytest.raises(DatasetError, match=rf"holds a data set with {name} .*, not "):
+    name = {"format": "files", "model": "model name", "resample": "image resample unset"}.get(key, key)
+    with pytest.raises(DatasetError, match=rf"holds a data set with {name}.*, not "):
         plan(other, find_input_shards([str(source)], 3))
 
 

@@ -7,18 +7,24 @@ import pytest
 from dataset_cases import contents, make_job, run
 
 import vartok
-from vartok.dataset.stats import DamagedSample, FailedSample, ShardStats, broken_stats, read_stats, stats_path
+from vartok.dataset.stats import (
+    DamagedSample,
+    FailedSample,
+    FileStats,
+    ShardStats,
+    broken_stats,
+    read_stats,
+    stats_path,
+)
 from vartok.errors import DatasetError
 
 pytest_plugins = ["dataset_cases"]
 
 STATS = ShardStats(
     input="a/b.tar",
-    pictures=2,
+    files={"": FileStats(2, 10, "0" * 64)},
     failed=(FailedSample("k", "is truncated"),),
     carried={"label": 1},
-    bytes=10,
-    sha256="0" * 64,
     last=True,
 )
 

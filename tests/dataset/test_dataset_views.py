@@ -16,6 +16,7 @@ import torch
 from dataset_cases import (
     ENCODING,
     SHARDS,
+    VIEWED,
     contents,
     make_job,
     picture,
@@ -24,6 +25,7 @@ from dataset_cases import (
     run,
     some_rows,
     tar,
+    viewed_rows,
     write_rows,
 )
 from PIL import Image
@@ -40,26 +42,10 @@ from vartok.images.fit import fitted
 from vartok.metadata import View
 from vartok.sources import find_input_shards
 from vartok.token_sources import read_tokens
-from vartok.tokens import ImageTokens, TokenMaps
+from vartok.tokens import TokenMaps
 from vartok.usage import count_usage
 
 pytest_plugins = ["dataset_cases"]
-
-VIEWED = replace(ENCODING, views="random:3", seed=5, latent_channels=2)
-
-
-def viewed_rows(count: int, encoding: Encoding = VIEWED) -> list[ImageTokens]:
-    """Return rows of three views each, with latents."""
-    latents = np.random.default_rng(1).normal(size=(count, 3, 2, 4, 4)).astype(np.float16)
-    return [
-        replace(
-            row,
-            view=View(v, (0.1 * v, 1 / 3, 8.5, 7), v == 1) if encoding.has_views else None,
-            latent=latents[n, v] if encoding.latents else None,
-        )
-        for n, row in enumerate(some_rows(count))
-        for v in range(encoding.rows_per_picture)
-    ]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -232,7 +218,8 @@ def test_a_data_set_with_views_is_verified_counted_and_loaded(
 ) -> None:
     report = verify(viewed)
     assert (report.pictures, report.failed, report.problems) == (16, 2, [])
-    assert len(TokenDataset(viewed)) == len(list(read_tokens(viewed))) == 48
+    assert len(TokenDataset(viewed)) == 16
+    assert len(TokenDataset(viewed, view="all")) == len(list(read_tokens(viewed))) == 48
     assert count_usage(viewed, small_tokenizer).images == 48
     described = json.loads((viewed / "dataset.json").read_text())
     assert (described["pictures"], described["image"]["views"]) == (16, "random:3")

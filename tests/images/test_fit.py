@@ -14,8 +14,7 @@ from PIL import Image
 from vartok import images
 from vartok.buckets import Bucket
 from vartok.errors import ImageError
-from vartok.images import Fit, read_picture, restore_size
-from vartok.images import fit as fit_module
+from vartok.images import Fit, read_picture, restore_size, scaling
 
 
 @pytest.mark.parametrize("size", [(256, 256), (96, 160), (160, 96), (64, 333)])
@@ -37,16 +36,49 @@ def test_crop_is_resize_then_centre_crop(size: tuple[int, int], shape: tuple[int
     assert (picture.width, picture.height) == shape
 
 
-@pytest.mark.parametrize("mode", images.FITS)
-def test_parts_and_strips_give_what_the_whole_gives(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [16, 61, 64])
+@pytest.mark.parametrize("shape", [(427, 320), (301, 128), (127, 300), (50, 61), (61, 61)])
+@pytest.mark.parametrize("zoom", [1.0, 1.1])
+def test_adm_is_the_centre_crop_of_guided_diffusion(size: int, shape: tuple[int, int], zoom: float) -> None:
+    image = scaled = photo(*shape)
+    cover = int(size * zoom)
+    while min(scaled.size) >= 2 * cover:
+        scaled = scaled.resize((scaled.width // 2, scaled.height // 2), Image.Resampling.BOX)
+    factor = cover / min(scaled.size)
+    sides = (round(scaled.width * factor), round(scaled.height * factor))
+    pixels = np.asarray(scaled.resize(sides, Image.Resampling.BICUBIC))
+    top, left = ((side - cover) // 2 for side in pixels.shape[:2])
+    square = pixels[top : top + cover, left : left + cover]
+    inset = round((cover - size) / 2)  # torchvision's CenterCrop of that square
+    expected = square[inset : inset + size, inset : inset + size]
+    picture = read_picture(saved(image, "PNG"), Fit(size=size, zoom=zoom, resample="adm"))
+    assert np.array_equal(picture.pixels, expected)
+    assert (picture.width, picture.height) == shape
+
+
+@pytest.mark.parametrize("mode", ["crop", "bucket"])
+def test_adm_covers_two_sides(mode: str) -> None:
+    # 400 x 128 covers twice 60 x 40, and 200 x 64 does not: one halving, then a scale by the height.
+    image = photo(400, 128)
+    halved = image.resize((200, 64), Image.Resampling.BOX).resize((125, 40), Image.Resampling.BICUBIC)
+    picture = read_picture(saved(image, "PNG"), Fit(mode=mode, size=(40, 60), resample="adm"))
+    assert np.array_equal(picture.pixels, np.asarray(halved)[:, 32:92])
+
+
+@pytest.mark.parametrize(
+    ("mode", "resample"), [*((mode, "lanczos") for mode in images.FITS), ("crop", "adm")]
+)
+def test_parts_and_strips_give_what_the_whole_gives(
+    mode: str, resample: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = Image.eval(
         photo(601, 397), lambda level: level // 3 + 80
     )  # nothing that overshoots and is clipped
     data = saved(image.convert("RGBA"), "PNG")
-    fit = Fit(mode=mode, size=(200, 300), zoom=1.2)
+    fit = Fit(mode=mode, size=(200, 300), zoom=1.2, resample=resample)
     whole = read_picture(data, fit).pixels.astype(int)
-    monkeypatch.setattr(fit_module, "LARGE", 1000)
-    monkeypatch.setattr(fit_module, "STRIP", 1000)
+    monkeypatch.setattr(scaling, "LARGE", 1000)
+    monkeypatch.setattr(scaling, "STRIP", 1000)
     parts = read_picture(data, fit).pixels.astype(int)
     difference = np.abs(parts - whole)
     assert difference.max() <= 2  # native: Pillow scales rows first or columns first, whichever is less work
@@ -57,9 +89,9 @@ def test_parts_and_strips_give_what_the_whole_gives(mode: str, monkeypatch: pyte
 def test_sides_that_fit_are_kept(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo(160, 96)
     fit = Fit(mode=mode, size=(96, 160))
-    for large in (fit_module.LARGE, 1000):  # whole, and in strips
-        monkeypatch.setattr(fit_module, "LARGE", large)
-        monkeypatch.setattr(fit_module, "STRIP", large)
+    for large in (scaling.LARGE, 1000):  # whole, and in strips
+        monkeypatch.setattr(scaling, "LARGE", large)
+        monkeypatch.setattr(scaling, "STRIP", large)
         assert np.array_equal(read_picture(saved(image, "PNG"), fit).pixels, np.asarray(image))
 
 
@@ -74,7 +106,7 @@ def test_odd_shapes_take_no_time(width: int, height: int, mode: str) -> None:
 
 
 def test_a_tall_picture_is_shortened_before_it_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_module, "LARGE", 10_000)
+    monkeypatch.setattr(scaling, "LARGE", 10_000)
     image = photo(2, 3000)
     pixels = read_picture(saved(image, "PNG"), Fit(mode="stretch", size=(64, 64))).pixels
     expected = image.resize((2, 64), Image.Resampling.LANCZOS).resize((64, 64), Image.Resampling.LANCZOS)
@@ -135,13 +167,16 @@ def test_a_bucket_is_a_crop_to_the_nearest_aspect() -> None:
     height=st.integers(1, 90),
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     zoom=st.floats(1, 4),
-    mode=st.sampled_from(images.FITS),
+    mode=st.sampled_from([*images.FITS, "adm"]),
     multiple=st.integers(1, 32),
 )
 def test_every_fit_gives_its_size(
     width: int, height: int, size: tuple[int, int], zoom: float, mode: str, multiple: int
 ) -> None:
-    fit = Fit(mode=mode, size=size, zoom=zoom, multiple=multiple)
+    resample = "lanczos"
+    if mode == "adm":
+        mode, resample = "crop", mode
+    fit = Fit(mode=mode, size=size, zoom=zoom, resample=resample, multiple=multiple)
     picture = read_picture(saved(Image.new("L", (width, height), 90), "PNG"), fit)
     rows, columns, channels = picture.pixels.shape
     assert channels == 3
@@ -194,6 +229,8 @@ def test_sizes_that_are_not_restored(size: dict[str, Any], cause: str) -> None:
         {"zoom": 0.5},
         {"zoom": float("nan")},
         {"zoom": 1e9},
+        {"resample": "bicubic"},
+        {"resample": "adm", "mode": "pad"},
         {"background": (0, 0, 256)},
         {"background": (0, 0)},
         {"multiple": 0},

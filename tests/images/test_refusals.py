@@ -16,8 +16,7 @@ from picture_files import AS_IS, check_message, chunk, photo, png, profile, read
 from PIL import Image
 
 from vartok.errors import ImageError
-from vartok.images import Fit, read_file, read_picture, reading, restore_size
-from vartok.images import fit as fit_module
+from vartok.images import Fit, read_file, read_picture, reading, restore_size, scaling
 
 
 def refused(file: Path | bytes, fit: Fit = AS_IS) -> str:
@@ -161,7 +160,7 @@ def test_whatever_pillow_raises_is_one_line(
 
 
 def test_threads_read_the_same_pixels_as_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_module, "LARGE", 0)  # every picture waits for its turn
+    monkeypatch.setattr(scaling, "LARGE", 0)  # every picture waits for its turn
     files = list(SAMPLES.values()) * 4
     alone = [read_picture(data, Fit(size=(32, 32))).pixels for data in files]
     with ThreadPoolExecutor(8) as pool:

@@ -117,7 +117,7 @@ def test_decode_file_gives_the_pixels_of_the_command(
     assert "`any_weights`" in str(result.error.hint)
     drawn = library.decode_file("img.npz", weights=other_weights, device="cpu", any_weights=True)
     assert drawn.size == (256, 256)
-    with pytest.raises(TokensError, match=r"img\.npz: scales must be from 1 to 10"):
+    with pytest.raises(TokensError, match=r"img\.npz: `scales` must be from 1 to 10"):
         library.decode_file("img.npz", tokenizer=tokenizer, scales=11)
     with pytest.raises(TokenFileError, match=r"gone\.npz"):
         library.decode_file("gone.npz", tokenizer=tokenizer)

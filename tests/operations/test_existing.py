@@ -41,6 +41,7 @@ def encoded(vartok: Vartok, here: Path) -> Path:
         (["--size", "128"], "size 64x64, not 128x128"),
         ([*QUICK, "--fit", "pad"], "fit crop, not pad"),
         ([*QUICK, "--zoom", "2"], "zoom 1, not 2"),
+        ([*QUICK, "--resample", "adm"], "resample lanczos, not adm"),
         ([*QUICK, "--background", "#000"], "background #ffffff, not #000000"),
         (["--size", "64", "--schedule", "1,2,4"], "schedule 1,4, not 1,2,4"),
         (["--size", "64"], "schedule 1,4, not 1,1,1,1,1,2,2,2,3,4"),

@@ -109,11 +109,11 @@ def test_an_item_that_fails_in_a_batch_fails_alone(
     image = to_tensor(np.asarray(Image.open(io.BytesIO(png(32, 32, seed=2))).convert("RGB"))[None])
     bad = tokenizer.latent(image)
 
-    def fussy(latents: torch.Tensor, schedule: Any = None) -> vartok.TokenMaps:
+    def fussy(latents: torch.Tensor, schedule: Any = None, scales: Any = None) -> vartok.TokenMaps:
         calls.append(len(latents))
         if (latents == bad).flatten(1).all(1).any():
             raise ScheduleError("not this one")
-        return quantize(latents, schedule)
+        return quantize(latents, schedule, scales)
 
     monkeypatch.setattr(tokenizer, "quantize", fussy)
     pictures = [(i, str(i), png(32, 32, seed=i)) for i in range(4)]
@@ -285,7 +285,7 @@ def test_tokens_of_too_many_pixels_are_refused(tokenizer: vartok.Tokenizer) -> N
     [(_, small)] = encode_pictures(tokenizer, [(0, "a.png", png(32, 32))], NATIVE)
     assert isinstance(small, ImageTokens)
     scales = tuple(np.zeros(grid, np.uint16) for grid in ((1, 1), (700, 700)))
-    tokens = dataclasses.replace(small, scales=scales)
+    tokens = dataclasses.replace(small, scales=scales, schedule=())
     [(_, result)] = decode_tokens(tokenizer, [(None, tokens)])
     assert isinstance(result, TokensError)
     assert "1 picture of 11,200 x 11,200 pixels" in str(result)

@@ -2,8 +2,8 @@
 
     vartok.dataset.build("photos", "tokens")
     vartok.dataset.verify("tokens").problems               # [] if all is well
-    dataset = vartok.dataset.TokenDataset("tokens", shuffle=True)
-    for batch in DataLoader(dataset, batch_size=64):
+    dataset = vartok.dataset.TokenDataset("tokens")
+    for batch in DataLoader(dataset, batch_size=64, shuffle=True):
         batch["tokens"]                                    # [64, L] int64
         dataset.var_inputs(tokenizer, batch["tokens"])     # [64, L - 1, C] float32
 
@@ -18,20 +18,35 @@ from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.dataset.builder import build
+    from vartok.dataset.exporter import ExportSummary, export
     from vartok.dataset.loader import TokenDataset
     from vartok.dataset.progress import Progress, Summary
+    from vartok.dataset.stream import TokenStream
     from vartok.dataset.verification import Report, verify
 
-__all__ = ["Progress", "Report", "Summary", "TokenDataset", "build", "verify"]
+__all__ = [
+    "ExportSummary",
+    "Progress",
+    "Report",
+    "Summary",
+    "TokenDataset",
+    "TokenStream",
+    "build",
+    "export",
+    "verify",
+]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "ExportSummary": "exporter",
         "Progress": "progress",
         "Report": "verification",
         "Summary": "progress",
         "TokenDataset": "loader",
+        "TokenStream": "stream",
         "build": "builder",
+        "export": "exporter",
         "verify": "verification",
     },
 )

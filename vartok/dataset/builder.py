@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vartok.buckets import Bucket, BucketsLike
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.lock import run_lock
 from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_folder
@@ -52,12 +53,15 @@ def build(
     keep_pictures: bool = False,
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
+    buckets: BucketsLike | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     views: str = "center",
     seed: int | None = None,
     latents: bool = False,
     background: str = "white",
     schedule: Schedule | str | None = None,
+    scales: int | None = None,
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
     allow_damaged: bool = False,
@@ -102,9 +106,13 @@ def build(
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
             own if None.
         fit: "crop": scale to cover the size, then cut out the centre; "pad": scale to fit inside, with
-            `background` around; "stretch": scale each side.
-        zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
-            transform has 1.125.
+            `background` around; "stretch": scale each side; "bucket": crop to the size of `buckets` whose
+            aspect ratio is nearest, into shards of that size alone.
+        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
+            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
+        zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100;
+            VAR's own transform has 1.125.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
             images; "random:N": N crops at random, each mirrored or not. "ten-crop" and "random:N" need the
@@ -113,6 +121,7 @@ def build(
         latents: store the latents too, before quantization, in float16.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
@@ -177,13 +186,15 @@ def build(
         device, dtype, processes = str(tokenizer.device), tokenizer.dtype, 1
     if fit == "native":
         raise ArgumentError(
-            "a data set cannot have the fit native, since its pictures have one size",
-            hint="set `fit` to crop, pad or stretch",
+            "a data set cannot have the fit native: its pictures have one size, or those of a few buckets",
+            hint="set `fit` to crop, pad, stretch or bucket",
         )
     pixels = make_fit(
         fit,
         size=size,
+        buckets=buckets,
         zoom=zoom,
+        resample=resample,
         views=views,
         seed=seed,
         background=background,
@@ -226,12 +237,12 @@ def build(
         _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
-        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
+        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids, scales=scales)
         job = Job(
             out=out,
             format=format,
             shard_size=shard_size,
-            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents),
+            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents, scales=scales),
             fit=pixels,
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
@@ -250,7 +261,7 @@ def build(
             device=device,
             dtype=dtype,
             compile=compile,
-            batch_size=default_batch_size(batch_size, tokenizer, math.prod(pixels.size))
+            batch_size=default_batch_size(batch_size, tokenizer, max(map(math.prod, pixels.sizes)))
             if device == "cpu"
             else batch_size or GPU_BATCH_SIZE,
             workers=workers or max(1, -(-default_workers() // count)),
@@ -304,22 +315,34 @@ def _check_arguments(
 
 
 def _encoding(
-    tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str, *, latents: bool
+    tokenizer: Tokenizer,
+    fit: Fit,
+    schedule: Schedule | None,
+    device: str,
+    dtype: str,
+    *,
+    latents: bool,
+    scales: int | None,
 ) -> Encoding:
     step = tokenizer.config.downsample
     latent = (fit.size[0] // step, fit.size[1] // step)
+    own = Bucket(fit.size, schedule or adapt_schedule(tokenizer.config.patch_nums, latent))
+    size, grids = fit.buckets[0] if fit.buckets else own
     return Encoding(
         model=tokenizer.info,
-        schedule=schedule or adapt_schedule(tokenizer.config.patch_nums, latent),
-        size=fit.size,
+        schedule=grids,
+        size=size,
         fit=fit.mode,
         zoom=fit.zoom,
         background=fit.background,
         device=device.partition(":")[0],
         dtype=dtype,
+        resample=fit.resample,
         views=str(fit.views),
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,
+        buckets=fit.buckets,
+        scales=scales if scales != len(grids) else None,
     )
 
 

@@ -1,123 +1,54 @@
-"""Load a data set's tokens for training: shuffled, and divided among processes and their workers."""
+"""Load a data set's tokens for training, by the numbers of its rows."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
-from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import OPTIONAL_COLUMNS, open_dataset
-from vartok.errors import DatasetError
-from vartok.files import os_error_reason
-from vartok.tokens import ImageTokens, TokenMaps
+from vartok.dataset.cache import open_cache
+from vartok.dataset.rows import FinishedDataset
+from vartok.errors import DatasetError, quoted
+from vartok.metadata import ModelInfo
+from vartok.schedule import Schedule
+from vartok.tokens import TokenMaps
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 
-class TokenDataset(IterableDataset[dict[str, Any]]):
-    """The rows of a data set, as dicts that a DataLoader can batch.
+class TrainingRows:
+    """The tokens of a data set, as `TokenDataset` and `TokenStream` give them."""
 
-    A row has "key"; "tokens", [L] int64, scales coarse to fine, each scale row by row; and "width" and
-    "height" of the original picture, in pixels. If any row of the data set has a label, a caption or
-    metadata, every row has "label" (-1 if unknown), "caption" or "metadata" ("" if unknown).
+    _dataset: FinishedDataset
+    _maps: bool
 
-    Every rank reads different rows, and so does every worker of a DataLoader. Ranks get equally many rows: if
-    the number of ranks does not divide the rows, the last few rows of the epoch's order are left out.
+    @property
+    def schedule(self) -> Schedule:
+        """(h, w) of every scale of the whole schedule, coarse to fine."""
+        return self._dataset.buckets[0].encoding.schedule
 
-    Args:
-        folder: folder of the data set.
-        shuffle: shuffle the shards, and the rows within each shard; `set_epoch` gives another order.
-        seed: seed of the shuffle; it must be the same on every rank.
-        maps: give a row "maps", K tensors [h_k, w_k] int64, instead of "tokens".
-        rank: rank of this process, from 0; if None, that of torch.distributed, or 0 without it.
-        world: number of ranks; if None, that of torch.distributed, or 1 without it.
+    @property
+    def model(self) -> ModelInfo:
+        """The checkpoint whose codebook the tokens index."""
+        return self._dataset.buckets[0].encoding.model
 
-    Attributes:
-        schedule: (h, w) of every scale, coarse to fine.
-        model: `ModelInfo` of the checkpoint whose codebook the tokens index.
-        classes: names of the labels, if folders or tables gave them; else empty.
+    @property
+    def grids(self) -> Schedule:
+        """(h, w) of each scale of the rows: `schedule`, or its first grids if only these were encoded."""
+        return self._dataset.buckets[0].encoding.grids
 
-    Raises:
-        DatasetError: the folder holds no data set, or an incomplete one; or `rank` and `world` are invalid.
-        VartokError: a package that the format of the shards needs is not installed.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        maps: bool = False,
-        rank: int | None = None,
-        world: int | None = None,
-    ) -> None:
-        self._folder = Path(folder)
-        self._description, self._encoding = open_dataset(self._folder)
-        find_format(self._description["files"])
-        if not self._description.get("complete"):
-            raise DatasetError(
-                f"{folder} is not complete",
-                hint="run the same build again, for each part if it was made in parts",
-            )
-        if (rank is None) != (world is None) or (
-            rank is not None and world is not None and not 0 <= rank < world
-        ):
-            raise DatasetError(f"rank {rank} and world {world}: give both or none, rank from 0 to world - 1")
-        self._shuffle = shuffle
-        self._seed = seed
-        self._maps = maps
-        # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-        self._world = world if world is not None else torch.distributed.get_world_size() if distributed else 1
-        self._shards: list[tuple[str, int]] = [
-            (item["name"], self._encoding.count_rows(item)) for item in self._description["shards"]
-        ]
-        counts = self._description.get("carried", {})
-        self._columns = [name for name in OPTIONAL_COLUMNS if counts.get(name)]
-        self.schedule = self._encoding.schedule
-        self.model = self._encoding.model
-        self.classes: list[str] = self._description.get("classes", [])
-
-    def __len__(self) -> int:
-        """Return the number of rows of this rank."""
-        return sum(rows for _, rows in self._shards) // self._world
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which with `seed` determines the order of a shuffle; call it before each epoch."""
-        self._epoch.fill_(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows of this rank; in a worker of a DataLoader, only that worker's share of them.
-
-        Raises:
-            DatasetError: a shard is broken or cannot be read.
-        """
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        # All rows, in the epoch's order, form one sequence; each rank and worker takes a slice of it.
-        first = self._rank * len(self)
-        epoch = int(self._epoch)
-        start, stop = (first + len(self) * part // workers for part in (worker, worker + 1))
-        shards = list(self._shards)
-        if self._shuffle:
-            random.Random(f"{self._seed}/{epoch}").shuffle(shards)
-        offset = 0
-        for name, rows in shards:
-            low, high = max(start - offset, 0), min(stop - offset, rows)
-            if low < high:
-                yield from self._rows(name, rows, low, high, epoch)
-            offset += rows
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels, if folders or tables gave them; else empty."""
+        return list(self._dataset.classes)
 
     def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
         """Compute the inputs that teacher-force a next-scale transformer on a batch of this data set.
@@ -134,36 +65,143 @@ class TokenDataset(IterableDataset[dict[str, Any]]):
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule))
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule, len(self.grids)))
 
-    def _rows(self, name: str, rows: int, low: int, high: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """Yield rows `low` to `high` - 1 of a shard in the epoch's order; the shard has `rows` rows."""
-        path = self._folder / name
-        try:
-            shard = list(read_shard(self._description["files"], path, self._encoding))
-        except DatasetError as error:
-            raise DatasetError(f"{path}: {error}", hint=error.hint) from None
-        except OSError as error:
-            raise DatasetError(f"{path}: {os_error_reason(error)}") from None
-        if len(shard) != rows:
-            raise DatasetError(
-                f"{path} has {len(shard):,} rows, but dataset.json says {rows:,}",
-                hint="run `vartok dataset verify` to find what is damaged",
-            )
-        order = list(range(rows))
-        if self._shuffle:
-            random.Random(f"{self._seed}/{epoch}/{name}").shuffle(order)
-        for i in order[low:high]:
-            yield self._as_dict(shard[i])
+    def _split(self, tokens: Tensor) -> list[Tensor]:
+        """Split [L] tokens into K maps; map k is [h_k, w_k]."""
+        scales = tokens.split([h * w for h, w in self.grids])
+        return [scale.view(grid) for scale, grid in zip(scales, self.grids, strict=True)]
 
-    def _as_dict(self, row: ImageTokens) -> dict[str, Any]:
-        image = row.image
-        item: dict[str, Any] = {"key": image.source, "width": image.width, "height": image.height}
-        if self._maps:
-            item["maps"] = [torch.from_numpy(scale.astype(np.int64)) for scale in row.scales]
-        else:
-            item["tokens"] = torch.from_numpy(row.flatten().astype(np.int64))
-        for column in self._columns:
-            value = getattr(row, column)
-            item[column] = value if value is not None else -1 if column == "label" else ""
+
+class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
+    """The pictures of a data set by their numbers, as dicts that a DataLoader can batch.
+
+    An item has "key"; "tokens", [L] int64, scales coarse to fine, each scale row by row; and "width" and
+    "height" of the original picture, in pixels. If any row of the data set has a label, a caption or
+    metadata, every item has "label" (-1 if unknown), "caption" or "metadata" ("" if unknown).
+
+    Where pictures have several views, an item is a view of a picture: it has "view", its number; "box", [4]
+    float64, the part of the original that was encoded, see `View`; and "flipped". With latents, an item has
+    "latent", [C, h, w] float16.
+
+    Torch's own samplers choose the order: `DataLoader(dataset, shuffle=True)` shuffles all items, and
+    `DistributedSampler` divides them among ranks. When a data set is opened for the first time, its rows are
+    copied into one file beside the shards, cache/rows.bin, of about 2 bytes a token; from then on the file
+    is memory-mapped. `TokenStream` needs no such file.
+
+    Args:
+        folder: folder of the data set.
+        maps: give an item "maps", K tensors [h_k, w_k] int64, instead of "tokens".
+        view: with several views of a picture: the number of the view to give; "all" for each view as an item
+            of its own, the views of a picture one after the other; or None to draw a view of each picture,
+            by `seed` and epoch.
+        seed: seed of the draws of views.
+
+    Raises:
+        DatasetError: the folder holds no data set, or an incomplete or broken one; or the rows cannot be
+            written into a file; or pictures have no such view.
+        VartokError: a package that the format of the shards needs is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        maps: bool = False,
+        view: int | Literal["all"] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._maps = maps
+        self._dataset = FinishedDataset.open(folder)
+        self._bucket = self._dataset.buckets[0]
+        self._views = self._bucket.encoding.rows_per_picture
+        if view not in (None, "all") and (type(view) is not int or not 0 <= view < self._views):
+            raise DatasetError(f"a view is from 0 to {self._views - 1} or 'all', not {quoted(view)}")
+        self._view = view
+        self._seed = seed
+        # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._cache = open_cache(self._dataset.folder, self._bucket)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the memory map, which another process opens for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_cache"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._cache = open_cache(self._dataset.folder, self._bucket)
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return self._bucket.rows // (1 if self._view == "all" else self._views)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which with `seed` determines the views that are drawn; call it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield all items in order."""
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return an item.
+
+        Raises:
+            IndexError: there is no such item.
+        """
+        (item,) = self.__getitems__([index])
         return item
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the items of a batch; a DataLoader calls it.
+
+        Raises:
+            IndexError: an item does not exist.
+        """
+        count = len(self)
+        items = np.fromiter(map(operator.index, indices), np.int64, len(indices))
+        if len(items) and not -count <= items.min() <= items.max() < count:
+            raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
+        rows = self._rows(np.where(items < 0, items + count, items))
+        columns: dict[str, Sequence[Any]] = {
+            name: self._cache.texts(name, rows) for name in self._cache.text_columns
+        }
+        for name, values in self._cache.columns.items():
+            if name == "tokens":
+                tokens = torch.from_numpy(values[rows].astype(np.int64))
+            else:
+                found = values[rows]
+                columns[name] = torch.from_numpy(found).unbind() if found.ndim > 1 else found.tolist()
+        if self._maps:
+            columns["maps"] = [self._split(flat) for flat in tokens]
+        else:
+            columns["tokens"] = tokens.unbind()
+        return [dict(zip(columns, item, strict=False)) for item in zip(*columns.values(), strict=False)]
+
+    def _rows(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the row of each item."""
+        if self._views == 1 or self._view == "all":
+            return items
+        if self._view is not None:
+            return items * self._views + self._view
+        return items * self._views + draw_views(self._seed, int(self._epoch), items, self._views)
+
+
+def draw_views(seed: int, epoch: int, pictures: NDArray[np.int64], views: int) -> NDArray[np.int64]:
+    """Draw a view of each picture, which depends on nothing but seed, epoch and the picture's number.
+
+    Returns:
+        [N] numbers from 0 to `views` - 1.
+
+    Source: Steele et al. 2014, Fast splittable pseudorandom number generators: SplitMix64.
+    """
+
+    def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    state = np.zeros(1, np.uint64)
+    for number in (np.array([seed]), np.array([epoch]), pictures):
+        state = mix(state + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1))
+    return (state % np.uint64(views)).astype(np.int64)

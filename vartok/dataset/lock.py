@@ -100,3 +100,33 @@ def _busy(path: Path, owner: bytes) -> DatasetError:
         f"another run is at work in {path.parent}" + f": {who}" * bool(who),
         hint="wait until it has ended; runs share a folder if each has its own i, and all one n, in `shard`",
     )
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a folder while the block runs.
+
+    Where the file system has no locks for folders, nothing keeps two processes apart.
+
+    Args:
+        folder: the folder.
+        wait: wait for another process that has it locked.
+
+    Raises:
+        BlockingIOError: another process has it locked, and `wait` is false.
+        OSError: the folder cannot be opened.
+    """
+    if fcntl is None:  # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

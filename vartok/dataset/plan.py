@@ -25,8 +25,11 @@ from vartok.dataset.schema import (
     STATS,
     VERSION,
     Encoding,
+    bucket_name,
     read_description,
+    shard_file,
     shard_name,
+    without_count,
     write_text,
 )
 from vartok.dataset.stats import ShardId, ShardStats, read_stats
@@ -44,8 +47,7 @@ second on two idle cores, and 7 beside other work."""
 
 CARD = """---
 configs:
-- config_name: default
-  data_files: {data}/*{suffix}
+{configs}
 ---
 Pictures as the tokens of {model}, made by `vartok dataset`; dataset.json tells how.
 """
@@ -78,14 +80,22 @@ class Job:
     label_names: bool = False
     passed_over: tuple[tuple[str, int], ...] = ()
 
-    def shard_path(self, shard: ShardId) -> Path:
-        """Return the path of a shard's file."""
-        return self.out / DATA / f"{shard_name(*shard)}{find_format(self.format).suffix}"
+    @property
+    def bucket_names(self) -> list[str]:
+        """Names of the buckets; without buckets "" alone, the name of every shard's only file."""
+        return [bucket_name(bucket.size) for bucket in self.encoding.buckets] or [""]
+
+    def shard_path(self, shard: ShardId, bucket: str = "") -> Path:
+        """Return the path of a shard's file, with buckets that of one bucket."""
+        return self.out / shard_file(shard_name(*shard), bucket, find_format(self.format).suffix)
 
     def has_shard(self, shard: ShardId, stats: ShardStats) -> bool:
-        """Return True if the shard's file exists and has the size that its stats say."""
+        """Return True if the shard's files exist and have the sizes that its stats say."""
         try:
-            return self.shard_path(shard).stat().st_size == stats.bytes
+            return all(
+                self.shard_path(shard, bucket).stat().st_size == file.bytes
+                for bucket, file in stats.files.items()
+            )
         except FileNotFoundError:
             return False
 
@@ -176,7 +186,7 @@ def prepare_folder(job: Job) -> None:
 
 def remove_leftovers(job: Job) -> None:
     """Remove temporary files that killed runs, or killed processes of this run, have left in the folder."""
-    for folder in (DATA, STATS, ""):
+    for folder in (*(f"{DATA}/{bucket}" for bucket in job.bucket_names), STATS, ""):
         remove_stale_temp_files(job.out / folder)
 
 
@@ -255,14 +265,17 @@ def _check_description(job: Job) -> None:
     """Raise DatasetError if the settings in dataset.json differ from those of the job."""
     wanted = job.describe()
     found = read_description(job.out)
+    if isinstance(found.get("buckets"), list):
+        found["buckets"] = [without_count(bucket) for bucket in found["buckets"]]
     old, new = _flatten(found, wanted), _flatten(wanted, wanted)
-    for name in {**new, **old}:
-        if old.get(name) != new.get(name):
-            raise DatasetError(
-                f"{job.out} holds a data set with {name} {_shorten(old.get(name))}, not "
-                f"{_shorten(new.get(name))}",
-                hint="give the same sources and settings, or name another folder",
-            )
+    differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
+    differing.sort(key=lambda name: old.get(name) is None or new.get(name) is None)  # it tells least
+    for name in differing:
+        raise DatasetError(
+            f"{job.out} holds a data set with {name} {_shorten(old.get(name))}, not "
+            f"{_shorten(new.get(name))}",
+            hint="give the same sources and settings, or name another folder",
+        )
 
 
 def _create_folder(job: Job) -> None:
@@ -278,8 +291,11 @@ def _create_folder(job: Job) -> None:
         (job.out / folder).mkdir(parents=True, exist_ok=True)
     if not (job.out / README).exists():  # an existing one may have the user's additions
         suffix = find_format(job.format).suffix
-        card = CARD.format(data=DATA, suffix=suffix, model=job.encoding.model.name)
-        write_text(job.out / README, card)
+        configs = [  # a loader's table has tokens of one number, and so of one bucket
+            f"- config_name: {bucket or 'default'}\n  data_files: {shard_file('*', bucket, suffix)}"
+            for bucket in job.bucket_names
+        ]
+        write_text(job.out / README, CARD.format(configs="\n".join(configs), model=job.encoding.model.name))
     write_text(job.out / DATASET, json.dumps({**job.describe(), "complete": False}, indent=1) + "\n")
 
 
@@ -311,6 +327,8 @@ def _flatten(description: dict[str, Any], names: Iterable[str]) -> dict[str, Any
 
 def _shorten(value: Any) -> str:
     """Return a value of dataset.json as a short text for a message."""
+    if value is None:
+        return "unset"
     text = one_line(json.dumps(value), 100)
     return f"{text} ({len(value)} in all)" if text.endswith("...") and isinstance(value, list) else text
 

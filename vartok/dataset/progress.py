@@ -78,6 +78,7 @@ class Summary:
         run: the work of this run.
         complete: True if all input shards are done.
         pictures: number of pictures in the finished shards; each has a row for every view.
+        views: number of views of each picture.
         failed: number of samples of the finished shards that failed, and so have no row.
         bytes: total size of the finished shards in bytes.
         shards: number of finished shards.
@@ -95,6 +96,7 @@ class Summary:
     bytes: int
     shards: int
     passed_over: dict[str, int]
+    views: int = 1
     damaged: int = 0
     not_carried: dict[str, int] = field(default_factory=dict)
 

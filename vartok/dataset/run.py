@@ -98,6 +98,7 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
         ),
         complete=summary["complete"],
         pictures=summary["pictures"],
+        views=job.encoding.rows_per_picture,
         failed=summary["failed"],
         bytes=summary["bytes"],
         shards=len(summary["shards"]),

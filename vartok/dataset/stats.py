@@ -17,6 +17,9 @@ from vartok.files import check_regular, os_error_reason
 OPTIONAL_COUNTS = ("not_carried", "passed_over")
 """Counts in `ShardStats` that are not written if they are empty."""
 
+BUCKET = "(?:[0-9]{1,9}x[0-9]{1,9})?"
+"""Pattern of the names of buckets, which are names of folders; the one file without buckets has none."""
+
 ShardId = tuple[int, int]
 """A shard: (index of its input shard, number of its part), both from 0."""
 
@@ -47,17 +50,29 @@ class DamagedSample(NamedTuple):
     cause: str
 
 
+class FileStats(NamedTuple):
+    """Facts about a file of a finished shard.
+
+    Attributes:
+        pictures: number of pictures that have rows in it, one for each view.
+        bytes: size of the file in bytes.
+        sha256: sha256 of the file, in hex.
+    """
+
+    pictures: int
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardStats:
     """Facts about a finished shard.
 
     Attributes:
         input: identity of its input shard.
-        pictures: number of pictures that have rows, one for each view.
+        files: facts about its files, by bucket; without buckets it has one file, of the name "".
         failed: samples that failed, and so have no row.
         carried: for each optional column, the number of pictures that have a value.
-        bytes: size of the shard's file in bytes.
-        sha256: sha256 of the shard's file, in hex.
         last: True if the shard is the last one of its input shard.
         not_carried: for each text of `Sample.not_carried`, the number of rows; not written if empty.
         passed_over: number of members of a tar that were passed over, by kind; not written if empty.
@@ -65,24 +80,41 @@ class ShardStats:
     """
 
     input: str
-    pictures: int
+    files: dict[str, FileStats]
     failed: tuple[FailedSample, ...]
     carried: dict[str, int]
-    bytes: int
-    sha256: str
     last: bool
     not_carried: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
     damaged: tuple[DamagedSample, ...] = ()
 
+    @property
+    def pictures(self) -> int:
+        """Number of pictures that have rows, one for each view."""
+        return sum(file.pictures for file in self.files.values())
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files in bytes."""
+        return sum(file.bytes for file in self.files.values())
+
     def to_json(self) -> str:
-        """Return the stats as a JSON object on one line, with a newline."""
-        failed = [{"key": sample.key, "cause": sample.cause} for sample in self.failed]
-        damaged = [sample._asdict() for sample in self.damaged]
-        values = {**vars(self), "failed": failed, "damaged": damaged}
-        for name in (*OPTIONAL_COUNTS, "damaged"):
-            if not values[name]:
-                del values[name]
+        """Return the stats as a JSON object on one line, with a newline.
+
+        The facts about the one file of a data set without buckets stand in the object itself; those about
+        files of buckets in "files", by bucket.
+        """
+        only = self.files.get("")
+        values = {
+            "input": self.input,
+            **({"pictures": only.pictures} if only else {}),
+            "failed": [{"key": sample.key, "cause": sample.cause} for sample in self.failed],
+            "carried": self.carried,
+            **({"bytes": only.bytes, "sha256": only.sha256} if only else {"files": _as_dicts(self.files)}),
+            "last": self.last,
+            **{name: getattr(self, name) for name in OPTIONAL_COUNTS if getattr(self, name)},
+            **({"damaged": [sample._asdict() for sample in self.damaged]} if self.damaged else {}),
+        }
         return json.dumps(values) + "\n"
 
     @classmethod
@@ -100,20 +132,34 @@ class ShardStats:
             damaged = tuple(
                 DamagedSample(str(item["key"]), str(item["cause"])) for item in values.pop("damaged", ())
             )
-            stats = cls(failed=failed, damaged=damaged, **values)
+            found = values.pop("files") if "files" in values else {"": _pop_file(values)}
+            files = {name: FileStats(**file) for name, file in found.items() if re.fullmatch(BUCKET, name)}
+            stats = cls(failed=failed, files=files, damaged=damaged, **values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DatasetError(
                 "is empty, torn, or not a stats file of vartok: build the data set again"
             ) from None
-        types = {"input": str, "pictures": int, "carried": dict, "bytes": int, "sha256": str, "last": bool}
-        for name, kind in types.items():
-            if type(getattr(stats, name)) is not kind:
+        types = {"input": str, "carried": dict, "last": bool}
+        checked = [(name, kind, getattr(stats, name)) for name, kind in types.items()]
+        for file in stats.files.values():
+            checked += zip(FileStats._fields, (int, int, str), file, strict=True)
+        for name, kind, value in checked:
+            if type(value) is not kind:
                 raise DatasetError(f"{name} is not of type {kind.__name__}: build the data set again")
         for name in OPTIONAL_COUNTS:
             counts = getattr(stats, name)
             if type(counts) is not dict or not all(type(count) is int for count in counts.values()):
                 raise DatasetError(f"{name} does not hold counts: build the data set again")
         return stats
+
+
+def _as_dicts(files: dict[str, FileStats]) -> dict[str, Any]:
+    return {name: file._asdict() for name, file in files.items()}
+
+
+def _pop_file(values: dict[str, Any]) -> dict[str, Any]:
+    """Remove the facts about the one file from the values of a stats file, and return them."""
+    return {name: values.pop(name) for name in FileStats._fields}
 
 
 def stats_path(out: Path, shard: ShardId) -> Path:

@@ -18,10 +18,12 @@ from vartok.dataset.schema import (
     FAILED,
     STATS,
     Encoding,
+    bucket_name,
     open_dataset,
+    shard_file,
     shard_name,
 )
-from vartok.dataset.stats import ShardStats, broken_stats, read_stats
+from vartok.dataset.stats import FileStats, broken_stats, read_stats
 from vartok.errors import DatasetError, counted, one_line
 from vartok.files import check_regular, os_error_reason
 
@@ -85,14 +87,19 @@ def verify(out: str | Path) -> Report:
         broken = broken_stats(out)
     except OSError as error:
         raise DatasetError(f"{error.filename or out / STATS}: {os_error_reason(error)}") from None
-    report = Report()
-    for name, expected in stats.items():
-        file = f"{DATA}/{name}{suffix}"
+    report = Report(
+        failed=sum(len(values.failed) for values in stats.values()),
+        damaged=sum(len(values.damaged) for values in stats.values()),
+    )
+    files = {
+        shard_file(name, bucket, suffix): (bucket, expected)
+        for name, values in stats.items()
+        for bucket, expected in values.files.items()
+    }
+    for file, (bucket, expected) in files.items():
         report.shards += 1
-        report.failed += len(expected.failed)
-        report.damaged += len(expected.damaged)
         try:
-            keys = _check_shard(out / file, description["files"], encoding, expected)
+            keys = _check_shard(out / file, description["files"], encoding.of_bucket(bucket), expected)
         except FileNotFoundError:
             report.problems.append(Problem(file, "is missing: build the data set again"))
         except DatasetError as error:
@@ -104,11 +111,12 @@ def verify(out: str | Path) -> Report:
             report.problems += (Problem(file, cause) for cause in _repeated_keys(keys))
     for shard, reason in broken.items():
         report.problems.append(Problem(f"{STATS}/{shard_name(*shard)}.json", str(reason)))
-    report.problems += _check_summary(out, description, stats, report)
+    expected_files = {file: expected for file, (_, expected) in files.items()}
+    report.problems += _check_summary(out, description, encoding, expected_files, report)
     return report
 
 
-def _check_shard(path: Path, format: str, encoding: Encoding, stats: ShardStats) -> Counter[str]:
+def _check_shard(path: Path, format: str, encoding: Encoding, stats: FileStats) -> Counter[str]:
     """Return the keys of a shard's rows, with the numbers of views, each with the number of its rows.
 
     Raises:
@@ -140,7 +148,11 @@ def _repeated_keys(keys: Counter[str]) -> Iterator[str]:
 
 
 def _check_summary(
-    out: Path, description: dict[str, Any], stats: dict[str, ShardStats], report: Report
+    out: Path,
+    description: dict[str, Any],
+    encoding: Encoding,
+    files: dict[str, FileStats],
+    report: Report,
 ) -> Iterator[Problem]:
     """Yield the differences of dataset.json, data/, failed.jsonl and damaged.jsonl from the stats.
 
@@ -149,10 +161,10 @@ def _check_summary(
     Args:
         out: folder of the data set.
         description: the parsed dataset.json.
-        stats: stats of all shards, by name.
+        encoding: the encoding in it.
+        files: stats of the files of all shards, by their paths in the data set.
         report: the report so far; its `failed` and `damaged` are the numbers of lines of these files.
     """
-    suffix = find_format(description["files"]).suffix
     if not description.get("complete"):
         yield Problem(
             DATASET, "is not complete: run the same build again, for each part if it was made in parts"
@@ -163,12 +175,13 @@ def _check_summary(
         for item in description.get("shards", ())
         if isinstance(item, dict)
     }
-    if listed != {f"{DATA}/{name}{suffix}": (item.pictures, item.sha256) for name, item in stats.items()}:
+    if listed != {name: (item.pictures, item.sha256) for name, item in files.items()}:
         yield Problem(DATASET, "lists other shards than the stats files: build the data set again")
-    known = {f"{name}{suffix}" for name in stats}
-    for path in sorted((out / DATA).iterdir()) if (out / DATA).is_dir() else ():
-        if path.name not in known:
-            yield Problem(f"{DATA}/{path.name}", "is not a shard of this data set: remove it")
+    folders = {DATA, *(f"{DATA}/{bucket_name(bucket.size)}" for bucket in encoding.buckets)}
+    for folder in sorted(folders):
+        for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else ():
+            if (name := f"{folder}/{path.name}") not in folders and name not in files:
+                yield Problem(name, "is not a shard of this data set: remove it")
     for name, count, noun in (
         (FAILED, report.failed, "failure"),
         (DAMAGED, report.damaged, "damaged picture"),

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any
 
-from vartok.dataset.formats import open_writer
 from vartok.dataset.plan import Job, SampleSlot, is_complete, remove_leftovers
-from vartok.dataset.schema import DAMAGED, DATA, DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
+from vartok.dataset.schema import (
+    DAMAGED,
+    DATASET,
+    FAILED,
+    OPTIONAL_COLUMNS,
+    bucket_name,
+    shard_name,
+    write_text,
+)
+from vartok.dataset.shard_files import open_shard
 from vartok.dataset.stats import DamagedSample, FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
-from vartok.files import atomic_write
 from vartok.sources import InputShard, Sample
 from vartok.tokens import ImageTokens
 
@@ -58,45 +63,6 @@ class ShardProgress:
     worker: int = 0
 
 
-class HashedFile(io.RawIOBase):
-    """A write-only stream without seeking that counts and hashes the bytes written to it.
-
-    Attributes:
-        size: bytes written.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the number of bytes written."""
-        return self.size
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, a bytes-like object, and return its size in bytes.
-
-        If the underlying file is closed, discard `data`.
-        """
-        count = memoryview(data).nbytes
-        if self._file.closed:  # the run was stopped, and Arrow's writer then writes its footer
-            return count
-        self._file.write(data)
-        self._hash.update(data)
-        self.size += count
-        return count
-
-    @property
-    def sha256(self) -> str:
-        """The sha256 of all bytes written, in hex."""
-        return self._hash.hexdigest()
-
-
 def write_shards(job: Job, results: Iterable[SampleResult]) -> Iterator[ShardProgress]:
     """Write encoded samples into shards.
 
@@ -134,10 +100,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     damaged = list[DamagedSample]()
     keys = _ShardKeys()
     reported_at, reported_failures = time.monotonic(), 0
-    # Durable: after a power cut, a stats file must not mark a torn shard as done.
-    with atomic_write(job.shard_path(shard), overwrite=True, durable=True) as file:
-        stream = HashedFile(file)
-        writer = open_writer(job.format, stream, job.encoding)
+    with open_shard(job, shard) as files:
         for slot, result in results:
             identity, sample = slot.input, slot.sample
             passed_over.update(dict(slot.passed_over))
@@ -149,30 +112,27 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                     raise result
                 views, renamed = keys.distinguish([_add_columns(view, sample) for view in result])
                 picture = sample.picture if isinstance(sample.picture, bytes) else b""
-                for view in views:
-                    writer.add(view, picture or None)  # `Sample.without_bytes` leaves b""
-                    picture = b""  # it is kept once, with the first view
+                files.add(views, picture or None)  # `Sample.without_bytes` leaves b""
             except VartokError as error:
                 failed.append(FailedSample(sample.key, str(error), error.hint))
             else:
                 pictures += 1
-                column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(view, name) is not None)
+                column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(views[0], name) is not None)
                 not_carried.update(sample.not_carried)
                 not_carried[REPEATED_KEYS] += renamed
-                if view.image.damaged is not None:
-                    damaged.append(DamagedSample(view.key, view.image.damaged))
+                if (damage := views[0].image.damaged) is not None:
+                    damaged.append(DamagedSample(views[0].key, damage))
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
                 new = tuple(failed[reported_failures:])
-                yield ShardProgress(shard_name(*shard), index, pictures, stream.size, new, sample.progress)
+                yield ShardProgress(shard_name(*shard), index, pictures, files.size, new, sample.progress)
                 reported_at, reported_failures = time.monotonic(), len(failed)
-        writer.close()
+    for bucket in set(job.bucket_names) - files.stats.keys():  # of another run, with other pictures
+        job.shard_path(shard, bucket).unlink(missing_ok=True)
     stats = ShardStats(
         input=identity,
-        pictures=pictures,
+        files=files.stats,
         failed=tuple(failed),
         carried=dict(column_counts),
-        bytes=stream.size,
-        sha256=stream.sha256,
         last=last,
         not_carried=dict(sorted((+not_carried).items())),
         passed_over=dict(sorted((+passed_over).items())),
@@ -182,7 +142,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     if last:
         _remove_parts_after(job, index, part)
     new = tuple(failed[reported_failures:])
-    yield ShardProgress(shard_name(*shard), index, pictures, stream.size, new, finished=True, last=last)
+    yield ShardProgress(shard_name(*shard), index, pictures, files.size, new, finished=True, last=last)
 
 
 class _ShardKeys:
@@ -220,7 +180,8 @@ def _add_columns(tokens: ImageTokens, sample: Sample) -> ImageTokens:
 def _remove_parts_after(job: Job, index: int, end: int) -> None:
     """Remove the parts after `end` and their stats; they are left from when the input shard was longer."""
     for part in itertools.count(end + 1):
-        paths = (stats_path(job.out, (index, part)), job.shard_path((index, part)))
+        files = [job.shard_path((index, part), bucket) for bucket in job.bucket_names]
+        paths = (stats_path(job.out, (index, part)), *files)
         if not any(path.exists() for path in paths):
             break
         for path in paths:
@@ -306,8 +267,12 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
     for stats in finished.values():
         not_carried.update(stats.not_carried)
         passed_over.update(stats.passed_over)
+    description = job.describe()
+    for bucket in description.get("buckets", ()):
+        files = [stats.files.get(bucket_name(bucket["size"])) for stats in finished.values()]
+        bucket["pictures"] = sum(file.pictures for file in files if file)
     return {
-        **job.describe(),
+        **description,
         "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
         "pictures": sum(stats.pictures for stats in finished.values()),
         "failed": sum(len(stats.failed) for stats in finished.values()),
@@ -318,12 +283,13 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         **({"passed_over": dict(sorted(passed_over.items()))} if passed_over else {}),
         "shards": [
             {
-                "name": f"{DATA}/{job.shard_path(shard).name}",
-                "pictures": stats.pictures,
-                "failed": len(stats.failed),
-                "bytes": stats.bytes,
-                "sha256": stats.sha256,
+                "name": job.shard_path(shard, bucket).relative_to(job.out).as_posix(),
+                "pictures": file.pictures,
+                **({} if bucket else {"failed": len(stats.failed)}),  # a broken picture has no bucket
+                "bytes": file.bytes,
+                "sha256": file.sha256,
             }
             for shard, stats in finished.items()
+            for bucket, file in stats.files.items()
         ],
     }

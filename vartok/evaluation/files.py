@@ -42,6 +42,7 @@ def evaluate_files(
     size: str | int | tuple[int, int] | None = None,
     fit: str = "crop",
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str = "white",
     schedule: str | Schedule | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -71,6 +72,7 @@ def evaluate_files(
         fit: how a picture becomes pixels of that size: "crop", "pad", "stretch"; or "native", which keeps
             the picture's own size, rounded to whole latent cells.
         zoom: with the fit "crop": factor by which a picture is scaled up before it is cropped.
+        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture; a CSS colour.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; if None, each checkpoint's
             own.
@@ -103,6 +105,7 @@ def evaluate_files(
         fit,
         size=size,
         zoom=zoom,
+        resample=resample,
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,

@@ -1,12 +1,12 @@
 """Convert picture files to RGB pixels, pixels to tensors, and back.
 
 `reading` decodes files, and `jpeg`, `png` and `tiff` do for it what Pillow does not. `color` converts to
-sRGB, `fit` scales and crops, `tensors` converts pixels to tensors and PIL images, and `writing` encodes
-files. Importing this package does not import torch.
+sRGB. `fit` makes pixels of a picture or of its `views`, which `scaling` scales. `tensors` converts pixels to
+tensors and PIL images, and `writing` encodes files. Importing this package does not import torch.
 """
 
 from vartok.images.color import parse_color
-from vartok.images.fit import FITS, MAX_BYTES, MAX_PIXELS, MAX_SIDE, Fit, large_image_lock, restore_size
+from vartok.images.fit import FITS, MAX_BYTES, MAX_PIXELS, MAX_SIDE, Fit, restore_size
 from vartok.images.reading import (
     Picture,
     bytes_error,
@@ -15,6 +15,7 @@ from vartok.images.reading import (
     read_file,
     read_picture,
 )
+from vartok.images.scaling import large_image_lock
 from vartok.images.tensors import from_pil, to_pil, to_pixels, to_tensor
 from vartok.images.views import Views
 from vartok.images.writing import FORMATS, SUFFIXES, encode_picture

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageCms, ImageColor
 from PIL.ImageFile import ImageFile
 
 from vartok.errors import ImageError, quoted
-from vartok.images import fit
+from vartok.images import scaling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ def to_rgb(
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
     """Yield a picture in horizontal strips, so that no second copy of the whole picture is in memory."""
-    rows = max(1, fit.STRIP // image.width)
+    rows = max(1, scaling.STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
 

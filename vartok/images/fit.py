@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from PIL.Image import Resampling
 
 from vartok.buckets import Bucket, BucketTable, nearest_bucket
 from vartok.errors import ImageError, quoted
+from vartok.images.scaling import cover, cover_adm, scale, scale_windows
 from vartok.images.tensors import check_pixels
 from vartok.images.views import CENTER, Views
 from vartok.metadata import View
@@ -22,22 +20,14 @@ if TYPE_CHECKING:
 
 FITS = ("crop", "pad", "stretch", "native", "bucket")
 
+RESAMPLES = ("lanczos", "adm")
+"""Ways to scale a picture; see `Fit`."""
+
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
 """Longest side in pixels; Lanczos takes up to 72 bytes of coefficients for each pixel of a side."""
 MAX_ZOOM = 100.0
-
-LARGE = 1 << 24
-"""Number of pixels above which a picture is large.
-
-Only one large picture is decoded at a time. A large result of scaling is computed in strips.
-"""
-
-STRIP = 1 << 20
-"""Number of pixels in a strip: the rows of a picture that are scaled or converted to sRGB at once."""
-
-_large_image_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +38,13 @@ class Fit:
         mode: "crop": scale to cover `size`, then cut out the centre, as torchvision's Resize and CenterCrop;
             "pad": scale to fit inside, with background around; "stretch": scale each axis; "native": scale
             each side to the nearest multiple of `multiple`; "bucket": "crop" to the size of the bucket whose
-            aspect ratio is nearest, or to `size` without buckets. Resampling is Lanczos.
+            aspect ratio is nearest, or to `size` without buckets.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
-        zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        zoom: factor from 1 to 100, for "crop" and "bucket": cover round(size * zoom), then cut out `size`.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": guided-diffusion's `center_crop_arr`, with
+            which LlamaGen, MAR and other generators prepare their training images: halve the picture by
+            box filters while it covers twice the size, then scale it by a bicubic filter. It truncates
+            size * zoom, as LlamaGen does.
         background: RGB levels, 0 to 255, under transparency and around a padded picture.
         multiple: divisor of "native" sides, in pixels; a side is at least one multiple.
         views: views of each picture; others than "center" and "flip" need "crop" or "bucket", and "ten-crop"
@@ -71,6 +65,7 @@ class Fit:
     mode: str = "crop"
     size: tuple[int, int] = (256, 256)
     zoom: float = 1.0
+    resample: str = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     multiple: int = 16
     views: Views = CENTER
@@ -88,6 +83,7 @@ class Fit:
             mode: str = "crop",
             size: int | tuple[int, int] = (256, 256),
             zoom: float = 1.0,
+            resample: str = "lanczos",
             background: tuple[int, int, int] = (255, 255, 255),
             multiple: int = 16,
             views: Views = CENTER,
@@ -109,6 +105,10 @@ class Fit:
             )
         if self.mode not in FITS:
             raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(self.mode)}")
+        if self.resample not in RESAMPLES:
+            raise ImageError(f"resampling is one of {', '.join(RESAMPLES)}, not {quoted(self.resample)}")
+        if self.resample == "adm" and self.mode not in ("crop", "bucket"):
+            raise ImageError(f"the resampling adm needs the fit crop or bucket, not {self.mode}")
         if self.max_pixels < 1 or self.max_bytes < 1 or not 1 <= self.multiple <= MAX_SIDE:
             raise ImageError(
                 f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
@@ -135,7 +135,8 @@ class Fit:
         kind, count = self.views.kind, self.views.count
         if kind in ("ten-crop", "random") and self.mode not in ("crop", "bucket"):
             raise ImageError(f"{kind} views need the fit crop, not {self.mode}")
-        if kind == "ten-crop" and round(min(height, width) * self.zoom) == min(height, width):
+        side = min(height, width)
+        if kind == "ten-crop" and (int if self.resample == "adm" else round)(side * self.zoom) == side:
             raise ImageError(
                 "ten-crop views of this zoom are the same five times",
                 hint="set `zoom` above 1; LlamaGen has 1.1",
@@ -149,15 +150,6 @@ class Fit:
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of every bucket; `size` alone without buckets."""
         return tuple(bucket.size for bucket in self.buckets) or (self.size,)
-
-
-def large_image_lock(pixels: int) -> AbstractContextManager[object]:
-    """Return a context manager in which only one thread at a time processes a large picture, to save memory.
-
-    Args:
-        pixels: number of pixels of the picture; if at most `LARGE`, the context manager does nothing.
-    """
-    return _large_image_lock if pixels > LARGE else nullcontext()
 
 
 def restore_size(
@@ -188,7 +180,7 @@ def restore_size(
     if mode == "pad":
         left, top, right, bottom = _inside(width, height, pixels.shape[:2])
         pixels = pixels[top:bottom, left:right]
-    return _scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
+    return scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
 
 
 def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint8], tuple[View, ...]]:
@@ -208,7 +200,7 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
         fit = replace(fit, mode="crop", size=size, table=None, buckets=())
     height, width = fit.size
     if fit.mode == "crop":
-        scaled = _scale_to_cover(image, fit)
+        scaled = (cover_adm if fit.resample == "adm" else cover)(image, fit.size, fit.zoom)
         columns, rows = scaled.columns, scaled.rows
         places = fit.views.places(
             key,
@@ -218,14 +210,14 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
             free=(columns - width, rows - height),
         )
         windows = [(left, top, left + width, top + height) for left, top, _ in places]
-        cuts = _scale_windows(image, columns, rows, list(dict.fromkeys(windows)))
+        cuts = scale_windows(scaled.image, columns, rows, list(dict.fromkeys(windows)), scaled.filter)
         found = [cuts[window] for window in windows]
     elif fit.mode == "pad":
         left, top, right, bottom = _inside(image.width, image.height, fit.size)
         columns, rows = right - left, bottom - top
         places = fit.views.places(key, center=(-left, -top))
         pixels = np.full((height, width, 3), fit.background, np.uint8)
-        pixels[top:bottom, left:right] = _scale(image, columns, rows)
+        pixels[top:bottom, left:right] = scale(image, columns, rows)
         found = [pixels] * len(places)
     else:
         if fit.mode == "native":
@@ -234,7 +226,7 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
             check_size(width, height, fit.max_pixels)
         columns, rows = width, height
         places = fit.views.places(key, center=(0, 0))
-        found = [_scale(image, width, height)] * len(places)
+        found = [scale(image, width, height)] * len(places)
     if fit.views.kind == "center":
         return found[0], ()
     x, y = image.width, image.height
@@ -248,44 +240,6 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
     )
     mirrored = [one[:, ::-1] if place.flipped else one for one, place in zip(found, places, strict=True)]
     return np.stack(mirrored), tuple(views)
-
-
-class _Scaled(NamedTuple):
-    """The size of a picture that covers `size` times the zoom, and where crops lie in it.
-
-    Attributes:
-        columns: width in pixels.
-        rows: height in pixels.
-        center: columns left of the central crop, and rows above it.
-        corner: columns left of the central area of `size` times the zoom, and rows above it.
-        margin: columns and rows of that area beyond `size`.
-    """
-
-    columns: int
-    rows: int
-    center: tuple[int, int]
-    corner: tuple[int, int]
-    margin: tuple[int, int]
-
-
-def _scale_to_cover(image: Image.Image, fit: Fit) -> _Scaled:
-    """Return how the fit "crop" scales a picture.
-
-    As in torchvision, the long side is truncated to whole pixels, and the centre is rounded half to even.
-    """
-    height, width = fit.size
-    rows, columns = zoomed = round(height * fit.zoom), round(width * fit.zoom)
-    if rows * image.width >= columns * image.height:
-        columns = int(rows * image.width / image.height)
-    else:
-        rows = int(columns * image.height / image.width)
-    return _Scaled(
-        columns,
-        rows,
-        center=(round((columns - width) / 2), round((rows - height) / 2)),
-        corner=((columns - zoomed[1]) // 2, (rows - zoomed[0]) // 2),
-        margin=(zoomed[1] - width, zoomed[0] - height),
-    )
 
 
 def check_size(width: object, height: object, max_pixels: int, *, hint: str | None = None) -> None:
@@ -319,42 +273,3 @@ def _inside(width: int, height: int, size: tuple[int, ...]) -> tuple[int, int, i
     columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size[1] - columns) // 2, (size[0] - rows) // 2
     return left, top, left + columns, top + rows
-
-
-def _scale(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and return the pixels: [height, width, 3]."""
-    [pixels] = _scale_windows(image, width, height, [(0, 0, width, height)]).values()
-    return pixels
-
-
-def _scale_windows(
-    image: Image.Image, width: int, height: int, windows: list[tuple[int, int, int, int]]
-) -> dict[tuple[int, int, int, int], NDArray[np.uint8]]:
-    """Scale to width x height by Lanczos, and return the pixels of each window (left, top, right, bottom).
-
-    Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
-    differently. Of more pixels only the windows are computed, in strips.
-    """
-    if width * image.height > max(LARGE, width * height, image.width * image.height):
-        # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
-        image = image.resize((image.width, height), Resampling.LANCZOS)
-    if width * height <= LARGE:
-        image = image.resize((width, height), Resampling.LANCZOS)
-        return {window: np.array(image.crop(window)) for window in windows}
-    return {window: _scale_strips(image, width, height, window) for window in windows}
-
-
-def _scale_strips(
-    image: Image.Image, width: int, height: int, window: tuple[int, int, int, int]
-) -> NDArray[np.uint8]:
-    """Return the pixels of a window as `_scale_windows` does, computed in strips."""
-    left, top, right, bottom = window
-    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
-    x, y = image.width / width, image.height / height
-    rows = max(1, STRIP // (right - left))
-    for start in range(top, bottom, rows):
-        stop = min(start + rows, bottom)
-        box = (left * x, start * y, right * x, stop * y)
-        strip = image.resize((right - left, stop - start), Resampling.LANCZOS, box)
-        pixels[start - top : stop - top] = np.asarray(strip)
-    return pixels

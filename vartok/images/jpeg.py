@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vartok.errors import DamagedImageError, ImageError
-from vartok.images import fit
+from vartok.images import scaling
 from vartok.images.fit import MAX_BYTES
 
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
@@ -277,7 +277,7 @@ def _signature(image: Image.Image, mcu: tuple[int, int], margin: int = 2) -> int
     columns = ((image.width - 1) // mcu[0]) * mcu[0] - margin
     rows = ((image.height - 1) // mcu[1]) * mcu[1] - margin
     crc = 0
-    step = max(1, fit.STRIP // image.width)
+    step = max(1, scaling.STRIP // image.width)
     for top, bottom, right in ((0, rows, image.width), (max(0, rows), image.height, columns)):
         for y in range(top, bottom, step):
             if right > 0:

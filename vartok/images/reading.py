@@ -26,10 +26,11 @@ from vartok.files import os_error_reason
 from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
-from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted, large_image_lock
+from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted
 from vartok.images.jpeg import check_segments, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
+from vartok.images.scaling import large_image_lock
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vartok.errors import DamagedImageError, ImageError
-from vartok.images.fit import LARGE, MAX_BYTES
+from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked
+from vartok.images.scaling import LARGE
 
 _COMPRESSION, _JPEG_TABLES = 259, 347
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets, and of sizes in bytes

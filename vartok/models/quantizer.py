@@ -5,6 +5,7 @@ Source: Tian et al. 2024, arXiv:2404.02905, Algorithms 1 and 2. Attribute names 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -161,19 +162,21 @@ class MultiScaleQuantizer(nn.Module):
         else:
             self.quant_resi = PartiallySharedPhi(self.phis)
 
-    def encode(self, latent: Tensor, schedule: Schedule) -> list[Tensor]:
+    def encode(self, latent: Tensor, schedule: Schedule, scales: int | None = None) -> list[Tensor]:
         """Quantize a latent, coarse to fine.
 
         Args:
             latent: [B, C, h, w] float32.
             schedule: (h, w) of all K scales, the last one the latent's.
+            scales: end after the first `scales` scales; after the last scale if None.
 
         Returns:
-            K token maps; map k is [B, h_k, w_k] int64 in [0, V).
+            A token map for each of these scales; map k is [B, h_k, w_k] int64 in [0, V).
 
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
-        return [step.indices for step in self.scale_steps(schedule, latent=latent)]
+        steps = self.scale_steps(schedule, latent=latent)
+        return [step.indices for step in itertools.islice(steps, scales)]
 
     def decode(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
         """Compute f_hat, the sum over scales, from token maps.
@@ -194,7 +197,7 @@ class MultiScaleQuantizer(nn.Module):
         """Compute the inputs for teacher-forcing a next-scale transformer.
 
         Args:
-            maps: all K token maps; map k is [B, h_k, w_k] int64 in [0, V).
+            maps: maps of the first scales, at least one; map k is [B, h_k, w_k] int64 in [0, V).
             schedule: (h, w) of all K scales.
 
         Returns:
@@ -203,7 +206,7 @@ class MultiScaleQuantizer(nn.Module):
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
-        steps = zip(self.scale_steps(schedule, maps=maps[:-1]), schedule[1:], strict=True)
+        steps = zip(self.scale_steps(schedule, maps=maps[:-1]), schedule[1 : len(maps)], strict=True)
         inputs = [scale_inputs(step.f_hat, grid) for step, grid in steps]
         if not inputs:
             return self.embedding.weight.new_empty(len(maps[0]), 0, self.embedding.embedding_dim)

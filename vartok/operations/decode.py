@@ -344,4 +344,4 @@ class _DecodeRun:
 
 
 def _metadata(tokens: ImageTokens) -> TokenMetadata:
-    return TokenMetadata(tokens.model, tokens.image, tokens.schedule)
+    return TokenMetadata(tokens.model, tokens.image, tokens.schedule, len(tokens.scales))

@@ -59,8 +59,10 @@ def encode_file(
     fit: str = "crop",
     buckets: BucketsLike | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
+    scales: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
     allow_damaged: bool = False,
@@ -77,9 +79,11 @@ def encode_file(
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
         buckets: table of the sizes with the fit "bucket"; see `encode_files`.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
         allow_damaged: take what can be decoded of a truncated or corrupt picture, and say so in
@@ -96,15 +100,18 @@ def encode_file(
         size=size,
         buckets=buckets,
         zoom=zoom,
+        resample=resample,
         background=background,
         max_pixels=max_pixels,
         allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
-    fitted = resolve_fit([chosen], fitted, size=size, schedule=grids)
+    fitted = resolve_fit([chosen], fitted, size=size, schedule=grids, scales=scales)
     pictures = [(None, Path(path).name, Path(path))]
-    [(_, result)] = encode_pictures(chosen, pictures, fitted, schedule=grids, max_tokens=max_tokens)
+    [(_, result)] = encode_pictures(
+        chosen, pictures, fitted, schedule=grids, scales=scales, max_tokens=max_tokens
+    )
     if isinstance(result, VartokError):
         raise name_file(path, result) from None
     return result
@@ -128,8 +135,10 @@ def encode_files(
     fit: str = "crop",
     buckets: BucketsLike | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     schedule: ScheduleLike | None = None,
+    scales: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
@@ -156,9 +165,9 @@ def encode_files(
         full_names: keep the input's suffix in the output's name, so that names differ.
         overwrite: replace files that exist.
         skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
-            size, fit, zoom, background, dtype and schedule. One that was made with others is kept, and is an
-            error, and so is one of a damaged picture without `allow_damaged`. The picture itself is not
-            compared.
+            size, fit, zoom, resampling, background, dtype and schedule. One that was made with others is
+            kept, and is an error, and so is one of a damaged picture without `allow_damaged`. The picture
+            itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -172,9 +181,11 @@ def encode_files(
             "bucket": crop to the size of `buckets` whose aspect ratio is nearest.
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -201,6 +212,7 @@ def encode_files(
         size=size,
         buckets=buckets,
         zoom=zoom,
+        resample=resample,
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
@@ -235,14 +247,14 @@ def encode_files(
         told = read_summary(weights) if tokenizer is None or (callable(tokenizer) and weights) else None
         return Encoder(*told, dtype) if told else Encoder(load().config, load().info, load().dtype)
 
-    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids)
+    compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids, scales=scales)
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = load()
-    fitted = resolve_fit([loaded], fitted, size=size, schedule=grids)
-    pixels = None if fitted.mode == "native" else max(math.prod(one) for one in fitted.sizes)
+    fitted = resolve_fit([loaded], fitted, size=size, schedule=grids, scales=scales)
+    pixels = None if fitted.mode == "native" else max(map(math.prod, fitted.sizes))
     run = _EncodeRun(plan, target, chosen, overwrite, max_bytes)
     threads = default_workers(workers)
     encoded = encode_pictures(
@@ -250,6 +262,7 @@ def encode_files(
         run.pictures(),
         fitted,
         schedule=grids,
+        scales=scales,
         max_tokens=max_tokens,
         batch_size=default_batch_size(batch_size, loaded, pixels),
         workers=threads if total is None else min(threads, len(plan.todo)),

@@ -40,6 +40,7 @@ class TokenComparison:
         fit: the fit, not yet resolved.
         size: size of the encoded pixels, as `parse_size` takes it; the checkpoint's own if None.
         schedule: (h, w) of every scale; the checkpoint's own if None.
+        scales: number of scales that are encoded; all if None.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class TokenComparison:
         fit: Fit,
         size: str | int | tuple[int, int] | None,
         schedule: Schedule | None,
+        scales: int | None,
     ) -> None:
-        self._load, self._fit, self._size, self._schedule = encoder, fit, parse_size(size), schedule
+        self._load, self._fit, self._size = encoder, fit, parse_size(size)
+        self._schedule, self._scales = schedule, scales
         self._encoder: Encoder | None = None
 
     def __call__(self, item: Input | None, path: Path, made: TokenMetadata | None) -> str | None:
@@ -90,6 +93,7 @@ class TokenComparison:
             "size": ("x".join(map(str, image.size)), "x".join(map(str, size))),
             "fit": (printable(image.fit), self._fit.mode),
             "zoom": (f"{image.zoom:g}", f"{self._fit.zoom:g}"),
+            "resample": (printable(image.resample), self._fit.resample),
             "background": (_hex(image.background), _hex(self._fit.background)),
             "dtype": (printable(image.dtype), encoder.dtype),
         }
@@ -97,6 +101,8 @@ class TokenComparison:
             pairs["picture"] = ("damaged", "whole")
         if image.size == size:  # else the schedules differ anyway
             pairs["schedule"] = (one_line(describe(found.schedule), 50), one_line(describe(schedule), 50))
+        if found.schedule == schedule:
+            pairs["scales"] = (str(found.scales), str(self._scales or len(schedule)))
         told = [f"{name} {old}, not {new}" for name, (old, new) in pairs.items() if old != new]
         if not told and image.size == size and found.schedule != schedule:
             told = ["another schedule"]
@@ -130,7 +136,7 @@ class PictureComparison:
             made = next(read_metadata(item.place), None)
             if made is None:
                 return None  # no tokens to decode
-        width, height = self._size(made.image, len(made.schedule))
+        width, height = self._size(made.image, made.scales)
         try:
             with Image.open(path) as picture:
                 found = picture.size

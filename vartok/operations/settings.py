@@ -14,7 +14,7 @@ from vartok.buckets import BucketsLike, make_buckets, read_table
 from vartok.errors import ArgumentError, TokenFileError, VartokError
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
-from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe
+from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 
 if TYPE_CHECKING:
     from vartok.config import TokenizerConfig
@@ -62,6 +62,7 @@ def make_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     zoom: float = 1.0,
+    resample: str = "lanczos",
     background: str | tuple[int, int, int] = "white",
     buckets: BucketsLike | None = None,
     views: str = "center",
@@ -78,7 +79,8 @@ def make_fit(
         buckets: table of the sizes with "bucket", as `read_table` takes it.
         views: views of each picture, as `Views.parse` takes them.
         seed: seed of random views; 0 if None, as for others.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
@@ -87,8 +89,10 @@ def make_fit(
     Raises:
         ArgumentError: a value is invalid, or settings contradict each other.
     """
-    if zoom != 1 and mode != "crop":
+    if zoom != 1 and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
+    if resample == "adm" and mode not in ("crop", "bucket"):
+        raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
     if (buckets is not None) != (mode == "bucket"):
@@ -105,6 +109,7 @@ def make_fit(
             size=sides,
             table=None if buckets is None else read_table(buckets),
             zoom=zoom,
+            resample=resample,
             background=color,
             views=Views.parse(views, seed or 0),
             max_pixels=max_pixels,
@@ -129,6 +134,7 @@ def resolve_fit(
     *,
     size: str | int | tuple[int, int] | None = None,
     schedule: Schedule | None = None,
+    scales: int | None = None,
 ) -> Fit:
     """Return a fit whose `size`, `multiple` and `buckets` suit all tokenizers.
 
@@ -137,15 +143,22 @@ def resolve_fit(
         fit: the fit, as `make_fit` returns it.
         size: size of the encoded pixels, as `parse_size` takes it; the first tokenizer's own if None.
         schedule: (h, w) of every scale, or None.
+        scales: number of scales to encode, or None.
 
     Raises:
-        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, or the last grid of
-            `schedule` is not the latent's. The fit "native" is not checked. Or `resolve_buckets` raises it.
+        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
+            is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
+            checked. Or `resolve_buckets` raises it.
     """
     if fit.mode == "bucket":
-        return resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        with as_argument_errors():
+            for bucket in fit.buckets:
+                first_scales(bucket.schedule, scales)
+        return fit
     height, width = parse_size(size) or tokenizers[0].config.image_size
-    for step in (tokenizer.config.downsample for tokenizer in tokenizers if fit.mode != "native"):
+    for config in (tokenizer.config for tokenizer in tokenizers if fit.mode != "native"):
+        step = config.downsample
         if height % step or width % step:
             raise ArgumentError(
                 f"`size` must be a multiple of {step} for this checkpoint, not {height}x{width}"
@@ -157,6 +170,8 @@ def resolve_fit(
                 f"`schedule` must end in the latent's grid, here {describe((latent,))}",
                 hint=f"set `size` to {h}x{w} for a schedule that ends in {describe(schedule[-1:])}",
             )
+        with as_argument_errors():
+            first_scales(schedule or adapt_schedule(config.patch_nums, latent), scales)
     multiple = math.lcm(*(tokenizer.config.downsample for tokenizer in tokenizers))
     return dataclasses.replace(fit, size=(height, width), multiple=multiple)
 

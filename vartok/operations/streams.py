@@ -49,6 +49,7 @@ def encode_pictures(
     fit: Fit,
     *,
     schedule: Schedule | None = None,
+    scales: int | None = None,
     max_tokens: int = MAX_NATIVE_TOKENS,
     batch_size: int = 1,
     workers: int = 1,
@@ -65,6 +66,7 @@ def encode_pictures(
         fit: how a picture becomes the pixels that are encoded; its `views` are "center".
         schedule: (h, w) of every scale; the checkpoint's own, adapted to each latent, if None. The fit
             "bucket" has a schedule for each of its buckets instead.
+        scales: encode only the first `scales` scales; all if None.
         max_tokens: limit of tokens of a picture with the fit "native".
         batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
         workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
@@ -81,6 +83,7 @@ def encode_pictures(
             pictures,
             fit,
             schedule=schedule,
+            scales=scales,
             max_tokens=max_tokens,
             batch_size=batch_size,
             workers=workers,
@@ -97,6 +100,7 @@ def encode_views(
     fit: Fit,
     *,
     schedule: Schedule | None = None,
+    scales: int | None = None,
     latents: bool = False,
     max_tokens: int = MAX_NATIVE_TOKENS,
     batch_size: int = 1,
@@ -112,6 +116,7 @@ def encode_views(
         pictures: see there.
         fit: how a picture becomes the pixels of its views.
         schedule: see there.
+        scales: see there.
         latents: keep the latents too, in float16.
         max_tokens: see there.
         batch_size: largest number of views in a batch.
@@ -146,6 +151,7 @@ def encode_views(
             size=(height, width),
             fit=fit.mode,
             zoom=fit.zoom,
+            resample=fit.resample,
             device=device,
             dtype=tokenizer.dtype,
             background=fit.background,
@@ -179,12 +185,12 @@ def encode_views(
         grids = schedules.get(batch[0].info.size, schedule)
         if not isinstance(batch[0].data, torch.Tensor):
             if not latents:
-                return tokenizer.encode(values, grids), None
+                return tokenizer.encode(values, grids, scales), None
             values = tokenizer.latent(values)
-            return tokenizer.quantize(values, grids), values
+            return tokenizer.quantize(values, grids, scales), values
         limit_threads()
         try:
-            return tokenizer.quantize(values, grids), values if latents else None
+            return tokenizer.quantize(values, grids, scales), values if latents else None
         finally:
             torch.set_num_threads(threads)
 
@@ -314,7 +320,7 @@ def decode_tokens(
         decoded = [to_pixels(image) for image in images]
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
-    return map_batches(decode, tokens, size=batch_size, key=lambda item: item.schedule)
+    return map_batches(decode, tokens, size=batch_size, key=lambda item: (item.schedule, len(item.scales)))
 
 
 def join_pictures(

@@ -55,8 +55,8 @@ def read_jsonl(
 ) -> Iterator[ImageTokens | VartokError]:
     """Yield the rows of a JSON-lines shard, or the error of a row that is broken.
 
-    A row is broken if its text is not a token file's, or has another checkpoint or schedule, a broken column,
-    or a key other than its image's source.
+    A row is broken if its text is not a token file's, or has another checkpoint, schedule or number of
+    scales, a broken column, or a key other than its image's source.
 
     Args:
         path: the shard.
@@ -75,6 +75,8 @@ def _parse_row(line: bytes, encoding: Encoding, columns: Collection[str]) -> Ima
     tokens = parse_json(line)
     if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
         raise DatasetError("has another checkpoint or schedule than the data set")
+    if tokens.grids != encoding.grids:
+        raise DatasetError(f"has {len(tokens.grids)} scales, but the data set has {len(encoding.grids)}")
     image = tokens.image
     document = json.loads(line)
     fields = check_fields({"width": image.width, "height": image.height, **document})

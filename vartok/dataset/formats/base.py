@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS, Encoding
+from vartok.dataset.encoding import Encoding
+from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS
 from vartok.errors import DatasetError, TokensError, VartokError, one_line, quoted
 from vartok.metadata import View
 from vartok.schedule import token_count

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import (
     ALL_COLUMNS,
     Format,
@@ -24,7 +25,7 @@ from vartok.dataset.formats.base import (
     read_view,
     row_fields,
 )
-from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS, Encoding
+from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS
 from vartok.errors import DatasetError, VartokError
 from vartok.token_files import dump_json, parse_json
 from vartok.token_streams import read_lines

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import (
     ALL_COLUMNS,
     COLUMN_TYPES,
@@ -21,7 +22,7 @@ from vartok.dataset.formats.base import (
     build_row,
     read_latent,
 )
-from vartok.dataset.schema import FORMAT, LATENT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION, Encoding
+from vartok.dataset.schema import FORMAT, LATENT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION
 from vartok.errors import DatasetError, VartokError, quoted
 from vartok.metadata import MAX_TEXT
 from vartok.schedule import token_count

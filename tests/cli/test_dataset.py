@@ -402,6 +402,8 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
     (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
     source.append(tmp_path / "4.tar")
     options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    if processes > 1:
+        options += ("--views", "flip", "--latents")
     whole = start(*options, "-o", tmp_path / "whole")
     begun = time.monotonic()
     assert whole.wait(120) == 3

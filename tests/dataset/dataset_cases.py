@@ -20,13 +20,14 @@ from noise import tokenizer as noise_tokenizer
 from numpy.typing import NDArray
 
 import vartok
+from vartok.buckets import Bucket
 from vartok.dataset.encoding import Encoding
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
 from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS
-from vartok.dataset.shard_files import HashedFile
-from vartok.dataset.stats import FileStats, ShardStats, stats_path
+from vartok.dataset.shard_files import HashedFile, open_shard
+from vartok.dataset.stats import ShardStats, stats_path
 from vartok.dataset.write import ShardProgress, write_summary
 from vartok.images import Fit, Views
 from vartok.metadata import ModelInfo, View
@@ -78,8 +79,8 @@ def make_row(
     metadata: str | None = None,
 ) -> ImageTokens:
     image = encoding.image_info(key, width, height)
-    scales = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image).scales
-    return ImageTokens(scales, encoding.model, image, label=label, caption=caption, metadata=metadata)
+    made = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image, encoding.scales)
+    return replace(made, label=label, caption=caption, metadata=metadata)
 
 
 def some_rows(count: int) -> list[ImageTokens]:
@@ -105,6 +106,29 @@ def viewed_rows(count: int, encoding: Encoding = VIEWED) -> list[ImageTokens]:
         for n, row in enumerate(some_rows(count))
         for v in range(encoding.rows_per_picture)
     ]
+
+
+BUCKETED = replace(
+    ENCODING,
+    fit="bucket",
+    buckets=(
+        Bucket((8, 8), ENCODING.schedule),
+        Bucket((4, 12), ((1, 1), (1, 3), (2, 6))),
+        Bucket((12, 4), ((1, 1), (3, 1), (6, 2))),
+        Bucket((16, 2), ((1, 1), (8, 1))),
+    ),
+)
+
+
+def bucketed_rows() -> list[ImageTokens]:
+    """Return 60 rows: 10 of 8x8, 30 of 4x12, 20 of 12x4 and none of 16x2, with the keys 0 to 59."""
+    rng = np.random.default_rng(2)
+    rows = []
+    for n in range(60):
+        encoding = BUCKETED.of_bucket(("4x12", "12x4", "8x8", "4x12", "12x4", "4x12")[n % 6])
+        flat = rng.integers(0, 64, token_count(encoding.schedule)).astype(np.uint16)
+        rows.append(make_row(str(n), flat, encoding=encoding, label=n % 7))
+    return rows
 
 
 def with_key(tokens: ImageTokens, key: str) -> ImageTokens:
@@ -169,15 +193,11 @@ def write_dataset(
     for path in (out / DATA, out / STATS):
         path.mkdir(parents=True)
     for n, rows in enumerate(shards):
-        file = write_rows(job.shard_path((n, 0)), format, rows, encoding)
+        with open_shard(job, (n, 0)) as files:
+            for start in range(0, len(rows), encoding.rows_per_picture):
+                files.add(rows[start : start + encoding.rows_per_picture])
         counts = {name: sum(getattr(row, name) is not None for row in rows) for name in OPTIONAL_COLUMNS}
-        stats = ShardStats(
-            input=str(n),
-            files={"": FileStats(len(rows) // encoding.rows_per_picture, file.size, file.sha256)},
-            failed=(),
-            carried=counts,
-            last=True,
-        )
+        stats = ShardStats(input=str(n), files=files.stats, failed=(), carried=counts, last=True)
         stats_path(out, (n, 0)).write_text(stats.to_json())
     write_summary(job, len(shards))
     return out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Vartok, names
-from dataset_cases import ENCODING, VIEWED, L, some_rows, viewed_rows, write_dataset
+from dataset_cases import BUCKETED, ENCODING, VIEWED, L, bucketed_rows, some_rows, viewed_rows, write_dataset
 
 from vartok.dataset import export, export_formats
 from vartok.dataset.lock import folder_lock
@@ -102,6 +102,22 @@ def test_llamagen_is_two_files_a_picture(viewed: Path, tmp_path: Path) -> None:
         ("k/1.x", 1),
         ("k/1.x", 2),
     ]
+
+
+def test_a_bucket_is_a_folder(tmp_path: Path) -> None:
+    rows = bucketed_rows()
+    out = write_dataset(tmp_path / "set", [rows], encoding=BUCKETED)
+    summary = export(out, tmp_path / "out", "npy")
+    assert (summary.pictures, summary.rows) == (60, 60)
+    assert json.loads((tmp_path / "out/metadata.json").read_text())["buckets"] == ["8x8", "4x12", "12x4"]
+    found = dict[str, list[int]]()
+    for name in ("8x8", "4x12", "12x4"):
+        tokens = np.load(tmp_path / "out" / name / "tokens.npy")
+        meta = json.loads((tmp_path / "out" / name / "metadata.json").read_text())
+        assert tokens.shape == (meta["rows"], meta["tokens_per_row"])
+        keys = [item["key"] for item in sidecar(tmp_path / "out" / name)]
+        found |= dict(zip(keys, tokens.tolist(), strict=True))
+    assert found == {row.key: row.flatten().tolist() for row in rows}
 
 
 def test_large_vocabularies_have_wider_tokens(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from vartok.dataset.exporter import ExportSummary, export
     from vartok.dataset.loader import TokenDataset
     from vartok.dataset.progress import Progress, Summary
+    from vartok.dataset.sampling import BucketBatchSampler
     from vartok.dataset.stream import TokenStream
     from vartok.dataset.verification import Report, verify
 
 __all__ = [
+    "BucketBatchSampler",
     "ExportSummary",
     "Progress",
     "Report",
@@ -39,6 +41,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "BucketBatchSampler": "sampling",
         "ExportSummary": "exporter",
         "Progress": "progress",
         "Report": "verification",

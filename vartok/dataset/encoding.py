@@ -159,7 +159,8 @@ class Encoding:
             raise DatasetError("'seed' and 'latent_channels' must be whole numbers")
         if encoding.scales is not None and not _is_count(encoding.scales):
             raise DatasetError("'scales' must be a whole number")
-        first_scales(encoding.schedule, encoding.scales)
+        for grids in (encoding.schedule, *(bucket.schedule for bucket in buckets)):
+            first_scales(grids, encoding.scales)
         return encoding
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vartok.dataset.cache import open_cache
-from vartok.dataset.rows import FinishedDataset
+from vartok.dataset.cache import RowCache, open_cache
+from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.errors import DatasetError, quoted
 from vartok.metadata import ModelInfo
 from vartok.schedule import Schedule
@@ -32,7 +32,7 @@ class TrainingRows:
 
     @property
     def schedule(self) -> Schedule:
-        """(h, w) of every scale of the whole schedule, coarse to fine."""
+        """(h, w) of every scale of the whole schedule; that of the first bucket, if there are several."""
         return self._dataset.buckets[0].encoding.schedule
 
     @property
@@ -50,12 +50,13 @@ class TrainingRows:
         """Names of the labels, if folders or tables gave them; else empty."""
         return list(self._dataset.classes)
 
-    def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor) -> Tensor:
+    def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor, bucket: int = 0) -> Tensor:
         """Compute the inputs that teacher-force a next-scale transformer on a batch of this data set.
 
         Args:
             tokenizer: a tokenizer with the codebook that the data set was made with.
             tokens: [B, L] integers: "tokens" of a batch.
+            bucket: number of the batch's bucket, where a data set has several.
 
         Returns:
             [B, L - h_0 w_0, C] float32, on the tokenizer's device; see `Tokenizer.var_inputs`.
@@ -65,12 +66,28 @@ class TrainingRows:
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, self.schedule, len(self.grids)))
+        encoding = self._dataset.buckets[bucket].encoding
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, encoding.schedule, encoding.scales))
 
-    def _split(self, tokens: Tensor) -> list[Tensor]:
+    def _split(self, tokens: Tensor, bucket: DatasetBucket) -> list[Tensor]:
         """Split [L] tokens into K maps; map k is [h_k, w_k]."""
-        scales = tokens.split([h * w for h, w in self.grids])
-        return [scale.view(grid) for scale, grid in zip(scales, self.grids, strict=True)]
+        grids = bucket.encoding.grids
+        scales = tokens.split([h * w for h, w in grids])
+        return [scale.view(grid) for scale, grid in zip(scales, grids, strict=True)]
+
+
+class BucketItems(NamedTuple):
+    """The items of a bucket of a `TokenDataset`.
+
+    Attributes:
+        size: (height, width) of the encoded pixels.
+        schedule: (h, w) of every scale of the whole schedule, coarse to fine.
+        items: numbers of its items.
+    """
+
+    size: tuple[int, int]
+    schedule: Schedule
+    items: range
 
 
 class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
@@ -82,12 +99,14 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
 
     Where pictures have several views, an item is a view of a picture: it has "view", its number; "box", [4]
     float64, the part of the original that was encoded, see `View`; and "flipped". With latents, an item has
-    "latent", [C, h, w] float16.
+    "latent", [C, h, w] float16. In a data set with several buckets, an item has "bucket", the number of its
+    bucket in `buckets`; the items of a bucket follow one another, and `BucketBatchSampler` makes batches
+    of one bucket each.
 
     Torch's own samplers choose the order: `DataLoader(dataset, shuffle=True)` shuffles all items, and
     `DistributedSampler` divides them among ranks. When a data set is opened for the first time, its rows are
-    copied into one file beside the shards, cache/rows.bin, of about 2 bytes a token; from then on the file
-    is memory-mapped. `TokenStream` needs no such file.
+    copied into one file beside the shards for each bucket, cache/rows.bin, of about 2 bytes a token, which is
+    memory-mapped from then on. `TokenStream` needs no such file.
 
     Args:
         folder: folder of the data set.
@@ -113,27 +132,41 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
     ) -> None:
         self._maps = maps
         self._dataset = FinishedDataset.open(folder)
-        self._bucket = self._dataset.buckets[0]
-        self._views = self._bucket.encoding.rows_per_picture
+        self._views = self._dataset.buckets[0].encoding.rows_per_picture
         if view not in (None, "all") and (type(view) is not int or not 0 <= view < self._views):
             raise DatasetError(f"a view is from 0 to {self._views - 1} or 'all', not {quoted(view)}")
         self._view = view
         self._seed = seed
         # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._cache = open_cache(self._dataset.folder, self._bucket)
+        divisor = 1 if view == "all" else self._views
+        counts = [bucket.rows // divisor for bucket in self._dataset.buckets]
+        self._ends = np.cumsum(counts)  # of the items of each bucket
+        self._caches = self._open_caches()
+
+    def _open_caches(self) -> list[RowCache]:
+        return [open_cache(self._dataset.folder, bucket) for bucket in self._dataset.buckets]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the memory map, which another process opens for itself."""
-        return {name: value for name, value in vars(self).items() if name != "_cache"}
+        """Leave out the memory maps, which another process opens for itself."""
+        return {name: value for name, value in vars(self).items() if name != "_caches"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._cache = open_cache(self._dataset.folder, self._bucket)
+        self._caches = self._open_caches()
 
     def __len__(self) -> int:
         """Return the number of items."""
-        return self._bucket.rows // (1 if self._view == "all" else self._views)
+        return int(self._ends[-1])
+
+    @property
+    def buckets(self) -> list[BucketItems]:
+        """The buckets that have items; a data set without buckets has one."""
+        ends = self._ends.tolist()
+        return [
+            BucketItems(bucket.encoding.size, bucket.encoding.schedule, range(start, end))
+            for bucket, start, end in zip(self._dataset.buckets, [0, *ends], ends, strict=False)
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which with `seed` determines the views that are drawn; call it before each epoch."""
@@ -162,18 +195,30 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         items = np.fromiter(map(operator.index, indices), np.int64, len(indices))
         if len(items) and not -count <= items.min() <= items.max() < count:
             raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
-        rows = self._rows(np.where(items < 0, items + count, items))
-        columns: dict[str, Sequence[Any]] = {
-            name: self._cache.texts(name, rows) for name in self._cache.text_columns
-        }
-        for name, values in self._cache.columns.items():
+        items = np.where(items < 0, items + count, items)
+        if len(self._caches) == 1:
+            return self._bucket_items(0, items)
+        numbers = np.searchsorted(self._ends, items, side="right")
+        found: list[dict[str, Any]] = [{}] * len(items)
+        for bucket in np.unique(numbers):
+            (places,) = np.nonzero(numbers == bucket)
+            local = items[places] - (self._ends[bucket - 1] if bucket else 0)
+            for place, item in zip(places, self._bucket_items(int(bucket), local), strict=True):
+                found[place] = {**item, "bucket": int(bucket)}
+        return found
+
+    def _bucket_items(self, number: int, items: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return the items of a bucket by their numbers in it."""
+        cache, rows = self._caches[number], self._rows(items)
+        columns: dict[str, Sequence[Any]] = {name: cache.texts(name, rows) for name in cache.text_columns}
+        for name, values in cache.columns.items():
+            found = values[rows]
             if name == "tokens":
-                tokens = torch.from_numpy(values[rows].astype(np.int64))
+                tokens = torch.from_numpy(found.astype(np.int64))
             else:
-                found = values[rows]
                 columns[name] = torch.from_numpy(found).unbind() if found.ndim > 1 else found.tolist()
         if self._maps:
-            columns["maps"] = [self._split(flat) for flat in tokens]
+            columns["maps"] = [self._split(flat, self._dataset.buckets[number]) for flat in tokens]
         else:
             columns["tokens"] = tokens.unbind()
         return [dict(zip(columns, item, strict=False)) for item in zip(*columns.values(), strict=False)]

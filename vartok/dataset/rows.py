@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vartok.dataset.encoding import Encoding
+from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import ALL_COLUMNS, find_format, read_shard
 from vartok.dataset.schema import OPTIONAL_COLUMNS, open_dataset
 from vartok.errors import DatasetError
@@ -144,7 +144,7 @@ class FinishedDataset:
 
     Attributes:
         folder: folder of the data set.
-        buckets: its rows, by bucket.
+        buckets: its buckets that have rows; at least one.
         classes: names of the labels, if folders or tables gave them; else empty.
     """
 
@@ -171,11 +171,18 @@ class FinishedDataset:
             )
         counts = description.get("carried", {})
         columns = tuple(name for name in OPTIONAL_COLUMNS if counts.get(name))
-        shards = tuple(_parse_shard(folder, item, encoding) for item in description["shards"])
-        for shard in shards:
+        names = [bucket_name(bucket.size) for bucket in encoding.buckets] or [""]
+        shards: dict[str, list[Shard]] = {name: [] for name in names}
+        for item in description["shards"]:
+            shard = _parse_shard(folder, item, encoding)
             shard.check()
-        bucket = DatasetBucket("", description["files"], encoding, shards, columns)
-        return cls(folder, (bucket,), tuple(description.get("classes", ())))
+            shards["/".join(item["name"].split("/")[1:-1])].append(shard)
+        found = [
+            DatasetBucket(name, description["files"], encoding.of_bucket(name), tuple(items), columns)
+            for name, items in shards.items()
+        ]
+        buckets = [bucket for bucket in found if bucket.rows] or found[:1]
+        return cls(folder, tuple(buckets), tuple(description.get("classes", ())))
 
     @property
     def rows(self) -> int:

@@ -50,6 +50,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
         buffer_size: number of rows that a shuffle mixes; each worker keeps as many in memory.
         seed: seed of the shuffle; it must be the same on every rank.
         maps: give a row "maps", K tensors [h_k, w_k] int64, instead of "tokens".
+        bucket: number of the bucket to read, among those that have rows; needed if there are several.
         rank: rank of this process, from 0; if None, that of torch.distributed, or 0 without it.
         world: number of ranks; if None, that of torch.distributed, or 1 without it.
 
@@ -67,6 +68,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
         buffer_size: int = 16384,
         seed: int = 0,
         maps: bool = False,
+        bucket: int | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -74,7 +76,12 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
             raise DatasetError(f"`buffer_size` must be 1 or more, not {quoted(buffer_size)}")
         super().__init__()
         self._dataset = FinishedDataset.open(folder)
-        (self._bucket,) = self._dataset.buckets
+        count = len(self._dataset.buckets)
+        if bucket is None and count > 1:
+            raise DatasetError(f"{folder} has {count} buckets", hint="set `bucket` to the number of one")
+        if bucket is not None and not 0 <= bucket < count:
+            raise DatasetError(f"`bucket` is a number from 0 to {count - 1}, not {quoted(bucket)}")
+        self._bucket = self._dataset.buckets[bucket or 0]
         self._rank, self._world = find_rank(rank, world)
         self._shuffle = shuffle
         self._buffer_size = buffer_size
@@ -197,7 +204,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
         if row.latent is not None:
             item["latent"] = torch.from_numpy(row.latent.copy())  # a copy can be written, as torch asks
         tokens = torch.from_numpy(row.flatten().astype(np.int64))
-        return item | ({"maps": self._split(tokens)} if self._maps else {"tokens": tokens})
+        return item | ({"maps": self._split(tokens, self._bucket)} if self._maps else {"tokens": tokens})
 
     def _place(self) -> dict[str, Any]:
         """Return all that determines the rows of an iterator in this process, and their order."""

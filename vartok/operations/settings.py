@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.buckets import BucketsLike, make_buckets, read_table
-from vartok.errors import ArgumentError, TokenFileError, VartokError
+from vartok.errors import ArgumentError, TokenFileError, VartokError, counted, warn
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
@@ -146,9 +146,18 @@ def resolve_fit(
         ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
             is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
             checked. Or `resolve_buckets` raises it.
+
+    Warns:
+        VartokWarning: sizes of buckets get the aspect ratio of others, and are left out.
     """
-    if fit.mode == "bucket":
+    if fit.table is not None:
+        given = len(fit.table.sizes)
         fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        if left_out := given - len(fit.buckets):
+            warn(
+                f"{left_out:,} of {counted(given, 'bucket')} are left out: in whole latent cells, they have "
+                "the aspect ratios of others"
+            )
         with as_argument_errors():
             for bucket in fit.buckets:
                 first_scales(bucket.schedule, scales)

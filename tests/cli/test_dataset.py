@@ -426,12 +426,13 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
     Two processes write files of three buckets at once, one process those of one size.
     """
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(4)]
+    views = processes  # the second time, buckets with two views and latents of half as many pictures
+    source = [tar(tmp_path / f"{n}.tar", 300 // views, 1000 * n) for n in range(4)]
     (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
     source.append(tmp_path / "4.tar")
-    options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    options = (*source, "-w", weights, "--shard-size", 40 // views, "-q")
     if processes > 1:
-        options += buckets(tmp_path)
+        options += (*buckets(tmp_path), "--views", "flip", "--latents")
     whole = start(*options, "-o", tmp_path / "whole")
     begun = time.monotonic()
     assert whole.wait(120) == 3
@@ -468,9 +469,9 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
+    source = [tar(tmp_path / f"{n}.tar", 150, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
-    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q", *buckets(tmp_path))
+    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 50, "-q", *buckets(tmp_path))
     options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 import vartok
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer
 from vartok.dataset.plan import Job, plan_tasks
-from vartok.dataset.schema import Encoding
 from vartok.dataset.shard_files import HashedFile
 from vartok.images import Fit, Picture
 from vartok.operations import encode_pictures

@@ -19,6 +19,7 @@ from .options import (
     MessageOptions,
     ModelOptions,
     OutputOption,
+    ScalesOption,
     WorkOptions,
     WriteOptions,
 )
@@ -42,10 +43,7 @@ def encode(
             help="Default: by -o's suffix, else npz. jsonl: one file for all pictures.",
         ),
     ] = None,
-    scales: Annotated[
-        int | None,
-        typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
-    ] = None,
+    scales: ScalesOption = None,
     *,
     pictures: EncodePictureOptions,
     model: ModelOptions,

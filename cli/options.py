@@ -65,7 +65,8 @@ MaxTokensOption = Annotated[
 ZoomOption = Annotated[
     float,
     typer.Option(
-        "--zoom", help="With crop: enlarge by this factor, 1 to 100, before cropping; VAR trains with 1.125."
+        "--zoom",
+        help="With crop or bucket: enlarge by this factor, 1 to 100, before the cut; VAR trains with 1.125.",
     ),
 ]
 ResampleOption = Annotated[
@@ -86,6 +87,10 @@ ScheduleOption = Annotated[
         help="Grids of the scales, coarse to fine, as 1,2,4,8x12 (h x w), or a name that `vartok schedules` "
         "lists; default: the checkpoint's.",
     ),
+]
+ScalesOption = Annotated[
+    int | None,
+    typer.Option("--scales", metavar="N", min=1, help="Encode only the first N scales; default: all."),
 ]
 MaxPixelsOption = Annotated[
     int,
@@ -298,6 +303,7 @@ class SizedPictureOptions(PictureOptions):
 
     fit: SizedFitOption = "crop"
     buckets: BucketsOption = None
+    scales: ScalesOption = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ ORDER = (
     ["compression", "config", "codebook", "images"],
     ["tokens"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
+    ["dataset.encoding"],
     ["dataset.schema", "token_streams"],
     ["dataset.formats"],
     ["token_sources"],

@@ -68,6 +68,10 @@ class ImageError(VartokError):
     """A picture that cannot be read, or pixels whose shape or range the encoder cannot take."""
 
 
+class DamagedImageError(ImageError):
+    """A picture whose file is truncated or corrupt."""
+
+
 class TokensError(VartokError):
     """Tokens of the wrong type or shape, an index outside the vocabulary, or invalid metadata of tokens."""
 

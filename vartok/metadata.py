@@ -51,8 +51,8 @@ class ImageInfo:
         height: height of the original image, in pixels.
         size: (height, width) of the encoded pixels.
         fit: mode of the fit to that size: "crop", "pad", "stretch", "native" or "bucket".
-        zoom: factor of the fit "crop", above 0 and up to a million: the image was scaled to cover `size`
-            times `zoom`, then cut to `size`.
+        zoom: factor of the fits "crop" and "bucket", above 0 and up to a million: the image was scaled to
+            cover `size` times `zoom`, then cut to `size`.
         background: RGB levels, 0 to 255, under transparency and around a padded image.
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats import find_format, iter_rows, shard_errors
 from vartok.dataset.formats.parquet import PARQUET, parquet_encoding
 from vartok.dataset.formats.wds import WDS, read_flat_wds
-from vartok.dataset.schema import Encoding, find_shard, is_dataset, open_dataset
+from vartok.dataset.schema import find_shard, is_dataset, open_dataset
 from vartok.errors import DatasetError, TokenFileError, VartokError, counted, printable
 from vartok.files import check_regular, os_error_reason
 from vartok.flat_tokens import FlatTokens, read_flat_tokens

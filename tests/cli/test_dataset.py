@@ -36,11 +36,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def tar(path: Path, count: int, start: int = 0, beside: bytes = b"") -> Path:
-    """A tar of pictures and labels; `beside` is added to every picture's bytes."""
+    """A tar of pictures of three shapes, and labels; `beside` is added to every picture's bytes."""
     with tarfile.open(path, "w") as archive:
         for n in range(start, start + count):
             buffer = io.BytesIO()
-            photo(n, 12, 9).save(buffer, "PNG")
+            photo(n, 12, 9 + 4 * (n % 3)).save(buffer, "PNG")
             for name, data in (
                 (f"{n:05}.png", buffer.getvalue() + beside),
                 (f"{n:05}.cls", str(n % 10).encode()),
@@ -49,6 +49,12 @@ def tar(path: Path, count: int, start: int = 0, beside: bytes = b"") -> Path:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def buckets(folder: Path) -> tuple[object, ...]:
+    """The options of a data set with a bucket for each shape of `tar`'s pictures."""
+    (folder / "buckets.txt").write_text("6x8\n8x8\n10x6\n")
+    return "--fit", "bucket", "--buckets", folder / "buckets.txt"
 
 
 @pytest.fixture
@@ -397,11 +403,16 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Path, processes: int) -> None:
-    """The process itself is killed, or one that it started, at any moment from start to end."""
+    """The process itself is killed, or one that it started, at any moment from start to end.
+
+    Two processes write files of three buckets at once, one process those of one size.
+    """
     source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(4)]
     (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
     source.append(tmp_path / "4.tar")
     options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    if processes > 1:
+        options += buckets(tmp_path)
     whole = start(*options, "-o", tmp_path / "whole")
     begun = time.monotonic()
     assert whole.wait(120) == 3
@@ -440,7 +451,7 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
     source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
-    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q")
+    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q", *buckets(tmp_path))
     options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)

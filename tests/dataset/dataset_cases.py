@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 import vartok
 from vartok.buckets import Bucket
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import open_writer, read_shard
 from vartok.dataset.plan import InputTask, Job, plan_tasks, prepare_folder
-from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS, Encoding
+from vartok.dataset.schema import DATA, OPTIONAL_COLUMNS, STATS
 from vartok.dataset.shard_files import HashedFile, open_shard
 from vartok.dataset.stats import ShardStats, stats_path
 from vartok.dataset.write import ShardProgress, write_summary

@@ -15,6 +15,7 @@ from dataset_cases import contents
 
 import vartok
 from vartok.dataset import build, verify
+from vartok.dataset.formats import read_shard
 from vartok.dataset.schema import open_dataset
 from vartok.dataset.stats import read_stats
 from vartok.errors import ArgumentError, DatasetError
@@ -121,6 +122,30 @@ def test_the_description_has_the_schedule_and_the_pictures_of_each_bucket(
     for name in ("data/00000-0000.parquet", "data/3x3/00000-0000.parquet"):
         with pytest.raises(DatasetError, match="is no bucket"):
             encoding.of_shard(name)
+
+
+@pytest.mark.parametrize("format", ["parquet", "wds", "jsonl"])
+def test_rows_of_buckets_have_views_and_latents(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer, make: Callable[..., Any], format: str
+) -> None:
+    out = tmp_path / "out"
+    summary = make(out, format=format, views="random:2", zoom=1.5, latents=True)
+    assert (summary.pictures, summary.shards) == (7, 6)
+    assert verify(out).problems == []
+    description, encoding = open_dataset(out)
+    assert [bucket["pictures"] for bucket in description["buckets"]] == [3, 3, 1, 0]
+    for shard in description["shards"]:
+        of_shard = encoding.of_shard(shard["name"])
+        rows = list(read_shard(format, out / shard["name"], of_shard))
+        assert len(rows) == 2 * shard["pictures"]
+        for row in rows:
+            assert row.view is not None
+            assert row.latent is not None
+            left, top, right, bottom = row.view.box
+            height, width = row.image.size
+            cell = width / (right - left)  # one scale of both sides, but for whole pixels
+            assert height / (bottom - top) == pytest.approx(cell, rel=0.1)
+            assert row.latent.shape == (small_tokenizer.config.z_channels, *of_shard.schedule[-1])
 
 
 def test_parts_and_a_build_that_is_stopped_anywhere_give_the_same_bytes(

@@ -13,9 +13,9 @@ from dataset_cases import ENCODING, MODEL, L, as_dict, make_row, picture, some_r
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats import FORMATS, find_format, open_writer, read_shard
 from vartok.dataset.formats.parquet import ROW_GROUP_SIZE
-from vartok.dataset.schema import Encoding
 from vartok.dataset.shard_files import HashedFile
 from vartok.errors import DatasetError
 from vartok.schedule import token_count

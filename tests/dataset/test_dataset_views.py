@@ -1,6 +1,7 @@
 """Views and latents: rows of several views a picture, with the latents before quantization."""
 
 import contextlib
+import io
 import itertools
 import json
 import tarfile
@@ -31,10 +32,11 @@ from dataset_cases import (
 from PIL import Image
 
 import vartok
-from vartok.dataset import TokenDataset, build, verify
+from vartok.dataset import build, verify
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.engines import run_here
 from vartok.dataset.formats import FORMATS, iter_rows, read_shard
-from vartok.dataset.schema import Encoding
+from vartok.dataset.schema import open_dataset
 from vartok.dataset.write import write_summary
 from vartok.errors import ArgumentError, DatasetError, TokensError, VartokError, VartokWarning
 from vartok.images import to_tensor
@@ -163,30 +165,35 @@ def test_latents_have_the_grid_of_the_last_scale() -> None:
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """Settings of a data set with views and latents."""
-    return {"views": "random:3", "zoom": 1.5, "latents": True}
+    return {"views": "random:3", "zoom": 1.5, "latents": True, "shard_size": 2}
 
 
 @pytest.fixture(scope="module")
-def viewed(
-    tmp_path_factory: pytest.TempPathFactory,
-    source: Path,
-    small_tokenizer: vartok.Tokenizer,
-    settings: dict[str, Any],
-) -> Path:
-    """The data set of `source` with these settings; not to be changed."""
-    job = make_job(tmp_path_factory.mktemp("viewed") / "out", small_tokenizer, **settings)
-    run(job, source, small_tokenizer)
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tars of three pictures each, one of them broken: four shards of two samples."""
+    folder = tmp_path_factory.mktemp("few")
+    tar(folder / "0.tar", [(f"{n}.png", picture(n)) for n in range(3)])
+    tar(folder / "1.tar", [("3.png", picture(3)), ("4.png", b"junk"), ("5.png", picture(5))])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def viewed(few: Path, small_tokenizer: vartok.Tokenizer, settings: dict[str, Any]) -> Path:
+    """The data set of `few` with these settings; not to be changed."""
+    job = make_job(few.parent / "viewed", small_tokenizer, **settings)
+    run(job, few, small_tokenizer)
     return job.out
 
 
 def test_each_view_is_a_row_of_the_tokens_of_its_part(
-    source: Path, small_tokenizer: vartok.Tokenizer, viewed: Path, settings: dict[str, Any]
+    small_tokenizer: vartok.Tokenizer, viewed: Path, settings: dict[str, Any]
 ) -> None:
-    rows = read_rows(make_job(viewed, small_tokenizer, **settings), SHARDS[-1])  # of the pictures 3 and 4
-    assert [row.row_key for row in rows] == [f"{key}#{view}" for key in (3, 4) for view in range(3)]
+    job = make_job(viewed, small_tokenizer, **settings)
+    rows = read_rows(job, "00000-0000")
+    assert [row.row_key for row in rows] == [f"{key}#{view}" for key in (0, 1) for view in range(3)]
     for row in rows:
-        fit = make_job(viewed, small_tokenizer, **settings).fit
-        pixels, views = fitted(Image.open(source / f"{row.key}.png").convert("RGB"), fit, row.key)
+        image = Image.open(io.BytesIO(picture(int(row.key)))).convert("RGB")
+        pixels, views = fitted(image, job.fit, row.key)
         assert row.view is not None
         assert row.view == views[row.view.number]
         latent = small_tokenizer.latent(to_tensor(pixels[row.view.number][None]))
@@ -195,34 +202,28 @@ def test_each_view_is_a_row_of_the_tokens_of_its_part(
 
 
 def test_runs_that_stop_and_parts_give_the_same_bytes(
-    tmp_path: Path,
-    source: Path,
-    small_tokenizer: vartok.Tokenizer,
-    viewed: Path,
-    settings: dict[str, Any],
+    tmp_path: Path, few: Path, small_tokenizer: vartok.Tokenizer, viewed: Path, settings: dict[str, Any]
 ) -> None:
     job = make_job(tmp_path / "out", small_tokenizer, **settings)
-    shards = find_input_shards([str(source)], 3)
+    shards = find_input_shards([str(few)], 2)
     for part in (1, 0):
         tasks = [task for task in plan(job, shards) if task.index % 2 == part]
         steps = run_here(job, tasks, small_tokenizer, batch_size=7, workers=1)
         with contextlib.closing(steps):
-            for _ in itertools.islice((step for step in steps if step.finished), 2):
-                pass
-    run(job, source, small_tokenizer)
+            next(step for step in steps if step.finished)
+    run(job, few, small_tokenizer)
     assert contents(job.out) == contents(viewed)
 
 
-def test_a_data_set_with_views_is_verified_counted_and_loaded(
+def test_a_data_set_with_views_is_verified_and_counted(
     viewed: Path, small_tokenizer: vartok.Tokenizer
 ) -> None:
     report = verify(viewed)
-    assert (report.pictures, report.failed, report.problems) == (16, 2, [])
-    assert len(TokenDataset(viewed)) == 16
-    assert len(TokenDataset(viewed, view="all")) == len(list(read_tokens(viewed))) == 48
-    assert count_usage(viewed, small_tokenizer).images == 48
+    assert (report.pictures, report.failed, report.problems) == (5, 1, [])
+    assert len(list(read_tokens(viewed))) == 15
+    assert count_usage(viewed, small_tokenizer).images == 15
     described = json.loads((viewed / "dataset.json").read_text())
-    assert (described["pictures"], described["image"]["views"]) == (16, "random:3")
+    assert (described["pictures"], described["image"]["views"]) == (5, "random:3")
 
 
 def test_a_picture_whose_view_fails_has_no_rows(
@@ -257,6 +258,27 @@ def test_repeated_keys_and_kept_pictures(tmp_path: Path, small_tokenizer: vartok
         *("a#0.tokens.npy", "a#0.json", "a#0.png", "a#1.tokens.npy", "a#1.json"),
         *("a#2#0.tokens.npy", "a#2#0.json", "a#2#0.png", "a#2#1.tokens.npy", "a#2#1.json"),
     ]
+
+
+def test_buckets_have_views_and_latents_of_their_size(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    members = [("a.png", picture(0, 20, 10)), ("b.png", picture(1, 10, 20))]
+    settings: dict[str, Any] = {"fit": "bucket", "buckets": [(8, 16), (16, 8)], "zoom": 1.5, "workers": 1}
+    build(
+        tar(tmp_path / "a.tar", members),
+        tmp_path / "out",
+        tokenizer=small_tokenizer,
+        views="random:2",
+        latents=True,
+        **settings,
+    )
+    assert verify(tmp_path / "out").problems == []
+    for bucket, key in (("8x16", "a"), ("16x8", "b")):
+        encoding = open_dataset(tmp_path / "out")[1].of_bucket(bucket)
+        rows = list(read_shard("parquet", tmp_path / f"out/data/{bucket}/00000-0000.parquet", encoding))
+        assert [row.row_key for row in rows] == [f"{key}#0", f"{key}#1"]
+        assert {row.latent.shape[1:] for row in rows if row.latent is not None} == {rows[0].schedule[-1]}
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,28 @@ def test_ten_crops_are_the_corners_and_the_centre_of_the_central_square() -> Non
     wide = WIDE.resize((48, 16))
     pixels, views = fitted(wide, fit)  # scaled by 1: its boxes are places of pixels
     corners = [(16, 0), (24, 0), (16, 8), (24, 8), (20, 4)]
-    assert [view.box for view in views] == [(x, y, x + 8, y + 8) for x, y in corners] * 2
+    mirrored = [(24, 0), (16, 0), (24, 8), (16, 8), (20, 4)]
+    assert [view.box for view in views] == [(x, y, x + 8, y + 8) for x, y in corners + mirrored]
     assert [view.flipped for view in views] == [False] * 5 + [True] * 5
     for cut, view in zip(pixels, views, strict=True):
         expected = np.asarray(wide.crop(view.box))
         np.testing.assert_array_equal(cut[:, ::-1] if view.flipped else cut, expected)
     alone, _ = fitted(wide, replace(fit, views=Views()))
     np.testing.assert_array_equal(pixels[4], alone)
+
+
+def test_ten_crops_with_adm_are_those_of_llamagen() -> None:
+    side = 13  # int(8 * 1.7), an odd number of pixels more than 8
+    image = WIDE.resize((39, 13))
+    square = image.crop((13, 0, 26, 13))
+    expected = []
+    for whole in (square, square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        centre = round((side - 8) / 2)
+        for left, top in ((0, 0), (side - 8, 0), (0, side - 8), (side - 8, side - 8), (centre, centre)):
+            expected.append(np.asarray(whole.crop((left, top, left + 8, top + 8))))
+    fit = Fit(size=8, zoom=1.7, resample="adm", views=Views.parse("ten-crop"))
+    pixels, _ = fitted(image, fit)
+    np.testing.assert_array_equal(pixels, expected)
 
 
 @given(st.integers(8, 60), st.integers(8, 60), st.sampled_from([1.0, 1.1, 2.0]), st.text(max_size=3))

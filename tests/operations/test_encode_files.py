@@ -59,6 +59,8 @@ def test_a_picture_has_the_size_and_the_schedule_of_its_bucket(
         )
         assert [scale.tolist() for scale in tokens.scales] == [scale.tolist() for scale in cropped.scales]
     assert "encoded 0, 3 skipped" in vartok(*command, "--skip-existing").stderr
+    small = vartok("encode", "in/even.png", "-o", "small/", *command[5:], "--size", "16").stderr
+    assert small.count("2 of 3 buckets are left out: in whole latent cells, they have") == 1
     told = vartok(*command, "--skip-existing", "--size", "128", code=1).stderr
     assert "(size 48x96, not 96x176)" in told
     vartok("decode", "out/wide.tokens.npz", "-o", "wide.png")

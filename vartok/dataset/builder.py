@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.buckets import Bucket, BucketsLike
-from vartok.dataset.formats import FORMATS
+from vartok.dataset.arguments import check_arguments, check_packages, warn_of_gaps
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.lock import run_lock
 from vartok.dataset.plan import Job, default_shard_size, plan_tasks, prepare_folder
 from vartok.dataset.progress import Progress, ProgressTotals, Summary
 from vartok.dataset.run import output_errors, run_engine
-from vartok.dataset.schema import Encoding
-from vartok.errors import ArgumentError, counted, quoted, warn
+from vartok.errors import ArgumentError
 from vartok.images import Fit
 from vartok.operations.settings import (
     GPU_BATCH_SIZE,
@@ -30,18 +29,12 @@ from vartok.operations.settings import (
     make_schedule,
     resolve_fit,
 )
-from vartok.optional import require
 from vartok.schedule import Schedule, adapt_schedule
-from vartok.sources import InputShard, NamedColumns, SearchReport, find_input_shards, folder_classes
+from vartok.sources import NamedColumns, SearchReport, find_input_shards, folder_classes
 from vartok.sources.classes import table_classes
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
-
-PACKAGES = ("pyarrow", "webdataset", "fsspec")
-ENGINES = ("local", "ray")
-REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
-"""Matches the start of a URL, also with one slash, as `Path` leaves it; does not match a Windows drive."""
 
 
 def build(
@@ -61,6 +54,7 @@ def build(
     latents: bool = False,
     background: str = "white",
     schedule: Schedule | str | None = None,
+    scales: int | None = None,
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
     image_column: str | None = None,
@@ -108,8 +102,8 @@ def build(
             aspect ratio is nearest, into shards of that size alone.
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
-        zoom: with "crop": factor by which a picture is scaled up before the cut, 1 to 100; VAR's own
-            transform has 1.125.
+        zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100;
+            VAR's own transform has 1.125.
         resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
@@ -119,6 +113,7 @@ def build(
         latents: store the latents too, before quantization, in float16.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
+        scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
@@ -170,7 +165,7 @@ def build(
             columns of a table, or values in them, are not carried; or a worker process died.
     """
     out = Path(out)
-    _check_arguments(out, format, keep_pictures, shard, engine, address, processes)
+    check_arguments(out, format, keep_pictures, shard, engine, address, processes)
     if tokenizer is not None:
         if engine == "ray" or (processes or 1) > 1:
             raise ArgumentError(
@@ -228,15 +223,15 @@ def build(
                 "the labels of the tables are names, which number classes otherwise than the folders do",
                 hint="make two data sets, or leave out `folder_labels`",
             )
-        _warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
+        warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
         tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
-        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids)
+        pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids, scales=scales)
         job = Job(
             out=out,
             format=format,
             shard_size=shard_size,
-            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents),
+            encoding=_encoding(tokenizer, pixels, grids, device, dtype, latents=latents, scales=scales),
             fit=pixels,
             keep_pictures=keep_pictures,
             classes=tuple(folder_classes(files, report)) if folder_labels else names or (),
@@ -277,39 +272,15 @@ def build(
         return run_engine(job, reports, totals, ours, len(shards), max_failures, progress)
 
 
-def _check_arguments(
-    out: Path,
-    format: str,
-    keep_pictures: bool,
-    shard: tuple[int, int],
-    engine: str,
-    address: str | None,
-    processes: int | None,
-) -> None:
-    """Raise ArgumentError for an unknown value, or for arguments that contradict each other."""
-    if format not in FORMATS:
-        raise ArgumentError(f"the format of shards is one of {', '.join(FORMATS)}, not {quoted(format)}")
-    if keep_pictures and not FORMATS[format].keeps_pictures:
-        raise ArgumentError(f"{format} shards cannot keep pictures", hint="set `format` to wds")
-    if url := REMOTE.match(str(out)):
-        place = f"{url[1]}://{str(out)[url.end() :]}"
-        raise ArgumentError(
-            f"{place}: a data set cannot be written to a URL", hint="name a local or a shared folder"
-        )
-    if not 0 <= shard[0] < shard[1]:
-        raise ArgumentError(f"`shard` must be (i, n) with i from 0 to n - 1, not {shard}")
-    if engine not in ENGINES:
-        raise ArgumentError(f"the engine is one of {', '.join(ENGINES)}, not {quoted(engine)}")
-    if engine == "ray" and (processes or shard != (0, 1)):
-        raise ArgumentError(
-            "Ray divides the work itself, without `processes` and `shard`", hint="leave them out"
-        )
-    if address and engine != "ray":
-        raise ArgumentError("`address` is only for the engine ray", hint="set `engine` to ray")
-
-
 def _encoding(
-    tokenizer: Tokenizer, fit: Fit, schedule: Schedule | None, device: str, dtype: str, *, latents: bool
+    tokenizer: Tokenizer,
+    fit: Fit,
+    schedule: Schedule | None,
+    device: str,
+    dtype: str,
+    *,
+    latents: bool,
+    scales: int | None,
 ) -> Encoding:
     step = tokenizer.config.downsample
     latent = (fit.size[0] // step, fit.size[1] // step)
@@ -329,6 +300,7 @@ def _encoding(
         seed=fit.views.seed,
         latent_channels=tokenizer.config.z_channels if latents else None,
         buckets=fit.buckets,
+        scales=scales if scales != len(grids) else None,
     )
 
 
@@ -336,34 +308,3 @@ def _load(weights: str | Path | None, device: str, dtype: str, *, compile: bool)
     from vartok.loading import load
 
     return load(weights, device=device, dtype=dtype, compile=compile)
-
-
-def _warn_of_gaps(
-    shards: Sequence[InputShard], columns: NamedColumns, *, folder_labels: bool, parts: int
-) -> None:
-    """Warn of parts (see `shard` of `build`) without input shards, columns without tables, missing labels."""
-    if columns.named() and not any(shard.kind == "table" for shard in shards):
-        names = ", ".join(map(quoted, columns.named().values()))
-        warn(f"there is no table for the columns {names}")
-    if parts > len(shards):
-        first, last = len(shards), parts - 1
-        idle = f"part {last}" if first == last else f"parts {first} to {last}"
-        warn(
-            f"only {counted(len(shards), 'input shard')} for {parts} parts: no work for {idle} (counted "
-            "from 0); a smaller shard size splits picture files into more input shards"
-        )
-    bare = sum(file.label is None for shard in shards for file in shard.files) if folder_labels else 0
-    if bare:
-        warn(f"no label for {counted(bare, 'picture')} outside of class folders")
-
-
-def check_packages(*more: str) -> None:
-    """Check that the optional packages for data sets are installed.
-
-    Args:
-        more: names of further packages that are needed: "ray".
-
-    Raises:
-        VartokError: a package is missing.
-    """
-    require(*PACKAGES, *more, extra="ray" if "ray" in more else "dataset", purpose="data sets")

@@ -170,7 +170,7 @@ def _layout(bucket: DatasetBucket) -> tuple[dict[str, Column], int]:
     "ends" holds, for each text of each row, the offset of its end, from the first text's start.
     """
     shapes: dict[str, tuple[np.dtype[Any] | str, tuple[int, ...]]] = {
-        "tokens": (token_dtype(bucket.encoding.model.vocab_size), (token_count(bucket.encoding.schedule),)),
+        "tokens": (token_dtype(bucket.encoding.model.vocab_size), (token_count(bucket.encoding.grids),)),
         "width": ("<i4", ()),
         "height": ("<i4", ()),
         "ends": ("<i8", (len(_text_columns(bucket)),)),

@@ -130,6 +130,7 @@ def run_here(
             pending_samples(job, tasks),
             job.fit,
             schedule=job.encoding.schedule,
+            scales=job.encoding.scales,
             latents=job.encoding.latents,
             batch_size=batch_size,
             workers=workers,

@@ -62,7 +62,7 @@ class NpyWriter:
         self._dtype = token_dtype(bucket.encoding.model.vocab_size)
         self._tokens = folder.create("tokens.npy")
         self._labels = folder.create("labels.npy")
-        _write_header(self._tokens, self._dtype, (bucket.rows, token_count(bucket.encoding.schedule)))
+        _write_header(self._tokens, self._dtype, (bucket.rows, token_count(bucket.encoding.grids)))
         _write_header(self._labels, np.dtype("<i8"), (bucket.rows,))
 
     def add(self, views: Sequence[ImageTokens]) -> None:

@@ -173,7 +173,7 @@ def _write_bucket(folder: Path, bucket: DatasetBucket, to: str, totals: _Totals)
         "pictures": pictures,
         "rows": rows,
         "views": encoding.rows_per_picture,
-        "tokens_per_row": token_count(encoding.schedule),
+        "tokens_per_row": token_count(encoding.grids),
         "vocab_size": encoding.model.vocab_size,
         "dtype": token_dtype(encoding.model.vocab_size).name,
         **encoding.to_dict(),

@@ -32,13 +32,18 @@ class TrainingRows:
 
     @property
     def schedule(self) -> Schedule:
-        """(h, w) of every scale, coarse to fine; of the first bucket, where a data set has several."""
+        """(h, w) of every scale of the whole schedule, coarse to fine; of the first bucket, if any."""
         return self._dataset.buckets[0].encoding.schedule
 
     @property
     def model(self) -> ModelInfo:
         """The checkpoint whose codebook the tokens index."""
         return self._dataset.buckets[0].encoding.model
+
+    @property
+    def grids(self) -> Schedule:
+        """(h, w) of each scale of the rows: `schedule`, or its first grids if only these were encoded."""
+        return self._dataset.buckets[0].encoding.grids
 
     @property
     def classes(self) -> list[str]:
@@ -61,14 +66,14 @@ class TrainingRows:
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        schedule = self._dataset.buckets[bucket].encoding.schedule
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, schedule))
+        encoding = self._dataset.buckets[bucket].encoding
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, encoding.schedule, len(encoding.grids)))
 
     def _split(self, tokens: Tensor, bucket: DatasetBucket) -> list[Tensor]:
         """Split [L] tokens into K maps; map k is [h_k, w_k]."""
-        schedule = bucket.encoding.schedule
-        scales = tokens.split([h * w for h, w in schedule])
-        return [scale.view(grid) for scale, grid in zip(scales, schedule, strict=True)]
+        grids = bucket.encoding.grids
+        scales = tokens.split([h * w for h, w in grids])
+        return [scale.view(grid) for scale, grid in zip(scales, grids, strict=True)]
 
 
 class BucketItems(NamedTuple):
@@ -76,7 +81,7 @@ class BucketItems(NamedTuple):
 
     Attributes:
         size: (height, width) of the encoded pixels.
-        schedule: (h, w) of every scale, coarse to fine.
+        schedule: (h, w) of every scale of the whole schedule, coarse to fine.
         items: numbers of its items.
     """
 

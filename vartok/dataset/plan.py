@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import find_format
 from vartok.dataset.schema import (
     DATA,
@@ -23,8 +24,6 @@ from vartok.dataset.schema import (
     README,
     STATS,
     VERSION,
-    Encoding,
-    bucket_name,
     read_description,
     shard_file,
     shard_name,

@@ -211,6 +211,7 @@ class _Encoder:
                 entries,
                 self._job.fit,
                 schedule=self._job.encoding.schedule,
+                scales=self._job.encoding.scales,
                 latents=self._job.encoding.latents,
                 batch_size=self._config.batch_size,
                 workers=self._config.workers,

@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import ALL_COLUMNS, find_format, read_shard
-from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding, bucket_name, open_dataset
+from vartok.dataset.schema import OPTIONAL_COLUMNS, open_dataset
 from vartok.errors import DatasetError
 from vartok.files import check_regular, os_error_reason
 from vartok.tokens import ImageTokens

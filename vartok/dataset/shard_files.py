@@ -14,8 +14,8 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from vartok.dataset.encoding import bucket_name
 from vartok.dataset.formats import ShardWriter, open_writer
-from vartok.dataset.schema import bucket_name
 from vartok.dataset.stats import FileStats, ShardId
 from vartok.files import atomic_write
 

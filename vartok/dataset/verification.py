@@ -10,18 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import (
-    DATA,
-    DATASET,
-    FAILED,
-    STATS,
-    Encoding,
-    bucket_name,
-    open_dataset,
-    shard_file,
-    shard_name,
-)
+from vartok.dataset.schema import DATA, DATASET, FAILED, STATS, open_dataset, shard_file, shard_name
 from vartok.dataset.stats import FileStats, broken_stats, read_stats
 from vartok.errors import DatasetError, one_line
 from vartok.files import check_regular, os_error_reason

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vartok.dataset.encoding import bucket_name
 from vartok.dataset.plan import Job, SampleSlot, is_complete, remove_leftovers
-from vartok.dataset.schema import DATASET, FAILED, OPTIONAL_COLUMNS, bucket_name, shard_name, write_text
+from vartok.dataset.schema import DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
 from vartok.dataset.shard_files import open_shard
 from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError

@@ -40,7 +40,7 @@ class Fit:
             each side to the nearest multiple of `multiple`; "bucket": "crop" to the size of the bucket whose
             aspect ratio is nearest, or to `size` without buckets.
         size: (height, width) of the result in pixels, or one side of a square; "native" ignores it.
-        zoom: factor from 1 to 100, for "crop" only: cover round(size * zoom), then cut out `size`.
+        zoom: factor from 1 to 100, for "crop" and "bucket": cover round(size * zoom), then cut out `size`.
         resample: "lanczos"; or "adm", for "crop" and "bucket": guided-diffusion's `center_crop_arr`, with
             which LlamaGen, MAR and other generators prepare their training images: halve the picture by
             box filters while it covers twice the size, then scale it by a bicubic filter. It truncates
@@ -56,6 +56,7 @@ class Fit:
             pixels: for more, raise PIL.Image.MAX_IMAGE_PIXELS too, or call `configure_pillow`.
         max_bytes: size limit in bytes of a picture whose file is held in memory: from a tar, a table, a URL
             or a pipe, or from a file that a data set keeps. `read_picture` does not apply it to a path.
+        allow_damaged: take what can be decoded of a truncated or corrupt file, which else is refused.
 
     Raises:
         ImageError: a value has the wrong type, is unknown, or is out of its range.
@@ -72,6 +73,7 @@ class Fit:
     buckets: tuple[Bucket, ...] = ()
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
+    allow_damaged: bool = False
 
     if TYPE_CHECKING:  # the generated __init__, except that `size` may be one side
 
@@ -89,6 +91,7 @@ class Fit:
             buckets: tuple[Bucket, ...] = (),
             max_pixels: int = MAX_PIXELS,
             max_bytes: int = MAX_BYTES,
+            allow_damaged: bool = False,
         ) -> None: ...
 
     def __post_init__(self) -> None:

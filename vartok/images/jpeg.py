@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vartok.errors import ImageError
+from vartok.errors import DamagedImageError, ImageError
 from vartok.images import scaling
 from vartok.images.fit import MAX_BYTES
 
@@ -95,7 +95,7 @@ class _ScanCheck:
         """Compare the decoded picture.
 
         Raises:
-            ImageError: the data ends before the picture does.
+            DamagedImageError: the data ends before the picture does.
         """
         if not self._checked:
             return
@@ -139,7 +139,7 @@ def load_checked(source: ImageFile, stream: BinaryIO) -> None:
         stream: the file that it was opened from; one of more than `MAX_BYTES` is not checked.
 
     Raises:
-        ImageError: the data ends before the picture does.
+        DamagedImageError: the data ends before the picture does.
     """
     stream.seek(0)
     data = stream.read(MAX_BYTES + 1)
@@ -150,6 +150,25 @@ def load_checked(source: ImageFile, stream: BinaryIO) -> None:
     check.before_decoding()
     source.load()
     check.after_decoding(source)
+
+
+def load_truncated(source: ImageFile, stream: BinaryIO) -> None:
+    """Load a JPEG picture whose data are truncated: with an end marker behind the last scan.
+
+    libjpeg then gives all that it has decoded, which are whole passes of a progressive picture.
+
+    Args:
+        source: the picture, which `load_checked` refused.
+        stream: the file that it was opened from; one of more than `MAX_BYTES` is left as it is.
+
+    Raises:
+        Exception: Pillow raises any type for broken bytes.
+    """
+    stream.seek(0)
+    data = stream.read(MAX_BYTES + 1)
+    if len(data) <= MAX_BYTES:
+        source.fp = io.BytesIO(data[: _find_scans(data).end] + _EOI)
+        source.load()
 
 
 def check_segments(stream: BinaryIO) -> None:
@@ -177,8 +196,8 @@ def unsupported_jpeg(stream: BinaryIO) -> str | None:
     return None if precision == 8 else f"is a JPEG of {precision} bits a sample, of which vartok reads 8"
 
 
-def _truncated() -> ImageError:
-    return ImageError("is truncated or broken: its data ends before its picture does")
+def _truncated() -> DamagedImageError:
+    return DamagedImageError("is truncated or broken: its data ends before its picture does")
 
 
 def _find_scans(data: bytes, *, header: bool = False) -> _Scans:

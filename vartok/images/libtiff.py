@@ -15,7 +15,7 @@ from typing import Any
 
 import PIL._imaging
 
-from vartok.errors import ImageError, one_line
+from vartok.errors import DamagedImageError, one_line
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 _DAMAGE = (
@@ -79,7 +79,7 @@ def refuse_damage() -> Iterator[None]:
     """A context in which Pillow decodes a TIFF file.
 
     Raises:
-        ImageError: libtiff said that pixels were damaged or missing; it fills them with anything.
+        DamagedImageError: libtiff said that pixels were damaged or missing; it fills them with anything.
     """
     if not _handlers:
         listen(quiet=False)
@@ -88,6 +88,6 @@ def refuse_damage() -> Iterator[None]:
         yield
         for text in _messages.heard:
             if text.startswith(_DAMAGE) and not any(harmless in text for harmless in _HARMLESS):
-                raise ImageError(f"is damaged: {one_line(text)}")
+                raise DamagedImageError(f"is damaged: {one_line(text)}")
     finally:
         _messages.heard = None

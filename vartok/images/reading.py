@@ -21,17 +21,17 @@ from PIL import (
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
-from vartok.errors import ImageError, one_line, quoted
+from vartok.errors import DamagedImageError, ImageError, quoted
 from vartok.files import os_error_reason
 from vartok.images import libtiff
 from vartok.images.color import grey_scale, to_rgb
+from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
 from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted
-from vartok.images.jpeg import check_segments, load_checked, unsupported_jpeg
+from vartok.images.jpeg import check_segments, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.scaling import large_image_lock
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
-from vartok.images.tiff_strips import check_strips
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +76,7 @@ class Picture:
         height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
         views: the V views, in such a fit; else empty.
+        damage: how the file is damaged, on one line, with `Fit.allow_damaged`; None if it is whole.
     """
 
     pixels: NDArray[np.uint8]
@@ -83,6 +84,7 @@ class Picture:
     height: int
     notes: tuple[str, ...]
     views: tuple[View, ...] = ()
+    damage: str | None = None
 
 
 def picture_suffixes() -> tuple[str, ...]:
@@ -125,6 +127,8 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         The fitted pixels, the original's size, and notes for the user.
 
     Raises:
+        DamagedImageError: the file is truncated or corrupt; with `fit.allow_damaged`, only if no pixel can be
+            decoded.
         ImageError: the file cannot be opened, has no format that vartok reads, is broken, or exceeds
             `fit.max_pixels` or, if given as bytes, `fit.max_bytes`; the message does not name the file. Or
             an argument has the wrong type.
@@ -225,12 +229,19 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
     check_segments(stream)
     check_boxes(stream)
     stream = without_unreadable_chunks(stream, notes)
+    damage = None
     try:
         source = Image.open(stream, formats=formats)
-    except UnidentifiedImageError:
-        if reason := unsupported_jpeg(stream) or unsupported_tiff(stream):
-            raise ImageError(reason) from None
-        raise
+    except Exception as error:
+        if not is_damage(error) or not (filled := filled_up(stream)):
+            if reason := isinstance(error, UnidentifiedImageError) and _unsupported(stream):
+                raise ImageError(reason) from None
+            raise
+        damage = TRUNCATED
+        if not fit.allow_damaged:
+            raise DamagedImageError(damage, hint=DAMAGED_HINT) from error
+        stream = filled
+        source = Image.open(stream, formats=formats)
     max_pixels = int(fit.max_pixels / COSTLY.get(source.format or "", 1))
     check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)
     try:
@@ -257,21 +268,17 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         _scale_transparency(source)
         if source.format == "TIFF":
             read_planes(source)
-        if source.format in ("JPEG", "MPO"):
-            load_checked(source, stream)
-        elif source.format == "TIFF":
-            check_strips(source, stream)
-            with libtiff.refuse_damage():
-                source.load()
-        else:
-            source.load()
+        found = decode(source, stream, allow_damaged=fit.allow_damaged)
+        damage = damage or found
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded
         grey = grey_scale(source, notes)
         image = _upright(source, notes)
         del source
         image = to_rgb(image, fit.background, grey, notes)
         pixels, views = fitted(image, fit, key)
-        return Picture(pixels, image.width, image.height, tuple(notes), views)
+        if damage is not None:
+            notes.append(f"{damage}; took what can be decoded of it")
+        return Picture(pixels, image.width, image.height, tuple(notes), views, damage)
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
@@ -287,6 +294,11 @@ def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
         else:
             width, height = BmpImagePlugin.DibImageFile(stream).size  # the picture, and its mask below it
         check_size(width, height if is_png else height // 2, max_pixels, hint=PIXELS_HINT)
+
+
+def _unsupported(stream: BinaryIO) -> str | None:
+    """Return what makes a file unreadable for Pillow, or None if nothing is known."""
+    return unsupported_jpeg(stream) or unsupported_tiff(stream)
 
 
 def _scale_transparency(source: ImageFile) -> None:
@@ -320,7 +332,4 @@ def _explain(error: Exception, max_pixels: int) -> ImageError:
         return ImageError(f"has more than {min(max_pixels, pillow_limit):,} pixels", hint=hint)
     if isinstance(error, MemoryError):
         return ImageError("not enough memory to decode it")
-    message = one_line(str(error)).removesuffix(" when reading image file") or type(error).__name__
-    if "truncated" in message.lower():
-        return ImageError("is truncated: the file ends before its picture does")
-    return ImageError(f"is broken: {message}")
+    return ImageError(describe_damage(error))

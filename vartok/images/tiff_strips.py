@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vartok.errors import ImageError
+from vartok.errors import DamagedImageError, ImageError
 from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked
 from vartok.images.scaling import LARGE
@@ -38,7 +38,7 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
         stream: the file that it was opened from.
 
     Raises:
-        ImageError: the data of a strip or a tile ends before its pixels do.
+        DamagedImageError: the data of a strip or a tile ends before its pixels do.
     """
     tags: Any = source.tag_v2  # type: ignore[attr-defined]
     compression = tags.get(_COMPRESSION)
@@ -62,7 +62,9 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
             else:
                 whole = _is_whole_zlib(data, 16 * limit)
             if not whole:
-                raise ImageError(f"is damaged: the data of its {name} {number + 1} ends before its pixels do")
+                raise DamagedImageError(
+                    f"is damaged: the data of its {name} {number + 1} ends before its pixels do"
+                )
 
 
 def _whole(tags: Any, tag: int) -> tuple[int, ...]:

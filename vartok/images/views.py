@@ -34,8 +34,8 @@ class Views:
 
     Attributes:
         kind: "center": the fitted picture alone; "flip": it and its mirror image; "ten-crop": the four
-            corners of the central square and the centre, then their mirror images, in the order of
-            torchvision's TenCrop, as LlamaGen encodes pictures; "random": crops anywhere in the scaled
+            corners of the central square and the centre, then those of its mirror image, as torchvision's
+            TenCrop, by which LlamaGen encodes pictures; "random": crops anywhere in the scaled
             picture, each of which is mirrored or not, as VAR trains on them.
         count: number of the views, from 1.
         seed: seed of random views.
@@ -95,17 +95,15 @@ class Views:
                 Place(int(draw() * (free[0] + 1)), int(draw() * (free[1] + 1)), draw() < 0.5)
                 for _ in range(self.count)
             ]
-        left, top = corner
-        right, bottom = left + margin[0], top + margin[1]
-        corners = (
-            [(left, top), (right, top), (left, bottom), (right, bottom)] if self.kind == "ten-crop" else []
-        )
-        upright = [Place(x, y, False) for x, y in (*corners, center)]
-        return (
-            upright
-            if self.kind == "center"
-            else upright + [place._replace(flipped=True) for place in upright]
-        )
+        if self.kind == "ten-crop":
+            left, top = corner
+            right, bottom = left + margin[0], top + margin[1]
+            spots = [(left, top), (right, top), (left, bottom), (right, bottom), center]
+            # The mirrored ones are the same spots of the mirrored picture: its left is the picture's right.
+            mirrored = [Place(left + right - x, y, True) for x, y in spots]
+            return [Place(x, y, False) for x, y in spots] + mirrored
+        upright = Place(*center, flipped=False)
+        return [upright] if self.kind == "center" else [upright, upright._replace(flipped=True)]
 
 
 CENTER = Views()

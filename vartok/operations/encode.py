@@ -78,7 +78,7 @@ def encode_file(
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
         buckets: table of the sizes with the fit "bucket"; see `encode_files`.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.
@@ -175,7 +175,7 @@ def encode_files(
             "bucket": crop to the size of `buckets` whose aspect ratio is nearest.
         buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the checkpoint's own if None.

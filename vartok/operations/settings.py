@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vartok.buckets import BucketsLike, make_buckets, read_table
-from vartok.errors import ArgumentError, TokenFileError, VartokError
+from vartok.errors import ArgumentError, TokenFileError, VartokError, counted, warn
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Views, parse_color
 from vartok.processors import available_processors
 from vartok.schedule import Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
@@ -78,7 +78,7 @@ def make_fit(
         buckets: table of the sizes with "bucket", as `read_table` takes it.
         views: views of each picture, as `Views.parse` takes them.
         seed: seed of random views; 0 if None, as for others.
-        zoom: with "crop": scale up by this factor first, 1 to 100.
+        zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
@@ -87,7 +87,7 @@ def make_fit(
     Raises:
         ArgumentError: a value is invalid, or settings contradict each other.
     """
-    if zoom != 1 and mode != "crop":
+    if zoom != 1 and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
     if resample == "adm" and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
@@ -146,9 +146,18 @@ def resolve_fit(
         ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
             is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
             checked. Or `resolve_buckets` raises it.
+
+    Warns:
+        VartokWarning: sizes of buckets get the aspect ratio of others, and are left out.
     """
-    if fit.mode == "bucket":
+    if fit.table is not None:
+        given = len(fit.table.sizes)
         fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)
+        if left_out := given - len(fit.buckets):
+            warn(
+                f"{left_out:,} of {counted(given, 'bucket')} are left out: in whole latent cells, they have "
+                "the aspect ratios of others"
+            )
         with as_argument_errors():
             for bucket in fit.buckets:
                 first_scales(bucket.schedule, scales)

@@ -7,11 +7,12 @@ import io
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import ALL_COLUMNS, Format, ShardWriter
 from vartok.dataset.formats.jsonl import JSONL
 from vartok.dataset.formats.parquet import PARQUET
 from vartok.dataset.formats.wds import WDS
-from vartok.dataset.schema import OPTIONAL_COLUMNS, Encoding
+from vartok.dataset.schema import OPTIONAL_COLUMNS
 from vartok.errors import DatasetError, VartokError, one_line, quoted
 from vartok.files import check_regular
 from vartok.optional import require

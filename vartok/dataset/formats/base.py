@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS, Encoding
+from vartok.dataset.encoding import Encoding
+from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS
 from vartok.errors import DatasetError, TokensError, VartokError, one_line, quoted
 from vartok.metadata import View
 from vartok.schedule import token_count
@@ -166,17 +167,18 @@ def build_row(
         DatasetError: a column has the wrong type or value, or the tokens do not fit the encoding.
     """
     values = check_fields(fields)
-    length = token_count(encoding.schedule)
+    length = token_count(encoding.grids)
     if flat.shape != (length,) or flat.dtype.kind not in "iu":
         raise DatasetError(f"{one_line(values['key'])}: its tokens are not {length} integers")
     try:
         return ImageTokens(
-            split_tokens(flat, encoding.schedule),
+            split_tokens(flat, encoding.grids),
             encoding.model,
             encoding.image_info(values["key"], values["width"], values["height"]),
             **{name: values[name] for name in OPTIONAL_COLUMNS if name in columns},
             view=read_view(fields, encoding),
             latent=latent,
+            schedule=encoding.schedule,
         )
     except (TokensError, DatasetError) as error:
         raise DatasetError(f"{one_line(values['key'])}: {error}") from None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import (
     ALL_COLUMNS,
     Format,
@@ -24,7 +25,7 @@ from vartok.dataset.formats.base import (
     read_view,
     row_fields,
 )
-from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS, Encoding
+from vartok.dataset.schema import LATENT, OPTIONAL_COLUMNS
 from vartok.errors import DatasetError, VartokError
 from vartok.token_files import dump_json, parse_json
 from vartok.token_streams import read_lines
@@ -55,8 +56,8 @@ def read_jsonl(
 ) -> Iterator[ImageTokens | VartokError]:
     """Yield the rows of a JSON-lines shard, or the error of a row that is broken.
 
-    A row is broken if its text is not a token file's, or has another checkpoint or schedule, a broken column,
-    or a key other than its image's source.
+    A row is broken if its text is not a token file's, or has another checkpoint, schedule or number of
+    scales, a broken column, or a key other than its image's source.
 
     Args:
         path: the shard.
@@ -75,6 +76,8 @@ def _parse_row(line: bytes, encoding: Encoding, columns: Collection[str]) -> Ima
     tokens = parse_json(line)
     if tokens.model != encoding.model or tokens.schedule != encoding.schedule:
         raise DatasetError("has another checkpoint or schedule than the data set")
+    if tokens.grids != encoding.grids:
+        raise DatasetError(f"has {len(tokens.grids)} scales, but the data set has {len(encoding.grids)}")
     image = tokens.image
     document = json.loads(line)
     fields = check_fields({"width": image.width, "height": image.height, **document})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import (
     ALL_COLUMNS,
     COLUMN_TYPES,
@@ -21,7 +22,7 @@ from vartok.dataset.formats.base import (
     build_row,
     read_latent,
 )
-from vartok.dataset.schema import FORMAT, LATENT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION, Encoding
+from vartok.dataset.schema import FORMAT, LATENT, MAX_DESCRIPTION, OPTIONAL_COLUMNS, VERSION
 from vartok.errors import DatasetError, VartokError, quoted
 from vartok.metadata import MAX_TEXT
 from vartok.schedule import token_count
@@ -62,7 +63,7 @@ class ParquetWriter:
 
         about = {"format": FORMAT, "version": VERSION, **encoding.to_dict()}
         tokens = pa.uint16() if token_dtype(encoding.model.vocab_size).itemsize == 2 else pa.uint32()
-        self._tokens = pa.list_(tokens, token_count(encoding.schedule))
+        self._tokens = pa.list_(tokens, token_count(encoding.grids))
         self._added = _added_types(encoding)
         self._schema = pa.schema(
             [
@@ -167,7 +168,7 @@ def read_parquet(
         Exception: Arrow cannot read the file.
     """
     names = [name for name in COLUMN_TYPES if name not in OPTIONAL_COLUMNS or name in columns]
-    lists = {"tokens": token_count(encoding.schedule)}
+    lists = {"tokens": token_count(encoding.grids)}
     if encoding.has_views:
         names += ["view", "flipped"]
         lists["box"] = 4

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats.base import (
     ALL_COLUMNS,
     MAX_ROW_BYTES,
@@ -30,7 +31,7 @@ from vartok.dataset.formats.base import (
     read_latent,
     row_fields,
 )
-from vartok.dataset.schema import LATENT, Encoding
+from vartok.dataset.schema import LATENT
 from vartok.errors import DatasetError, VartokError, one_line, printable
 from vartok.flat_tokens import FlatTokens
 from vartok.npy import read_npy_header

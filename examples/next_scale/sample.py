@@ -116,17 +116,17 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--guidance",
         type=float,
-        default=2.0,
+        default=4.0,
         help="of the class; 1 is none; default: %(default)s",
     )
     add("--temperature", type=float, default=1.0, help="default: %(default)s")
     add(
         "--top-k",
         type=int,
-        default=900,
+        default=100,
         help="sample from so many codes; 0 is all; default: %(default)s",
     )
-    add("--top-p", type=float, default=0.9, help="sample from so much probability; default: %(default)s")
+    add("--top-p", type=float, default=0.8, help="sample from so much probability; default: %(default)s")
     add("--seed", type=int, default=0)
     add("--weights", metavar="FILE", help="tokenizer that made the tokens; default: the shipped one")
     add("--device", default="auto", help="cuda, mps or cpu; default: the best there is")

@@ -83,6 +83,7 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
         "shards": 3,
         "pictures": 5,
         "failed": 0,
+        "damaged": 0,
         "problems": [],
     }
 
@@ -150,6 +151,23 @@ def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
     assert "note: only 1 input shard for 4 parts: no work for parts 1 to 3 (counted from 0)" in few.stderr
     vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
     assert contents(Path("out")) == contents(Path("whole"))
+
+
+def test_damaged_pictures_are_taken_and_listed(small: Path, vartok: Vartok) -> None:
+    Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:250])
+    assert "set --allow-damaged to take" in vartok("dataset", "photos", "-o", "out", code=3).stderr
+    taken = vartok("dataset", "photos", "-o", "out", "--allow-damaged", "--retry-failed", "--json")
+    assert "took what can be decoded of 1 damaged picture, which out/damaged.jsonl lists" in taken.stderr
+    described = json.loads(Path("out/dataset.json").read_text())
+    assert json.loads(taken.stdout)["damaged"] == described["damaged"] == 1
+    [row] = [json.loads(line) for line in Path("out/damaged.jsonl").read_text().splitlines()]
+    assert row["key"] == "1"
+    assert row["cause"].startswith("is truncated")
+    assert not Path("out/failed.jsonl").exists()
+    assert "5 pictures in 1 shard (1 damaged), 0 failed" in vartok("dataset", "verify", "out").stderr
+    Path("out/damaged.jsonl").unlink()
+    lost = vartok("dataset", "verify", "out", code=1).stderr
+    assert "damaged.jsonl: has 0 lines, but the stats have 1 damaged picture: build" in lost
 
 
 def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
@@ -408,12 +426,13 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
     Two processes write files of three buckets at once, one process those of one size.
     """
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(4)]
+    views = processes  # the second time, buckets with two views and latents of half as many pictures
+    source = [tar(tmp_path / f"{n}.tar", 300 // views, 1000 * n) for n in range(4)]
     (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
     source.append(tmp_path / "4.tar")
-    options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    options = (*source, "-w", weights, "--shard-size", 40 // views, "-q")
     if processes > 1:
-        options += buckets(tmp_path)
+        options += (*buckets(tmp_path), "--views", "flip", "--latents")
     whole = start(*options, "-o", tmp_path / "whole")
     begun = time.monotonic()
     assert whole.wait(120) == 3
@@ -450,9 +469,9 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
+    source = [tar(tmp_path / f"{n}.tar", 150, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
-    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q", *buckets(tmp_path))
+    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 50, "-q", *buckets(tmp_path))
     options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)

@@ -19,6 +19,7 @@ import torch
 from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
+from PIL import Image
 
 from vartok.dataset import TokenDataset, builder, engines, verify
 from vartok.errors import VartokError
@@ -86,6 +87,19 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
         "damaged": 0,
         "problems": [],
     }
+
+
+def test_each_picture_goes_to_the_folder_of_its_bucket(small: Path, vartok: Vartok) -> None:
+    save(Path("photos", "tall.png"), 5, 9, 15)
+    command = ["dataset", "photos", "-o", "out", *buckets(small)]
+    assert "6 pictures in 2 shards" in vartok(*command).stderr
+    assert names(small / "out/data") == ["10x6/00000-0000.parquet", "6x8/00000-0000.parquet"]
+    vartok("dataset", "verify", "out")
+    vartok("decode", "out", "-o", "drawn")
+    with Image.open("drawn/tall.decoded.png") as picture:
+        assert picture.size == (6, 10)
+    refused = vartok("dataset", "photos", "-o", "out", "--fit", "pad", "--size", 8, code=1)
+    assert 'out holds a data set with image fit "bucket", not "pad"' in refused.stderr
 
 
 def test_json_reports_the_run_and_the_data_set(small: Path, vartok: Vartok) -> None:

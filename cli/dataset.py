@@ -124,7 +124,8 @@ def verify(
         if report.failed and not report.problems:
             state = f"the shards are intact; {printable(folder / 'failed.jsonl')} lists the failures"
         counts = f"{counted(report.pictures, 'picture')} in {counted(report.shards, 'shard')}"
-        say(f"{counts}, {report.failed:,} failed: {state}")
+        damaged = f" ({report.damaged:,} damaged)" * bool(report.damaged)
+        say(f"{counts}{damaged}, {report.failed:,} failed: {state}")
     if report.problems:
         raise typer.Exit(FAILED)
 
@@ -248,6 +249,7 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
             state = "empty, as no picture could be encoded"
         views = "" if summary.views == 1 else f" of {summary.views} views"
         counts = f"{counted(summary.pictures, 'picture')}{views} in {counted(summary.shards, 'shard')}"
+        counts += f" ({summary.damaged:,} damaged)" * bool(summary.damaged)
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
         say(f"{did}; the data set is {state}: {counts}, {rest}")
 

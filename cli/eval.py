@@ -132,7 +132,8 @@ def _count(progress: Report, result: evaluation.PictureScores | evaluation.Failu
     if isinstance(result, Failure):
         progress.fail(result.name, result.error)
     else:
-        progress.succeed(result.name, f"PSNR {result.models[0].psnr:.2f} dB", result.notes)
+        text = f"PSNR {result.models[0].psnr:.2f} dB"
+        progress.succeed(result.name, text, result.notes, damaged=result.damage is not None)
 
 
 def _explain_missing(report: evaluation.EvaluationReport, measure: MeasureOptions) -> None:
@@ -176,6 +177,7 @@ def _as_json(
         "baselines": [dataclasses.asdict(scores) for scores in report.baselines],
         "worst": [dataclasses.asdict(scores) for scores in report.worst(worst)],
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
+        "damaged": [{"name": one.name, "damage": one.damage} for one in report.damaged()],
         "passed_over": report.passed_over,
         "preprocessing": {
             "fit": fit.mode,

@@ -167,6 +167,7 @@ class _Shown(NamedTuple):
         caption = [] if tokens.caption is None else [f"  caption     {one_line(tokens.caption)}"]
         return [
             f"  picture     {printable(self.source)}, {image.width} x {image.height} pixels",
+            *([] if image.damaged is None else [f"  damaged     {one_line(image.damaged)}"]),
             *label,
             *caption,
             *_describe_view(tokens.view),

@@ -104,6 +104,10 @@ MaxBytesOption = Annotated[
         help="Refuse pictures of more than this many bytes in tars, tables, URLs and pipes.",
     ),
 ]
+AllowDamagedOption = Annotated[
+    bool,
+    typer.Option("--allow-damaged", help="Take what can be decoded of truncated or corrupt pictures."),
+]
 WeightsOption = Annotated[
     str | None,
     typer.Option(
@@ -256,6 +260,7 @@ class PictureOptions:
     schedule: ScheduleOption = None
     max_pixels: MaxPixelsOption = 100_000_000
     max_bytes: MaxBytesOption = 1 << 26
+    allow_damaged: AllowDamagedOption = False
 
     def check(self, *, buckets: str | None = None) -> None:
         """Check the values of the options, before inputs are opened and a checkpoint is loaded.

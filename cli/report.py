@@ -69,6 +69,7 @@ class Report:
         self, total: int | None, *, verb: str, quiet: bool, debug: bool = False, after_stop: str = ""
     ) -> None:
         self.done = self.failed = self.skipped = 0
+        self.damaged = 0  # of those done
         self._total, self._verb, self._quiet, self._debug = total, verb, quiet, debug
         self._start = time.monotonic()
         self._display = Display(quiet=quiet, lines=False)
@@ -86,9 +87,10 @@ class Report:
         self._print_rest()
         self.close()
 
-    def succeed(self, name: str, result: str, notes: tuple[str, ...] = ()) -> None:
+    def succeed(self, name: str, result: str, notes: tuple[str, ...] = (), *, damaged: bool = False) -> None:
         """Count a success; print its notes, and if the command has one input, `result`."""
         self.done += 1
+        self.damaged += damaged
         self._print_held()
         for note in notes:
             self.note(f"{name}: {note}")
@@ -173,7 +175,7 @@ class Report:
         self._held_lines, self._held, self._holding = [], 0, False
 
     def _counts(self, left: int = 0) -> str:
-        parts = [f"{self._verb} {self.done:,}"]
+        parts = [f"{self._verb} {self.done:,}" + f" ({self.damaged:,} damaged)" * bool(self.damaged)]
         parts += [f"{self.skipped:,} skipped"] * bool(self.skipped)
         parts += [f"{self.failed:,} failed"] * bool(self.failed)
         parts += [f"{left:,} not reached"] * (left > 0)
@@ -226,7 +228,8 @@ def report_results(
             elif result.skipped:
                 report.skip()
             else:
-                report.succeed(result.input, describe(result), result.notes)
+                damaged = result.tokens is not None and result.tokens.image.damaged is not None
+                report.succeed(result.input, describe(result), result.notes, damaged=damaged)
         report.finish()
 
 

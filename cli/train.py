@@ -18,7 +18,7 @@ from .command import command
 from .display import Display
 from .files import output_path
 from .messages import INTERRUPTED, TERMINATED, duration
-from .options import DeviceOption, MessageOptions
+from .options import AllowDamagedOption, DeviceOption, MessageOptions
 
 if TYPE_CHECKING:
     from vartok.train import Event, Progress, TrainSettings, Validation
@@ -102,6 +102,7 @@ def train(
     name: NameOption = None,
     device: DeviceOption = "auto",
     workers: WorkersOption = None,
+    allow_damaged: AllowDamagedOption = False,
     *,
     messages: MessageOptions,
 ) -> None:
@@ -120,7 +121,7 @@ def train(
     """
     overrides: dict[str, Any] = {
         "run": _given(steps=steps, minutes=minutes, seed=seed),
-        "data": _given(batch_size=batch_size),
+        "data": _given(batch_size=batch_size, allow_damaged=allow_damaged or None),
         "optimizer": _given(lr=lr),
         **_given(name=name),
     }

@@ -127,6 +127,10 @@ def main() -> None:
     device = importlib.import_module("dist").get_device()
 
     pairs = TokenPairs(args.folder)
+    if pairs.rows.grids != pairs.rows.schedule:
+        raise SystemExit(
+            f"{args.folder} has the first {len(pairs.rows.grids)} scales only, and this takes all"
+        )
     sides = tuple(h for h, _ in pairs.rows.schedule)  # VAR's grids are square
     vae = TokenVAE(vartok.load(args.weights, device=str(device)), pairs.rows.schedule)
     var = var_class(

@@ -1,6 +1,7 @@
 """The examples run, and do what they say."""
 
 import importlib
+import itertools
 import math
 import re
 import shlex
@@ -17,6 +18,7 @@ from noise import SMALL
 from noise import tokenizer as noise_tokenizer
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
 
 from vartok import Tokenizer, TokenMaps
 from vartok.dataset import TokenDataset
@@ -135,6 +137,48 @@ def test_top_k_and_top_p_keep_the_likeliest_codes(top_k: int, top_p: float, kept
     assert set(drawn.flatten().tolist()) == set([1, 3, 2, 0][:kept])
 
 
+class Rows(Dataset[int]):
+    """Fourteen rows, in place of a `TokenDataset`."""
+
+    def __len__(self) -> int:
+        return 14
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def test_a_resumed_run_goes_on_with_the_batches_of_the_first() -> None:
+    rows = Rows()
+    sampler: DistributedSampler[int] = DistributedSampler(
+        rows, 2, 1, drop_last=True
+    )  # 7 rows, 2 batches of 3
+
+    def take(start: int, count: int) -> list[list[int]]:
+        found = itertools.islice(script("train").batches(rows, sampler, 3, start), count)
+        return [batch.tolist() for batch in found]
+
+    whole = take(0, 8)
+    assert rows.epoch == 3
+    assert len({tuple(batch) for batch in whole}) == 8  # each epoch in an order of its own
+    assert len({*whole[0], *whole[1]}) == 6
+    for start in (1, 2, 5):
+        assert take(start, 8 - start) == whole[start:]
+
+
+def test_classes_are_given_by_name_or_number() -> None:
+    numbers = script("sample").class_numbers
+    assert numbers(["tulips", "0"], ["roses", "tulips"], 2) == [1, 0]
+    assert numbers(None, [], 3) == [0, 1, 2]
+    assert numbers(["7"], [], 0) == [-1]  # a model without classes
+    with pytest.raises(SystemExit, match="there is no class pansies: roses, tulips"):
+        numbers(["pansies"], ["roses", "tulips"], 2)
+    with pytest.raises(SystemExit, match="there is no class 3: they are 0 to 2"):
+        numbers(["3"], [], 3)
+
+
 @torch.no_grad()
 def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
     schedule = SCHEDULES[0]
@@ -210,5 +254,12 @@ def test_photos_become_a_trained_transformer_and_pictures(
     assert Image.open(picture).size == (2 * 8, 8 * 8)
     call("sample", f"{run} -o {picture} --weights {weights} --device cpu --strip --classes 0 5")
     assert Image.open(picture).size == (3 * 8, 2 * 8)
-    with pytest.raises(SystemExit, match="trained on tokens of another tokenizer"):
-        call("sample", f"{run} -o {picture} --device cpu")
+    for options, reason in {
+        f"{run} -o {picture}": "trained on tokens of another tokenizer",
+        f"{data} -o {picture}": r"checkpoint\.pt does not exist: train\.py makes it",
+        f"{run} -o {tmp_path}/samples.txt": r"samples\.txt: a picture's name ends in \.png",
+    }.items():
+        with pytest.raises(SystemExit, match=reason):
+            call("sample", f"{options} --device cpu")
+    with pytest.raises(SystemExit, match="holds no data set"):
+        call("train", f"{tmp_path} -o {run} --device cpu")

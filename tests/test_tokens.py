@@ -81,6 +81,8 @@ def test_scales_are_the_first_of_a_schedule() -> None:
     assert repr(TokenMaps(maps, square(1, 2, 4))) == (
         "TokenMaps(batch=1, schedule='1,2,4', scales=2, device='cpu')"
     )
+    grids: Any = [[1, 1], [2, 2], [4, 4]]  # of a parsed token file
+    assert TokenMaps(maps, grids).schedule == square(1, 2, 4)
     for wrong in (square(1), square(2, 4), square(1, 3, 4)):
         with pytest.raises(TokensError, match="the scales are 1,2, but the schedule begins with "):
             TokenMaps(maps, wrong)

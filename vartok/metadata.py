@@ -57,6 +57,7 @@ class ImageInfo:
         device: type of the device that the encoder ran on, such as "cpu".
         dtype: dtype that the encoder computed in, such as "float32".
         resample: how the image was scaled: "lanczos" or "adm"; see `vartok.images.Fit`.
+        damaged: how the image's file is damaged, so that not all pixels are its own; None if it is whole.
 
     Raises:
         TokensError: a value has another type or is out of range.
@@ -72,12 +73,15 @@ class ImageInfo:
     dtype: str
     background: tuple[int, int, int] = WHITE
     resample: str = "lanczos"
+    damaged: str | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("source", "fit", "device", "dtype"):
             _check_text(name, getattr(self, name))
         _check_text("resample", self.resample, MAX_WORD)
+        if self.damaged is not None:
+            _check_text("damaged", self.damaged)
         if not isinstance(self.size, (list, tuple)) or len(self.size) != 2:
             raise TokensError(f"size must be [height, width], not {quoted(self.size)}")
         object.__setattr__(self, "size", tuple(self.size))

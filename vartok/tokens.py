@@ -365,7 +365,10 @@ def _whole_schedule(grids: Schedule, schedule: Schedule) -> Schedule:
     Raises:
         TokensError: it is not a schedule, has more than `MAX_TOKENS` tokens, or begins otherwise.
     """
-    whole = _checked_schedule(schedule or grids)
+    try:
+        whole = _checked_schedule(schedule or grids)
+    except TypeError:  # lists, as JSON has them, cannot be cached
+        whole = check_token_schedule(schedule)
     if not grids or whole[: len(grids)] != grids:
         raise TokensError(
             f"the scales are {describe(grids) or 'none'}, but the schedule begins with "

@@ -30,6 +30,8 @@ import vartok
 from vartok.dataset import TokenDataset
 from vartok.files import atomic_write
 
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass
 class Run:
@@ -83,15 +85,35 @@ class Run:
             self.ema[name].lerp_(parameter, 1 - decay)
 
 
-def new_run(config: ModelConfig, codebook: Tensor, args: argparse.Namespace) -> Run:
-    """Return a run before its first step; only matrices get weight decay."""
-    model = NextScale(config, codebook).to(codebook.device)
-    groups = [
+def start(tokenizer: vartok.Tokenizer, dataset: TokenDataset, args: argparse.Namespace) -> Run:
+    """Return a new run, or the one of the checkpoint in the output folder.
+
+    Raises:
+        SystemExit: there is a checkpoint that is not to be continued, or that cannot be.
+    """
+    config = ModelConfig(
+        schedule=dataset.schedule,
+        channels=tokenizer.config.z_channels,
+        vocab_size=tokenizer.config.vocab_size,
+        classes=len(dataset.classes) if args.classes is None else args.classes,
+        width=args.width,
+        depth=args.depth,
+        heads=args.heads,
+    )
+    model = NextScale(config, tokenizer.codebook).to(tokenizer.device)
+    groups = [  # only matrices get weight decay
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": args.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     ema = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    return Run(model, ema, torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95)))
+    run = Run(model, ema, torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.95)))
+    checkpoint = args.output / CHECKPOINT
+    if checkpoint.exists():
+        if not args.resume:
+            raise SystemExit(f"{checkpoint} exists: --resume goes on with it")
+        run.load(checkpoint)
+    args.output.mkdir(parents=True, exist_ok=True)
+    return run
 
 
 def batches(
@@ -120,14 +142,13 @@ def drop_labels(labels: Tensor, share: float, seed: int) -> Tensor:
     return labels.masked_fill(drawn < share, -1)
 
 
-def main() -> None:
-    """Parse the command line, train, print the loss, and write checkpoints."""
-    args = parse_arguments()
+def train(args: argparse.Namespace) -> None:
+    """Train, print the loss, and write checkpoints."""
     accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision="bf16" if args.bf16 else "no")
     device, processes = accelerator.device, accelerator.num_processes
     torch.manual_seed(args.seed)
 
-    # ---- Data, model, checkpoint ----
+    # ---- Data and model ----
     tokenizer = vartok.load(args.weights, device=str(device))
     dataset = TokenDataset(args.folder, seed=args.seed)
     sampler: DistributedSampler[Any] = DistributedSampler(
@@ -135,26 +156,14 @@ def main() -> None:
     )
     if len(sampler) < args.batch_size:
         raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
-    config = ModelConfig(
-        schedule=dataset.schedule,
-        channels=tokenizer.config.z_channels,
-        vocab_size=tokenizer.config.vocab_size,
-        classes=len(dataset.classes) if args.classes is None else args.classes,
-        width=args.width,
-        depth=args.depth,
-        heads=args.heads,
-    )
-    run = new_run(config, tokenizer.codebook, args)
-    checkpoint = Path(args.output) / "checkpoint.pt"
-    if checkpoint.exists():
-        if not args.resume:
-            raise SystemExit(f"{checkpoint} exists: --resume goes on with it")
-        run.load(checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if dataset.grids != dataset.schedule:
+        raise SystemExit(f"{args.folder} has the first {len(dataset.grids)} scales only, and this takes all")
+    run = start(tokenizer, dataset, args)
     model: nn.Module = accelerator.prepare(torch.compile(run.model) if args.compile else run.model)
+    parameters, guess = sum(p.numel() for p in model.parameters()), math.log(dataset.model.vocab_size)
     accelerator.print(
-        f"{len(dataset):,} pictures; {sum(p.numel() for p in model.parameters()):,} parameters; "
-        f"{processes} x {device.type}; a uniform guess costs {math.log(config.vocab_size):.3f} nats per token"
+        f"{len(dataset):,} pictures; {parameters:,} parameters; {processes} x {device.type}; "
+        f"a uniform guess costs {guess:.3f} nats per token"
     )
 
     # ---- Steps ----
@@ -162,7 +171,7 @@ def main() -> None:
     remaining = max(0, args.steps - run.step)
     for batch in itertools.islice(batches(dataset, sampler, args.batch_size, run.step), remaining):
         tokens = batch["tokens"].to(device)  # [B, L]
-        labels = batch["label"] if config.classes else torch.full([len(tokens)], -1)
+        labels = batch["label"] if run.model.config.classes else torch.full([len(tokens)], -1)
         seed = (args.seed + run.step) * processes + accelerator.process_index
         labels = drop_labels(labels, args.label_dropout, seed).to(device)
         logits = model(dataset.var_inputs(tokenizer, tokens), labels)  # [B, L, V]
@@ -180,7 +189,16 @@ def main() -> None:
         if last or run.step % args.log_every == 0:
             accelerator.print(f"step {run.step}: {log.line(accelerator)}", flush=True)
         if accelerator.is_main_process and (last or run.step % args.save_every == 0):
-            run.save(checkpoint, dataset)
+            run.save(args.output / CHECKPOINT, dataset)
+    accelerator.end_training()
+
+
+def main() -> None:
+    """Parse the command line, and train."""
+    try:
+        train(parse_arguments())
+    except (vartok.VartokError, OSError) as error:
+        raise SystemExit(str(error)) from None
 
 
 class Log:
@@ -215,7 +233,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", metavar="TOKENS", help="data set that `vartok dataset` made")
-    add("-o", "--output", required=True, metavar="RUN", help="folder for the checkpoint")
+    add("-o", "--output", type=Path, required=True, metavar="RUN", help="folder for the checkpoint")
     add("--resume", action="store_true", help="go on with the checkpoint in RUN, if there is one")
     add("--weights", metavar="FILE", help="tokenizer that made TOKENS; default: the shipped one")
     add("--classes", type=int, metavar="N", help="labels are 0 to N - 1; default: the named ones")

@@ -60,6 +60,13 @@ def test_what_is_written_tells_all(tmp_path: Path) -> None:
     }
 
 
+def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
+    checkpoint = Checkpoint("a \x7f\n é", "MIT", SMALL, draw(SMALL))
+    for n in range(8):  # safetensors itself orders its metadata by chance
+        write_checkpoint(tmp_path / f"{n}.safetensors", checkpoint)
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+
+
 def test_a_checkpoint_is_overwritten_only_when_told(tmp_path: Path) -> None:
     path = save(tmp_path / "there.safetensors", SMALL)
     before = path.read_bytes()

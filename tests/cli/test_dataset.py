@@ -19,6 +19,7 @@ import torch
 from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
+from PIL import Image
 
 from vartok.dataset import TokenDataset, builder, engines, verify
 from vartok.errors import VartokError
@@ -83,8 +84,22 @@ def test_a_folder_becomes_a_data_set(small: Path, vartok: Vartok) -> None:
         "shards": 3,
         "pictures": 5,
         "failed": 0,
+        "damaged": 0,
         "problems": [],
     }
+
+
+def test_each_picture_goes_to_the_folder_of_its_bucket(small: Path, vartok: Vartok) -> None:
+    save(Path("photos", "tall.png"), 5, 9, 15)
+    command = ["dataset", "photos", "-o", "out", *buckets(small)]
+    assert "6 pictures in 2 shards" in vartok(*command).stderr
+    assert names(small / "out/data") == ["10x6/00000-0000.parquet", "6x8/00000-0000.parquet"]
+    vartok("dataset", "verify", "out")
+    vartok("decode", "out", "-o", "drawn")
+    with Image.open("drawn/tall.decoded.png") as picture:
+        assert picture.size == (6, 10)
+    refused = vartok("dataset", "photos", "-o", "out", "--fit", "pad", "--size", 8, code=1)
+    assert 'out holds a data set with image fit "bucket", not "pad"' in refused.stderr
 
 
 def test_json_reports_the_run_and_the_data_set(small: Path, vartok: Vartok) -> None:
@@ -150,6 +165,23 @@ def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
     assert "note: only 1 input shard for 4 parts: no work for parts 1 to 3 (counted from 0)" in few.stderr
     vartok("dataset", "photos", "-o", "whole", "--shard-size", 2)
     assert contents(Path("out")) == contents(Path("whole"))
+
+
+def test_damaged_pictures_are_taken_and_listed(small: Path, vartok: Vartok) -> None:
+    Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:250])
+    assert "set --allow-damaged to take" in vartok("dataset", "photos", "-o", "out", code=3).stderr
+    taken = vartok("dataset", "photos", "-o", "out", "--allow-damaged", "--retry-failed", "--json")
+    assert "took what can be decoded of 1 damaged picture, which out/damaged.jsonl lists" in taken.stderr
+    described = json.loads(Path("out/dataset.json").read_text())
+    assert json.loads(taken.stdout)["damaged"] == described["damaged"] == 1
+    [row] = [json.loads(line) for line in Path("out/damaged.jsonl").read_text().splitlines()]
+    assert row["key"] == "1"
+    assert row["cause"].startswith("is truncated")
+    assert not Path("out/failed.jsonl").exists()
+    assert "5 pictures in 1 shard (1 damaged), 0 failed" in vartok("dataset", "verify", "out").stderr
+    Path("out/damaged.jsonl").unlink()
+    lost = vartok("dataset", "verify", "out", code=1).stderr
+    assert "damaged.jsonl: has 0 lines, but the stats have 1 damaged picture: build" in lost
 
 
 def test_failures_are_named_and_recorded_and_the_rest_is_done(small: Path, vartok: Vartok) -> None:
@@ -235,6 +267,7 @@ def test_at_most_20_failures_are_named(small: Path, vartok: Vartok) -> None:
         (["--views", "random"], "views are center, flip, ten-crop or random:N"),
         (["--seed", "1"], "--seed is only for random views"),
         (["--schedule", "1,2"], "--schedule must end in the latent's grid, here 4"),
+        (["--scales", "9"], "--scales must be from 1 to 3, the number of scales, not 9"),
         (["--size", "9"], "--size must be a multiple of 2"),
         (["-o", "s3://bucket/out"], "s3://bucket/out is a URL: outputs are files and folders"),
     ],
@@ -407,12 +440,13 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
     Two processes write files of three buckets at once, one process those of one size.
     """
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(4)]
+    views = processes  # the second time, buckets with two views and latents of half as many pictures
+    source = [tar(tmp_path / f"{n}.tar", 300 // views, 1000 * n) for n in range(4)]
     (tmp_path / "4.tar").write_bytes(source[0].read_bytes()[:50_000])
     source.append(tmp_path / "4.tar")
-    options = (*source, "-w", weights, "--shard-size", 40, "-q")
+    options = (*source, "-w", weights, "--shard-size", 40 // views, "-q")
     if processes > 1:
-        options += buckets(tmp_path)
+        options += (*buckets(tmp_path), "--views", "flip", "--latents")
     whole = start(*options, "-o", tmp_path / "whole")
     begun = time.monotonic()
     assert whole.wait(120) == 3
@@ -449,9 +483,9 @@ def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path, weights: Pat
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, weights: Path) -> None:
-    source = [tar(tmp_path / f"{n}.tar", 300, 1000 * n) for n in range(3)]
+    source = [tar(tmp_path / f"{n}.tar", 150, 1000 * n) for n in range(3)]
     (tmp_path / "3.tar").write_bytes(source[0].read_bytes()[:50_000])
-    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 100, "-q", *buckets(tmp_path))
+    options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 50, "-q", *buckets(tmp_path))
     options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
     run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)

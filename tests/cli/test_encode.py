@@ -49,6 +49,32 @@ def test_jsonl_keeps_the_order(vartok: Vartok, here: Path) -> None:
     assert not (here / "none.jsonl").exists()
 
 
+def test_damaged_pictures_are_refused_or_taken_and_said(vartok: Vartok, here: Path) -> None:
+    data = save(here / "whole.png", width=64, height=64).read_bytes()
+    (here / "cut.png").write_bytes(data[: len(data) // 2])
+    refused = vartok("encode", "cut.png", *QUICK, code=1)
+    cause = "is truncated: the file ends before its picture does"
+    cure = "set --allow-damaged to take what can be decoded of it"
+    assert refused.stderr == f"vartok: cut.png: {cause}: {cure}\n"
+
+    vartok("encode", "whole.png", "-o", "alone.npz", *QUICK)
+    args = ["encode", "whole.png", "cut.png", "-o", "out/", *QUICK]
+    taken = vartok(*args, "--allow-damaged")
+    assert f"cut.png: {cause}; took what can be decoded of it\n" in taken.stderr
+    assert "vartok: encoded 2 (1 damaged) in " in taken.stderr
+    assert (here / "out/whole.tokens.npz").read_bytes() == (here / "alone.npz").read_bytes()
+    tokens = library.load_tokens(here / "out/cut.tokens.npz")
+    assert tokens.image.damaged == cause
+    assert library.load_tokens(here / "alone.npz").image.damaged is None
+    assert library.encode_file("cut.png", size=64, schedule="1,4", allow_damaged=True) == tokens
+    assert f'"damaged":"{cause}"' in dump_json(tokens)
+    assert f"  damaged     {cause}\n" in vartok("inspect", "out/cut.tokens.npz").stdout
+
+    assert "encoded 0, 2 skipped" in vartok(*args, "--allow-damaged", "--skip-existing").stderr
+    kept = vartok(*args, "--skip-existing", code=3).stderr
+    assert "cut.tokens.npz was made with other settings (picture damaged, not whole)" in kept
+
+
 @pytest.mark.parametrize(
     ("options", "fit", "schedule"),
     [

@@ -43,7 +43,7 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
-        *("passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
+        *("damaged", "passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
     }
     assert (report["pictures"], report["failures"], report["worst"]) == (1, [], [])
     assert report["preprocessing"] == {
@@ -192,6 +192,17 @@ def test_inputs_as_encode_takes_them(vartok: Vartok, folder: Path) -> None:
     assert report_of(vartok, "-r", "in", *QUICK)["pictures"] == 3
     own = report_of(vartok, "in/a.png", *QUICK, "--schedule", "1,4")["models"][0]
     assert own["schedule"] == [[1, 1], [4, 4]]
+
+
+def test_damaged_pictures_are_measured_and_said(vartok: Vartok, here: Path) -> None:
+    data = save(here / "whole.png", width=64, height=64).read_bytes()
+    (here / "cut.png").write_bytes(data[: len(data) // 2])
+    args = ["eval", "whole.png", "cut.png", *QUICK, "--no-scales", "--json"]
+    assert "1 failed" in vartok(*args, code=3).stderr
+    result = vartok(*args, "--allow-damaged")
+    assert "evaluated 2 (1 damaged) in " in result.stderr
+    cause = "is truncated: the file ends before its picture does"
+    assert json.loads(result.stdout)["damaged"] == [{"name": "cut.png", "damage": cause}]
 
 
 @pytest.mark.parametrize(

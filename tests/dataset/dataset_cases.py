@@ -79,8 +79,8 @@ def make_row(
     metadata: str | None = None,
 ) -> ImageTokens:
     image = encoding.image_info(key, width, height)
-    scales = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image).scales
-    return ImageTokens(scales, encoding.model, image, label=label, caption=caption, metadata=metadata)
+    made = ImageTokens.unflatten(tokens, encoding.schedule, encoding.model, image, encoding.scales)
+    return replace(made, label=label, caption=caption, metadata=metadata)
 
 
 def some_rows(count: int) -> list[ImageTokens]:

@@ -219,12 +219,14 @@ def test_stats_name_no_files_outside_the_folders_of_buckets(tmp_path: Path, buil
 @pytest.mark.parametrize(
     ("wrong", "cause"),
     [
-        ([], "'buckets' must be a list of buckets of different sizes"),
+        ([], "'buckets' must be a list of 1 to 256 buckets"),
+        (300 * [{"size": [8, 8], "schedule": [[1, 1]]}], "'buckets' must be a list of 1 to 256 buckets"),
+        (2 * [{"size": [8, 8], "schedule": [[1, 1]]}], "'buckets' must have different sizes"),
         ([{"size": [8, 0], "schedule": [[1, 1]]}], "a bucket's 'size' must be"),
         ([{"size": [8, 8], "schedule": []}], "a schedule must be"),
         ([{"size": [8, 8]}], "it has no 'schedule'"),
         ([{"size": [9, 8], "schedule": [[1, 1]]}], "'8x8' is no bucket of this data set"),
-        (3, "not iterable"),
+        ([3], "not subscriptable"),
     ],
 )
 def test_broken_buckets_are_said(tmp_path: Path, built: Path, wrong: object, cause: str) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import names, save
 from dataset_cases import contents, picture, table, tar
+from noise import SMALL
 
 import vartok
 from vartok.dataset import Progress, TokenDataset, build, verify
@@ -177,6 +179,26 @@ def test_settings_reach_the_tokens(tmp_path: Path, options: dict[str, Any]) -> N
     assert (item["key"], item["label"], item["width"]) == ("a/0.png", 0, 30)
     assert path.read_bytes() in (tmp_path / "out/data/00000-0000.tar").read_bytes()
     assert verify(tmp_path / "out").problems == []
+
+
+def test_the_first_scales_only(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    full = vartok.encode_file(tmp_path / "a.png", tokenizer=small_tokenizer).flatten().tolist()
+    options: dict[str, Any] = {"tokenizer": small_tokenizer, "workers": 1}
+    build(tmp_path / "a.png", tmp_path / "out", **options, scales=2)
+    assert verify(tmp_path / "out").problems == []
+    dataset = TokenDataset(tmp_path / "out")
+    assert (dataset.schedule, dataset.grids) == (SMALL.patch_nums, SMALL.patch_nums[:2])
+    [row] = dataset
+    assert row["tokens"].tolist() == full[:5]
+    inputs = small_tokenizer.var_inputs(torch.tensor([full]))
+    assert dataset.var_inputs(small_tokenizer, row["tokens"][None]).equal(inputs[:, :4])
+    [drawn] = vartok.decode_files(tmp_path / "out", tmp_path / "drawn", tokenizer=small_tokenizer)
+    assert drawn.error is None
+    with pytest.raises(DatasetError, match="image scales 2, not unset"):
+        build(tmp_path / "a.png", tmp_path / "out", **options, scales=3)  # all of them
+    with pytest.raises(ArgumentError, match="`scales` must be from 1 to 3"):
+        build(tmp_path / "a.png", tmp_path / "none", **options, scales=4)
 
 
 def test_files_that_are_passed_over_are_counted_and_folders_without_pictures_are_classes(

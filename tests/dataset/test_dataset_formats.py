@@ -4,6 +4,7 @@ import json
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from vartok.dataset.encoding import Encoding
 from vartok.dataset.formats import FORMATS, find_format, open_writer, read_shard
 from vartok.dataset.formats.parquet import ROW_GROUP_SIZE
 from vartok.dataset.shard_files import HashedFile
-from vartok.errors import DatasetError
+from vartok.errors import DatasetError, VartokError
 from vartok.schedule import token_count
 from vartok.token_sources import read_tokens
 from vartok.tokens import ImageTokens
@@ -60,6 +61,30 @@ def test_rows_survive_a_round_trip(
     data = path.read_bytes()
     assert write_rows(path, format, found).sha256 == told.sha256
     assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("scales", [1, 2])
+def test_rows_of_the_first_scales_survive_a_round_trip(tmp_path: Path, format: str, scales: int) -> None:
+    encoding = replace(ENCODING, scales=scales)
+    assert Encoding.from_dict(encoding.to_dict()) == encoding
+    length = token_count(ENCODING.schedule[:scales])
+    found = [make_row(f"{n}", np.arange(n, n + length), encoding=encoding) for n in range(3)]
+    path = tmp_path / f"a{FORMATS[format].suffix}"
+    write_rows(path, format, found, encoding)
+    back = list(read_shard(format, path, encoding))
+    assert back == found
+    assert {(row.schedule, row.grids) for row in back} == {(ENCODING.schedule, ENCODING.schedule[:scales])}
+    with pytest.raises(DatasetError, match=r"not 21 integers|another encoding|the data set has 3"):
+        list(read_shard(format, path, ENCODING))
+
+
+@pytest.mark.parametrize("scales", [0, 4, 1.5, True, "2"])
+def test_a_number_of_scales_that_no_schedule_has_is_refused(scales: Any) -> None:
+    document = ENCODING.to_dict()
+    document["image"]["scales"] = scales
+    with pytest.raises(VartokError, match="scales"):
+        Encoding.from_dict(document)
 
 
 def test_parquet_is_written_in_row_groups(tmp_path: Path) -> None:

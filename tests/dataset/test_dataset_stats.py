@@ -7,7 +7,15 @@ import pytest
 from dataset_cases import contents, make_job, run
 
 import vartok
-from vartok.dataset.stats import FailedSample, FileStats, ShardStats, broken_stats, read_stats, stats_path
+from vartok.dataset.stats import (
+    DamagedSample,
+    FailedSample,
+    FileStats,
+    ShardStats,
+    broken_stats,
+    read_stats,
+    stats_path,
+)
 from vartok.errors import DatasetError
 
 pytest_plugins = ["dataset_cases"]
@@ -35,6 +43,8 @@ def test_values_of_another_type_are_refused() -> None:
 
 def test_what_is_not_carried_is_counted_if_there_is_any() -> None:
     assert "not_carried" not in STATS.to_json()
+    stats = replace(STATS, damaged=(DamagedSample("k", "is truncated"),))
+    assert ShardStats.from_json(stats.to_json()) == stats
     stats = replace(STATS, not_carried={"column 'label': lists": 2})
     assert ShardStats.from_json(stats.to_json()) == stats
     for wrong in ('"not_carried": []', '"not_carried": {"a": "2"}'):

@@ -101,8 +101,18 @@ def test_zlib_data_with_a_hole() -> None:
     data = saved(photo(WIDTH, HEIGHT), "PNG")
     hole = len(data) // 2
     found = read_picture(data[:hole] + bytes(400) + data[hole + 400 :], TAKE)
-    assert found.damage == "is broken: unrecognized data stream contents"
+    assert found.damage == "is damaged: the checksum of its pixels' data is wrong"
     assert (found.pixels[:20] == read_picture(data, AS_IS).pixels[:20]).all()
+
+
+def test_stored_pixels_with_another_checksum() -> None:
+    data = bytearray(saved(photo(WIDTH, HEIGHT), "PNG", compress_level=0))
+    whole = read_picture(bytes(data), AS_IS).pixels
+    data[len(data) // 2] ^= 255  # zlib decodes it without an error
+    with pytest.raises(DamagedImageError, match="the checksum of its pixels' data is wrong"):
+        read_picture(bytes(data), AS_IS)
+    changed = (read_picture(bytes(data), TAKE).pixels != whole).any(2)
+    assert 0 < changed.mean() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from vartok.errors import (
     TokensError,
     VartokError,
 )
-from vartok.images import Fit, Picture, read_picture, to_pixels, to_tensor
-from vartok.operations import decode_tokens, encode_pictures, streams
+from vartok.images import Fit, Picture, Views, read_picture, to_pixels, to_tensor
+from vartok.operations import decode_tokens, encode_pictures, encode_views, streams
 from vartok.parallel import map_ordered
 from vartok.schedule import adapt_schedule, square
 from vartok.token_files import dump_json
@@ -158,6 +158,24 @@ def test_other_devices_prefetch_and_give_the_same_tokens(
             assert isinstance(other, ImageTokens)
             assert np.array_equal(one.flatten(), other.flatten())
             assert other.image.device == "xpu"
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_views_are_the_same_in_batches_of_any_size_and_on_any_device(
+    tokenizer: vartok.Tokenizer, batch_size: int
+) -> None:
+    """Three views a picture: more than a batch takes, or two pictures at once."""
+    fit = Fit(size=32, zoom=1.5, views=Views.parse("random:3"))
+    away: Any = Elsewhere(tokenizer)
+    here = list(encode_views(tokenizer, PICTURES[:3], fit, latents=True))
+    there = list(encode_views(away, PICTURES[:3], fit, latents=True, batch_size=batch_size, workers=2))
+    for (_, rows), (_, others) in zip(here, there, strict=True):
+        assert isinstance(rows, list)
+        assert isinstance(others, list)
+        assert [row.view and row.view.number for row in rows] == [0, 1, 2]
+        assert [
+            dataclasses.replace(row, image=other.image) for row, other in zip(rows, others, strict=True)
+        ] == others
 
 
 def test_tokens_carry_fit_and_notes(tokenizer: vartok.Tokenizer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tiny_run import pictures, take
 
-from vartok.errors import SourceError, TrainError
+from vartok.errors import SourceError, TrainError, VartokWarning
 from vartok.sources.samples import Sample
 from vartok.train import data
 from vartok.train.data import StreamPosition
@@ -93,6 +93,21 @@ def test_unreadable_pictures_are_reported_and_others_repeated(tiles: Path, tmp_p
     reported = [text for batch in batches for text in batch.unreadable]
     assert len(reported) == 6  # two in each of three epochs
     assert all(text.startswith(f"{tmp_path}/broken") for text in reported)
+
+
+def test_damaged_pictures_are_left_out_or_taken_and_said(tiles: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        shutil.copy(tiles / "tile00.png", tmp_path / name)
+    cut = (tmp_path / "b.png").read_bytes()[:3000]
+    (tmp_path / "b.png").write_bytes(cut)
+    (batch,) = take(pictures(tmp_path, val_fraction=0.0), 1, size=2)
+    assert len(batch.unreadable) == 1
+    source = pictures(tmp_path, val_fraction=0.0, allow_damaged=True)
+    (batch,) = take(source, 1, size=2)
+    assert batch.unreadable == ()
+    told = r"^took what can be decoded of 1 damaged picture, such as .*b\.png: is truncated: "
+    with pytest.warns(VartokWarning, match=told):
+        source.warn()
 
 
 def test_sources_without_readable_pictures_are_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_settings_survive_toml() -> None:
         ("[loss]\nmse = 'much'\n", "is not a number"),
         ("[loss]\nmse = nan\n", "is not a number"),
         ("[data]\nbatch_size = 1.5\n[loss]\nmse = 1.0\n", "is not a whole number"),
+        ("[data]\nallow_damaged = 1\n[loss]\nmse = 1.0\n", "is not true or false"),
         ("[data]\nbatch_size = 0\n[loss]\nmse = 1.0\n", "batch_size must be from 1"),
         ("[loss]\n", "no reconstruction loss"),
         ("[quantizer]\ncodebook = 'average'\n[loss]\nmse = 1.0\n", '"ema" or "gradient"'),

@@ -10,7 +10,9 @@ import torch
 from tiny_run import LIGHT, crops, latents, pictures, started, tiny
 
 from vartok.images import to_tensor
+from vartok.models.quantizer import Lookup
 from vartok.models.vqvae import VQVAE
+from vartok.train import kmeans
 from vartok.train.kmeans import Deadline
 from vartok.train.progress import StartProgress
 from vartok.train.start import init_light, principal_components, start_from_pictures
@@ -53,6 +55,29 @@ def test_k_means_serves_every_scale_better_than_a_random_start() -> None:
         assert (found[k].f_hat - f).square().mean() < (naive[k].f_hat - f).square().mean()
         assert len(found[k].indices.unique()) > len(naive[k].indices.unique())
     assert (found[-1].f_hat - f).square().mean() < 0.3 * f.square().mean()
+
+
+def test_k_means_on_a_cpu_uses_threads_of_one_torch_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearest(lookup: Lookup, cells: torch.Tensor) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return original(lookup, cells)
+
+    seen: set[int] = set()
+    original = Lookup.nearest
+    monkeypatch.setattr(Lookup, "nearest", nearest)
+    monkeypatch.setattr(kmeans, "POINTS", 100)
+    monkeypatch.setattr(kmeans, "CHUNK", 5)
+    threads = torch.get_num_threads()
+    codes = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            codes.append(started(2).embedding.weight.detach())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {1}
+    assert torch.equal(*codes)
 
 
 def test_an_initialisation_whose_time_is_over_takes_the_least_of_everything(tiles: Path) -> None:

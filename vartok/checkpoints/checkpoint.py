@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, one_line, printable
-from vartok.files import write_bytes
+from vartok.files import open_output
 from vartok.metadata import MAX_TEXT
 from vartok.models.vqvae import VQVAE
 
@@ -85,6 +86,8 @@ def read_checkpoint(
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
     """Write a checkpoint as safetensors with vartok's metadata, and make its parent folders.
 
+    Equal checkpoints give equal bytes.
+
     Args:
         path: the file to write. It may be the file from which the tensors are memory-mapped.
         checkpoint: the checkpoint; its `notes` are not written.
@@ -101,7 +104,9 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
     }
     if checkpoint.license:
         metadata["license"] = checkpoint.license
-    write_bytes(path, save(_separate(checkpoint.tensors), metadata), overwrite=overwrite)
+    data = save(_separate(checkpoint.tensors), metadata)
+    with open_output(path, overwrite=overwrite) as file:
+        file.writelines(_sort_metadata(data))
 
 
 def build_model(checkpoint: Checkpoint) -> VQVAE:
@@ -114,6 +119,16 @@ def build_model(checkpoint: Checkpoint) -> VQVAE:
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     model.load_state_dict(tensors, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _sort_metadata(data: bytes) -> tuple[bytes, memoryview]:
+    """Return a safetensors file in two parts, its metadata in order; safetensors has none for them."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors must be aligned
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ def build(
     scales: int | None = None,
     max_pixels: int = 100_000_000,
     max_bytes: int = 1 << 26,
+    allow_damaged: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str | None = None,
@@ -117,6 +118,8 @@ def build(
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_bytes: size limit in bytes of a picture in a tar, a table or at a URL, and with `keep_pictures`
             of every picture; a larger one fails.
+        allow_damaged: take what can be decoded of a truncated or corrupt picture, which else fails;
+            damaged.jsonl lists those taken.
         image_column: column of the tables that holds the pictures; needed if several columns might.
         label_column: column of the tables that holds the labels, whole numbers or names of classes, which are
             numbered in sorted order over all tables; if None, the one called label or cls.
@@ -190,6 +193,7 @@ def build(
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
+        allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
     check_packages(*["ray"] * (engine == "ray"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from vartok.buckets import Bucket
+from vartok.buckets import MAX_BUCKETS, Bucket
 from vartok.errors import DatasetError, quoted
 from vartok.images import Views
 from vartok.metadata import ImageInfo, ModelInfo
@@ -95,10 +96,14 @@ class Encoding:
         """
         if not self.buckets and not name:
             return self
-        for size, schedule in self.buckets:
-            if bucket_name(size) == name:
-                return dataclasses.replace(self, size=size, schedule=schedule, buckets=())
-        raise DatasetError(f"{quoted(name)} is no bucket of this data set")
+        if name not in self._by_name:
+            raise DatasetError(f"{quoted(name)} is no bucket of this data set")
+        size, schedule = self._by_name[name]
+        return dataclasses.replace(self, size=size, schedule=schedule, buckets=())
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Bucket]:
+        return {bucket_name(bucket.size): bucket for bucket in self.buckets}
 
     def of_shard(self, name: str) -> Encoding:
         """Return the encoding of a shard, that of its bucket.
@@ -159,7 +164,8 @@ class Encoding:
             raise DatasetError("'seed' and 'latent_channels' must be whole numbers")
         if encoding.scales is not None and not _is_count(encoding.scales):
             raise DatasetError("'scales' must be a whole number")
-        first_scales(encoding.schedule, encoding.scales)
+        for grids in (encoding.schedule, *(bucket.schedule for bucket in buckets)):
+            first_scales(grids, encoding.scales)
         return encoding
 
     def image_info(self, key: str, width: int, height: int) -> ImageInfo:
@@ -198,11 +204,13 @@ def _image_options() -> dict[str, Any]:
 
 
 def _read_buckets(items: Any) -> tuple[Bucket, ...]:
-    """Parse "buckets" of dataset.json: at least one bucket, no two of one size.
+    """Parse "buckets" of dataset.json: 1 to `MAX_BUCKETS` buckets, no two of one size.
 
     Raises:
         VartokError, TypeError, KeyError, ValueError: an invalid value.
     """
+    if not isinstance(items, list) or not 1 <= len(items) <= MAX_BUCKETS:
+        raise DatasetError(f"'buckets' must be a list of 1 to {MAX_BUCKETS} buckets")
     buckets = []
     for item in items:
         height, width = item["size"]
@@ -210,8 +218,8 @@ def _read_buckets(items: Any) -> tuple[Bucket, ...]:
             raise DatasetError(f"a bucket's 'size' must be [height, width], not {quoted(item['size'])}")
         schedule = check_token_schedule(tuple((h, w) for h, w in item["schedule"]))
         buckets.append(Bucket((height, width), schedule))
-    if not buckets or len({bucket.size for bucket in buckets}) < len(buckets):
-        raise DatasetError("'buckets' must be a list of buckets of different sizes")
+    if len({bucket.size for bucket in buckets}) < len(buckets):
+        raise DatasetError("'buckets' must have different sizes")
     return tuple(buckets)
 
 

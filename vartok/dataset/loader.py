@@ -32,7 +32,7 @@ class TrainingRows:
 
     @property
     def schedule(self) -> Schedule:
-        """(h, w) of every scale of the whole schedule, coarse to fine; of the first bucket, if any."""
+        """(h, w) of every scale of the whole schedule; that of the first bucket, if there are several."""
         return self._dataset.buckets[0].encoding.schedule
 
     @property
@@ -67,7 +67,7 @@ class TrainingRows:
         """
         tokenizer.check_model(self.model)
         encoding = self._dataset.buckets[bucket].encoding
-        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, encoding.schedule, len(encoding.grids)))
+        return tokenizer.var_inputs(TokenMaps.unflatten(tokens, encoding.schedule, encoding.scales))
 
     def _split(self, tokens: Tensor, bucket: DatasetBucket) -> list[Tensor]:
         """Split [L] tokens into K maps; map k is [h_k, w_k]."""

@@ -82,6 +82,7 @@ class Summary:
         failed: number of samples of the finished shards that failed, and so have no row.
         bytes: total size of the finished shards in bytes.
         shards: number of finished shards.
+        damaged: number of the pictures whose files are damaged, and of which was taken what can be decoded.
         not_carried: what came with the pictures and is left out, such as "column 'label': labels that are not
             whole numbers", and the number of its rows.
         passed_over: number of files in the sources, and of members of tars, that are not read, by kind: by
@@ -96,6 +97,7 @@ class Summary:
     shards: int
     passed_over: dict[str, int]
     views: int = 1
+    damaged: int = 0
     not_carried: dict[str, int] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vartok.dataset.plan import Job
 from vartok.dataset.progress import Progress, ProgressTotals, RunSummary, Summary
+from vartok.dataset.schema import DAMAGED
 from vartok.dataset.write import ShardProgress, describe_done, write_summary
 from vartok.errors import DatasetError, OutputError, VartokError, counted, warn
 from vartok.files import os_error_reason
@@ -80,6 +81,9 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
     not_carried: dict[str, int] = summary.get("not_carried", {})
     for what, rows in not_carried.items():
         warn(f"not carried: {what} ({counted(rows, 'row')})")
+    if damaged := summary.get("damaged", 0):
+        pictures = counted(damaged, "damaged picture")
+        warn(f"took what can be decoded of {pictures}, which {job.out / DAMAGED} lists")
     passed_over: dict[str, int] = summary.get("passed_over", {})
     warn_of_members(Counter(passed_over) - Counter(dict(job.passed_over)))
     state = totals.state()
@@ -98,6 +102,7 @@ def _summarize(summary: dict[str, Any], job: Job, totals: ProgressTotals) -> Sum
         failed=summary["failed"],
         bytes=summary["bytes"],
         shards=len(summary["shards"]),
+        damaged=damaged,
         not_carried=not_carried,
         passed_over=passed_over,
     )

@@ -7,6 +7,7 @@ OUT/
   data/256x384/...         with buckets: the shards of the pictures that were cropped to 256x384 pixels
   stats/00003-0000.json    counts, sha256 and failed samples of the shard; written last, it marks it as done
   failed.jsonl             all failed samples: key, cause and shard of each
+  damaged.jsonl            all samples whose picture is damaged and was taken: key, cause and shard of each
   README.md                a card for Hugging Face's loader and for people
 """
 
@@ -28,6 +29,7 @@ DATASET = "dataset.json"
 DATA = "data"
 STATS = "stats"
 FAILED = "failed.jsonl"
+DAMAGED = "damaged.jsonl"
 README = "README.md"
 
 MAX_DESCRIPTION = 1 << 26

@@ -15,7 +15,7 @@ from vartok.errors import DatasetError
 from vartok.files import check_regular, os_error_reason
 
 OPTIONAL_COUNTS = ("not_carried", "passed_over")
-"""Attributes of `ShardStats` that are not written if they are empty."""
+"""Counts in `ShardStats` that are not written if they are empty."""
 
 BUCKET = "(?:[0-9]{1,9}x[0-9]{1,9})?"
 """Pattern of the names of buckets, which are names of folders; the one file without buckets has none."""
@@ -36,6 +36,18 @@ class FailedSample(NamedTuple):
     key: str
     cause: str
     hint: str | None = None
+
+
+class DamagedSample(NamedTuple):
+    """A sample that has the tokens of what could be decoded of its picture.
+
+    Attributes:
+        key: key of the sample.
+        cause: how its picture is damaged, on one line.
+    """
+
+    key: str
+    cause: str
 
 
 class FileStats(NamedTuple):
@@ -64,6 +76,7 @@ class ShardStats:
         last: True if the shard is the last one of its input shard.
         not_carried: for each text of `Sample.not_carried`, the number of rows; not written if empty.
         passed_over: number of members of a tar that were passed over, by kind; not written if empty.
+        damaged: samples whose pictures are damaged and were taken; not written if empty.
     """
 
     input: str
@@ -73,6 +86,7 @@ class ShardStats:
     last: bool
     not_carried: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
+    damaged: tuple[DamagedSample, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -99,6 +113,7 @@ class ShardStats:
             **({"bytes": only.bytes, "sha256": only.sha256} if only else {"files": _as_dicts(self.files)}),
             "last": self.last,
             **{name: getattr(self, name) for name in OPTIONAL_COUNTS if getattr(self, name)},
+            **({"damaged": [sample._asdict() for sample in self.damaged]} if self.damaged else {}),
         }
         return json.dumps(values) + "\n"
 
@@ -114,9 +129,12 @@ class ShardStats:
             failed = tuple(
                 FailedSample(str(item["key"]), str(item["cause"])) for item in values.pop("failed")
             )
+            damaged = tuple(
+                DamagedSample(str(item["key"]), str(item["cause"])) for item in values.pop("damaged", ())
+            )
             found = values.pop("files") if "files" in values else {"": _pop_file(values)}
             files = {name: FileStats(**file) for name, file in found.items() if re.fullmatch(BUCKET, name)}
-            stats = cls(failed=failed, files=files, **values)
+            stats = cls(failed=failed, files=files, damaged=damaged, **values)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DatasetError(
                 "is empty, torn, or not a stats file of vartok: build the data set again"

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import find_format, read_shard
-from vartok.dataset.schema import DATA, DATASET, FAILED, STATS, open_dataset, shard_file, shard_name
+from vartok.dataset.schema import DAMAGED, DATA, DATASET, FAILED, STATS, open_dataset, shard_file, shard_name
 from vartok.dataset.stats import FileStats, broken_stats, read_stats
-from vartok.errors import DatasetError, one_line
+from vartok.errors import DatasetError, counted, one_line
 from vartok.files import check_regular, os_error_reason
 
 MAX_NAMED_KEYS = 5
@@ -41,6 +41,7 @@ class Report:
         shards: number of shards that have a stats file.
         pictures: number of pictures in the intact shards; each has a row for every view.
         failed: number of samples that failed, according to the stats files.
+        damaged: number of samples whose pictures are damaged and were taken, according to the stats files.
         problems: the defects; empty if the data set is intact and complete. Some are found only when others
             are repaired.
     """
@@ -48,6 +49,7 @@ class Report:
     shards: int = 0
     pictures: int = 0
     failed: int = 0
+    damaged: int = 0
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -75,7 +77,10 @@ def verify(out: str | Path) -> Report:
         broken = broken_stats(out)
     except OSError as error:
         raise DatasetError(f"{error.filename or out / STATS}: {os_error_reason(error)}") from None
-    report = Report(failed=sum(len(values.failed) for values in stats.values()))
+    report = Report(
+        failed=sum(len(values.failed) for values in stats.values()),
+        damaged=sum(len(values.damaged) for values in stats.values()),
+    )
     files = {
         shard_file(name, bucket, suffix): (bucket, expected)
         for name, values in stats.items()
@@ -139,7 +144,7 @@ def _check_summary(
     files: dict[str, FileStats],
     report: Report,
 ) -> Iterator[Problem]:
-    """Yield the differences of dataset.json, data/ and failed.jsonl from the stats.
+    """Yield the differences of dataset.json, data/, failed.jsonl and damaged.jsonl from the stats.
 
     If dataset.json says that the data set is incomplete, that is the only problem.
 
@@ -148,7 +153,7 @@ def _check_summary(
         description: the parsed dataset.json.
         encoding: the encoding in it.
         files: stats of the files of all shards, by their paths in the data set.
-        report: the report so far; its `failed` is the number of lines that failed.jsonl should have.
+        report: the report so far; its `failed` and `damaged` are the numbers of lines of these files.
     """
     if not description.get("complete"):
         yield Problem(
@@ -167,10 +172,14 @@ def _check_summary(
         for path in sorted((out / folder).iterdir()) if (out / folder).is_dir() else ():
             if (name := f"{folder}/{path.name}") not in folders and name not in files:
                 yield Problem(name, "is not a shard of this data set: remove it")
-    failed = out / FAILED
-    lines = failed.read_bytes().count(b"\n") if failed.is_file() else 0
-    if lines != report.failed:
-        yield Problem(
-            FAILED,
-            f"has {lines:,} lines, but the stats have {report.failed:,} failures: build the data set again",
-        )
+    for name, count, noun in (
+        (FAILED, report.failed, "failure"),
+        (DAMAGED, report.damaged, "damaged picture"),
+    ):
+        file = out / name
+        lines = file.read_bytes().count(b"\n") if file.is_file() else 0
+        if lines != count:
+            cause = (
+                f"has {lines:,} lines, but the stats have {counted(count, noun)}: build the data set again"
+            )
+            yield Problem(name, cause)

@@ -12,9 +12,9 @@ from typing import Any
 
 from vartok.dataset.encoding import bucket_name
 from vartok.dataset.plan import Job, SampleSlot, is_complete, remove_leftovers
-from vartok.dataset.schema import DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
+from vartok.dataset.schema import DAMAGED, DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
 from vartok.dataset.shard_files import open_shard
-from vartok.dataset.stats import FailedSample, ShardId, ShardStats, read_stats, stats_path
+from vartok.dataset.stats import DamagedSample, FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
 from vartok.sources import InputShard, Sample
 from vartok.tokens import ImageTokens
@@ -90,6 +90,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
     pictures, failed, last, identity = 0, list[FailedSample](), False, ""
     column_counts = Counter(dict.fromkeys(OPTIONAL_COLUMNS, 0))
     not_carried, passed_over = Counter[str](), Counter[str]()
+    damaged = list[DamagedSample]()
     keys = _ShardKeys()
     reported_at, reported_failures = time.monotonic(), 0
     with open_shard(job, shard) as files:
@@ -112,6 +113,8 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                 column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(views[0], name) is not None)
                 not_carried.update(sample.not_carried)
                 not_carried[REPEATED_KEYS] += renamed
+                if (damage := views[0].image.damaged) is not None:
+                    damaged.append(DamagedSample(views[0].key, damage))
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:
                 new = tuple(failed[reported_failures:])
                 yield ShardProgress(shard_name(*shard), index, pictures, files.size, new, sample.progress)
@@ -126,6 +129,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
         last=last,
         not_carried=dict(sorted((+not_carried).items())),
         passed_over=dict(sorted((+passed_over).items())),
+        damaged=tuple(damaged),
     )
     write_text(stats_file, stats.to_json())
     if last:
@@ -178,7 +182,9 @@ def _remove_parts_after(job: Job, index: int, end: int) -> None:
 
 
 def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
-    """Write dataset.json and failed.jsonl from the stats of all finished shards; remove temporary files.
+    """Write dataset.json, failed.jsonl and damaged.jsonl from the stats of all finished shards.
+
+    Temporary files are removed.
 
     Several machines may call this at once: each writes again until the stats no longer change.
 
@@ -195,15 +201,16 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
     remove_leftovers(job)  # of a worker process that died during this run
     finished = _finished_shards(job)
     while True:
-        failures = [
-            json.dumps({"key": sample.key, "cause": sample.cause, "shard": shard_name(*shard)})
-            for shard, stats in finished.items()
-            for sample in stats.failed
-        ]
-        if failures:
-            write_text(job.out / FAILED, "".join(f"{line}\n" for line in failures))
-        else:
-            (job.out / FAILED).unlink(missing_ok=True)
+        for name, field in ((FAILED, "failed"), (DAMAGED, "damaged")):
+            lines = [
+                json.dumps({"key": sample.key, "cause": sample.cause, "shard": shard_name(*shard)})
+                for shard, stats in finished.items()
+                for sample in getattr(stats, field)
+            ]
+            if lines:
+                write_text(job.out / name, "".join(f"{line}\n" for line in lines))
+            else:
+                (job.out / name).unlink(missing_ok=True)
         summary = _summarize(job, finished, input_shards)
         write_text(job.out / DATASET, json.dumps(summary, indent=1) + "\n")
         again = _finished_shards(job)
@@ -249,6 +256,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         name: sum(stats.carried.get(name, 0) for stats in finished.values()) for name in OPTIONAL_COLUMNS
     }
     not_carried, passed_over = Counter[str](), Counter(dict(job.passed_over))
+    damaged = sum(len(stats.damaged) for stats in finished.values())
     for stats in finished.values():
         not_carried.update(stats.not_carried)
         passed_over.update(stats.passed_over)
@@ -261,6 +269,7 @@ def _summarize(job: Job, finished: dict[ShardId, ShardStats], input_shards: int)
         "complete": all(is_complete(parts.get(i, ()), ends.get(i)) for i in range(input_shards)),
         "pictures": sum(stats.pictures for stats in finished.values()),
         "failed": sum(len(stats.failed) for stats in finished.values()),
+        **({"damaged": damaged} if damaged else {}),
         "bytes": sum(stats.bytes for stats in finished.values()),
         "carried": columns,
         **({"not_carried": dict(sorted(not_carried.items()))} if not_carried else {}),

@@ -48,6 +48,7 @@ def evaluate_files(
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
+    allow_damaged: bool = False,
     baselines: bool = False,
     lpips: bool = False,
     rfid: bool = False,
@@ -78,6 +79,7 @@ def evaluate_files(
         max_pixels: pixel limit of a picture; a larger one fails before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture in a tar or a table, at a URL or from a stream.
+        allow_damaged: measure what can be decoded of a truncated or corrupt picture, which else fails.
         baselines: also measure JPEG and WebP files of the tokens' size.
         lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
         rfid: also measure rFID, which needs torch-fidelity and Inception's weights.
@@ -107,6 +109,7 @@ def evaluate_files(
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
+        allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
     inputs, passed_over = _find_inputs(pictures, recursive)

@@ -249,4 +249,5 @@ class Evaluation:
             notes=found.picture.notes,
             models=tuple(models),
             baselines=tuple(baselines),
+            damage=found.picture.damage,
         )

@@ -250,6 +250,7 @@ class PictureScores:
         notes: remarks on how the picture was read, one sentence each.
         models: scores of every checkpoint, in the order given.
         baselines: scores of every format of `BASELINES`; empty if they were not measured.
+        damage: how the picture's file is damaged; None if it is whole.
     """
 
     name: str
@@ -258,6 +259,7 @@ class PictureScores:
     notes: tuple[str, ...]
     models: tuple[Scores, ...]
     baselines: tuple[Scores, ...]
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,10 @@ class EvaluationReport:
     device: str
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
+
+    def damaged(self) -> list[PictureScores]:
+        """Return the measured pictures whose files are damaged, in order."""
+        return [scores for scores in self.by_picture if scores.damage is not None]
 
     def worst(self, count: int) -> list[PictureScores]:
         """Return at most `count` pictures, those of lowest PSNR by the first checkpoint, lowest first."""

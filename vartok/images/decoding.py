@@ -13,6 +13,7 @@ from vartok.errors import DamagedImageError, ImageError, one_line
 from vartok.images import libtiff
 from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked, load_truncated
+from vartok.images.png import check_data
 from vartok.images.tiff_strips import check_strips
 
 DAMAGED_HINT = "set `allow_damaged` to take what can be decoded of it"
@@ -43,6 +44,8 @@ def decode(source: ImageFile, stream: BinaryIO, *, allow_damaged: bool) -> str |
             with libtiff.refuse_damage():
                 source.load()
         else:
+            if source.format == "PNG":
+                check_data(stream)
             source.load()
     except Exception as error:
         if not is_damage(error):

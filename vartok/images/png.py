@@ -1,4 +1,4 @@
-"""Drop the chunks of a PNG file that hold no pixels and that Pillow would fail at."""
+"""Drop the chunks of a PNG file that hold no pixels and that Pillow would fail at, and check the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import PngImagePlugin
 
-from vartok.errors import ImageError
+from vartok.errors import DamagedImageError, ImageError
 from vartok.images.fit import MAX_BYTES
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,6 +53,29 @@ def without_unreadable_chunks(stream: BinaryIO, notes: list[str]) -> BinaryIO:
     stream.seek(0)
     kept.seek(0)
     return kept
+
+
+def check_data(stream: BinaryIO) -> None:
+    """Check the checksums of the chunks that hold a PNG file's pixels, which Pillow ignores.
+
+    Args:
+        stream: the file. Where it is truncated, nothing more is checked: Pillow says so.
+
+    Raises:
+        DamagedImageError: a checksum is wrong.
+    """
+    stream.seek(len(_SIGNATURE))
+    while len(head := stream.read(8)) == 8 and head[4:] != b"IEND":
+        left, crc = int.from_bytes(head[:4], "big"), zlib.crc32(head[4:])
+        if head[4:] != b"IDAT":
+            stream.seek(left + 4, io.SEEK_CUR)
+            continue
+        while left and (piece := stream.read(min(left, 1 << 20))):
+            left -= len(piece)
+            crc = zlib.crc32(piece, crc)
+        checksum = stream.read(4)
+        if len(checksum) == 4 and int.from_bytes(checksum, "big") != crc:
+            raise DamagedImageError("is damaged: the checksum of its pixels' data is wrong")
 
 
 def _unreadable(stream: BinaryIO, notes: list[str]) -> list[tuple[int, int]]:

@@ -65,6 +65,7 @@ def encode_file(
     scales: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
+    allow_damaged: bool = False,
 ) -> ImageTokens:
     """Tokenize one picture file, as `encode_files` does, and return its tokens.
 
@@ -85,6 +86,8 @@ def encode_file(
         scales: encode only the first `scales` scales; all if None.
         max_pixels: pixel limit of the file, checked before it is decoded.
         max_tokens: limit of tokens with the fit "native".
+        allow_damaged: take what can be decoded of a truncated or corrupt picture, and say so in
+            `image.damaged`; else it is refused.
 
     Raises:
         ArgumentError: arguments are invalid, contradict each other, or do not suit the checkpoint.
@@ -100,6 +103,7 @@ def encode_file(
         resample=resample,
         background=background,
         max_pixels=max_pixels,
+        allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
@@ -138,6 +142,7 @@ def encode_files(
     max_pixels: int = MAX_PIXELS,
     max_tokens: int = MAX_NATIVE_TOKENS,
     max_bytes: int = MAX_BYTES,
+    allow_damaged: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> FileResults:
@@ -161,7 +166,8 @@ def encode_files(
         overwrite: replace files that exist.
         skip_existing: skip pictures whose output exists and was made with the same checkpoint and settings:
             size, fit, zoom, resampling, background, dtype and schedule. One that was made with others is
-            kept, and is an error. The picture itself is not compared.
+            kept, and is an error, and so is one of a damaged picture without `allow_damaged`. The picture
+            itself is not compared.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -183,6 +189,8 @@ def encode_files(
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_tokens: limit of tokens of a picture with the fit "native".
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
+        allow_damaged: take what can be decoded of a truncated or corrupt picture, and say so in
+            `image.damaged` of its tokens; else it fails.
         batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
             to `MAX_BATCHED_PIXELS` pixels, else 1.
         workers: threads that read pictures; if None, the number of cores + 1, at most 8.
@@ -208,6 +216,7 @@ def encode_files(
         background=background,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
+        allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
     chosen = choose_format(output, format, TOKEN_FORMATS, default="npz")

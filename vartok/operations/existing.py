@@ -32,7 +32,8 @@ class Encoder(NamedTuple):
 class TokenComparison:
     """Tells how token files differ from those that a run would write: by checkpoint and settings.
 
-    Settings are size, fit, zoom, background, dtype and schedule. The picture itself is not compared.
+    Settings are size, fit, zoom, background, dtype, schedule, and whether damaged pictures are allowed. The
+    picture itself is not compared.
 
     Args:
         encoder: returns the run's tokenizer; called at the first comparison.
@@ -96,6 +97,8 @@ class TokenComparison:
             "background": (_hex(image.background), _hex(self._fit.background)),
             "dtype": (printable(image.dtype), encoder.dtype),
         }
+        if image.damaged is not None and not self._fit.allow_damaged:
+            pairs["picture"] = ("damaged", "whole")
         if image.size == size:  # else the schedules differ anyway
             pairs["schedule"] = (one_line(describe(found.schedule), 50), one_line(describe(schedule), 50))
         if found.schedule == schedule:

@@ -69,6 +69,7 @@ def make_fit(
     seed: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
+    allow_damaged: bool = False,
 ) -> Fit:
     """Return the `Fit` of checked settings; `resolve_fit` then adapts it to a checkpoint.
 
@@ -83,6 +84,7 @@ def make_fit(
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.
         max_pixels: pixel limit of a picture, checked before it is decoded.
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
+        allow_damaged: take what can be decoded of a truncated or corrupt picture, which else is refused.
 
     Raises:
         ArgumentError: a value is invalid, or settings contradict each other.
@@ -112,6 +114,7 @@ def make_fit(
             views=Views.parse(views, seed or 0),
             max_pixels=max_pixels,
             max_bytes=max_bytes,
+            allow_damaged=allow_damaged,
         )
 
 

@@ -155,6 +155,7 @@ def encode_views(
             device=device,
             dtype=tokenizer.dtype,
             background=fit.background,
+            damaged=picture.damage,
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
@@ -168,7 +169,7 @@ def encode_views(
     def work(item: tuple[S, str, PictureSource]) -> tuple[S, _Prepared | VartokError]:
         item_id, name, file = item
         try:
-            return item_id, prepare(name, file(fit) if callable(file) else read_picture(file, fit))
+            return item_id, prepare(name, file(fit) if callable(file) else read_picture(file, fit, key=name))
         except VartokError as error:
             return item_id, error
 
@@ -196,14 +197,19 @@ def encode_views(
     def encode(collated: tuple[list[_Prepared], Tensor]) -> list[list[ImageTokens]]:
         batch, values = collated
         infos = [item.info for item in batch for _ in item.views]
-        rows = list[ImageTokens]()
+        rows: list[tuple[ImageTokens, NDArray[np.float16] | None]] = []
         for part in values.split(batch_size):
             maps, kept = tokenize(batch, part)
             tokens = maps.unstack(tokenizer.info, infos[len(rows) : len(rows) + len(part)])
-            halves = [None] * len(part) if kept is None else _to_float16(kept)
-            rows += [replace(row, latent=half) for row, half in zip(tokens, halves, strict=True)]
+            rows += zip(tokens, [None] * len(part) if kept is None else _to_float16(kept), strict=True)
         found = iter(rows)
-        return [[replace(next(found), view=view, notes=item.notes) for view in item.views] for item in batch]
+        return [
+            [
+                replace(tokens, view=view, latent=latent, notes=item.notes)
+                for view, (tokens, latent) in zip(item.views, found, strict=False)
+            ]
+            for item in batch
+        ]
 
     prepared = map_ordered(
         work,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from vartok.errors import ImageError, SourceError, TrainError, VartokError
+from vartok.errors import ImageError, SourceError, TrainError, VartokError, counted, warn
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.parallel import map_ordered
@@ -119,13 +119,17 @@ class Pictures:
         names = "\n".join(map(_name, self._files))
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
         self._members: dict[str, Counter[str]] = {}  # those passed over, by tar
+        self._damaged: set[str] = set()  # places of damaged pictures that were taken
 
-    def warn_of_members(self) -> None:
-        """Warn of the members of the tars read so far that were passed over.
+    def warn(self) -> None:
+        """Warn of damaged pictures that were taken, and of members of tars that were passed over, so far.
 
         Warns:
-            VartokWarning: members were passed over.
+            VartokWarning: there are some.
         """
+        if damaged := list(self._damaged):
+            pictures = counted(len(damaged), "damaged picture")
+            warn(f"took what can be decoded of {pictures}, such as {min(damaged)}")
         warn_of_members(sum(list(self._members.values()), Counter()))
 
     def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
@@ -138,11 +142,11 @@ class Pictures:
             At most `val_pictures` arrays [H, W, 3] uint8: each picture is scaled to cover the size of a crop,
             and its centre is cut out. Unreadable pictures are left out. Empty if `val_fraction` is 0.
         """
-        fit = Fit(size=self.size)
+        fit = Fit(size=self.size, allow_damaged=self.settings.allow_damaged)
 
         def read(sample: Sample) -> NDArray[np.uint8] | None:
             try:
-                return sample.read(fit).pixels
+                return self._read(sample, fit)
             except VartokError:
                 return None
 
@@ -240,10 +244,18 @@ class Pictures:
             return False
         return zlib.crc32(sample.key.encode(errors="replace")) % round(1 / fraction) == 0
 
+    def _read(self, sample: Sample, fit: Fit) -> NDArray[np.uint8]:
+        """Return the fitted pixels of a picture, [H, W, 3] uint8, and note whether it is damaged."""
+        picture = sample.read(fit)
+        if picture.damage is not None:
+            self._damaged.add(f"{_place(sample)}: {picture.damage}")
+        return picture.pixels
+
     def _crop(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Return a random crop, [H, W, 3] uint8, with random mirroring, grayscale, brightness, contrast."""
         height, width = self.size
-        picture = Image.fromarray(sample.read(Fit(mode="native", multiple=1)).pixels)
+        fit = Fit(mode="native", multiple=1, allow_damaged=self.settings.allow_damaged)
+        picture = Image.fromarray(self._read(sample, fit))
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
         # Resize from a box of the original, which saves scaling the whole picture.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)

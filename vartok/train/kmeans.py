@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.models.quantizer import MultiScaleQuantizer, Phi, area_pool
+from vartok.parallel import map_ordered
 from vartok.schedule import Schedule
 from vartok.train.progress import StartProgress
 
 POINTS_PER_CODE = 20  # in k-means; with fewer points, a code would fit a single picture
 LLOYD_STEPS = 5  # per round; few, as the next round has other residuals
 CHUNK = 64  # number of pictures in a batch
+POINTS = 4096  # number of points that a thread looks up at once
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Deadline:
@@ -118,16 +125,27 @@ def _residuals(
 
     After the deadline the remaining pictures are skipped; the first `CHUNK` are always used.
     """
-    found: list[list[Tensor]] = [[] for _ in schedule]
-    for number, part in enumerate(latents.split(CHUNK)):
-        if number and deadline.passed():
-            break
-        for k, scale in enumerate(quantizer.scale_steps(schedule, latent=part)):
+
+    def parts() -> Iterator[Tensor]:
+        for number, part in enumerate(latents.split(CHUNK)):
+            if number and deadline.passed():
+                return
+            yield part
+
+    def quantize(part: Tensor) -> list[Tensor]:
+        rows = []
+        for scale in quantizer.scale_steps(schedule, latent=part):
             assert scale.cells is not None  # a latent is quantized
-            found[k].append(_rows(scale.cells))
-        done = min(len(latents), (number + 1) * CHUNK)
-        report(StartProgress(stage="residuals", done=done, total=len(latents)))
-    return [torch.cat(parts) for parts in found]
+            rows.append(_rows(scale.cells))
+        return rows
+
+    found = []
+    with closing(_map_in_threads(quantize, parts(), latents.device)) as computed:
+        for number, rows in enumerate(computed):
+            found.append(rows)
+            done = min(len(latents), (number + 1) * CHUNK)
+            report(StartProgress(stage="residuals", done=done, total=len(latents)))
+    return [torch.cat(scale) for scale in zip(*found, strict=True)]
 
 
 def _sample_evenly(residuals: list[Tensor], vocab_size: int, random: torch.Generator) -> Tensor:
@@ -152,6 +170,10 @@ def _k_means(
     A code that is nearest to no point becomes a random point.
     """
     codes = quantizer.embedding.weight
+    parts = points.split(POINTS) if points.device.type == "cpu" else (points,)
+
+    def nearest_codes(part: Tensor) -> Tensor:
+        return quantizer.lookup()(part[:, :, None, None]).flatten()
 
     def draw(count: int) -> Tensor:
         return points[torch.randint(len(points), (count,), generator=random).to(points.device)]
@@ -162,10 +184,31 @@ def _k_means(
         if deadline.passed():
             return
         report(StartProgress(stage=stage, done=step, total=LLOYD_STEPS))
-        nearest = quantizer.lookup()(points[:, :, None, None]).flatten()
+        nearest = torch.cat([*_map_in_threads(nearest_codes, parts, points.device)])
         counts = torch.bincount(nearest, minlength=len(codes))
         codes.copy_(torch.zeros_like(codes).index_add_(0, nearest, points) / counts.clamp(min=1)[:, None])
         codes[counts == 0] = draw(int((counts == 0).sum()))
+
+
+def _map_in_threads(
+    work: Callable[[T], R], items: Iterable[T], device: torch.device
+) -> Generator[R, None, None]:
+    """Call `work` on every item without gradients; on a CPU in as many threads as torch has.
+
+    Each of them computes alone. If torch divided every small operation among its threads, they would wait for
+    each other: beside other programs, that was half of the processor time.
+    """
+    work = torch.no_grad()(work)
+    if device.type != "cpu":
+        yield from map(work, items)
+        return
+    threads = torch.get_num_threads()
+    try:
+        yield from map_ordered(
+            work, items, workers=threads, limit=threads, initializer=lambda: torch.set_num_threads(1)
+        )
+    finally:
+        torch.set_num_threads(threads)  # that of new threads is what any thread has set last
 
 
 def _rows(cells: Tensor) -> Tensor:

@@ -279,7 +279,7 @@ def _train(
 
     save_and_validate()
     if processes.is_main:
-        pictures.warn_of_members()
+        pictures.warn()
     return fraction >= 1
 
 

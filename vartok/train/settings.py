@@ -23,6 +23,7 @@ class DataSettings:
             choice does not depend on other pictures.
         val_pictures: largest number of pictures that validation measures; any other held-out picture is not
             used at all.
+        allow_damaged: take what can be decoded of a truncated or corrupt picture, which else is left out.
     """
 
     batch_size: int = 16
@@ -31,6 +32,7 @@ class DataSettings:
     color_jitter: float = 0.1
     val_fraction: float = 1 / 64
     val_pictures: int = 64
+    allow_damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,12 +173,12 @@ def _parse_table(part: type[T], name: str, values: Mapping[str, Any]) -> T:
     return part(**values)
 
 
-_TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "a text"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _toml_line(key: str, value: Any) -> str | None:
     """Return the line `key = value`; None if the value is None, which TOML lacks.
 
-    TOML writes texts, numbers and lists as JSON does.
+    TOML writes texts, numbers, truth values and lists as JSON does.
     """
     return None if value is None else f"{key} = {json.dumps(value, ensure_ascii=False)}"

@@ -35,6 +35,7 @@ bench: .venv/installed
 	cd benchmarks && { \
 	  echo "# Speed"; echo; echo "Made by \`make bench\`; the last part is written by hand, in NOTES.md."; echo; \
 	  ../$(BIN)/python timing.py && ../$(BIN)/python models.py && ../$(BIN)/python program.py $(abspath $(PICTURES)) && \
+	  ../$(BIN)/python loader.py 50000 && \
 	  cat NOTES.md; } > RESULTS.md.part && mv RESULTS.md.part RESULTS.md && cat RESULTS.md
 
 # What the README shows.

@@ -28,7 +28,7 @@ from dataset_cases import (
 )
 from noise import SMALL
 from noise import tokenizer as noise_tokenizer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 import vartok
 from vartok.dataset import TokenDataset, TokenStream, cache, verify
@@ -106,7 +106,7 @@ def test_rows_are_those_of_the_shards(rows: Path) -> None:
             assert (item["label"], item["caption"]) == (row.label, row.caption)
     assert dataset[-1]["key"] == dataset[7]["key"] == expected[7].key
     assert [item["key"] for item in dataset.__getitems__([3, 3, 0])] == ["k/3.x", "k/3.x", "k/0.x"]
-    assert dataset.__getitems__([]) == []
+    assert list(dataset.__getitems__([])) == []
     for index in (8, -9):
         with pytest.raises(IndexError, match="items 0 to 7"):
             dataset[index]
@@ -217,6 +217,23 @@ def test_an_item_is_a_view_of_a_picture(viewed: Path) -> None:
     for view in (3, -1, True, "one"):
         with pytest.raises(DatasetError, match="a view is from 0 to 2 or 'all'"):
             TokenDataset(viewed, view=view)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("maps", [False, True])
+def test_a_batch_is_collated_from_columns_as_from_its_items(viewed: Path, maps: bool) -> None:
+    dataset = TokenDataset(viewed, maps=maps)
+    items: Any = dataset.__getitems__([5, 0, 7])
+    of_dicts = default_collate([dict(item) for item in items])
+    for batch in (default_collate(items), default_collate(items[:]), default_collate([*items])):
+        assert batch.keys() == of_dicts.keys() == items[0].keys()
+        for name, values in of_dicts.items():
+            if isinstance(values, torch.Tensor):
+                assert batch[name].dtype == values.dtype
+                assert torch.equal(batch[name], values)
+            elif name == "maps":
+                assert all(torch.equal(one, two) for one, two in zip(batch[name], values, strict=True))
+            else:
+                assert batch[name] == values
 
 
 def test_a_view_of_each_picture_is_drawn_by_seed_and_epoch_alone(viewed: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from vartok.dataset.cache import RowCache, open_cache
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
@@ -88,6 +89,56 @@ class BucketItems(NamedTuple):
     size: tuple[int, int]
     schedule: Schedule
     items: range
+
+
+class Item(dict[str, Any]):
+    """An item of a `TokenDataset`. By its type torch's `default_collate` knows a `Batch`."""
+
+
+class Batch(Sequence[Item]):
+    """The items of a batch, each of which is made when it is asked for.
+
+    `default_collate` takes the columns as they are: it would need most of a loader's time to make and stack
+    the tensors of single items.
+
+    Args:
+        columns: values by name: tensors [B, ...]; lists of B texts; and as "maps" a list of K tensors
+            [B, h_k, w_k].
+    """
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["key"])
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """Return an item: numbers as Python's, and views of the columns' tensors."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = Item()
+        for name, values in self.columns.items():
+            if name == "maps":
+                item[name] = [scale[index] for scale in values]
+            else:
+                value = values[index]
+                item[name] = value.item() if isinstance(value, Tensor) and not value.ndim else value
+        return item
+
+
+def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = None) -> Any:
+    """Collate items for torch's `default_collate`."""
+    if isinstance(batch, Batch):
+        return batch.columns
+    return collate([dict(item) for item in batch], collate_fn_map=collate_fn_map)
+
+
+# The docstring of torch's `default_collate` describes this way to extend it.
+default_collate_fn_map[Item] = _collate
 
 
 class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
@@ -185,7 +236,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         (item,) = self.__getitems__([index])
         return item
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
         """Return the items of a batch; a DataLoader calls it.
 
         Raises:
@@ -197,31 +248,30 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
             raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
         items = np.where(items < 0, items + count, items)
         if len(self._caches) == 1:
-            return self._bucket_items(0, items)
+            return Batch(self._columns(0, items))
         numbers = np.searchsorted(self._ends, items, side="right")
-        found: list[dict[str, Any]] = [{}] * len(items)
-        for bucket in np.unique(numbers):
+        found: list[Item] = [Item()] * len(items)
+        for bucket in np.unique(numbers).tolist():
             (places,) = np.nonzero(numbers == bucket)
             local = items[places] - (self._ends[bucket - 1] if bucket else 0)
-            for place, item in zip(places, self._bucket_items(int(bucket), local), strict=True):
-                found[place] = {**item, "bucket": int(bucket)}
+            batch = Batch({**self._columns(bucket, local), "bucket": torch.full((len(places),), bucket)})
+            if len(batch) == len(items):
+                return batch
+            for place, item in zip(places, batch, strict=True):
+                found[place] = item
         return found
 
-    def _bucket_items(self, number: int, items: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Return the items of a bucket by their numbers in it."""
-        cache, rows = self._caches[number], self._rows(items)
-        columns: dict[str, Sequence[Any]] = {name: cache.texts(name, rows) for name in cache.text_columns}
+    def _columns(self, bucket: int, items: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the columns of a `Batch` of items of a bucket, by their numbers in it."""
+        cache, rows = self._caches[bucket], self._rows(items)
+        columns: dict[str, Any] = {name: cache.texts(name, rows) for name in cache.text_columns}
         for name, values in cache.columns.items():
             found = values[rows]
-            if name == "tokens":
-                tokens = torch.from_numpy(found.astype(np.int64))
-            else:
-                columns[name] = torch.from_numpy(found).unbind() if found.ndim > 1 else found.tolist()
+            columns[name] = torch.from_numpy(found.astype(np.int64) if found.dtype.kind in "iu" else found)
         if self._maps:
-            columns["maps"] = [self._split(flat, self._dataset.buckets[number]) for flat in tokens]
-        else:
-            columns["tokens"] = tokens.unbind()
-        return [dict(zip(columns, item, strict=False)) for item in zip(*columns.values(), strict=False)]
+            tokens, encoding = columns.pop("tokens"), self._dataset.buckets[bucket].encoding
+            columns["maps"] = list(TokenMaps.unflatten(tokens, encoding.schedule, encoding.scales).maps)
+        return columns
 
     def _rows(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the row of each item."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vartok.dataset.export_formats import EXPORTS, OutputFolder
+from vartok.dataset.export_formats import EXPORTS, METADATA, ROWS, OutputFolder, is_export_path
 from vartok.dataset.formats.base import row_fields
 from vartok.dataset.lock import folder_lock
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
@@ -25,6 +25,7 @@ from vartok.errors import (
     StorageError,
     VartokWarning,
     counted,
+    printable,
     quoted,
 )
 from vartok.files import STORAGE, TEMPORARY, os_error_reason
@@ -33,12 +34,6 @@ from vartok.tokens import ImageTokens, token_dtype
 
 FORMAT = "vartok.export"
 VERSION = 1
-
-METADATA = "metadata.json"
-"""File of an export that tells what it holds."""
-
-ROWS = "rows.jsonl"
-"""File of an export with the other columns of every row: key, size, label, view, caption, metadata."""
 
 REPORT_ROWS = 1000
 """Number of rows between two reports of progress."""
@@ -90,7 +85,8 @@ def export(
         ArgumentError: there is no format `to`.
         DatasetError: the folder holds no data set, or an incomplete or broken one; or the format needs
             labels, and no row has one; or another process writes the same export.
-        OutputError: `dest` exists and `overwrite` is false, or it is not an export; or it cannot be written.
+        OutputError: `dest` exists and `overwrite` is false, or it is not an export, or holds anything else;
+            or it holds the data set; or it cannot be written.
         VartokError: a package that the format of the shards needs is not installed.
     """
     dest = Path(dest)
@@ -101,6 +97,8 @@ def export(
         raise DatasetError(
             f"{folder} has no labels, and {to} needs them", hint="set `to` to npy or bin, which need none"
         )
+    if Path(folder).resolve().is_relative_to(dest.resolve()):
+        raise OutputError(f"{dest} holds the data set {folder}", hint="name another folder")
     _refuse_existing(dest, overwrite)
     totals = _Totals(dataset.rows, progress)
     try:
@@ -110,7 +108,7 @@ def export(
                 target.mkdir(exist_ok=True)
                 _write_bucket(target, bucket, to, totals)
             summary = totals.summary(dataset)
-            if len(dataset.buckets) > 1:
+            if dataset.buckets[0].name:
                 _write_metadata(part, {"to": to, "buckets": [bucket.name for bucket in dataset.buckets]})
     except OSError as error:
         kind = StorageError if error.errno in STORAGE else OutputError
@@ -253,3 +251,10 @@ def _refuse_existing(dest: Path, overwrite: bool) -> None:
         ours = False
     if not ours or dest.is_symlink():
         raise OutputExistsError(f"{dest} is no export of a data set, and is not replaced")
+    paths = (path.relative_to(dest).as_posix() for path in dest.rglob("*"))
+    other = min((path for path in paths if not is_export_path(path)), default=None)
+    if other is not None:
+        raise OutputExistsError(
+            f"{dest} is not replaced: no export wrote its {printable(other)}",
+            hint="move that, or name another folder",
+        )

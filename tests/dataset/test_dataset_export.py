@@ -217,6 +217,23 @@ def test_a_failed_export_leaves_nothing_and_the_rest_of_a_killed_one_is_removed(
     assert names(tmp_path) == [f"out/{name}" for name in ("metadata.json", "rows.jsonl", "train.bin")]
 
 
+def test_an_interruption_between_two_renames_keeps_the_earlier_export(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(labelled, tmp_path / "out", "bin")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(".export"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(labelled, tmp_path / "out", "npy", overwrite=True)
+    assert names(tmp_path) == [f"out/{name}" for name in ("metadata.json", "rows.jsonl", "train.bin")]
+
+
 def test_what_cannot_be_exported_is_refused(labelled: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="exported to npy, jsonl, bin, llamagen, not 'csv'"):
         export(labelled, tmp_path / "out", "csv")

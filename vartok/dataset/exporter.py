@@ -225,11 +225,7 @@ def _new_folder(dest: Path, overwrite: bool) -> Iterator[Path]:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 yield part
                 _refuse_existing(dest, overwrite)
-                if dest.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    dest.rename(old)
-                part.rename(dest)
-                shutil.rmtree(old, ignore_errors=True)
+                _replace(dest, part, old)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -237,6 +233,20 @@ def _new_folder(dest: Path, overwrite: bool) -> Iterator[Path]:
         raise DatasetError(
             f"another process exports to {dest}", hint="wait until it has ended, or take another folder"
         ) from None
+
+
+def _replace(dest: Path, part: Path, old: Path) -> None:
+    """Rename the folder `part` to `dest`; an existing `dest` to `old` before, and back if an error occurs."""
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if dest.exists():
+            dest.rename(old)
+        part.rename(dest)
+    except BaseException:
+        if old.exists() and not dest.exists():
+            old.rename(dest)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_existing(dest: Path, overwrite: bool) -> None:

@@ -63,9 +63,9 @@ def test_npy_is_an_array_of_tokens_and_one_of_labels(
 
 def test_jsonl_is_read_line_by_line(labelled: Path, rows: list[ImageTokens], tmp_path: Path) -> None:
     """As the data set of TiTok and RAR does."""
-    with pytest.warns(VartokWarning, match="left out 1 picture without a label, which jsonl needs"):
+    with pytest.warns(VartokWarning, match="left out 1 picture without a label, which jsonl needs") as said:
         summary = export(labelled, tmp_path / "out", "jsonl")
-    assert (summary.pictures, summary.left_out) == (7, 1)
+    assert (summary.pictures, summary.left_out, said[0].filename) == (7, 1, __file__)
     kept = [row for row in rows if row.label is not None]
     found = [json.loads(line) for line in (tmp_path / "out/pretokenized.jsonl").read_text().split("\n")[:-1]]
     assert torch.tensor([item["class_id"] for item in found]).tolist() == [row.label for row in kept]

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,10 @@ from vartok.errors import (
     OutputError,
     OutputExistsError,
     StorageError,
-    VartokWarning,
     counted,
     printable,
     quoted,
+    warn,
 )
 from vartok.files import STORAGE, TEMPORARY, os_error_reason
 from vartok.schedule import token_count
@@ -88,6 +87,9 @@ def export(
         OutputError: `dest` exists and `overwrite` is false, or it is not an export, or holds anything else;
             or it holds the data set; or it cannot be written.
         VartokError: a package that the format of the shards needs is not installed.
+
+    Warns:
+        VartokWarning: pictures have no label, or rows have latents, which no format holds.
     """
     dest = Path(dest)
     if to not in EXPORTS:
@@ -198,16 +200,12 @@ def _write_metadata(folder: Path, about: dict[str, Any]) -> None:
 
 def _warn(summary: ExportSummary, to: str) -> None:
     if summary.left_out:
-        warnings.warn(
-            f"left out {counted(summary.left_out, 'picture')} without a label, which {to} needs",
-            VartokWarning,
-            stacklevel=3,
-        )
+        warn(f"left out {counted(summary.left_out, 'picture')} without a label, which {to} needs")
     elif summary.without_label and to == "npy":
         told = counted(summary.without_label, "picture")
-        warnings.warn(f"{told} without a label: -1 in labels.npy", VartokWarning, stacklevel=3)
+        warn(f"{told} without a label: -1 in labels.npy")
     for name, rows in summary.not_carried.items():
-        warnings.warn(f"not exported: {name} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
+        warn(f"not exported: {name} ({counted(rows, 'row')})")
 
 
 @contextlib.contextmanager

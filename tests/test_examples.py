@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -196,6 +197,24 @@ def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
             want = tokenizer.next_inputs(maps.maps[: k + 1], schedule)
             assert torch.equal(inputs.view(2, 8, -1).transpose(1, 2), want)
     assert torch.equal(vae.fhat_to_img(f_hat), tokenizer.decode(maps))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "grids", "reason"),
+    [(3, 3, "X has 3 buckets, and this takes one schedule"), (1, 2, "X has the first 2 scales only")],
+)
+def test_rows_of_several_schedules_or_not_of_all_scales_are_refused(
+    monkeypatch: pytest.MonkeyPatch, buckets: int, grids: int, reason: str
+) -> None:
+    schedule = SCHEDULES[0]
+    dataset = SimpleNamespace(buckets=range(buckets), grids=schedule[:grids], schedule=schedule)
+    train, var_training = script("train"), script("var_training")
+    for module in (train, var_training):
+        monkeypatch.setattr(module, "TokenDataset", lambda folder, **options: dataset)
+    with pytest.raises(SystemExit, match=reason):
+        train.open_tokens("X", 0)
+    with pytest.raises(SystemExit, match=reason):
+        var_training.TokenPairs("X")
 
 
 @pytest.fixture

@@ -85,6 +85,20 @@ class Run:
             self.ema[name].lerp_(parameter, 1 - decay)
 
 
+def open_tokens(folder: str, seed: int) -> TokenDataset:
+    """Open the data set.
+
+    Raises:
+        SystemExit: its rows have several schedules, or not all scales.
+    """
+    dataset = TokenDataset(folder, seed=seed)
+    if len(dataset.buckets) > 1:
+        raise SystemExit(f"{folder} has {len(dataset.buckets)} buckets, and this takes one schedule")
+    if dataset.grids != dataset.schedule:
+        raise SystemExit(f"{folder} has the first {len(dataset.grids)} scales only, and this takes all")
+    return dataset
+
+
 def start(tokenizer: vartok.Tokenizer, dataset: TokenDataset, args: argparse.Namespace) -> Run:
     """Return a new run, or the one of the checkpoint in the output folder.
 
@@ -150,14 +164,12 @@ def train(args: argparse.Namespace) -> None:
 
     # ---- Data and model ----
     tokenizer = vartok.load(args.weights, device=str(device))
-    dataset = TokenDataset(args.folder, seed=args.seed)
+    dataset = open_tokens(args.folder, args.seed)
     sampler: DistributedSampler[Any] = DistributedSampler(
         dataset, processes, accelerator.process_index, seed=args.seed, drop_last=True
     )
     if len(sampler) < args.batch_size:
         raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
-    if dataset.grids != dataset.schedule:
-        raise SystemExit(f"{args.folder} has the first {len(dataset.grids)} scales only, and this takes all")
     run = start(tokenizer, dataset, args)
     model: nn.Module = accelerator.prepare(torch.compile(run.model) if args.compile else run.model)
     parameters, guess = sum(p.numel() for p in model.parameters()), math.log(dataset.model.vocab_size)

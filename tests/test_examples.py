@@ -169,6 +169,25 @@ def test_a_resumed_run_goes_on_with_the_batches_of_the_first() -> None:
         assert take(start, 8 - start) == whole[start:]
 
 
+@pytest.mark.parametrize(
+    ("fingerprint", "classes", "reason"),
+    [("b", ["x", "y"], "tokens of another tokenizer than noise"), ("a", ["y", "x"], "other classes")],
+)
+def test_a_run_is_not_resumed_on_another_data_set(
+    tokenizer: Tokenizer, tmp_path: Path, fingerprint: str, classes: list[str], reason: str
+) -> None:
+    def dataset(fingerprint: str, classes: list[str]) -> Any:
+        return SimpleNamespace(model=SimpleNamespace(name="noise", fingerprint=fingerprint), classes=classes)
+
+    optimizer = SimpleNamespace(state_dict=dict, load_state_dict=dict)
+    run = script("train").Run(new_model(tokenizer, SCHEDULES[0]), {}, optimizer, step=7)
+    path, same = tmp_path / "checkpoint.pt", dataset("a", ["x", "y"])
+    run.save(path, same)
+    run.load(path, same)
+    with pytest.raises(SystemExit, match=reason):
+        run.load(path, dataset(fingerprint, classes))
+
+
 def test_classes_are_given_by_name_or_number() -> None:
     numbers = script("sample").class_numbers
     assert numbers(["tulips", "0"], ["roses", "tulips"], 2) == [1, 0]

@@ -63,16 +63,20 @@ class Run:
         with atomic_write(path, overwrite=True) as file:
             torch.save(state, file)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, dataset: TokenDataset) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            SystemExit: it is of a model of another shape.
+            SystemExit: it is of a model of another shape, or of tokens of another tokenizer or other classes.
         """
         state = torch.load(path, map_location=self.model.bias.device, weights_only=True)
         differing = [key for key, value in asdict(self.model.config).items() if state["config"][key] != value]
         if differing:
             raise SystemExit(f"{path} is of a model with another {', '.join(differing)}")
+        if state["fingerprint"] != dataset.model.fingerprint:
+            raise SystemExit(f"{path} was trained on tokens of another tokenizer than {dataset.model.name}")
+        if state["classes"] != dataset.classes:
+            raise SystemExit(f"{path} was trained on other classes, or on the same in another order")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema, self.step = state["ema"], state["step"]
@@ -125,7 +129,7 @@ def start(tokenizer: vartok.Tokenizer, dataset: TokenDataset, args: argparse.Nam
     if checkpoint.exists():
         if not args.resume:
             raise SystemExit(f"{checkpoint} exists: --resume goes on with it")
-        run.load(checkpoint)
+        run.load(checkpoint, dataset)
     args.output.mkdir(parents=True, exist_ok=True)
     return run
 

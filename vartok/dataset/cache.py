@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 from vartok.dataset.formats.base import VIEW_COLUMNS
 from vartok.dataset.lock import folder_lock
 from vartok.dataset.rows import DatasetBucket
+from vartok.dataset.schema import CACHE
 from vartok.errors import DatasetError
 from vartok.files import atomic_write, os_error_reason
 from vartok.schedule import token_count
 from vartok.tokens import ImageTokens, token_dtype
-
-CACHE = "cache"
-"""Folder of the row cache in the folder of a data set."""
 
 MAGIC = b"vartok.rows 1\n"
 """First bytes of a row cache; the sha256 in hex of all that its content follows from comes after them."""

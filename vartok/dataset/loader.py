@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from vartok.dataset.cache import RowCache, open_cache
+from vartok.dataset.cache import RowCache, open_caches
 from vartok.dataset.encoding import Encoding
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.errors import DatasetError, quoted
@@ -219,10 +219,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         divisor = 1 if view == "all" else self._views
         counts = [bucket.rows // divisor for bucket in self._dataset.buckets]
         self._ends = np.cumsum(counts)  # of the items of each bucket
-        self._caches = self._open_caches()
-
-    def _open_caches(self) -> list[RowCache]:
-        return [open_cache(self._dataset.folder, bucket) for bucket in self._dataset.buckets]
+        self._caches: list[RowCache] = open_caches(self._dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the memory maps, which another process opens for itself."""
@@ -230,7 +227,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._caches = self._open_caches()
+        self._caches = open_caches(self._dataset)
 
     def __len__(self) -> int:
         """Return the number of items."""

@@ -120,7 +120,8 @@ class ShardFiles:
 
     def _open(self, bucket: str) -> _File:
         path = self._job.shard_path(self._shard, bucket)
-        path.parent.mkdir(exist_ok=True)
+        if bucket:
+            path.parent.mkdir(exist_ok=True)
         # Durable: after a power cut, a stats file must not mark a torn shard as done.
         stream = HashedFile(self._stack.enter_context(atomic_write(path, overwrite=True, durable=True)))
         encoding = self._job.encoding.of_bucket(bucket)

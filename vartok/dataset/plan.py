@@ -18,6 +18,7 @@ from vartok.dataset.card import write_card
 from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import find_format
 from vartok.dataset.schema import (
+    CACHE,
     DAMAGED,
     DATA,
     DATASET,
@@ -288,7 +289,8 @@ def _create_folder(job: Job) -> None:
 
 def _is_ours(path: Path) -> bool:
     """Return True if the name is one that vartok gives to parts of a data set, or to its temporary files."""
-    return path.name in (DATA, STATS, DATASET, FAILED, DAMAGED, README) or path.name.startswith(TEMPORARY)
+    names = (DATA, STATS, DATASET, FAILED, DAMAGED, CACHE, README)
+    return path.name in names or path.name.startswith(TEMPORARY)
 
 
 def _refuse_other_source(out: Path, shard: ShardId, old: str, new: str | None) -> None:

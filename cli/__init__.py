@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
-app.add_typer(dataset, name="dataset", help="Build or verify a data set of tokens.")
+app.add_typer(dataset, name="dataset", help="Build, verify or export a data set of tokens.")
 
 
 def _show_version(wanted: bool) -> None:

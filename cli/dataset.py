@@ -65,7 +65,8 @@ def make(
 
     If a run is stopped or killed, the same command makes the missing shards, and the data set
     has the same bytes as without the stop. OUT/failed.jsonl lists pictures that failed.
-    `vartok dataset verify OUT` checks a data set. This command needs pip install '.[dataset]'
+    `vartok dataset verify OUT` checks a data set, and `vartok dataset export` writes other
+    repositories' formats. This command needs pip install '.[dataset]'
     in a clone of the repository, and '.[ray]' for --engine ray.
 
     Examples:

@@ -109,8 +109,6 @@ def test_the_card_names_the_buckets_that_have_files(tmp_path: Path, make: Callab
     more = "data_files: data/4x12/*.parquet\n- config_name: 16x2\n  data_files: data/16x2/*.parquet"
     changed = text.replace("data_files: data/4x12/*.parquet", more)
     card.write_bytes(f"{changed}\r\nmine \xff".encode("latin-1"))
-        f"{text.replace('data_files: data/4x12/*.parquet', more)}\r\nmine \xff".encode("latin-1")
-    )
     make(tmp_path / "out")
     assert card.read_bytes() == f"{text}\r\nmine \xff".encode("latin-1")
 

@@ -107,7 +107,9 @@ def test_var_inputs_take_the_schedule_of_the_batchs_bucket(
             assert torch.equal(dataset.var_inputs(small_tokenizer, batch["tokens"], given), expected)
     assert stream.schedule == schedule
     assert torch.equal(stream.var_inputs(small_tokenizer, batch["tokens"]), expected)
-    mixed = next(iter(DataLoader(dataset, 2, sampler=[10, 40])))
-    for wrong, reason in ((None, "none is named"), (mixed["bucket"], r"\[1, 2\]"), (3, "from 0 to 2, not 3")):
+    with pytest.raises(DatasetError, match="a batch has items of several buckets"):
+        next(iter(DataLoader(dataset, 2, sampler=[10, 40])))
+    mixed = torch.tensor([1, 2])
+    for wrong, reason in ((None, "none is named"), (mixed, r"\[1, 2\]"), (3, "from 0 to 2, not 3")):
         with pytest.raises(DatasetError, match=reason):
-            dataset.var_inputs(small_tokenizer, mixed["tokens"], wrong)
+            dataset.var_inputs(small_tokenizer, batch["tokens"], wrong)

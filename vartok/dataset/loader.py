@@ -156,9 +156,18 @@ class Batch(Sequence[Item]):
 
 
 def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = None) -> Any:
-    """Collate items for torch's `default_collate`."""
+    """Collate items for torch's `default_collate`.
+
+    Raises:
+        DatasetError: the items are of several buckets.
+    """
     if isinstance(batch, Batch):
         return batch.columns
+    if len({item.get("bucket") for item in batch}) > 1:
+        raise DatasetError(
+            "a batch has items of several buckets",
+            hint="make batches with `BucketBatchSampler`: DataLoader(dataset, batch_sampler=...)",
+        )
     return collate([dict(item) for item in batch], collate_fn_map=collate_fn_map)
 
 

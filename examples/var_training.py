@@ -44,10 +44,18 @@ from vartok.schedule import Schedule
 
 
 class TokenPairs(Dataset[tuple[Tensor, int]]):
-    """Pairs of tokens, [L], and a label, in place of VAR's pairs of a picture and a label."""
+    """Pairs of tokens, [L], and a label, in place of VAR's pairs of a picture and a label.
+
+    Raises:
+        SystemExit: the rows of the data set have several schedules, or not all scales.
+    """
 
     def __init__(self, folder: str) -> None:
         self.rows = TokenDataset(folder)
+        if len(self.rows.buckets) > 1:
+            raise SystemExit(f"{folder} has {len(self.rows.buckets)} buckets, and this takes one schedule")
+        if self.rows.grids != self.rows.schedule:
+            raise SystemExit(f"{folder} has the first {len(self.rows.grids)} scales only, and this takes all")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,10 +135,6 @@ def main() -> None:
     device = importlib.import_module("dist").get_device()
 
     pairs = TokenPairs(args.folder)
-    if pairs.rows.grids != pairs.rows.schedule:
-        raise SystemExit(
-            f"{args.folder} has the first {len(pairs.rows.grids)} scales only, and this takes all"
-        )
     sides = tuple(h for h, _ in pairs.rows.schedule)  # VAR's grids are square
     vae = TokenVAE(vartok.load(args.weights, device=str(device)), pairs.rows.schedule)
     var = var_class(

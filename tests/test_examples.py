@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -168,6 +169,25 @@ def test_a_resumed_run_goes_on_with_the_batches_of_the_first() -> None:
         assert take(start, 8 - start) == whole[start:]
 
 
+@pytest.mark.parametrize(
+    ("fingerprint", "classes", "reason"),
+    [("b", ["x", "y"], "tokens of another tokenizer than noise"), ("a", ["y", "x"], "other classes")],
+)
+def test_a_run_is_not_resumed_on_another_data_set(
+    tokenizer: Tokenizer, tmp_path: Path, fingerprint: str, classes: list[str], reason: str
+) -> None:
+    def dataset(fingerprint: str, classes: list[str]) -> Any:
+        return SimpleNamespace(model=SimpleNamespace(name="noise", fingerprint=fingerprint), classes=classes)
+
+    optimizer = SimpleNamespace(state_dict=dict, load_state_dict=dict)
+    run = script("train").Run(new_model(tokenizer, SCHEDULES[0]), {}, optimizer, step=7)
+    path, same = tmp_path / "checkpoint.pt", dataset("a", ["x", "y"])
+    run.save(path, same)
+    run.load(path, same)
+    with pytest.raises(SystemExit, match=reason):
+        run.load(path, dataset(fingerprint, classes))
+
+
 def test_classes_are_given_by_name_or_number() -> None:
     numbers = script("sample").class_numbers
     assert numbers(["tulips", "0"], ["roses", "tulips"], 2) == [1, 0]
@@ -196,6 +216,24 @@ def test_vars_names_for_the_tokenizer(tokenizer: Tokenizer) -> None:
             want = tokenizer.next_inputs(maps.maps[: k + 1], schedule)
             assert torch.equal(inputs.view(2, 8, -1).transpose(1, 2), want)
     assert torch.equal(vae.fhat_to_img(f_hat), tokenizer.decode(maps))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "grids", "reason"),
+    [(3, 3, "X has 3 buckets, and this takes one schedule"), (1, 2, "X has the first 2 scales only")],
+)
+def test_rows_of_several_schedules_or_not_of_all_scales_are_refused(
+    monkeypatch: pytest.MonkeyPatch, buckets: int, grids: int, reason: str
+) -> None:
+    schedule = SCHEDULES[0]
+    dataset = SimpleNamespace(buckets=range(buckets), grids=schedule[:grids], schedule=schedule)
+    train, var_training = script("train"), script("var_training")
+    for module in (train, var_training):
+        monkeypatch.setattr(module, "TokenDataset", lambda folder, **options: dataset)
+    with pytest.raises(SystemExit, match=reason):
+        train.open_tokens("X", 0)
+    with pytest.raises(SystemExit, match=reason):
+        var_training.TokenPairs("X")
 
 
 @pytest.fixture

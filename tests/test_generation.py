@@ -60,6 +60,9 @@ def test_the_schedule_is_the_checkpoints_own_unless_given(small: Tokenizer) -> N
     first = draw(SCHEDULE).maps[:1]
     assert small.config.patch_nums == SCHEDULE
     assert torch.equal(small.next_inputs(first), small.next_inputs(first, "1,2,4"))
+    assert torch.equal(small.next_inputs(TokenMaps(first)), small.next_inputs(first))
+    prefix = TokenMaps(first, square(1, 3))
+    assert torch.equal(small.next_inputs(prefix), small.next_inputs(first, "1,3"))
     assert repr(small.generation()) == "Generation(schedule='1,2,4', added=0)"
 
 

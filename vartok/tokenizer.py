@@ -317,7 +317,9 @@ class Tokenizer:
         return self._runner.var_inputs(self._first(maps, None), maps.schedule)
 
     def next_inputs(
-        self, maps_so_far: Sequence[Tensor | NDArray[Any]], schedule: ScheduleLike | None = None
+        self,
+        maps_so_far: TokenMaps | Sequence[Tensor | NDArray[Any]],
+        schedule: ScheduleLike | None = None,
     ) -> Tensor:
         """Compute a next-scale transformer's inputs of the scale after the first k.
 
@@ -325,7 +327,8 @@ class Tokenizer:
 
         Args:
             maps_so_far: the token maps of the first k scales, 0 < k < K; map i is [B, h_i, w_i] integers.
-            schedule: the whole schedule; the checkpoint's own if None.
+            schedule: the whole schedule; if None, that of a `TokenMaps` that has its first scales only, else
+                the checkpoint's own.
 
         Returns:
             [B, h_k w_k, C] float32, row by row: the rows of `var_inputs` for that scale, to the bit.
@@ -337,6 +340,10 @@ class Tokenizer:
 
         Source: `get_next_autoregressive_input` of VAR's code.
         """
+        if isinstance(maps_so_far, TokenMaps):
+            if schedule is None and maps_so_far.grids != maps_so_far.schedule:
+                schedule = maps_so_far.schedule
+            maps_so_far = maps_so_far.maps
         steps = self.generation(schedule)
         if not 1 <= len(maps_so_far) < len(steps.schedule):
             K = len(steps.schedule)

@@ -63,16 +63,20 @@ class Run:
         with atomic_write(path, overwrite=True) as file:
             torch.save(state, file)
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, dataset: TokenDataset) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            SystemExit: it is of a model of another shape.
+            SystemExit: it is of a model of another shape, or of tokens of another tokenizer or other classes.
         """
         state = torch.load(path, map_location=self.model.bias.device, weights_only=True)
         differing = [key for key, value in asdict(self.model.config).items() if state["config"][key] != value]
         if differing:
             raise SystemExit(f"{path} is of a model with another {', '.join(differing)}")
+        if state["fingerprint"] != dataset.model.fingerprint:
+            raise SystemExit(f"{path} was trained on tokens of another tokenizer than {dataset.model.name}")
+        if state["classes"] != dataset.classes:
+            raise SystemExit(f"{path} was trained on other classes, or on the same in another order")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema, self.step = state["ema"], state["step"]
@@ -83,6 +87,20 @@ class Run:
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, parameter in self.model.named_parameters():
             self.ema[name].lerp_(parameter, 1 - decay)
+
+
+def open_tokens(folder: str, seed: int) -> TokenDataset:
+    """Open the data set.
+
+    Raises:
+        SystemExit: its rows have several schedules, or not all scales.
+    """
+    dataset = TokenDataset(folder, seed=seed)
+    if len(dataset.buckets) > 1:
+        raise SystemExit(f"{folder} has {len(dataset.buckets)} buckets, and this takes one schedule")
+    if dataset.grids != dataset.schedule:
+        raise SystemExit(f"{folder} has the first {len(dataset.grids)} scales only, and this takes all")
+    return dataset
 
 
 def start(tokenizer: vartok.Tokenizer, dataset: TokenDataset, args: argparse.Namespace) -> Run:
@@ -111,7 +129,7 @@ def start(tokenizer: vartok.Tokenizer, dataset: TokenDataset, args: argparse.Nam
     if checkpoint.exists():
         if not args.resume:
             raise SystemExit(f"{checkpoint} exists: --resume goes on with it")
-        run.load(checkpoint)
+        run.load(checkpoint, dataset)
     args.output.mkdir(parents=True, exist_ok=True)
     return run
 
@@ -150,14 +168,12 @@ def train(args: argparse.Namespace) -> None:
 
     # ---- Data and model ----
     tokenizer = vartok.load(args.weights, device=str(device))
-    dataset = TokenDataset(args.folder, seed=args.seed)
+    dataset = open_tokens(args.folder, args.seed)
     sampler: DistributedSampler[Any] = DistributedSampler(
         dataset, processes, accelerator.process_index, seed=args.seed, drop_last=True
     )
     if len(sampler) < args.batch_size:
         raise SystemExit(f"a batch is {args.batch_size} pictures, but each process has {len(sampler)}")
-    if dataset.grids != dataset.schedule:
-        raise SystemExit(f"{args.folder} has the first {len(dataset.grids)} scales only, and this takes all")
     run = start(tokenizer, dataset, args)
     model: nn.Module = accelerator.prepare(torch.compile(run.model) if args.compile else run.model)
     parameters, guess = sum(p.numel() for p in model.parameters()), math.log(dataset.model.vocab_size)

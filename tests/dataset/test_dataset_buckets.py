@@ -101,6 +101,20 @@ def test_loaders_of_other_packages_read_one_bucket(
     assert [len(tokens) for tokens in rows["tokens"]] == [16, 16, 16]
 
 
+def test_the_card_names_the_buckets_that_have_files(tmp_path: Path, make: Callable[..., Any]) -> None:
+    make(tmp_path / "out")
+    card = tmp_path / "out/README.md"
+    text = card.read_text()
+    assert re.findall("config_name: (.*)", text) == ["12x4", "4x12", "8x8"]  # a loader refuses one without
+    more = "data_files: data/4x12/*.parquet\n- config_name: 16x2\n  data_files: data/16x2/*.parquet"
+    changed = text.replace("data_files: data/4x12/*.parquet", more)
+    card.write_bytes(f"{changed}\r\nmine \xff".encode("latin-1"))
+        f"{text.replace('data_files: data/4x12/*.parquet', more)}\r\nmine \xff".encode("latin-1")
+    )
+    make(tmp_path / "out")
+    assert card.read_bytes() == f"{text}\r\nmine \xff".encode("latin-1")
+
+
 def test_the_description_has_the_schedule_and_the_pictures_of_each_bucket(
     built: Path, small_tokenizer: vartok.Tokenizer
 ) -> None:

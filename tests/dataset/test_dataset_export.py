@@ -63,9 +63,9 @@ def test_npy_is_an_array_of_tokens_and_one_of_labels(
 
 def test_jsonl_is_read_line_by_line(labelled: Path, rows: list[ImageTokens], tmp_path: Path) -> None:
     """As the data set of TiTok and RAR does."""
-    with pytest.warns(VartokWarning, match="left out 1 picture without a label, which jsonl needs"):
+    with pytest.warns(VartokWarning, match="left out 1 picture without a label, which jsonl needs") as said:
         summary = export(labelled, tmp_path / "out", "jsonl")
-    assert (summary.pictures, summary.left_out) == (7, 1)
+    assert (summary.pictures, summary.left_out, said[0].filename) == (7, 1, __file__)
     kept = [row for row in rows if row.label is not None]
     found = [json.loads(line) for line in (tmp_path / "out/pretokenized.jsonl").read_text().split("\n")[:-1]]
     assert torch.tensor([item["class_id"] for item in found]).tolist() == [row.label for row in kept]
@@ -154,6 +154,49 @@ def test_nothing_is_overwritten_but_an_export(labelled: Path, viewed: Path, tmp_
     assert (dest / "tokens.npy").exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "first"),
+    [
+        ("notes.txt", "notes.txt"),
+        ("data/a.parquet", "data"),
+        ("train.bin/a", "train.bin/a"),
+        ("imagenet8_codes/0.txt", "imagenet8_codes/0.txt"),
+        ("8x8/b", "8x8/b"),
+    ],
+)
+def test_an_export_with_other_files_is_not_replaced(
+    labelled: Path, tmp_path: Path, path: str, first: str
+) -> None:
+    other = tmp_path / "out" / path
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    (tmp_path / "out/metadata.json").write_text('{"format": "vartok.export"}')
+    with pytest.raises(OutputExistsError, match=f"out is not replaced: no export wrote its {first}\n"):
+        export(labelled, tmp_path / "out", overwrite=True)
+    assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize("dest", ["", "set", "link"])
+def test_no_export_replaces_the_data_set(tmp_path: Path, dest: str) -> None:
+    out = write_dataset(tmp_path / "set", [some_rows(2)])
+    (tmp_path / "link").symlink_to(tmp_path)
+    for folder in (out, tmp_path):
+        (folder / "metadata.json").write_text('{"format": "vartok.export"}')
+    before = names(tmp_path)
+    with pytest.raises(OutputError, match="holds the data set"):
+        export(out, tmp_path / dest, overwrite=True)
+    assert names(tmp_path) == before
+
+
+def test_exports_of_every_format_are_replaced(tmp_path: Path) -> None:
+    rows = [row for row in bucketed_rows() if row.label is not None]
+    bucket = [row for row in rows if row.scales[-1].shape == rows[0].scales[-1].shape]
+    for folder in (tmp_path / "one", tmp_path / "all"):
+        write_dataset(folder, [bucket[:1] if folder.name == "one" else rows[:9]], encoding=BUCKETED)
+        for to in export_formats.EXPORTS:
+            export(folder, tmp_path / "out", to, overwrite=True)
+
+
 def test_a_failed_export_leaves_nothing_and_the_rest_of_a_killed_one_is_removed(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +214,23 @@ def test_a_failed_export_leaves_nothing_and_the_rest_of_a_killed_one_is_removed(
     with folder_lock(left.parent), pytest.raises(DatasetError, match="another process exports to"):
         export(labelled, tmp_path / "out", "bin")
     export(labelled, tmp_path / "out", "bin")
+    assert names(tmp_path) == [f"out/{name}" for name in ("metadata.json", "rows.jsonl", "train.bin")]
+
+
+def test_an_interruption_between_two_renames_keeps_the_earlier_export(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(labelled, tmp_path / "out", "bin")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(".export"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(labelled, tmp_path / "out", "npy", overwrite=True)
     assert names(tmp_path) == [f"out/{name}" for name in ("metadata.json", "rows.jsonl", "train.bin")]
 
 

@@ -297,6 +297,7 @@ def test_the_cache_is_written_once_and_again_when_it_is_stale_or_torn(
         assert len(written) == count
         assert path.read_bytes() == data
     other = write_dataset(rows.parent / "other", [some_rows(5)])
+    (rows / "cache/rows-8x8.bin").write_bytes(b"of a bucket that it had")
     shutil.copytree(other, rows, dirs_exist_ok=True)  # the same folder, with other shards
     assert [item["key"] for item in TokenDataset(rows)] == expected[:5]
     assert os.listdir(rows / "cache") == ["rows.bin"]

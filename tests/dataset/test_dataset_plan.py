@@ -10,10 +10,25 @@ from typing import Any
 
 import pytest
 from conftest import names, save
-from dataset_cases import MODEL, SHARDS, contents, make_job, picture, plan, run, shard_id, table, tar
+from dataset_cases import (
+    MODEL,
+    SHARDS,
+    contents,
+    make_job,
+    picture,
+    plan,
+    run,
+    shard_id,
+    some_rows,
+    table,
+    tar,
+    write_dataset,
+)
 
 import vartok
+from vartok.dataset import TokenDataset
 from vartok.dataset.engines import run_here
+from vartok.dataset.plan import prepare_folder
 from vartok.dataset.schema import open_dataset
 from vartok.dataset.stats import read_stats
 from vartok.dataset.write import write_summary
@@ -177,6 +192,16 @@ def test_a_data_set_of_other_settings_is_refused(
     name = {"format": "files", "model": "model name", "resample": "image resample unset"}.get(key, key)
     with pytest.raises(DatasetError, match=rf"holds a data set with {name}.*, not "):
         plan(other, find_input_shards([str(source)], 3))
+
+
+def test_a_data_set_that_was_opened_is_built_again_without_its_description(
+    tmp_path: Path, small_tokenizer: vartok.Tokenizer
+) -> None:
+    out = write_dataset(tmp_path / "out", [some_rows(1)])
+    TokenDataset(out)
+    (out / "dataset.json").unlink()
+    prepare_folder(make_job(out, small_tokenizer))
+    assert (out / "dataset.json").exists()
 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path, small_tokenizer: vartok.Tokenizer) -> None:

@@ -5,12 +5,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import names
 from dataset_cases import BUCKETED, bucketed_rows, write_dataset
 from torch.utils.data import DataLoader
 
 import vartok
+from vartok import TokenMaps
 from vartok.dataset import BucketBatchSampler, TokenDataset, TokenStream, verify
+from vartok.dataset.loader import TrainingRows
 from vartok.errors import DatasetError
 
 pytest_plugins = ["dataset_cases"]
@@ -91,12 +94,20 @@ def test_a_stream_has_one_bucket(bucketed: Path) -> None:
 
 
 def test_var_inputs_take_the_schedule_of_the_batchs_bucket(
-    bucketed: Path, small_tokenizer: vartok.Tokenizer
+    bucketed: Path, small_tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = TokenDataset(bucketed)[10]
-    dataset = TokenDataset(bucketed)
+    dataset, stream = TokenDataset(bucketed), TokenStream(bucketed, bucket=2)
     model = dataclasses.replace(dataset.model, fingerprint=small_tokenizer.fingerprint)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(dataset), "model", model)
-        found = dataset.var_inputs(small_tokenizer, row["tokens"][None], bucket=row["bucket"])
-    assert found.shape[1] == len(row["tokens"]) - 1
+    monkeypatch.setattr(TrainingRows, "model", model)
+    for bucket in (1, 2):  # one is the other's transpose, and has equally many tokens
+        schedule = BUCKETED.buckets[bucket].schedule
+        batch = next(iter(DataLoader(dataset, 3, sampler=dataset.buckets[bucket].items)))
+        expected = small_tokenizer.var_inputs(TokenMaps.unflatten(batch["tokens"], schedule))
+        for given in (bucket, batch["bucket"]):
+            assert torch.equal(dataset.var_inputs(small_tokenizer, batch["tokens"], given), expected)
+    assert stream.schedule == schedule
+    assert torch.equal(stream.var_inputs(small_tokenizer, batch["tokens"]), expected)
+    mixed = next(iter(DataLoader(dataset, 2, sampler=[10, 40])))
+    for wrong, reason in ((None, "none is named"), (mixed["bucket"], r"\[1, 2\]"), (3, "from 0 to 2, not 3")):
+        with pytest.raises(DatasetError, match=reason):
+            dataset.var_inputs(small_tokenizer, mixed["tokens"], wrong)

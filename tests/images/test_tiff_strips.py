@@ -10,7 +10,7 @@ from picture_files import AS_IS, check_message, photo, saved, tiff
 from PIL import Image, TiffImagePlugin
 
 from vartok.errors import ImageError
-from vartok.images import read_picture
+from vartok.images import read_picture, tiff_strips
 
 GREY = Image.new("RGB", (64, 64), (128, 128, 128))
 
@@ -58,3 +58,26 @@ def test_zlib_data_may_be_padded() -> None:
     padded = tiff(64, 64, 1, 1, zlib.compress(bits) + bytes(40))
     padded = padded.replace(struct.pack("<HHII", 259, 3, 1, 1), struct.pack("<HHII", 259, 3, 1, 8))
     assert (read_picture(padded, AS_IS).pixels == read_picture(plain, AS_IS).pixels).all()
+
+
+def test_strips_of_one_bomb_are_inflated_up_to_a_multiple_of_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", 64)
+    monkeypatch.setattr(tiff_strips, "_SMALL", 1 << 12)
+    used = []
+    check = tiff_strips._check_zlib
+
+    def counted(data: bytes, max_bytes: int) -> tuple[bool, int]:
+        used.append(check(data, max_bytes))
+        return used[-1]
+
+    monkeypatch.setattr(tiff_strips, "_check_zlib", counted)
+    data = saved(Image.new("L", (64, 64), 7), "TIFF", compression="tiff_adobe_deflate")
+    bomb = zlib.compress(bytes(30_000)) + bytes(40)
+    places = zip(*strips(data), strict=True)
+    for numbers, same in zip(places, (len(data), len(bomb)), strict=True):
+        for code in "HI":
+            data = data.replace(struct.pack(f"<64{code}", *numbers), struct.pack(f"<64{code}", *[same] * 64))
+    assert not read_picture(data + bomb, AS_IS).pixels.any()
+    assert used == [(True, 30_000), (True, 30_000), (True, 30_000)]

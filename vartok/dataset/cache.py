@@ -13,7 +13,7 @@ import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,14 +23,12 @@ from numpy.typing import NDArray
 
 from vartok.dataset.formats.base import VIEW_COLUMNS
 from vartok.dataset.lock import folder_lock
-from vartok.dataset.rows import DatasetBucket
+from vartok.dataset.rows import DatasetBucket, FinishedDataset
+from vartok.dataset.schema import CACHE
 from vartok.errors import DatasetError
 from vartok.files import atomic_write, os_error_reason
 from vartok.schedule import token_count
 from vartok.tokens import ImageTokens, token_dtype
-
-CACHE = "cache"
-"""Folder of the row cache in the folder of a data set."""
 
 MAGIC = b"vartok.rows 1\n"
 """First bytes of a row cache; the sha256 in hex of all that its content follows from comes after them."""
@@ -111,21 +109,24 @@ class RowCache:
         return flat.reshape(rows, *column.shape)
 
 
-def open_cache(folder: Path, bucket: DatasetBucket) -> RowCache:
-    """Open the row cache of a bucket, and write it first if there is none of this state of the data set.
+def open_caches(dataset: FinishedDataset) -> list[RowCache]:
+    """Open the row cache of each bucket, and write those first of which there is none of this state.
 
-    It is in the data set's folder; if that cannot be written, in the user's folder of caches. Of several
+    A cache is in the data set's folder; if that cannot be written, in the user's folder of caches. Of several
     processes that open the data set at once, one writes the cache, and the others wait for it where the file
-    system has locks; elsewhere each writes the same bytes.
-
-    Args:
-        folder: folder of the data set.
-        bucket: one of its buckets.
+    system has locks; elsewhere each writes the same bytes. When one is written, the caches beside it of
+    buckets that the data set no longer has are removed.
 
     Raises:
         DatasetError: a shard is broken, or no folder can be written.
     """
-    name = f"rows-{bucket.name}.bin" if bucket.name else "rows.bin"
+    known = {_file_name(bucket) for bucket in dataset.buckets}
+    return [_open(dataset.folder, bucket, known) for bucket in dataset.buckets]
+
+
+def _open(folder: Path, bucket: DatasetBucket, known: Collection[str]) -> RowCache:
+    """Open the row cache of a bucket; `known` are the names of the data set's caches."""
+    name = _file_name(bucket)
     places = (folder / CACHE, user_cache(folder))
     for place in places:
         with contextlib.suppress(OSError, ValueError):
@@ -137,6 +138,10 @@ def open_cache(folder: Path, bucket: DatasetBucket) -> RowCache:
                 with contextlib.suppress(OSError, ValueError):
                     return RowCache(place / name, bucket)  # another process has written it meanwhile
                 _write(place / name, bucket)
+                for path in place.glob("rows*.bin"):
+                    if path.name not in known:
+                        with contextlib.suppress(OSError):
+                            path.unlink()  # a process that has mapped it keeps it
                 return RowCache(place / name, bucket)
         except OSError as error:
             reason = os_error_reason(error)
@@ -146,6 +151,10 @@ def open_cache(folder: Path, bucket: DatasetBucket) -> RowCache:
         f"cannot write the row cache of {folder} in {place}: {reason}",
         hint="make room or a folder that can be written, or use `TokenStream`, which needs no cache",
     )
+
+
+def _file_name(bucket: DatasetBucket) -> str:
+    return f"rows-{bucket.name}.bin" if bucket.name else "rows.bin"
 
 
 def user_cache(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,22 @@ EXPORTS = {
     "llamagen": ExportFormat(LlamaGenWriter, needs_label=True),
 }
 """All formats of exports by name."""
+
+METADATA = "metadata.json"
+"""File of an export that tells what it holds."""
+
+ROWS = "rows.jsonl"
+"""File of an export with the other columns of every row: key, size, label, view, caption, metadata."""
+
+_BUCKET = r"\d+x\d+"
+_FILES = r"metadata\.json|rows\.jsonl|tokens\.npy|labels\.npy|train\.bin|pretokenized\.jsonl"
+_FOLDERS = r"imagenet\d+(x\d+)?_(codes|labels)(/\d+\.npy)?"
+_PATH = re.compile(rf"{_BUCKET}|({_BUCKET}/)?({_FILES}|{_FOLDERS})")
+
+
+def is_export_path(path: str) -> bool:
+    """Return whether an export of any format may write a file or folder at `path`, relative to its folder."""
+    return _PATH.fullmatch(path) is not None
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

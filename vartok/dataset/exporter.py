@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vartok.dataset.export_formats import EXPORTS, OutputFolder
+from vartok.dataset.export_formats import EXPORTS, METADATA, ROWS, OutputFolder, is_export_path
 from vartok.dataset.formats.base import row_fields
 from vartok.dataset.lock import folder_lock
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
@@ -23,9 +22,10 @@ from vartok.errors import (
     OutputError,
     OutputExistsError,
     StorageError,
-    VartokWarning,
     counted,
+    printable,
     quoted,
+    warn,
 )
 from vartok.files import STORAGE, TEMPORARY, os_error_reason
 from vartok.schedule import token_count
@@ -33,12 +33,6 @@ from vartok.tokens import ImageTokens, token_dtype
 
 FORMAT = "vartok.export"
 VERSION = 1
-
-METADATA = "metadata.json"
-"""File of an export that tells what it holds."""
-
-ROWS = "rows.jsonl"
-"""File of an export with the other columns of every row: key, size, label, view, caption, metadata."""
 
 REPORT_ROWS = 1000
 """Number of rows between two reports of progress."""
@@ -90,8 +84,12 @@ def export(
         ArgumentError: there is no format `to`.
         DatasetError: the folder holds no data set, or an incomplete or broken one; or the format needs
             labels, and no row has one; or another process writes the same export.
-        OutputError: `dest` exists and `overwrite` is false, or it is not an export; or it cannot be written.
+        OutputError: `dest` exists and `overwrite` is false, or it is not an export, or holds anything else;
+            or it holds the data set; or it cannot be written.
         VartokError: a package that the format of the shards needs is not installed.
+
+    Warns:
+        VartokWarning: pictures have no label, or rows have latents, which no format holds.
     """
     dest = Path(dest)
     if to not in EXPORTS:
@@ -101,6 +99,8 @@ def export(
         raise DatasetError(
             f"{folder} has no labels, and {to} needs them", hint="set `to` to npy or bin, which need none"
         )
+    if Path(folder).resolve().is_relative_to(dest.resolve()):
+        raise OutputError(f"{dest} holds the data set {folder}", hint="name another folder")
     _refuse_existing(dest, overwrite)
     totals = _Totals(dataset.rows, progress)
     try:
@@ -110,7 +110,7 @@ def export(
                 target.mkdir(exist_ok=True)
                 _write_bucket(target, bucket, to, totals)
             summary = totals.summary(dataset)
-            if len(dataset.buckets) > 1:
+            if dataset.buckets[0].name:
                 _write_metadata(part, {"to": to, "buckets": [bucket.name for bucket in dataset.buckets]})
     except OSError as error:
         kind = StorageError if error.errno in STORAGE else OutputError
@@ -200,16 +200,12 @@ def _write_metadata(folder: Path, about: dict[str, Any]) -> None:
 
 def _warn(summary: ExportSummary, to: str) -> None:
     if summary.left_out:
-        warnings.warn(
-            f"left out {counted(summary.left_out, 'picture')} without a label, which {to} needs",
-            VartokWarning,
-            stacklevel=3,
-        )
+        warn(f"left out {counted(summary.left_out, 'picture')} without a label, which {to} needs")
     elif summary.without_label and to == "npy":
         told = counted(summary.without_label, "picture")
-        warnings.warn(f"{told} without a label: -1 in labels.npy", VartokWarning, stacklevel=3)
+        warn(f"{told} without a label: -1 in labels.npy")
     for name, rows in summary.not_carried.items():
-        warnings.warn(f"not exported: {name} ({counted(rows, 'row')})", VartokWarning, stacklevel=3)
+        warn(f"not exported: {name} ({counted(rows, 'row')})")
 
 
 @contextlib.contextmanager
@@ -227,11 +223,7 @@ def _new_folder(dest: Path, overwrite: bool) -> Iterator[Path]:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
                 yield part
                 _refuse_existing(dest, overwrite)
-                if dest.exists():
-                    shutil.rmtree(old, ignore_errors=True)
-                    dest.rename(old)
-                part.rename(dest)
-                shutil.rmtree(old, ignore_errors=True)
+                _replace(dest, part, old)
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
@@ -239,6 +231,20 @@ def _new_folder(dest: Path, overwrite: bool) -> Iterator[Path]:
         raise DatasetError(
             f"another process exports to {dest}", hint="wait until it has ended, or take another folder"
         ) from None
+
+
+def _replace(dest: Path, part: Path, old: Path) -> None:
+    """Rename the folder `part` to `dest`; an existing `dest` to `old` before, and back if an error occurs."""
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if dest.exists():
+            dest.rename(old)
+        part.rename(dest)
+    except BaseException:
+        if old.exists() and not dest.exists():
+            old.rename(dest)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_existing(dest: Path, overwrite: bool) -> None:
@@ -253,3 +259,10 @@ def _refuse_existing(dest: Path, overwrite: bool) -> None:
         ours = False
     if not ours or dest.is_symlink():
         raise OutputExistsError(f"{dest} is no export of a data set, and is not replaced")
+    paths = (path.relative_to(dest).as_posix() for path in dest.rglob("*"))
+    other = min((path for path in paths if not is_export_path(path)), default=None)
+    if other is not None:
+        raise OutputExistsError(
+            f"{dest} is not replaced: no export wrote its {printable(other)}",
+            hint="move that, or name another folder",
+        )

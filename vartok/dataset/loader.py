@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-from vartok.dataset.cache import RowCache, open_cache
+from vartok.dataset.cache import RowCache, open_caches
+from vartok.dataset.encoding import Encoding
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.errors import DatasetError, quoted
 from vartok.metadata import ModelInfo
@@ -29,46 +30,70 @@ class TrainingRows:
     """The tokens of a data set, as `TokenDataset` and `TokenStream` give them."""
 
     _dataset: FinishedDataset
+    _bucket: DatasetBucket | None  # the bucket of all items; None if they come from several
     _maps: bool
 
     @property
     def schedule(self) -> Schedule:
         """(h, w) of every scale of the whole schedule; that of the first bucket, if there are several."""
-        return self._dataset.buckets[0].encoding.schedule
+        return self._encoding.schedule
 
     @property
     def model(self) -> ModelInfo:
         """The checkpoint whose codebook the tokens index."""
-        return self._dataset.buckets[0].encoding.model
+        return self._encoding.model
 
     @property
     def grids(self) -> Schedule:
         """(h, w) of each scale of the rows: `schedule`, or its first grids if only these were encoded."""
-        return self._dataset.buckets[0].encoding.grids
+        return self._encoding.grids
 
     @property
     def classes(self) -> list[str]:
         """Names of the labels, if folders or tables gave them; else empty."""
         return list(self._dataset.classes)
 
-    def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor, bucket: int = 0) -> Tensor:
+    @property
+    def _encoding(self) -> Encoding:
+        return (self._bucket or self._dataset.buckets[0]).encoding
+
+    def var_inputs(self, tokenizer: Tokenizer, tokens: Tensor, bucket: int | Tensor | None = None) -> Tensor:
         """Compute the inputs that teacher-force a next-scale transformer on a batch of this data set.
 
         Args:
             tokenizer: a tokenizer with the codebook that the data set was made with.
             tokens: [B, L] integers: "tokens" of a batch.
-            bucket: number of the batch's bucket, where a data set has several.
+            bucket: number of the batch's bucket, or "bucket" of the batch, [B] integers; needed if the items
+                come from several.
 
         Returns:
             [B, L - h_0 w_0, C] float32, on the tokenizer's device; see `Tokenizer.var_inputs`.
 
         Raises:
+            DatasetError: there are several buckets and `bucket` is None; or the batch mixes buckets; or there
+                is no such bucket.
             TokenFileError: the tokenizer has another codebook.
             TokensError: `tokens` is not [B, L], or holds an index outside the vocabulary.
         """
         tokenizer.check_model(self.model)
-        encoding = self._dataset.buckets[bucket].encoding
+        encoding = self._find_bucket(bucket).encoding
         return tokenizer.var_inputs(TokenMaps.unflatten(tokens, encoding.schedule, encoding.scales))
+
+    def _find_bucket(self, bucket: int | Tensor | None) -> DatasetBucket:
+        """Return a batch's bucket: the number of tokens does not tell it, as 64x96 and 96x64 have as many."""
+        if bucket is None and self._bucket is not None:
+            return self._bucket
+        numbers: list[int] = [] if bucket is None else torch.as_tensor(bucket).unique().tolist()
+        count = len(self._dataset.buckets)
+        if len(numbers) != 1:
+            given = "none is named" if bucket is None else f"it has {numbers}"
+            raise DatasetError(
+                f"the data set has {count} buckets, and a batch must be of one: {given}",
+                hint='make batches with `BucketBatchSampler`, and set `bucket` to "bucket" of the batch',
+            )
+        if not 0 <= numbers[0] < count:
+            raise DatasetError(f"`bucket` is a number from 0 to {count - 1}, not {quoted(numbers[0])}")
+        return self._dataset.buckets[numbers[0]]
 
     def _split(self, tokens: Tensor, bucket: DatasetBucket) -> list[Tensor]:
         """Split [L] tokens into K maps; map k is [h_k, w_k]."""
@@ -183,7 +208,8 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
     ) -> None:
         self._maps = maps
         self._dataset = FinishedDataset.open(folder)
-        self._views = self._dataset.buckets[0].encoding.rows_per_picture
+        self._bucket = self._dataset.buckets[0] if len(self._dataset.buckets) == 1 else None
+        self._views = self._encoding.rows_per_picture
         if view not in (None, "all") and (type(view) is not int or not 0 <= view < self._views):
             raise DatasetError(f"a view is from 0 to {self._views - 1} or 'all', not {quoted(view)}")
         self._view = view
@@ -193,10 +219,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         divisor = 1 if view == "all" else self._views
         counts = [bucket.rows // divisor for bucket in self._dataset.buckets]
         self._ends = np.cumsum(counts)  # of the items of each bucket
-        self._caches = self._open_caches()
-
-    def _open_caches(self) -> list[RowCache]:
-        return [open_cache(self._dataset.folder, bucket) for bucket in self._dataset.buckets]
+        self._caches: list[RowCache] = open_caches(self._dataset)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the memory maps, which another process opens for itself."""
@@ -204,7 +227,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._caches = self._open_caches()
+        self._caches = open_caches(self._dataset)
 
     def __len__(self) -> int:
         """Return the number of items."""

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vartok.dataset.card import write_card
 from vartok.dataset.encoding import Encoding, bucket_name
 from vartok.dataset.formats import find_format
 from vartok.dataset.schema import (
+    CACHE,
     DAMAGED,
     DATA,
     DATASET,
@@ -43,14 +45,6 @@ SHARD_SIZE = 10_000
 CPU_SHARD_SIZE = 500
 """The same on a CPU, so that a stopped run loses little work: the shipped checkpoint encodes 67 pictures a
 second on two idle cores, and 7 beside other work."""
-
-CARD = """---
-configs:
-{configs}
----
-Pictures as the tokens of {model}, made by `vartok dataset`; dataset.json tells how.
-"""
-"""README.md of a new data set; its header tells Hugging Face's loader which files hold the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,18 +283,14 @@ def _create_folder(job: Job) -> None:
     for folder in (DATA, STATS):
         (job.out / folder).mkdir(parents=True, exist_ok=True)
     if not (job.out / README).exists():  # an existing one may have the user's additions
-        suffix = find_format(job.format).suffix
-        configs = [  # a loader's table has tokens of one number, and so of one bucket
-            f"- config_name: {bucket or 'default'}\n  data_files: {shard_file('*', bucket, suffix)}"
-            for bucket in job.bucket_names
-        ]
-        write_text(job.out / README, CARD.format(configs="\n".join(configs), model=job.encoding.model.name))
+        write_card(job.out, job.format, job.bucket_names, job.encoding.model.name)
     write_text(job.out / DATASET, json.dumps({**job.describe(), "complete": False}, indent=1) + "\n")
 
 
 def _is_ours(path: Path) -> bool:
     """Return True if the name is one that vartok gives to parts of a data set, or to its temporary files."""
-    return path.name in (DATA, STATS, DATASET, FAILED, DAMAGED, README) or path.name.startswith(TEMPORARY)
+    names = (DATA, STATS, DATASET, FAILED, DAMAGED, CACHE, README)
+    return path.name in names or path.name.startswith(TEMPORARY)
 
 
 def _refuse_other_source(out: Path, shard: ShardId, old: str, new: str | None) -> None:

@@ -8,6 +8,7 @@ OUT/
   stats/00003-0000.json    counts, sha256 and failed samples of the shard; written last, it marks it as done
   failed.jsonl             all failed samples: key, cause and shard of each
   damaged.jsonl            all samples whose picture is damaged and was taken: key, cause and shard of each
+  cache/rows.bin           all rows by number, written by a loader; with buckets rows-256x384.bin and so on
   README.md                a card for Hugging Face's loader and for people
 """
 
@@ -30,6 +31,7 @@ DATA = "data"
 STATS = "stats"
 FAILED = "failed.jsonl"
 DAMAGED = "damaged.jsonl"
+CACHE = "cache"
 README = "README.md"
 
 MAX_DESCRIPTION = 1 << 26

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vartok.dataset.loader import TrainingRows
-from vartok.dataset.rows import FinishedDataset, Shard
+from vartok.dataset.rows import DatasetBucket, FinishedDataset, Shard
 from vartok.dataset.sampling import find_rank
 from vartok.errors import DatasetError, quoted
 from vartok.tokens import ImageTokens
@@ -81,7 +81,7 @@ class TokenStream(TrainingRows, IterableDataset[dict[str, Any]]):
             raise DatasetError(f"{folder} has {count} buckets", hint="set `bucket` to the number of one")
         if bucket is not None and not 0 <= bucket < count:
             raise DatasetError(f"`bucket` is a number from 0 to {count - 1}, not {quoted(bucket)}")
-        self._bucket = self._dataset.buckets[bucket or 0]
+        self._bucket: DatasetBucket = self._dataset.buckets[bucket or 0]
         self._rank, self._world = find_rank(rank, world)
         self._shuffle = shuffle
         self._buffer_size = buffer_size

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vartok.dataset.card import write_card
 from vartok.dataset.encoding import bucket_name
 from vartok.dataset.plan import Job, SampleSlot, is_complete, remove_leftovers
 from vartok.dataset.schema import DAMAGED, DATASET, FAILED, OPTIONAL_COLUMNS, shard_name, write_text
@@ -213,6 +214,9 @@ def write_summary(job: Job, input_shards: int) -> dict[str, Any]:
                 (job.out / name).unlink(missing_ok=True)
         summary = _summarize(job, finished, input_shards)
         write_text(job.out / DATASET, json.dumps(summary, indent=1) + "\n")
+        if job.encoding.buckets:
+            filled = {bucket for stats in finished.values() for bucket in stats.files}
+            write_card(job.out, job.format, sorted(filled), job.encoding.model.name)
         again = _finished_shards(job)
         if again == finished:
             break

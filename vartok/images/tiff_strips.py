@@ -16,7 +16,6 @@ from PIL.JpegImagePlugin import JpegImageFile
 from vartok.errors import DamagedImageError, ImageError
 from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked
-from vartok.images.scaling import LARGE
 
 _COMPRESSION, _JPEG_TABLES = 259, 347
 _STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets, and of sizes in bytes
@@ -25,13 +24,18 @@ _END = 32  # bytes that are looked at first; encoders may pad a strip
 _ZEROS = bytes(16)  # so many are no end of zlib data, which is a checksum
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _MAX_DECODED = 64  # odd strips that are decoded; if these are whole, the encoder is odd
+_MAX_BYTES_PER_PIXEL = 16  # decoded of all odd strips; the largest pixels have 4 channels of 32 bits
+_SMALL = 1 << 22  # pixels; a smaller picture may have a tile of so many
+_JPEG_BYTES_PER_PIXEL = 4
+_PIECE = 1 << 16  # bytes of zlib data that are inflated at a time
 
 
 def check_strips(source: ImageFile, stream: BinaryIO) -> None:
     """Check that the strips and tiles of a TIFF page hold the data of all their pixels.
 
     JPEG data is checked for its end, and zlib data for a hole of zeros at its end. Strips of more than
-    `MAX_BYTES` are not checked.
+    `MAX_BYTES` are not checked, and no more are once a multiple of the picture's own bytes is decoded: many
+    strips may state the place of the same data, and that may be a zip bomb.
 
     Args:
         source: the page, not yet decoded.
@@ -44,7 +48,7 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
     compression = tags.get(_COMPRESSION)
     if compression not in _JPEG + _DEFLATE:
         return
-    limit = max(source.width * source.height, LARGE)
+    left = _MAX_BYTES_PER_PIXEL * max(source.width * source.height, _SMALL)
     decoded = 0
     for name, pair in (("strip", _STRIPS), ("tile", _TILES)):
         starts, sizes = (_whole(tags, tag) for tag in pair)
@@ -52,15 +56,17 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
             stream.seek(max(start, start + size - _END))
             end = stream.read(min(size, _END))
             odd = _EOI not in end if compression in _JPEG else end.endswith(_ZEROS)
-            if len(end) < len(_ZEROS) or not odd or size > MAX_BYTES or decoded == _MAX_DECODED:
+            if len(end) < len(_ZEROS) or not odd or size > min(left, MAX_BYTES) or decoded == _MAX_DECODED:
                 continue
             decoded += 1
+            left -= size
             stream.seek(start)
             data = stream.read(size)
             if compression in _JPEG:
-                whole = _is_whole_jpeg(tags.get(_JPEG_TABLES), data, limit)
+                whole, used = _check_jpeg(tags.get(_JPEG_TABLES), data, left)
             else:
-                whole = _is_whole_zlib(data, 16 * limit)
+                whole, used = _check_zlib(data, left)
+            left -= used
             if not whole:
                 raise DamagedImageError(
                     f"is damaged: the data of its {name} {number + 1} ends before its pixels do"
@@ -74,38 +80,51 @@ def _whole(tags: Any, tag: int) -> tuple[int, ...]:
     return values if whole else ()
 
 
-def _is_whole_jpeg(tables: object, data: bytes, max_pixels: int) -> bool:
-    """Return False if JPEG data without an end marker ends early; True also if that is not known.
+def _check_jpeg(tables: object, data: bytes, max_bytes: int) -> tuple[bool, int]:
+    """Decode JPEG data without an end marker.
 
     Args:
         tables: value of the tag JPEGTables: a JPEG file of tables only, or None.
         data: an abbreviated JPEG file, whose tables may be elsewhere.
-        max_pixels: files of more pixels are not decoded.
+        max_bytes: data of more bytes of pixels is not decoded.
+
+    Returns:
+        False if the data ends early, True also if that is not known; and the number of bytes of its pixels.
     """
     shared = tables.removeprefix(_SOI).removesuffix(_EOI) if isinstance(tables, bytes) else b""
     data = _SOI + shared + data.removeprefix(_SOI).rstrip(b"\0") + _EOI
+    used = 0
     try:
         image = JpegImageFile(io.BytesIO(data))
-        if image.width * image.height <= max_pixels:
-            load_checked(image, io.BytesIO(data))
+        used = _JPEG_BYTES_PER_PIXEL * image.width * image.height
+        if used > max_bytes:
+            return True, 0
+        load_checked(image, io.BytesIO(data))
     except ImageError:
-        return False
+        return False, used
     except Exception:  # Pillow raises any type for broken bytes; libtiff decides
-        return True
-    return True
+        return True, used
+    return True, used
 
 
-def _is_whole_zlib(data: bytes, max_bytes: int) -> bool:
-    """Return False if zlib data is broken or has no end; True also beyond `max_bytes` of pixels."""
+def _check_zlib(data: bytes, max_bytes: int) -> tuple[bool, int]:
+    """Inflate zlib data up to `max_bytes` of pixels.
+
+    Returns:
+        False if the data is broken or has no end, True also beyond `max_bytes`; and the number of bytes
+        that were inflated.
+    """
     inflater = zlib.decompressobj()
     total = 0
     try:
-        while not inflater.eof and total <= max_bytes:
-            piece = inflater.decompress(data, 1 << 20)
-            data = inflater.unconsumed_tail
-            total += len(piece)
-            if not piece and not data:
-                return inflater.eof
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            while piece:
+                total += len(inflater.decompress(piece, 1 << 20))
+                piece = inflater.unconsumed_tail
+                if inflater.eof or total > max_bytes:
+                    return True, total
+        total += len(inflater.flush())
     except zlib.error:
-        return False
-    return True
+        return False, total
+    return inflater.eof, total

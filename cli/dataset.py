@@ -252,6 +252,7 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         counts = f"{counted(summary.pictures, 'picture')}{views} in {counted(summary.shards, 'shard')}"
         counts += f" ({summary.damaged:,} damaged)" * bool(summary.damaged)
         rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
+        rest += " (--retry-failed tries them again)" * (summary.failed > run.failed)  # in earlier runs
         say(f"{did}; the data set is {state}: {counts}, {rest}")
 
 

@@ -214,12 +214,12 @@ def report_results(
     Raises:
         typer.Exit: an input failed, see `Report.finish`.
     """
-    after_stop = f"{printable(output)} was not written" if isinstance(output, str) else ""
-    if results.separate:
-        instead = " in place of --force" * force
-        after_stop = f"the same command with --skip-existing{instead} does the rest"
     report = Report(
-        results.total, verb=verb, quiet=messages.quiet, debug=messages.debug, after_stop=after_stop
+        results.total,
+        verb=verb,
+        quiet=messages.quiet,
+        debug=messages.debug,
+        after_stop=after_stop(results, output, force=force),
     )
     with report:
         for result in results:

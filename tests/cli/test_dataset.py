@@ -170,6 +170,8 @@ def test_parts_together_equal_one_run(small: Path, vartok: Vartok) -> None:
 def test_damaged_pictures_are_taken_and_listed(small: Path, vartok: Vartok) -> None:
     Path("photos/1.png").write_bytes(Path("photos/1.png").read_bytes()[:250])
     assert "set --allow-damaged to take" in vartok("dataset", "photos", "-o", "out", code=3).stderr
+    again = vartok("dataset", "photos", "-o", "out", "--allow-damaged", code=3)
+    assert "1 failed (--retry-failed tries them again)" in again.stderr
     taken = vartok("dataset", "photos", "-o", "out", "--allow-damaged", "--retry-failed", "--json")
     assert "took what can be decoded of 1 damaged picture, which out/damaged.jsonl lists" in taken.stderr
     described = json.loads(Path("out/dataset.json").read_text())
@@ -178,6 +180,7 @@ def test_damaged_pictures_are_taken_and_listed(small: Path, vartok: Vartok) -> N
     assert row["key"] == "1"
     assert row["cause"].startswith("is truncated")
     assert not Path("out/failed.jsonl").exists()
+    assert "5 pictures in 1 shard (1 damaged)" in vartok("dataset", "photos", "-o", "out").stderr
     assert "5 pictures in 1 shard (1 damaged), 0 failed" in vartok("dataset", "verify", "out").stderr
     Path("out/damaged.jsonl").unlink()
     lost = vartok("dataset", "verify", "out", code=1).stderr

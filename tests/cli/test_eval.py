@@ -213,7 +213,10 @@ def test_damaged_pictures_are_measured_and_said(vartok: Vartok, here: Path) -> N
             ["-r", "in", "--resample", "adm", "--fit", "pad"],
             "--resample adm needs the fit crop or bucket",
         ),
-        (["-r", "in", "--zoom", "2", "--fit", "pad"], "--zoom needs the fit crop, not pad: leave it out"),
+        (
+            ["-r", "in", "--zoom", "2", "--fit", "pad"],
+            "--zoom needs the fit crop or bucket, not pad: leave it out",
+        ),
         (["-r", "in", "--size", "100"], "--size must be a multiple of 16"),
         (["-r", "in", "--schedule", "1,2"], "--schedule must end in the latent's grid, here 16"),
         (["-r", "in", "--schedule", "var-512"], "set --size to 512x512 for a schedule that ends in 32"),

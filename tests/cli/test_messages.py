@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib
 import os
 import re
 import resource
@@ -24,7 +23,6 @@ from safetensors.torch import save as to_safetensors
 
 import vartok as library
 from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
-from vartok.operations.outputs import FileResults
 
 
 def test_exit_codes(vartok: Vartok, here: Path) -> None:
@@ -130,12 +128,6 @@ def test_hints_for_inputs_of_another_kind(
     (here / "img.png").write_bytes(NOT_A_PICTURE)
     assert message in vartok(*args.split(), code=code).stderr
     assert names(here) == ["img.png"]
-
-
-def test_ctrl_c_says_how_to_go_on_with_a_joined_file() -> None:
-    after_stop = importlib.import_module("vartok.cli.report").after_stop
-    told = after_stop(FileResults(iter(()), 0, separate=False), "all.jsonl", force=False)
-    assert told.startswith("all.jsonl was not written, and the same command begins anew; into a folder, ")
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,15 @@ def test_token_file_reader_reads_json_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_rows_do_not_hold_how_their_picture_is_damaged(tmp_path: Path, format: str) -> None:
+    [row] = some_rows(1)
+    damaged = replace(row, image=replace(row.image, damaged="is truncated"))
+    for name, tokens in (("whole", row), ("damaged", damaged)):
+        write_rows(tmp_path / name, format, [tokens])
+    assert (tmp_path / "damaged").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_broken_shards_are_refused(tmp_path: Path, format: str) -> None:
     path = tmp_path / "a"
     write_rows(path, format, some_rows(3))

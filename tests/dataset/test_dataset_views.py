@@ -287,7 +287,7 @@ def test_buckets_have_views_and_latents_of_their_size(
         ({"views": "mirror"}, "views are center, flip, ten-crop or random:N"),
         ({"views": "flip", "seed": 1}, "`seed` is only for random views"),
         ({"views": "ten-crop"}, "same five times"),
-        ({"views": "random:2", "fit": "pad"}, "random views need the fit crop"),
+        ({"views": "random:2", "fit": "pad"}, "random views need the fit crop or bucket"),
     ],
 )
 def test_views_that_cannot_be_are_refused(

@@ -110,8 +110,8 @@ def test_large_pictures_have_the_same_views_in_strips(monkeypatch: pytest.Monkey
     ("settings", "reason"),
     [
         ({"views": "ten-crop"}, "same five times"),
-        ({"views": "ten-crop", "mode": "pad"}, "ten-crop views need the fit crop, not pad"),
-        ({"views": "random:2", "mode": "stretch"}, "random views need the fit crop, not stretch"),
+        ({"views": "ten-crop", "mode": "pad"}, "ten-crop views need the fit crop or bucket, not pad"),
+        ({"views": "random:2", "mode": "stretch"}, "random views need the fit crop or bucket, not stretch"),
         ({"views": "random:100", "size": 2048}, "are more than 100,000,000 pixels in all"),
     ],
 )

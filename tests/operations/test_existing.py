@@ -232,6 +232,11 @@ def test_the_advice_after_a_stop_can_be_followed(vartok: Vartok, here: Path, for
     assert (
         stop.describe_progress() == f"encoded 1; the same command with --skip-existing{instead} does the rest"
     )
+    vartok("encode", "a.png", "-o", "all.jsonl", *["--force"] * force, *QUICK)
+    assert stop.describe_progress() == (
+        "encoded 1; all.jsonl was not written, and the same command begins anew; into a folder, "
+        "--skip-existing would go on"
+    )
 
 
 def test_pictures_of_one_name_in_a_jsonl_are_all_decoded(vartok: Vartok, here: Path) -> None:

@@ -90,10 +90,9 @@ def build(
         sources: paths or URLs of folders, tars, tables (Parquet, Arrow), lists of paths (.txt) and pictures.
         out: folder of the data set, local or shared between machines.
         format: format of the shards: "parquet", "wds" (tars in WebDataset's layout) or "jsonl".
-        shard_size: largest number of samples in a shard, failed ones included, and not of rows, of which each
-            view is one; at least 1. If None, that of
-            the data set that `out` holds, or for a new one `CPU_SHARD_SIZE` on a CPU, else `SHARD_SIZE` of
-            `vartok.dataset.plan`.
+        shard_size: largest number of pictures (not of their views) in a shard, failed ones included; at least
+            1. If None, that of the data set that `out` holds, or for a new one `CPU_SHARD_SIZE` on a CPU and
+            `SHARD_SIZE` elsewhere, both of `vartok.dataset.plan`.
         keep_pictures: store the picture files with their tokens, of several views with the first; needs the
             format "wds".
         size: side, or (height, width), of the encoded pixels, or a text such as "256x384"; the checkpoint's
@@ -105,11 +104,11 @@ def build(
             line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100;
             VAR's own transform has 1.125.
-        resample: "lanczos"; or "adm", for "crop": as guided-diffusion crops; see `Fit`.
+        resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         views: views of each picture, each of which is a row: "center", the fitted picture; "flip": it and its
             mirror image; "ten-crop": the corners and the centre of `size` times `zoom`, and their mirror
             images; "random:N": N crops at random, each mirrored or not. "ten-crop" and "random:N" need the
-            fit "crop".
+            fit "crop" or "bucket".
         seed: seed of random views; 0 if None.
         latents: store the latents too, before quantization, in float16.
         background: colour under transparency and around a padded picture: a CSS name or "#rrggbb".

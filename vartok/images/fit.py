@@ -134,7 +134,7 @@ class Fit:
         """Raise ImageError if pictures of height x width cannot have these views."""
         kind, count = self.views.kind, self.views.count
         if kind in ("ten-crop", "random") and self.mode not in ("crop", "bucket"):
-            raise ImageError(f"{kind} views need the fit crop, not {self.mode}")
+            raise ImageError(f"{kind} views need the fit crop or bucket, not {self.mode}")
         side = min(height, width)
         if kind == "ten-crop" and (int if self.resample == "adm" else round)(side * self.zoom) == side:
             raise ImageError(

@@ -32,8 +32,8 @@ class Encoder(NamedTuple):
 class TokenComparison:
     """Tells how token files differ from those that a run would write: by checkpoint and settings.
 
-    Settings are size, fit, zoom, background, dtype, schedule, and whether damaged pictures are allowed. The
-    picture itself is not compared.
+    Settings are size, fit, zoom, resampling, background, dtype, schedule, number of scales, and whether
+    damaged pictures are allowed. The picture itself is not compared.
 
     Args:
         encoder: returns the run's tokenizer; called at the first comparison.

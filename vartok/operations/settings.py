@@ -90,7 +90,9 @@ def make_fit(
         ArgumentError: a value is invalid, or settings contradict each other.
     """
     if zoom != 1 and mode not in ("crop", "bucket"):
-        raise ArgumentError(f"`zoom` needs the fit crop, not {mode}: leave it out, or set `fit` to crop")
+        raise ArgumentError(
+            f"`zoom` needs the fit crop or bucket, not {mode}: leave it out, or set `fit` to crop"
+        )
     if resample == "adm" and mode not in ("crop", "bucket"):
         raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
     if size is not None and mode == "native":

@@ -47,7 +47,7 @@ class ShardWriter(Protocol):
 
         Args:
             tokens: tokens of one view of a picture in the data set's schedule; `image.source` is the
-                picture's key.
+                picture's key. `image.damaged` is not written: the shard's stats hold it.
             picture: content of the picture file, or None; ignored by formats without `keeps_pictures`.
 
         Raises:

@@ -39,7 +39,9 @@ class JsonlWriter:
         self._stream = stream
 
     def add(self, tokens: ImageTokens, picture: bytes | None = None) -> None:
-        """Write a row; `picture` is ignored."""
+        """Write a row; `picture` is ignored, and so is `image.damaged`, as in the other formats."""
+        if tokens.image.damaged is not None:
+            tokens = replace(tokens, image=replace(tokens.image, damaged=None))
         fields = row_fields(tokens)
         columns = {name: value for name, value in fields.items() if name not in ("width", "height")}
         if tokens.latent is not None:

@@ -1,4 +1,4 @@
-"""Options that several commands share, each declared once."""
+"""Options that several commands share, each declared once; hence its length."""
 
 from __future__ import annotations
 

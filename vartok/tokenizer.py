@@ -1,4 +1,7 @@
-"""The tokenizer: images to tokens and back, with one loaded checkpoint."""
+"""The tokenizer: images to tokens and back, with one loaded checkpoint.
+
+This is the public surface of a model, and mostly its description: the work is in `runner` and `inputs`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tokens: `TokenMaps` of a batch in torch, and `ImageTokens` of one image in numpy."""
+"""Tokens: `TokenMaps` of a batch in torch, and `ImageTokens` of one image in numpy.
+
+Both stand in one module, as each is made of the other and their checks are the same; half of it describes
+them.
+"""
 
 from __future__ import annotations
 

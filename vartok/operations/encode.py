@@ -1,4 +1,4 @@
-"""Encode picture files: the functions behind `vartok encode`."""
+"""Encode picture files: the functions behind `vartok encode`. Most of it describes their arguments."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Encoding:
 
     @property
     def latents(self) -> bool:
-        """Whether rows keep latents."""
+        """True if rows keep latents."""
         return self.latent_channels is not None
 
     @property
@@ -72,7 +72,7 @@ class Encoding:
 
     @property
     def has_views(self) -> bool:
-        """Whether rows have a `View`: each picture has other views than its fitted pixels alone."""
+        """True if rows have a `View`, as pictures have other views than their fitted pixels."""
         return self.views != "center"
 
     @property

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import logging
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ class Vartok(Protocol):
 def _threads() -> None:
     """Compute in one thread: the tests' networks are small, and other processes share the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts() -> None:
+    """Let programs that tests start get Ctrl-C: a shell's background jobs, and what they start, ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ BucketsOption = Annotated[
     typer.Option(
         "--buckets",
         metavar="FILE|NAME",
-        help="With bucket: infinity, sdxl, or a file with a size HxW on each line; scaled to as many pixels "
-        "as --size has, without which a file's sizes are kept.",
+        help="With bucket: sdxl (the default), infinity, or a file with a size HxW on each line; scaled to "
+        "as many pixels as --size has, without which a file's sizes are kept.",
     ),
 ]
 SizedFitOption = Annotated[

@@ -71,12 +71,16 @@ def test_a_picture_has_the_size_and_the_schedule_of_its_bucket(
 
 
 @pytest.mark.parametrize(
-    "options", [["--fit", "bucket"], ["--buckets", "sdxl"], ["--fit", "bucket", "--buckets", "none.txt"]]
+    ("options", "cause"),
+    [
+        (["--buckets", "sdxl"], "--buckets needs the fit bucket"),
+        (["--fit", "bucket", "--buckets", "none.txt"], "none.txt: no such file"),
+    ],
 )
-def test_buckets_and_their_fit_need_each_other(vartok: Vartok, here: Path, options: list[str]) -> None:
-    told = vartok("encode", "x.png", *options, code=2).stderr
-    assert ("none.txt: no such file" if "none.txt" in options else "need each other") in told
-    assert "--buckets is a file" in told
+def test_buckets_need_their_fit_and_a_table(
+    vartok: Vartok, here: Path, options: list[str], cause: str
+) -> None:
+    assert cause in vartok("encode", "x.png", *options, code=2).stderr
 
 
 def test_encode_file_names_the_file_in_an_error(here: Path, tokenizer: library.Tokenizer) -> None:

@@ -100,8 +100,8 @@ def build(
         fit: "crop": scale to cover the size, then cut out the centre; "pad": scale to fit inside, with
             `background` around; "stretch": scale each side; "bucket": crop to the size of `buckets` whose
             aspect ratio is nearest, into shards of that size alone.
-        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
-            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
+        buckets: table of the sizes with the fit "bucket": "sdxl", as if None, "infinity", a file with a size
+            HxW on each line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop" and "bucket": factor by which a picture is scaled up before the cut, 1 to 100;
             VAR's own transform has 1.125.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.

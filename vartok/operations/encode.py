@@ -179,8 +179,8 @@ def encode_files(
         fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;
             "stretch": scale each side; "native": keep the size, each side to the nearest whole latent cell;
             "bucket": crop to the size of `buckets` whose aspect ratio is nearest.
-        buckets: table of the sizes with the fit "bucket": "infinity", "sdxl", a file with a size HxW on each
-            line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
+        buckets: table of the sizes with the fit "bucket": "sdxl", as if None, "infinity", a file with a size
+            HxW on each line, or (h, w) pairs; scaled to the number of pixels of `size`, see `vartok.buckets`.
         zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
         resample: "lanczos"; or "adm", for "crop" and "bucket": as guided-diffusion crops; see `Fit`.
         background: colour under transparency and around a padded picture: a CSS colour or RGB levels.

@@ -76,7 +76,7 @@ def make_fit(
     Args:
         mode: "crop", "pad", "stretch", "native" or "bucket"; see `Fit`.
         size: size of the encoded pixels, as `parse_size` takes it; 256x256 until `resolve_fit` if None.
-        buckets: table of the sizes with "bucket", as `read_table` takes it.
+        buckets: table of the sizes with "bucket", as `read_table` takes it; "sdxl" if None.
         views: views of each picture, as `Views.parse` takes them.
         seed: seed of random views; 0 if None, as for others.
         zoom: with "crop" and "bucket": scale up by this factor first, 1 to 100.
@@ -97,10 +97,8 @@ def make_fit(
         raise ArgumentError(f"`resample` adm needs the fit crop or bucket, not {mode}: leave it out")
     if size is not None and mode == "native":
         raise ArgumentError("the fit native keeps the picture's own size: leave `size` out")
-    if (buckets is not None) != (mode == "bucket"):
-        raise ArgumentError(
-            "the fit bucket and `buckets` need each other", hint="`buckets` is a file, or infinity, or sdxl"
-        )
+    if buckets is not None and mode != "bucket":
+        raise ArgumentError("`buckets` needs the fit bucket", hint="set `fit` to bucket, or leave them out")
     if seed is not None and not str(views).startswith("random"):
         raise ArgumentError("`seed` is only for random views", hint="set `views` to random:N")
     sides = parse_size(size) or (256, 256)
@@ -109,7 +107,7 @@ def make_fit(
         return Fit(
             mode=mode,
             size=sides,
-            table=None if buckets is None else read_table(buckets),
+            table=read_table("sdxl" if buckets is None else buckets) if mode == "bucket" else None,
             zoom=zoom,
             resample=resample,
             background=color,

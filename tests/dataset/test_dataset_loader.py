@@ -219,6 +219,24 @@ def test_an_item_is_a_view_of_a_picture(viewed: Path) -> None:
             TokenDataset(viewed, view=view)  # type: ignore[arg-type]
 
 
+def test_a_batch_arrives_from_a_worker_as_it_was(viewed: Path) -> None:
+    dataset = TokenDataset(viewed, maps=True)
+    items: Any = dataset.__getitems__([5, 0, 7])
+    columns = default_collate(items)
+    columns |= {"large": torch.tensor([1 << 40, 0]), "negative": torch.tensor([-1, 3]), "none": torch.ones(0)}
+    arrived = pickle.loads(pickle.dumps(columns))
+    assert type(arrived) is dict
+    assert arrived.keys() == columns.keys()
+    for name, value in columns.items():
+        for one, two in zip(*(x if name == "maps" else [x] for x in (value, arrived[name])), strict=True):
+            same = (
+                torch.equal(one, two) and one.dtype == two.dtype
+                if isinstance(one, torch.Tensor)
+                else one == two
+            )
+            assert same, name
+
+
 @pytest.mark.parametrize("maps", [False, True])
 def test_a_batch_is_collated_from_columns_as_from_its_items(viewed: Path, maps: bool) -> None:
     dataset = TokenDataset(viewed, maps=maps)

@@ -155,6 +155,46 @@ class Batch(Sequence[Item]):
         return item
 
 
+class Columns(dict[str, Any]):
+    """A collated batch, which a worker sends as plain bytes: tokens take 2 in place of 8.
+
+    Torch would send each tensor in shared memory by a connection of its own, which takes several
+    milliseconds a batch. The process that trains gets a dict of tensors.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, ({name: _pack(value) for name, value in self.items()},)
+
+
+class _Packed(NamedTuple):
+    """A tensor as an array; `widen` if it was int64."""
+
+    array: NDArray[Any]
+    widen: bool
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_pack(one) for one in value]
+    if type(value) is not Tensor or value.device.type != "cpu" or value.requires_grad:
+        return value
+    small = False
+    if value.dtype == torch.int64 and value.numel():
+        low, high = value.aminmax()
+        small = 0 <= int(low) <= int(high) < 1 << 16
+    array = value.numpy()
+    return _Packed(array.astype(np.uint16) if small else array, small)
+
+
+def _unpack(columns: dict[str, Any]) -> dict[str, Any]:
+    def restore(value: Any) -> Any:
+        if isinstance(value, _Packed):
+            return torch.from_numpy(value.array.astype(np.int64) if value.widen else value.array)
+        return [restore(one) for one in value] if isinstance(value, list) else value
+
+    return {name: restore(value) for name, value in columns.items()}
+
+
 def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = None) -> Any:
     """Collate items for torch's `default_collate`.
 
@@ -162,7 +202,7 @@ def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = N
         DatasetError: the items are of several buckets.
     """
     if isinstance(batch, Batch):
-        return batch.columns
+        return Columns(batch.columns)
     if len({item.get("bucket") for item in batch}) > 1:
         raise DatasetError(
             "a batch has items of several buckets",

@@ -173,7 +173,7 @@ def main() -> None:
 
 
 class Meter:
-    """What VAR's trainer tells of a step."""
+    """Figures of a training step, from VAR's trainer."""
 
     log_iters = frozenset({0})
 

@@ -35,7 +35,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Run:
-    """What a checkpoint holds.
+    """The state of a training run, as a checkpoint holds it.
 
     Attributes:
         model: the transformer.

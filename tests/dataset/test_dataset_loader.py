@@ -224,6 +224,7 @@ def test_a_batch_arrives_from_a_worker_as_it_was(viewed: Path) -> None:
     items: Any = dataset.__getitems__([5, 0, 7])
     columns = default_collate(items)
     columns |= {"large": torch.tensor([1 << 40, 0]), "negative": torch.tensor([-1, 3]), "none": torch.ones(0)}
+    columns |= {"half": torch.ones(2, dtype=torch.bfloat16)}
     arrived = pickle.loads(pickle.dumps(columns))
     assert type(arrived) is dict
     assert arrived.keys() == columns.keys()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vartok.dataset.formats import find_format
 from vartok.dataset.schema import README, shard_file, write_text
-from vartok.files import write_bytes
+from vartok.files import atomic_write
 
 CARD = """---
 {configs}---
@@ -44,4 +44,5 @@ def write_card(out: Path, format: str, buckets: Collection[str], model: str) -> 
         old = path.read_bytes()
         new = CONFIGS.sub(lambda _: configs.encode(), old, count=1)
         if new != old:
-            write_bytes(path, new, overwrite=True)
+            with atomic_write(path, overwrite=True, durable=True) as file:
+                file.write(new)

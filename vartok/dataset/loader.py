@@ -166,6 +166,10 @@ class Columns(dict[str, Any]):
         return _unpack, ({name: _pack(value) for name, value in self.items()},)
 
 
+PACKED = (torch.int64, torch.int32, torch.bool, torch.float16, torch.float32, torch.float64)
+"""Dtypes of the tensors that are sent as plain bytes; a loop's own `collate_fn` may add others."""
+
+
 class _Packed(NamedTuple):
     """A tensor as an array; `widen` if it was int64."""
 
@@ -176,7 +180,9 @@ class _Packed(NamedTuple):
 def _pack(value: Any) -> Any:
     if isinstance(value, list):
         return [_pack(one) for one in value]
-    if type(value) is not Tensor or value.device.type != "cpu" or value.requires_grad:
+    if type(value) is not Tensor or value.dtype not in PACKED or value.layout != torch.strided:
+        return value
+    if value.device.type != "cpu" or value.requires_grad:
         return value
     small = False
     if value.dtype == torch.int64 and value.numel():

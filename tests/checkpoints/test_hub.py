@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,16 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_cases import TEN, same
+from conftest import Vartok
 from hub_server import COMMIT, Hub, serve
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
-from vartok.checkpoints import finding, hub, known, read_checkpoint, read_summary
+from vartok.checkpoints import finding, folders, hub, known, read_checkpoint, read_summary
 from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
-from vartok.schedule import VAR_1024
+from vartok.schedule import NAMED, VAR_1024
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def there(server: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "listener", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -205,6 +208,33 @@ def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> Non
     torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
     there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()
     assert same(silent("varsr").tensors, draw(TEN))
+
+
+def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_path: Path) -> None:
+    place = "hf://me/vae/model.safetensors"
+    there.files["me/vae/model.safetensors"] = bare(tmp_path / "a.safetensors", draw(TEN)).read_bytes()
+    message = vartok("convert", place, "x.safetensors", code=0).stderr
+    assert re.fullmatch(r"vartok: fetching model.safetensors, [\d.]+ MB, from http://\S+/me/vae\n", message)
+    assert vartok("schedules", "-w", place).stderr == ""
+    assert read_checkpoint("x.safetensors").name == "vae"  # not "model"
+    there.files["me/two/model.safetensors"] = there.files["me/vae/model.safetensors"]
+    found = vartok("models", "fetch", "hf://me/two", "-q")
+    assert found.stderr == ""
+    assert vartok("models", "path", "hf://me/two/model.safetensors").stdout == found.stdout
+    assert Path(found.stdout.strip()).is_file()
+    assert (
+        "vartok: var: it is not on this disk: vartok models" in vartok("models", "path", "var", code=1).stderr
+    )
+    there.requests.clear()
+    rows = {row["name"]: row for row in json.loads(vartok("models", "--json").stdout)}
+    assert rows["light"]["path"] == str(known.shipped_checkpoint())
+    assert rows["light"]["sha256"] == folders.file_sha256(known.shipped_checkpoint())
+    assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
+    assert rows["var"]["path"] is None
+    assert rows["hart"]["not_verified"]
+    assert set(rows["varsr"]["schedules"]) < NAMED.keys()
+    assert all(name in vartok("models").stdout for name in rows)
+    assert not there.requests
 
 
 def test_tokens_are_sent(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

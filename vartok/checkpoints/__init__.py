@@ -12,7 +12,13 @@ from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.checkpoints.checkpoint import Checkpoint, build_model, read_checkpoint, write_checkpoint
-    from vartok.checkpoints.finding import CheckpointFile, find_checkpoint, locate_checkpoint
+    from vartok.checkpoints.finding import (
+        CheckpointFile,
+        fetch_known,
+        find_checkpoint,
+        known_on_disk,
+        locate_checkpoint,
+    )
     from vartok.checkpoints.folders import RUN_STATE, RUN_WEIGHTS, file_sha256
     from vartok.checkpoints.known import KNOWN, PUBLISHED_NAME, PUBLISHED_SHA256, shipped_checkpoint
     from vartok.checkpoints.recognition import HITS
@@ -31,8 +37,10 @@ __all__ = [
     "Checkpoint",
     "CheckpointFile",
     "build_model",
+    "fetch_known",
     "file_sha256",
     "find_checkpoint",
+    "known_on_disk",
     "locate_checkpoint",
     "read_checkpoint",
     "read_summary",
@@ -42,7 +50,13 @@ __all__ = [
 
 MODULES = {
     "checkpoint": ("Checkpoint", "build_model", "read_checkpoint", "write_checkpoint"),
-    "finding": ("CheckpointFile", "find_checkpoint", "locate_checkpoint"),
+    "finding": (
+        "CheckpointFile",
+        "fetch_known",
+        "find_checkpoint",
+        "known_on_disk",
+        "locate_checkpoint",
+    ),
     "folders": ("RUN_STATE", "RUN_WEIGHTS", "file_sha256"),
     "known": ("KNOWN", "PUBLISHED_NAME", "PUBLISHED_SHA256", "shipped_checkpoint"),
     "recognition": ("HITS",),

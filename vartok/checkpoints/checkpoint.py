@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
-from vartok.checkpoints.folders import file_sha256
+from vartok.checkpoints.hub import check_sha256
 from vartok.checkpoints.recognition import HITS, recognize_config
 from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
@@ -108,12 +108,8 @@ def _keep_copy(copy: Path, file: CheckpointFile, checkpoint: Checkpoint) -> None
     Raises:
         CheckpointError: the file has another sha256 than the hub states.
     """
-    found = file_sha256(file.path)
-    if found != file.sha256:
-        raise CheckpointError(
-            f"{printable(file.label)}: {printable(file.path)} has sha256 {found}, not {file.sha256}",
-            hint="it is damaged: remove it to fetch it again",
-        )
+    if file.sha256 is not None:
+        check_sha256(file.path, file.sha256, printable(file.label))
     with contextlib.suppress(OutputError):
         _write(copy, checkpoint, overwrite=True, notes=True)
 

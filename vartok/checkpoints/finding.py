@@ -84,11 +84,9 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
     text = SHIPPED if weights is None else str(weights)
     if text == SHIPPED:
         return CheckpointFile(shipped_checkpoint(), text)
-    known = KNOWN.get(text)
-    if known and not os.path.lexists(text):
+    known = None if os.path.lexists(text) else _known_or_hub(text)
+    if known is not None:
         return locate_known(text, known)
-    if hub.is_hub(text):
-        return locate_known(text, KnownCheckpoint("", "", (), source=text))
     if is_url(text) or lacks_slash(text):  # a Path of a URL has lost a slash
         raise CheckpointError(
             f"{printable(shorten_path(text))}: a checkpoint is not read from a URL",
@@ -96,6 +94,45 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
         )
     path = _find_path(text)
     return CheckpointFile(path, str(path))
+
+
+def known_on_disk(text: str) -> Path | None:
+    """Return the path of a known checkpoint, or of one at hf://...; None if it is not on this disk.
+
+    Raises:
+        CheckpointError: there is no such name.
+    """
+    known = _known(text)
+    return shipped_checkpoint() if known.source is None else hub.cached(hub.parse(known.source))
+
+
+def fetch_known(text: str) -> Path:
+    """Fetch a known checkpoint, or one at hf://..., if the hub has a newer one, and return its path.
+
+    Raises:
+        CheckpointError: there is no such name, or the file cannot be fetched.
+    """
+    known = _known(text)
+    if known.source is None:
+        return shipped_checkpoint()
+    path = hub.fetch(hub.parse(known.source), sha256=known.sha256, label=text)
+    return describe_fetched(text, known, path).path
+
+
+def _known(text: str) -> KnownCheckpoint:
+    known = _known_or_hub(text)
+    if known is None:
+        raise CheckpointError(
+            f"{printable(text)}: no known checkpoint has this name", hint=suggest_name(text)
+        )
+    return known
+
+
+def _known_or_hub(text: str) -> KnownCheckpoint | None:
+    """Return what is known of a name or of a place on the hub; None for any other text."""
+    if hub.is_hub(text):
+        return KnownCheckpoint("", "", (), source=text)
+    return KNOWN.get(text)
 
 
 def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:

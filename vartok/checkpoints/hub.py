@@ -30,6 +30,10 @@ COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
+_checked: set[tuple[Path, str]] = set()
+"""Files in the cache whose hash this process has checked."""
+
+
 @dataclass(frozen=True)
 class HubPlace:
     """A place on the hub.
@@ -162,9 +166,8 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
     with _hub_errors(label, place):
         name = place.path if place.is_file else _choose(place)
         path = Path(_download(place, name, told=True))
-        found = blob_sha256(path)
-        if sha256 or found:
-            _check_sha256(path, sha256 or found, label, place)
+        if expected := sha256 or blob_sha256(path):
+            check_sha256(path, expected, label)
         _download_config(place, name, path)
     return path
 
@@ -206,21 +209,28 @@ def _download_config(place: HubPlace, name: str, path: Path) -> None:
         _download(at, f"{folder}/{MODEL_CONFIG}" if folder else MODEL_CONFIG, told=False)
 
 
-def _check_sha256(path: Path, expected: str | None, label: str, place: HubPlace) -> None:
-    """Check the hash of a file in the cache, and remove the file if it has another.
+def check_sha256(path: Path, expected: str, label: str) -> None:
+    """Check the hash of a file in the cache, once in a process; remove the file if it has another.
+
+    Args:
+        path: the file.
+        expected: 64 hex digits.
+        label: how messages name it.
 
     Raises:
         CheckpointError: the hash differs.
     """
+    if (path, expected) in _checked:
+        return
     found = file_sha256(path)
     if found == expected:
+        _checked.add((path, expected))
         return
-    blob = path.resolve()
-    for file in (path, blob):
+    for file in (path.resolve(), path):
         with contextlib.suppress(OSError):
             file.unlink()
     raise CheckpointError(
-        f"{label}: {place} has sha256 {found}, not {expected}; it was not kept",
+        f"{label}: the file has sha256 {found}, not {expected}; it was not kept",
         hint="try again, as it may have been damaged on its way",
     )
 

@@ -30,7 +30,7 @@ class KnownCheckpoint:
 
     Attributes:
         authors: whose it is.
-        purpose: what its tokens are for.
+        purpose: whose models take its tokens.
         schedules: names of the schedules that it is used with; the first one is its own.
         source: hf://OWNER/REPO/FILE or hf://OWNER/REPO/FOLDER; None for the shipped one.
         size: bytes of the file; None if not known.
@@ -65,7 +65,7 @@ def _var_config(schedule: Schedule) -> Mapping[str, Any]:
 KNOWN: Mapping[str, KnownCheckpoint] = {
     "light": KnownCheckpoint(
         authors="vartok",
-        purpose="photos, fast on a CPU; ships with vartok",
+        purpose="models that you train; ships with vartok, fast on a CPU",
         schedules=("var-256",),
         size=15_243_256,
         sha256="b317d2849936c8ea8e0010a377870ae802ea6feaad6721f3516b7de08f9f49af",
@@ -74,7 +74,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py
     "var": KnownCheckpoint(
         authors="FoundationVision",
-        purpose="tokens of VAR d16, d20, d24, d30 (256 px), d36 (512 px)",
+        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px)",
         schedules=("var-256", "var-512", "var-1024"),
         source=f"hf://FoundationVision/var/{PUBLISHED_NAME}.pth",
         size=436_075_834,
@@ -87,7 +87,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     # github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
     "switti-512": KnownCheckpoint(
         authors="Yandex Research",
-        purpose="tokens of Switti and Switti-AR (512 px)",
+        purpose="Switti and Switti-AR (512 px)",
         schedules=("switti-512",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
@@ -96,7 +96,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     ),
     "switti-1024": KnownCheckpoint(
         authors="Yandex Research",
-        purpose="tokens of Switti-1024 and Switti-1024-AR; the file of switti-512",
+        purpose="Switti-1024 and Switti-1024-AR; the file of switti-512",
         schedules=("switti-1024",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
@@ -106,7 +106,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     # github.com/mit-han-lab/hart: README.md, hart_transformer_t2i.py, configuration.py
     "hart": KnownCheckpoint(
         authors="MIT HAN Lab",
-        purpose="discrete tokens of HART (1024 px), without its continuous residual",
+        purpose="HART (1024 px), without its continuous residual",
         schedules=("var-1024",),
         source="hf://mit-han-lab/hart-0.7b-1024px/tokenizer",
         model="hart-0.7b-1024px",
@@ -116,7 +116,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     # github.com/qyp2000/VARSR: README.md, test_varsr.py, utils/arg_util.py
     "varsr": KnownCheckpoint(
         authors="qyp2000 (Tsinghua, Kuaishou)",
-        purpose="tokens of VARSR, super-resolution (512 px)",
+        purpose="VARSR, super-resolution (512 px)",
         schedules=("var-512", "varsr-512"),
         source="hf://qyp2000/VARSR/VQVAE.pth",
         model="VARSR-VQVAE",

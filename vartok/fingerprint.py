@@ -21,8 +21,8 @@ def quantizer_fingerprint(
     """Return the sha256, 64 hex digits, of everything that maps tokens to f_hat.
 
     The hash covers the codebook, every phi's weight, bias and ratio, and the number of phis, which assigns
-    phis to scales, and `last_phi` where it is false. Values are hashed as little-endian float32, so that device and file format make no
-    difference. Encoder and decoder are not part of it.
+    phis to scales; and that the last scale has no phi, where that is so. Values are hashed as little-endian
+    float32, so that device and file format make no difference. Encoder and decoder are not part of it.
 
     Args:
         codebook: [V, C] floating point.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vartok.checkpoints.known import find_checkpoint
 from vartok.checkpoints.recognition import HITS, recognize_config
+from vartok.checkpoints.statements import read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.config import LightConfig, TokenizerConfig
@@ -48,8 +49,8 @@ class Checkpoint:
         config: the model's configuration.
         tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if the file's
             format allows it.
-        notes: one line for each value of `config` that the file does not state and that was assumed, and one
-            if the file holds several tokenizers.
+        notes: one line for each value of `config` that the file does not state and that was assumed, one for
+            each statement of another configuration, and one if the file holds several tokenizers.
     """
 
     name: str
@@ -144,9 +145,10 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoint:
-    metadata, tensors, notes = read_tensors(path, key)
+    metadata, tensors, statements, notes = read_tensors(path, key)
     if metadata.get("format") != FORMAT:
-        config, assumed = recognize_config(tensors, overrides)
+        statements += read_config_json(path)
+        config, assumed = recognize_config(tensors, overrides, statements)
         notes += assumed
     elif metadata.get("version") != VERSION:
         version = one_line(metadata.get("version", "?"), 20)

@@ -81,7 +81,7 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
     (changed(**{"encoder.conv_in.weight": torch.ones(0, 3, 3, 3)}), "ch must be a whole number from 1"),
     (
         {name: t for name, t in draw(TEN).items() if not name.startswith("encoder.down.0")},
-        "num_res_blocks must be a whole number from 1 to 64, not 0",
+        "has no tensor encoder.down.0.block.0.conv1.weight: not a VAR tokenizer",
     ),
     (
         {**{name: t for name, t in draw(TEN).items() if name != CODEBOOK}, "quantize.basis": torch.ones(8)},

@@ -190,9 +190,15 @@ def _check_tensors(
         if tensor.shape != like.shape:
             raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")
         if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
+            raise CheckpointError(
+                f"tensor {name} is {tensor.dtype}, expected floating point",
+                hint="save the weights as they were before their quantization",
+            )
         if not _is_dense(tensor):
-            raise CheckpointError(f"tensor {name} is sparse or has no data, expected a dense tensor")
+            raise CheckpointError(
+                f"tensor {name} is sparse or has no data, expected a dense tensor",
+                hint="save it after .to_dense()",
+            )
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
         raise CheckpointError(f"has an unexpected tensor: {one_line(min(extra))}")
@@ -203,7 +209,10 @@ def _check_tensors(
     _check_size(checked, file_size)
     for name, tensor in checked.items():
         if not _is_finite(tensor):
-            raise CheckpointError(f"tensor {name} holds NaN or infinite values")
+            raise CheckpointError(
+                f"tensor {name} holds NaN or infinite values",
+                hint="its training diverged or the file is damaged: name another",
+            )
     return {**checked, HITS: torch.zeros(hits.shape) if counts is None else counts}
 
 

@@ -1,9 +1,10 @@
-"""Name the files that are given instead of a checkpoint, and say how to get the checkpoint."""
+"""Name what is given instead of a tokenizer's checkpoint, and say how to get it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from vartok.checkpoints.summary import CODEBOOK
 from vartok.errors import CheckpointError
 
 START = 512
@@ -50,6 +51,20 @@ def other_file(start: bytes) -> CheckpointError:
     if start[257:262] == b"ustar":
         return CheckpointError("is a tar", hint=_UNPACK)
     return CheckpointError("is neither a safetensors nor a PyTorch file")
+
+
+def other_model(names: Collection[str]) -> CheckpointError:
+    """Return the error for tensors without a codebook under VAR's name.
+
+    Args:
+        names: the tensors' names.
+    """
+    cure = "name the file of a tokenizer of VAR's kind"
+    if any(name.endswith("word_embed.weight") for name in names):
+        cure = "it holds a next-scale transformer; name the file of its tokenizer, as vae_ch160v4096z32.pth"
+    elif any(name.endswith("encoder.conv_in.weight") for name in names):
+        cure = "tokenizers without VAR's codebook are not read, as Infinity's bitwise ones and VQGANs"
+    return CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer", hint=cure)
 
 
 def other_zip(names: Collection[str]) -> CheckpointError | None:

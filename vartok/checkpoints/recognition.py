@@ -90,8 +90,8 @@ def _contradiction(stated: Mapping[str, Any], values: Mapping[str, Any], scales:
 def _var(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the configuration of VAR's autoencoder: "ch", "ch_mult" and "num_res_blocks"."""
     ch = _size(tensors, "encoder.conv_in.weight", 0)
-    levels = _count(tensors, "encoder.down.{}.block.0.conv1.weight")
-    channels = [_size(tensors, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(levels)]
+    first = "encoder.down.{}.block.0.conv1.weight"
+    channels = [_size(tensors, first.format(i), 0) for i in range(max(1, _count(tensors, first)))]
     return {
         "ch": ch,
         "ch_mult": [width // max(ch, 1) for width in channels],

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vartok.checkpoints.other_files import CUT, START, other_file
+from vartok.checkpoints.other_files import CUT, START, other_file, other_model
 from vartok.checkpoints.pickles import check_pickles, other_objects
 from vartok.checkpoints.statements import Statement, find_statements, is_statement, nested_entries
 from vartok.checkpoints.summary import CODEBOOK
@@ -36,6 +36,9 @@ MAX_NAME = 1000
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch's wrappers of modules, such as `torch.compile`, add to the names of tensors."""
+
+SECOND_DECODER = ("decoder2.", "post_quant_conv2.")
+"""Beginnings of the names of the further decoder that HART's `double_decoder` adds."""
 
 EMA = re.compile("(?<![A-Za-z])ema(?![A-Za-z])|EMA")
 """Part of the key of weights that are an exponential moving average: "ema", "model_ema", "ema_model"."""
@@ -173,7 +176,7 @@ def _choose_tokenizer(
     """
     prefixes = [name.removesuffix(CODEBOOK) for name in tensors if name.endswith(CODEBOOK)]
     if not prefixes:
-        raise CheckpointError(f"has no tensor {CODEBOOK}: not a VAR tokenizer")
+        raise other_model(tensors)
     keys = one_line([prefix.removesuffix(".") for prefix in prefixes])
     averaged = [prefix for prefix in prefixes if EMA.search(prefix)]
     notes: tuple[str, ...] = ()
@@ -199,7 +202,10 @@ def _choose_tokenizer(
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not (others and name.startswith(others))
     }
-    return own, notes
+    one = {name: tensor for name, tensor in own.items() if not name.startswith(SECOND_DECODER)}
+    if len(one) < len(own):
+        notes += ("the file has two decoders: decoder2 is not read",)
+    return one, notes
 
 
 def _prefix_of(key: str, prefixes: list[str]) -> str:

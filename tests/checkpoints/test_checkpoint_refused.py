@@ -9,6 +9,7 @@ import struct
 import tempfile
 import time
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,8 @@ def as_bytes(kind: str) -> bytes:
     if kind == "bare":
         return to_safetensors(draw(TINY))
     buffer = io.BytesIO()
-    torch.save(draw(TINY), buffer, _use_new_zipfile_serialization=kind == "zip")
+    content = {"model": draw(TINY), "args": Namespace(patch_nums=[*range(1, 11)], znorm=False)}
+    torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
     return buffer.getvalue()
 
 
@@ -406,6 +408,10 @@ VIEW = (  # of 2 ** 31 - 1 equal elements, all stored in one
             b"]q\0(" + b"K\x01" * 3000 + b"e(" + b"cbuiltins\nset\nh\0\x85R" * 3000 + b"t",
             "expands to far more",
         ),
+        (b"cargparse\nNamespace\n)\x81]b", "other than tensors"),  # a state that is no dict
+        (b"cargparse\nNamespace\n(K\x01t\x81", "other than tensors"),
+        (b"cargparse\nNamespace\n}R", "(argparse.Namespace)"),
+        (b"ccollections\nOrderedDict\n)\x81", "(collections.OrderedDict)"),
         (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "other than tensors"),
         (b"cbuiltins\nset\n" + VIEW + b"\x85R", "other than tensors"),
         (b"ctorch\nSize\n" + VIEW + b"R", "other than tensors"),

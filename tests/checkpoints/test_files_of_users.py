@@ -193,6 +193,23 @@ READ = {
         PLAIN,
         ("config.json beside it is not used: it states 2 phis, but the tensors have 10",),
     ),
+    "many configurations": (
+        lambda: {
+            "model": draw(TINY),
+            "config": {"patch_nums": sides(VAR_512)},
+            "args": {"patch_nums": "1_2_3", "using_znorm": True},
+            **{f"args{i}": {"ch": 64} for i in range(5)},
+        },
+        None,
+        of(VAR_512),
+        Z,
+        (
+            "args is not used: it states another patch_nums",
+            "args0 is not used: it states ch 64, but the tensors have 32",
+            "args1 is not used: it states ch 64",
+            "3 more configurations in the file are not used",
+        ),
+    ),
     "a schedule that cannot be": (
         lambda: {"model": draw(TINY), "args": {"patch_nums": [4, 2]}},
         None,

@@ -17,6 +17,9 @@ from vartok.errors import CheckpointError, ConfigError, counted, quoted
 HITS = "quantize.ema_vocab_hit_SV"
 """Name of the tensor of usage counts in VAR's state dicts: [K, V], a count for each scale and code."""
 
+MAX_UNUSED = 3
+"""Largest number of statements that are not used and named."""
+
 
 def recognize_config(
     tensors: Mapping[str, Tensor], overrides: Mapping[str, Any], statements: Sequence[Statement] = ()
@@ -26,8 +29,8 @@ def recognize_config(
     Args:
         tensors: a state dict under VAR's names.
         overrides: values that replace all others, by their keys in `TokenizerConfig.to_json`.
-        statements: values that stand in the file or beside it; the first statement of a value counts. One
-            that contradicts the tensors, or is not valid, is of something else and not used.
+        statements: values that stand in the file or beside it. One that contradicts the tensors or an earlier
+            one, or is not valid, is of something else and not used.
 
     Returns:
         The configuration, one line for each statement that is not used, and one for each value that was
@@ -48,8 +51,12 @@ def recognize_config(
     for source, own in statements:
         if reason := _contradiction(own, values, scales):
             unused.append(f"{source} is not used: {reason}")
+        elif differing := [key for key in own if stated.get(key, own[key]) != own[key]]:
+            unused.append(f"{source} is not used: it states another {differing[0]}")
         else:
-            stated = own | stated
+            stated |= own
+    if len(unused) > MAX_UNUSED:
+        unused[MAX_UNUSED:] = [f"{len(unused) - MAX_UNUSED:,} more configurations in the file are not used"]
     notes = ["whether codes are looked up by cosine (using_znorm): assumed Euclidean distance"]
     if "quant_resi" not in values:
         notes.append("the ratio r of phi (quant_resi): assumed 0.5")
@@ -74,7 +81,7 @@ def _contradiction(stated: Mapping[str, Any], values: Mapping[str, Any], scales:
         scales: number of scales K that the tensors tell, None if unknown.
     """
     for key, value in stated.items():
-        if key in values and (list(value) if isinstance(value, tuple) else value) != values[key]:
+        if key in values and value != values[key]:
             return f"it states {key} {quoted(value)}, but the tensors have {quoted(values[key])}"
     phis = 0 if "quant_resi" in values else values["share_quant_resi"] or scales
     grids = {} if not scales else {"patch_nums": [1] * min(scales, schedules.MAX_SCALES)}

@@ -19,6 +19,12 @@ CONFIG_JSON = "config.json"
 MAX_CONFIG_BYTES = 1 << 20
 """Largest size of a `CONFIG_JSON`."""
 
+MAX_STATEMENTS = 1000
+"""Largest number of statements in a file."""
+
+MAX_TEXT = 1000
+"""Largest length of a text that may state a value, in characters."""
+
 MAX_DEPTH = 8
 """Largest depth of nested dicts; deeper entries are ignored."""
 
@@ -86,11 +92,16 @@ def find_statements(entries: Mapping[str, Any], source: str | None = None) -> li
     Args:
         entries: values by their joined names.
         source: the source of all; if None, each is named by its dict, such as "trainer.config".
+
+    Raises:
+        CheckpointError: there are more than `MAX_STATEMENTS`.
     """
     dicts: dict[str, dict[str, Any]] = {}
     for name, value in entries.items():
         parent, _, key = name.rpartition(".")
         dicts.setdefault(parent, {})[key] = value
+        if len(dicts) > MAX_STATEMENTS:
+            raise CheckpointError(f"holds more than {MAX_STATEMENTS:,} configurations")
     found = [(parent, _values(own)) for parent, own in dicts.items()]
     return [
         Statement(source or one_line(parent or "its top level", 60), values)
@@ -134,7 +145,12 @@ def _is_plain(value: object, *, depth: int = 2) -> bool:
     """Return whether a value is a number, a text, or a short list of such, as a configuration holds."""
     if isinstance(value, (list, tuple)) and depth:
         return len(value) <= schedules.MAX_SCALES and all(_is_plain(item, depth=depth - 1) for item in value)
-    return isinstance(value, (bool, int, float, str))
+    return isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= MAX_TEXT)
+
+
+def _as_lists(value: Any) -> Any:
+    """Return a value with lists in place of tuples, as JSON has it."""
+    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _values(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def _values(own: Mapping[str, Any]) -> dict[str, Any]:
     for key, names in ALIASES.items():
         stated = [own[name] for name in names if name in own]
         if stated:
-            values[key] = stated[0]
+            values[key] = _as_lists(stated[0])
     if isinstance(grids := values.get("patch_nums"), str):  # VAR's trainer: "1_2_3" or "1-2-3"
         if re.fullmatch(r"\d{1,9}([-_, ]+\d{1,9})+", grids):
             values["patch_nums"] = [int(side) for side in re.findall(r"\d+", grids)]

@@ -138,6 +138,21 @@ READ = {
         ("the file holds 2 tokenizers, under ['model', 'ema']: took ema, the EMA weights; ",),
     ),
     "Lightning": (lightning, None, THREE, (), ()),
+    "Lightning, VQGAN's way": (
+        lambda: {
+            "state_dict": {
+                **draw(TINY),
+                "loss.discriminator.main.0.weight": torch.zeros(2),
+                "loss.logvar": torch.zeros(()),
+                "model_ema.encoderconv_inweight": torch.zeros(2),
+            },
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "a.ckpt"}},
+        },
+        None,
+        TINY,
+        PLAIN,
+        ("modules beside the tokenizer are not read: loss, model_ema",),
+    ),
     "VAR's trainer": (lambda: trainer_file(VAR_512), None, of(VAR_512), Z, ()),
     "a VQVAE trainer": (
         lambda: vae_trainer_file(patch_nums=[1, 2, 4], vqnorm=1, vocab_size=16),
@@ -176,7 +191,7 @@ READ = {
         HART,
         of(VAR_1024, last_phi=False),
         (),
-        ("the file has two decoders: decoder2 is not read",),
+        ("modules beside the tokenizer are not read: decoder2, post_quant_conv2",),
     ),
     "diffusers": (lambda: draw(THREE), DIFFUSERS, THREE, (), ()),
     "another's config.json": (

@@ -65,6 +65,9 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
 
+    A file without vartok's metadata is recognized by its tensors' shapes, by the configuration that it
+    states, and by a config.json in its folder.
+
     Args:
         path: the file, whose format is recognized by its content, not by its name; a training run's folder;
             or "shipped" for the checkpoint that is installed with vartok.

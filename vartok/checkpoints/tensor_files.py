@@ -37,8 +37,14 @@ MAX_NAME = 1000
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Parts that torch's wrappers of modules, such as `torch.compile`, add to the names of tensors."""
 
-SECOND_DECODER = ("decoder2.", "post_quant_conv2.")
-"""Beginnings of the names of the further decoder that HART's `double_decoder` adds."""
+SIDE_MODULES = re.compile(
+    r"(loss|losses|criterion|disc|discriminator|lpips|perceptual_loss|model_ema|decoder2|post_quant_conv2)\."
+)
+"""Beginnings of the names of modules that programs keep in a tokenizer's module, and that no token passes.
+
+Losses and discriminators of training, the averaged weights of CompVis's LitEma, whose names lack dots, and
+the further decoder that HART's `double_decoder` adds.
+"""
 
 EMA = re.compile("(?<![A-Za-z])ema(?![A-Za-z])|EMA")
 """Part of the key of weights that are an exponential moving average: "ema", "model_ema", "ema_model"."""
@@ -56,7 +62,7 @@ class TensorFile(NamedTuple):
         tensors: the tokenizer's tensors under VAR's names.
         statements: values of the configuration that a PyTorch file holds beside tensors, as a trainer's
             arguments; none for a safetensors file.
-        notes: a line if the tokenizer is one of several.
+        notes: a line if the tokenizer is one of several, and one if its module has others that are not read.
     """
 
     metadata: dict[str, str]
@@ -202,10 +208,10 @@ def _choose_tokenizer(
         for name, tensor in tensors.items()
         if name.startswith(prefix) and not (others and name.startswith(others))
     }
-    one = {name: tensor for name, tensor in own.items() if not name.startswith(SECOND_DECODER)}
-    if len(one) < len(own):
-        notes += ("the file has two decoders: decoder2 is not read",)
-    return one, notes
+    beside = {name: found[1] for name in own if (found := SIDE_MODULES.match(name))}
+    if beside:
+        notes += (f"modules beside the tokenizer are not read: {', '.join(sorted(set(beside.values())))}",)
+    return {name: tensor for name, tensor in own.items() if name not in beside}, notes
 
 
 def _prefix_of(key: str, prefixes: list[str]) -> str:

@@ -135,6 +135,8 @@ class TokenizerConfig:
         quant_resi: r in phi(h) = (1 - r) h + r conv(h). With 0, phi is the identity and has no tensors.
         share_quant_resi: number of phis that all scales share. With 0, every scale has a phi of its own.
         patch_nums: the schedule that the checkpoint was trained with; its last grid is that of the latent.
+        last_phi: whether the last scale goes through its phi, as in VAR. The generation code of HART and
+            VARSR leaves it out there. Tokens are the same either way; f_hat is not.
         autoencoder: arguments of the encoder and the decoder; the type selects the autoencoder.
 
     Raises:
@@ -147,6 +149,7 @@ class TokenizerConfig:
     quant_resi: float = 0.5
     share_quant_resi: int = 4
     patch_nums: Schedule = VAR_256
+    last_phi: bool = True
     autoencoder: AutoencoderConfig = VarConfig()
 
     def __post_init__(self) -> None:
@@ -154,8 +157,9 @@ class TokenizerConfig:
         _check_int("vocab_size", self.vocab_size, 1, 1 << 24)
         _check_int("z_channels", self.z_channels, 1, MAX_CHANNELS)
         _check_int("share_quant_resi", self.share_quant_resi, 0, schedules.MAX_SCALES)
-        if not isinstance(self.using_znorm, bool):
-            raise ConfigError(f"using_znorm must be true or false, not {quoted(self.using_znorm)}")
+        for name in ("using_znorm", "last_phi"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, not {quoted(getattr(self, name))}")
         if type(self.quant_resi) not in (int, float) or not abs(self.quant_resi) <= 1e3:
             value = quoted(self.quant_resi)
             raise ConfigError(f"quant_resi must be a number from -1000 to 1000, not {value}")
@@ -188,9 +192,12 @@ class TokenizerConfig:
     def to_json(self) -> str:
         """Return the configuration as one flat JSON object with VAR's argument names.
 
-        The key "autoencoder" holds the autoencoder's name; its arguments are further keys.
+        The key "autoencoder" holds the autoencoder's name; its arguments are further keys. "last_phi" is
+        written only where it is false.
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in SHARED_KEYS}
+        if self.last_phi:
+            del values["last_phi"]
         values["patch_nums"] = schedules.to_json(self.patch_nums)
         values["autoencoder"] = self.autoencoder.name
         return json.dumps(values | dataclasses.asdict(self.autoencoder))

@@ -75,11 +75,12 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         sha256="b317d2849936c8ea8e0010a377870ae802ea6feaad6721f3516b7de08f9f49af",
         license="MIT",
     ),
-    # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py
+    # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py;
+    # github.com/krennic999/STAR/issues/2
     "var": KnownCheckpoint(
         authors="FoundationVision",
-        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px)",
-        schedules=("var-256", "var-512", "var-1024"),
+        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px); STAR (512 px)",
+        schedules=("var-256", "var-512", "var-1024", "star-512"),
         source=f"hf://FoundationVision/var/{PUBLISHED_NAME}.pth",
         size=436_075_834,
         sha256=PUBLISHED_SHA256,

@@ -165,12 +165,23 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
             hint="unset HF_HUB_OFFLINE to fetch it",
         )
     with _hub_errors(label, place):
+        _check_connection()
         name = place.path if place.is_file else _choose(place)
         path = Path(_download(place, name, told=True))
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
         _download_config(place, name, path)
     return path
+
+
+def _check_connection() -> None:
+    """Raise the error of a hub that cannot be reached; huggingface_hub would try again for 23 seconds."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import logging
+
+    if listener is not None and "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the listener tells enough
+    get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _choose(place: HubPlace) -> str:

@@ -321,8 +321,10 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
         hint = token if status in (401, 403) else "try again later" if status >= 500 else None
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
     if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
-        network = "check the network, or HF_ENDPOINT"
-        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or type(error).__name__})", network
+        kind = type(error).__name__
+        if kind.startswith(("Remote", "Read")):
+            return "the connection broke", "try again"
+        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})", "check the network"
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_reason(error), "HF_HOME names the folder of the cache"
     if "Consistency check failed" in str(error):

@@ -4,8 +4,12 @@ import errno
 import hashlib
 import io
 import json
+import os
 import re
+import signal
 import ssl
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,6 +309,38 @@ def test_a_full_disk_is_said(there: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(file_download, "http_get", fail)
     assert "no space left on the disk: HF_HOME" in refused("hf://me/vae/vae.pth")
+
+
+@pytest.mark.slow
+def test_the_variables_of_the_hub_are_heeded_and_an_interrupted_file_is_removed(
+    there: Hub, tmp_path: Path
+) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    home = tmp_path / "home"
+    variables = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": constants.ENDPOINT,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    call = [sys.executable, "-m", "vartok", "models", "fetch", "hf://me/vae/vae.pth"]
+    there.stalls = True
+    with subprocess.Popen(call, env=os.environ | variables, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("vartok: fetching vae.pth, ")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "vartok: interrupted; nothing was written\n"
+        assert process.wait(20) == 130
+    blobs = home / "hub" / "models--me--vae" / "blobs"
+    assert not list(blobs.iterdir())
+    there.stalls = False
+    for offline in ("0", "1"):
+        run = subprocess.run(
+            [*call[:4], "path" if offline == "1" else "fetch", call[-1]],
+            env=os.environ | variables | {"HF_HUB_OFFLINE": offline},
+            capture_output=True,
+            text=True,
+        )
+        assert run.stdout.startswith(str(home)), run.stderr
 
 
 @pytest.mark.parametrize(

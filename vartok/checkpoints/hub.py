@@ -20,6 +20,7 @@ from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
 from vartok.files import os_error_reason
+from vartok.stopping import as_exceptions
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 """Beginning of a place on the hub; a Path of it has lost a slash."""
@@ -164,7 +165,8 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
             f"{label}: {place} is not in the hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set",
             hint="unset HF_HUB_OFFLINE to fetch it",
         )
-    with _hub_errors(label, place):
+    # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
+    with _hub_errors(label, place), as_exceptions():
         _check_connection()
         name = place.path if place.is_file else _choose(place)
         path = Path(_download(place, name, told=True))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_cases import TEN, same
-from conftest import Vartok
+from conftest import ROOT, Vartok
 from hub_server import COMMIT, Hub, serve
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
@@ -237,7 +237,6 @@ def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_p
     assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
     assert rows["var"]["path"] is None
     assert rows["hart"]["not_verified"]
-    assert set(rows["varsr"]["schedules"]) < NAMED.keys()
     assert all(name in vartok("models").stdout for name in rows)
     assert not there.requests
 
@@ -278,6 +277,8 @@ def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pyt
     there.files["me/vae/vae.pth"] = pth()
     there.statuses = [503] * 20
     assert "the hub answers 503 Service Unavailable: try again later" in refused("hf://me/vae/vae.pth")
+    there.statuses = [200] * 20  # another server, as a proxy's page
+    assert f"{constants.ENDPOINT} does not answer as a hub does: check" in refused("hf://me/vae/vae.pth")
     there.statuses = [503, 503]
     assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
     address = constants.ENDPOINT
@@ -358,6 +359,16 @@ def test_the_shipped_checkpoint_has_a_name(here: Path) -> None:
     assert find_checkpoint("light") == find_checkpoint("shipped") == known.shipped_checkpoint()
     entry = known.KNOWN["light"]
     assert entry.license == read_checkpoint("light").license
+
+
+def test_the_documented_checkpoints_are_the_known_ones() -> None:
+    text = (
+        (ROOT / "docs" / "checkpoints.md").read_text().partition("## Whose tokens")[2].partition("\n## ")[0]
+    )
+    assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(known.KNOWN)
+    for entry in known.KNOWN.values():
+        assert set(entry.schedules) <= NAMED.keys()
+        assert all(f"`{name}`" in text or entry.source is None for name in entry.schedules[:1])
 
 
 def test_the_checkpoint_of_a_folder_is_chosen(tmp_path: Path) -> None:

@@ -317,6 +317,11 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
         return f"the repository has no revision {printable(place.revision)}", None
     if isinstance(error, errors.EntryNotFoundError):
         return "the repository has no such file", f"see {page}/tree/{place.revision}"
+    if isinstance(error, errors.FileMetadataError):
+        return (
+            f"{constants.ENDPOINT} does not answer as a hub does",
+            "check HF_ENDPOINT, and a proxy's settings",
+        )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         token = "set HF_TOKEN to a token that may read it"

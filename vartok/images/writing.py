@@ -30,7 +30,7 @@ def encode_picture(pixels: NDArray[np.uint8], format: str) -> bytes:
     With the same Pillow, the same pixels give the same bytes.
 
     Args:
-        pixels: [H, W, 3] uint8 sRGB.
+        pixels: [H, W, 3] uint8 sRGB, or [H, W, 1] uint8 grey.
         format: one of `FORMATS`; `SUFFIXES` maps a file name's suffix to it.
 
     Returns:

@@ -1,0 +1,126 @@
+"""Checkpoints of images of one channel, or of other numbers than three, from end to end."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from noise import SMALL, bare, draw, save
+from PIL import Image
+
+import vartok as library
+from vartok.checkpoints import build_model, read_checkpoint
+from vartok.config import LightConfig, TokenizerConfig
+from vartok.errors import CheckpointError, ImageError
+from vartok.images import to_pixels, to_tensor
+
+LIGHT = dataclasses.replace(SMALL, autoencoder=LightConfig(widths=(8, 8, 8), depths=(1, 1, 1)))
+CONFIGS = {
+    (name, channels): dataclasses.replace(config, in_channels=channels)
+    for name, config in (("var", SMALL), ("light", LIGHT))
+    for channels in (1, 5)
+}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of random weights, of each autoencoder and number of channels in turn."""
+    return save(tmp_path_factory.mktemp("channels") / "weights.safetensors", CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of one channel."""
+    return save(tmp_path_factory.mktemp("grey") / "grey.safetensors", CONFIGS["var", 1])
+
+
+def images(config: TokenizerConfig, count: int = 2, seed: int = 0) -> torch.Tensor:
+    """Return random images, [B, C, H, W] in [-1, 1]."""
+    height, width = config.image_size
+    shape = (count, config.in_channels, height, width)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_tokens_and_images_are_those_of_the_plain_model(checkpoint: Path) -> None:
+    read = read_checkpoint(checkpoint)
+    tokenizer, model = library.load(checkpoint, device="cpu"), build_model(read)
+    batch = images(read.config)
+    tokens = tokenizer.encode(batch)
+    latent = model.encode(batch)
+    assert torch.allclose(tokenizer.latent(batch), latent, atol=1e-5)
+    for found, wanted in zip(
+        tokens.maps, model.quantize.encode(latent, read.config.patch_nums, None), strict=True
+    ):
+        assert torch.equal(found, wanted)
+    decoded = tokenizer.decode(tokens)
+    assert decoded.shape == batch.shape
+    assert torch.allclose(decoded, model.decode(tokenizer.f_hat(tokens)), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=str)
+def test_the_number_of_channels_is_recognized_by_shapes(tmp_path: Path, config: TokenizerConfig) -> None:
+    path = bare(tmp_path / "bare.safetensors", draw(config))
+    found = read_checkpoint(path, {"patch_nums": [1, 2, 4]}).config
+    assert found == config
+    assert TokenizerConfig.from_json(found.to_json()) == config
+
+
+def test_a_decoder_of_other_channels_than_the_encoder_is_refused(tmp_path: Path) -> None:
+    tensors = {**draw(CONFIGS["var", 1])}
+    tensors["decoder.conv_out.weight"] = draw(SMALL)["decoder.conv_out.weight"]
+    path = bare(tmp_path / "mixed.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"decoder\.conv_out\.weight is 3x32x3x3, expected 1x32x3x3"):
+        read_checkpoint(path, {"patch_nums": [1, 2, 4]})
+
+
+def test_the_fingerprint_does_not_depend_on_the_channels(tmp_path: Path) -> None:
+    quantizer = {name: tensor for name, tensor in draw(SMALL).items() if name.startswith("quantize")}
+    found = {
+        library.load(
+            save(tmp_path / f"{config.in_channels}.safetensors", config, draw(config) | quantizer),
+            device="cpu",
+        ).fingerprint
+        for config in (CONFIGS["var", 1], CONFIGS["var", 5], SMALL)
+    }
+    assert len(found) == 1
+
+
+def test_images_of_every_form_become_one_channel(checkpoint: Path) -> None:
+    tokenizer = library.load(checkpoint, device="cpu")
+    channels = tokenizer.config.in_channels
+    pixels = np.random.default_rng(0).integers(0, 256, (*tokenizer.config.image_size, channels), np.uint8)
+    wanted = tokenizer.encode(to_tensor(pixels[None])).flatten()
+    forms: list[Any] = [pixels, pixels.astype(np.uint16) * 257, torch.from_numpy(pixels), [pixels]]
+    if channels == 1:
+        deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        assert deep.mode == "I;16"
+        forms += [Image.fromarray(pixels[..., 0]), Image.fromarray(pixels.repeat(3, 2)), deep]
+    for form in forms:
+        assert torch.equal(tokenizer.encode(form).flatten(), wanted)
+    tokens = tokenizer.encode(pixels)
+    if channels == 1:
+        [picture] = tokenizer.decode(tokens, as_pil=True)
+        assert picture.mode == "L"
+        assert np.array_equal(np.asarray(picture), to_pixels(tokenizer.decode(tokens))[0, ..., 0])
+    else:
+        with pytest.raises(ImageError, match="1 or 3 channels"):
+            tokenizer.decode(tokens, as_pil=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason", "hint"),
+    [
+        (torch.zeros(1, 3, 64, 64), "[B, 1, H, W] floating point, not [1, 3, 64, 64]", "takes 1 channel"),
+        (np.zeros((64, 64), np.uint8), "uint8 images must be [H, W, 1]", "`images[..., None]`"),
+        (torch.zeros(64, 64), "images must be [B, 1, H, W]", "`images[None, None]`"),
+        (np.zeros((64, 64, 3), np.uint16), "uint16 images must be [H, W, 1]", "takes 1 channel"),
+        (Image.new("F", (64, 64)), "mode F is no image of 1 channel", "[H, W, 1] uint8 or uint16"),
+    ],
+)
+def test_images_of_other_channels_are_refused(grey: Path, images: Any, reason: str, hint: str) -> None:
+    with pytest.raises(ImageError, match=re.escape(reason)) as error:
+        library.load(grey, device="cpu").encode(images)
+    assert hint in str(error.value.hint)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Vartok, photo
 from noise import SMALL, bare, draw, save
 from PIL import Image
 
@@ -124,3 +125,51 @@ def test_images_of_other_channels_are_refused(grey: Path, images: Any, reason: s
     with pytest.raises(ImageError, match=re.escape(reason)) as error:
         library.load(grey, device="cpu").encode(images)
     assert hint in str(error.value.hint)
+
+
+# The command line.
+
+
+def array(path: Path, channels: int, seed: int = 0) -> Path:
+    """Save a picture of 16 bits as .npy."""
+    random = np.random.default_rng(seed)
+    np.save(path, random.integers(0, 1 << 16, (16, 24, channels), np.uint16))
+    return path
+
+
+def test_encode_and_decode_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
+    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1001
+    Image.fromarray(ramp).save("ramp.png")
+    photo(0).save("photo.jpg")
+    photo(1).convert("L").save("grey.png")
+    array(Path("array.npy"), 1)
+    result = vartok("encode", "ramp.png", "photo.jpg", "grey.png", "array.npy", "-w", grey, "-o", "out")
+    said = "converted the colours of 1 picture to grey levels: the checkpoint has one channel"
+    assert result.stderr.count("grey levels") == 1
+    assert said in result.stderr
+    tokenizer = library.load(grey, device="cpu")
+    wanted = tokenizer.encode(ramp[..., None]).flatten()[0]
+    assert np.array_equal(library.load_tokens("out/ramp.tokens.npz").flatten(), wanted)
+    vartok("decode", "out/ramp.tokens.npz", "out/photo.tokens.npz", "-w", grey, "-o", "decoded")
+    with Image.open("decoded/ramp.decoded.png") as picture:
+        assert (picture.mode, picture.size) == ("L", (8, 8))
+    vartok("decode", "out/ramp.tokens.npz", "-w", grey, "--strip", "-o", "deep.npy")
+    assert (np.load("deep.npy").shape, np.load("deep.npy").dtype) == ((8, 24, 1), np.uint16)
+    assert library.decode_file("out/ramp.tokens.npz", weights=grey, device="cpu").mode == "L"
+
+
+def test_encode_and_decode_five_channels(vartok: Vartok, here: Path, tmp_path: Path) -> None:
+    weights = save(tmp_path / "five.safetensors", CONFIGS["var", 5])
+    array(Path("array.npy"), 5)
+    photo(0).save("photo.png")
+    refused = vartok("encode", "array.npy", "photo.png", "-w", weights, "--fit", "native", code=3).stderr
+    assert "photo.png: has 3 channels, but the checkpoint takes 5" in refused
+    assert "set --format to npy" in vartok("decode", "array.tokens.npz", "-w", weights, code=2).stderr
+    command = ("decode", "array.tokens.npz", "-w", weights, "--format", "npy")
+    vartok(*command)
+    found = np.load("array.decoded.npy")
+    tokenizer = library.load(weights, device="cpu")
+    decoded = tokenizer.decode(tokenizer.encode(np.load("array.npy")))
+    assert np.array_equal(found, to_pixels(decoded, np.uint16)[0])
+    vartok(*command, "--skip-existing")
+    assert "exists" in vartok(*command, code=1).stderr

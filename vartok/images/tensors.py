@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-Pixels: TypeAlias = "NDArray[np.uint8] | NDArray[np.uint16]"
-"""Levels of 8 bits, or of 16; the channels are the last axis."""
+Pixels: TypeAlias = "NDArray[np.unsignedinteger[Any]]"
+"""Levels: uint8, or uint16; the channels are the last axis."""
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -36,7 +36,7 @@ def to_tensor(pixels: Pixels) -> Tensor:
     check_pixels(pixels, "BHWC")
     half = peak(pixels.dtype) / 2
     if pixels.dtype == np.uint16:
-        pixels = pixels.astype(np.float32)  # type: ignore[assignment]  # torch does little with uint16
+        pixels = pixels.astype(np.float32)  # torch does little with uint16
     images = torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
     return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1)
 
@@ -85,7 +85,7 @@ def peak(dtype: type[np.uint8 | np.uint16] | np.dtype[Any]) -> int:
 def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     """Return pixels of 8 bits: uint8 unchanged, uint16 rounded to the nearest of 256 levels."""
     if pixels.dtype == np.uint8:
-        return pixels  # type: ignore[return-value]
+        return pixels
     return np.rint(pixels / np.float32(257)).astype(np.uint8)
 
 

@@ -1,7 +1,10 @@
 """Checkpoints of images of one channel, or of other numbers than three, from end to end."""
 
 import dataclasses
+import io
+import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,14 @@ import pytest
 import torch
 from conftest import Vartok, photo
 from noise import SMALL, bare, draw, save
+from numpy.typing import NDArray
 from PIL import Image
 
 import vartok as library
 from vartok.checkpoints import build_model, read_checkpoint
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ImageError
-from vartok.images import to_pixels, to_tensor
+from vartok.images import Fit, read_picture, to_pixels, to_tensor
 
 LIGHT = dataclasses.replace(SMALL, autoencoder=LightConfig(widths=(8, 8, 8), depths=(1, 1, 1)))
 CONFIGS = {
@@ -173,3 +177,66 @@ def test_encode_and_decode_five_channels(vartok: Vartok, here: Path, tmp_path: P
     assert np.array_equal(found, to_pixels(decoded, np.uint16)[0])
     vartok(*command, "--skip-existing")
     assert "exists" in vartok(*command, code=1).stderr
+
+
+def test_eval_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
+    photo(0).save("photo.png")
+    array(Path("array.npy"), 1)
+    ran = vartok("eval", "photo.png", "array.npy", "-w", grey, "--size", "32", "--baselines", "--json")
+    assert "converted the colours of 1 picture" in ran.stderr
+    report = json.loads(ran.stdout)
+    assert (report["pictures"], report["converted_to_grey"]) == (2, 1)
+    assert report["methods"]["psnr"].startswith("over a picture's levels, peak 255, or 65535")
+    assert [one["format"] for one in report["baselines"]] == ["jpeg", "webp"]
+    tokenizer = library.load(grey, device="cpu")
+    fit = Fit(channels=1, size=32)
+    found = []
+    for name in ("photo.png", "array.npy"):
+        pixels = read_picture(Path(name), fit).pixels
+        copy = to_pixels(tokenizer.decode(tokenizer.encode(pixels)), pixels.dtype)[0]
+        error = np.square((pixels.astype(float) - copy) / np.iinfo(pixels.dtype).max).mean()
+        found.append(-10 * np.log10(error))
+    assert report["models"][0]["psnr"] == pytest.approx(np.mean(found), abs=1e-6)
+
+
+def test_eval_of_five_channels_has_no_baselines(vartok: Vartok, here: Path) -> None:
+    weights = save(here / "five.safetensors", CONFIGS["light", 5])
+    array(Path("array.npy"), 5)
+    command = ("eval", "array.npy", "-w", weights, "--no-scales", "--size", "32", "--json")
+    report = json.loads(vartok(*command).stdout)
+    assert (report["pictures"], report["models"][0]["psnr"] < 100) == (1, True)
+    assert "`baselines`" not in (said := vartok(*command, "--baselines", code=2).stderr)
+    assert "--baselines needs pictures of 1 or 3 channels, not the checkpoint's 5" in said
+    assert "they cannot get the same pixels" in vartok(*command, "--compare", "shipped", code=2).stderr
+
+
+def test_a_data_set_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
+    (here / "in").mkdir()
+    photo(0).save("in/photo.png")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1001).save("in/ramp.png")
+    options = ("-w", grey, "--views", "flip", "--latents", "--format", "wds", "--keep-pictures")
+    ran = vartok("dataset", "in", array(here / "array.npy", 1), "-o", "set", *options)
+    assert "colours of pictures: converted to grey levels" in ran.stderr
+    summary = json.loads(Path("set/dataset.json").read_text())
+    assert summary["pictures"] == 3
+    assert list(summary["not_carried"].values()) == [1]
+    vartok("dataset", "verify", "set")
+    vartok("decode", "set", "-w", grey, "-o", "out")
+    assert len(list(Path("out").rglob("*.png"))) == 6
+    tokenizer = library.load(grey, device="cpu")
+    ramp = (
+        torch.from_numpy(np.asarray(Image.open("in/ramp.png")).astype(np.float32))[None, None] / 32767.5 - 1
+    )
+    with tarfile.open(next(Path("set/data").glob("*.tar"))) as tar:
+        names = tar.getnames()
+        tokens = {name: _load(tar, name) for name in names if "ramp" in name and name.endswith("tokens.npy")}
+    assert any(re.fullmatch(r"array[^.]*\.npy", name) for name in names)
+    wanted = [tokenizer.encode(view).flatten()[0].numpy() for view in (ramp, ramp.flip(3))]
+    assert all(np.array_equal(one, two) for one, two in zip(tokens.values(), wanted, strict=True))
+
+
+def _load(tar: tarfile.TarFile, name: str) -> NDArray[Any]:
+    member = tar.extractfile(name)
+    assert member is not None
+    found: NDArray[Any] = np.load(io.BytesIO(member.read()))
+    return found

@@ -13,7 +13,7 @@ from vartok.images.channels import CONVERTED, channels_error
 from vartok.images.color import scaled, value_range
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED
 from vartok.images.fit import PIXELS_HINT, Fit, check_size
-from vartok.images.tensors import peak, to_bytes
+from vartok.images.tensors import as_pil, peak, to_rgb_bytes
 from vartok.npy import MAGIC, read_npy_header
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
     if values.dtype.kind == "f":
         values = np.rint(scaled(values, value_range([values], notes)) * peak(np.uint16)).astype(np.uint16)
     if channels == 3:
-        rgb = np.broadcast_to(to_bytes(values), (*values.shape[:2], 3))
-        return Image.fromarray(np.ascontiguousarray(rgb))
+        return as_pil(to_rgb_bytes(values))
     bands = Bands.from_pixels(values)
     if len(bands.bands) == channels:
         return bands

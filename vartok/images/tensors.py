@@ -91,7 +91,8 @@ def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
 
 def to_rgb_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     """Return [..., 1 or 3] pixels as RGB of 8 bits, [..., 3] uint8: a grey level three times."""
-    return np.broadcast_to(to_bytes(pixels), (*pixels.shape[:-1], 3))
+    levels = to_bytes(pixels)
+    return levels if levels.shape[-1] == 3 else levels.repeat(3, axis=-1)
 
 
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:

@@ -49,6 +49,7 @@ def convert(
         str | None,
         typer.Option(
             "--key",
+            "--part",
             help="Key of the tokenizer in a file of several, as ema or trainer.vae_local; default: the only "
             "one, or the only one named EMA.",
         ),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vartok.checkpoints.known import find_checkpoint
 from vartok.checkpoints.recognition import HITS, recognize_config
+from vartok.checkpoints.statements import read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.config import LightConfig, TokenizerConfig
@@ -48,8 +49,8 @@ class Checkpoint:
         config: the model's configuration.
         tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if the file's
             format allows it.
-        notes: one line for each value of `config` that the file does not state and that was assumed, and one
-            if the file holds several tokenizers.
+        notes: one line for each value of `config` that the file does not state and that was assumed, one for
+            each statement of another configuration, and one if the file holds several tokenizers.
     """
 
     name: str
@@ -63,6 +64,9 @@ def read_checkpoint(
     path: str | Path, overrides: Mapping[str, Any] = MappingProxyType({}), *, key: str | None = None
 ) -> Checkpoint:
     """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
+
+    A file without vartok's metadata is recognized by its tensors' shapes, by the configuration that it
+    states, and by a config.json in its folder.
 
     Args:
         path: the file, whose format is recognized by its content, not by its name; a training run's folder;
@@ -144,9 +148,10 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoint:
-    metadata, tensors, notes = read_tensors(path, key)
+    metadata, tensors, statements, notes = read_tensors(path, key)
     if metadata.get("format") != FORMAT:
-        config, assumed = recognize_config(tensors, overrides)
+        statements += read_config_json(path)
+        config, assumed = recognize_config(tensors, overrides, statements)
         notes += assumed
     elif metadata.get("version") != VERSION:
         version = one_line(metadata.get("version", "?"), 20)
@@ -188,9 +193,15 @@ def _check_tensors(
         if tensor.shape != like.shape:
             raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")
         if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
+            raise CheckpointError(
+                f"tensor {name} is {tensor.dtype}, expected floating point",
+                hint="save the weights as they were before their quantization",
+            )
         if not _is_dense(tensor):
-            raise CheckpointError(f"tensor {name} is sparse or has no data, expected a dense tensor")
+            raise CheckpointError(
+                f"tensor {name} is sparse or has no data, expected a dense tensor",
+                hint="save it after .to_dense()",
+            )
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
         raise CheckpointError(f"has an unexpected tensor: {one_line(min(extra))}")
@@ -201,7 +212,10 @@ def _check_tensors(
     _check_size(checked, file_size)
     for name, tensor in checked.items():
         if not _is_finite(tensor):
-            raise CheckpointError(f"tensor {name} holds NaN or infinite values")
+            raise CheckpointError(
+                f"tensor {name} holds NaN or infinite values",
+                hint="its training diverged or the file is damaged: name another",
+            )
     return {**checked, HITS: torch.zeros(hits.shape) if counts is None else counts}
 
 

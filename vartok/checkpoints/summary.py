@@ -47,7 +47,7 @@ def read_summary(weights: str | Path | None) -> tuple[TokenizerConfig, ModelInfo
             phis = [_phi(file, config, k) for k in range(config.phi_count)]
             info = ModelInfo(
                 name=metadata.get("name") or path.stem,
-                fingerprint=quantizer_fingerprint(file.get_tensor(CODEBOOK), phis),
+                fingerprint=quantizer_fingerprint(file.get_tensor(CODEBOOK), phis, last_phi=config.last_phi),
                 vocab_size=config.vocab_size,
             )
     except (SafetensorError, OSError, ValueError, TypeError, VartokError):

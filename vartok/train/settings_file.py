@@ -58,7 +58,10 @@ def read_settings(
         ConfigError: there is no such preset or file, or `parse_settings` refuses its text.
         CheckpointError: there is no such checkpoint, or vartok cannot run it.
     """
-    settings = _read_preset(str(preset), overrides or {})
+    changes = dict(overrides or {})
+    if weights is not None:
+        changes["start"] = {**changes.get("start", {}), "weights": str(weights)}
+    settings = _read_preset(str(preset), changes)
     if weights is None:
         return settings
     checkpoint = read_start(weights)
@@ -66,7 +69,6 @@ def read_settings(
         settings,
         license=settings.license or checkpoint.license,
         model=checkpoint.config,
-        start=dataclasses.replace(settings.start, weights=str(weights)),
         optimizer=dataclasses.replace(settings.optimizer, encoder_warmup_steps=0),
     )
 

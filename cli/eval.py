@@ -179,6 +179,7 @@ def _as_json(
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
         "damaged": [{"name": one.name, "damage": one.damage} for one in report.damaged()],
         "passed_over": report.passed_over,
+        "converted_to_grey": report.converted_to_grey,
         "preprocessing": {
             "fit": fit.mode,
             "size": None if native else fit.size,

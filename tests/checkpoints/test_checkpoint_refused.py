@@ -132,7 +132,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, reason: str) ->
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "the folder has no weights.safetensors"
+    assert refusal(tmp_path) == "the folder has no checkpoint"
     assert refusal(tmp_path / "none") == "no such file or folder"
 
 

@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_no_file_is_refused(vartok: Vartok, here: Path, com
     for name, reason in (
         ("pipe", "it is a pipe, not a file: save its data in a file first"),
         ("/dev/zero", "it is a device, not a file: save its data in a file first"),
-        ("folder", "the folder has no weights.safetensors: name a checkpoint file, or the folder of a"),
+        ("folder", "the folder has no checkpoint: name a checkpoint file, or the folder of a"),
     ):
         [line] = vartok(*command.format(name).split(), code=1).stderr.splitlines()
         assert line.startswith(f"vartok: {name}: {reason}")

@@ -57,17 +57,27 @@ def read_array(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image.Imag
         )
     height, width, channels = (*shape, 1)[:3]
     check_channels(shape, fit.channels)
-    check_size(width, height, fit.max_pixels, hint=PIXELS_HINT)
+    check_values(width, height, channels, fit.max_pixels)
     count = height * width * channels
-    if count > 3 * fit.max_pixels:
-        raise ImageError(
-            f"{count:,} values are more than three for each of {fit.max_pixels:,} pixels, the limit",
-            hint=PIXELS_HINT,
-        )
     data, damage = _read_data(stream, count * dtype.itemsize, allow_damaged=fit.allow_damaged)
     order: Any = "F" if header.fortran_order else "C"
     values = np.frombuffer(data, dtype).reshape((height, width, channels), order=order)
     return from_values(values, fit.channels, notes), damage
+
+
+def check_values(width: Any, height: Any, channels: int, max_pixels: int) -> None:
+    """Check the size of a picture of several channels, as `check_size`; it may have three for each pixel.
+
+    Raises:
+        ImageError: the size is invalid, or too large.
+    """
+    check_size(width, height, max_pixels, hint=PIXELS_HINT)
+    count = width * height * channels
+    if count > 3 * max_pixels:
+        raise ImageError(
+            f"{count:,} values are more than three for each of {max_pixels:,} pixels, the limit",
+            hint=PIXELS_HINT,
+        )
 
 
 def check_channels(shape: tuple[int, ...], wanted: int) -> None:

@@ -13,6 +13,7 @@ from vartok.images.channels import CONVERTED, channels_error
 from vartok.images.color import scaled, value_range
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED
 from vartok.images.fit import PIXELS_HINT, Fit, check_size
+from vartok.images.scaling import STRIP
 from vartok.images.tensors import as_pil, peak, to_rgb_bytes
 from vartok.npy import MAGIC, read_npy_header
 
@@ -115,7 +116,7 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
     if values.dtype == bool:
         values = values * np.uint8(255)
     if values.dtype.kind == "f":
-        values = np.rint(scaled(values, value_range([values], notes)) * peak(np.uint16)).astype(np.uint16)
+        values = _to_levels(values, notes)
     if channels == 3:
         return as_pil(to_rgb_bytes(values))
     bands = Bands.from_pixels(values)
@@ -123,6 +124,18 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
         return bands
     notes.append(CONVERTED)
     return bands.to_grey()
+
+
+def _to_levels(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint16]:
+    """Return [H, W, C] floats as levels, see `from_values`; in strips, to save memory."""
+    height, width, channels = values.shape
+    rows = max(1, STRIP // (width * channels))
+    parts = [slice(top, top + rows) for top in range(0, height, rows)]
+    grey = value_range((values[part] for part in parts), notes)
+    levels = np.empty(values.shape, np.uint16)
+    for part in parts:
+        levels[part] = np.rint(scaled(values[part], grey) * peak(np.uint16))
+    return levels
 
 
 def _read_data(stream: BinaryIO, size: int, *, allow_damaged: bool) -> tuple[bytes, str | None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
+from vartok.evaluation import agreement, round_trips
 from vartok.images import Fit
 from vartok.metadata import ModelInfo
 from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
@@ -183,6 +184,7 @@ class Scores:
         unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, if it was not measured, or over
             pictures of several K.
+        round_trips: figures after 1, 2, ... round trips; empty for a baseline, or if they were not measured.
     """
 
     psnr: float
@@ -193,6 +195,7 @@ class Scores:
     lpips: float | None = None
     unquantized_psnr: float | None = None
     scale_psnr: tuple[float, ...] | None = None
+    round_trips: tuple[round_trips.RoundTrip, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +294,8 @@ class EvaluationReport:
         dtype: dtype of the first checkpoint's encoder and decoder.
         passed_over: number of files and of members of tars that were not read, by kind: by suffix, or as in
             `vartok.sources.passed_over`.
+        agreements: agreement of the first checkpoint's tokens with those in float32 on the CPU, for each
+            device and dtype that was asked for.
     """
 
     pictures: int
@@ -303,6 +308,7 @@ class EvaluationReport:
     device: str
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
+    agreements: tuple[agreement.Agreement, ...] = ()
 
     def damaged(self) -> list[PictureScores]:
         """Return the measured pictures whose files are damaged, in order."""
@@ -327,4 +333,8 @@ class EvaluationReport:
             or any(getattr(one, figure.name, None) is not None for one in [*columns, *usage])
         ]
         formats = {one.format: BASELINES[one.format] for one in self.baselines}
+        if any(model.round_trips for model in self.models):
+            formats["round_trips"] = round_trips.METHOD
+        if self.agreements:
+            formats["agreements"] = agreement.METHOD
         return {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}

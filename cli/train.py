@@ -41,7 +41,8 @@ FromOption = Annotated[
     typer.Option(
         "--from",
         metavar="WEIGHTS",
-        help="Fine-tune a checkpoint: a file, a run's folder, or `shipped`, vartok's own.",
+        help="Fine-tune a checkpoint: a file, a folder with one, a name that `vartok models` lists, or "
+        "hf://OWNER/REPO[/FILE][@REVISION].",
     ),
 ]
 KeepTokensOption = Annotated[

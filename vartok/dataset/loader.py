@@ -331,8 +331,9 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         """
         count = len(self)
         items = np.fromiter(map(operator.index, indices), np.int64, len(indices))
-        if len(items) and not -count <= items.min() <= items.max() < count:
-            raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
+        missing = items[(items < -count) | (items >= count)]
+        if len(missing):
+            raise IndexError(f"the data set has no item {missing[0]}: it has {count:,}, numbered from 0")
         items = np.where(items < 0, items + count, items)
         if len(self._caches) == 1:
             return Batch(self._columns(0, items))

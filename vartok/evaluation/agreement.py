@@ -20,6 +20,7 @@ from vartok.codebook import Spread
 from vartok.errors import ArgumentError, DeviceError
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
 from vartok.images import to_tensor
+from vartok.images.tensors import Pixels
 from vartok.loading import load
 from vartok.models.quantizer import area_pool
 from vartok.runtime import DTYPES
@@ -96,8 +97,8 @@ class AgreementMeter:
         self._schedule = schedule
         self._found: list[tuple[Differences, ...]] = []
 
-    def compare(self, pixels: NDArray[np.uint8]) -> list[tuple[Differences, ...]]:
-        """Encode pictures with every tokenizer: [B, H, W, 3] uint8 -> each picture's differences."""
+    def compare(self, pixels: Pixels) -> list[tuple[Differences, ...]]:
+        """Compare the tokens of pictures, [B, H, W, C] uint8 or uint16: the differences of each."""
         images = to_tensor(pixels)
         latent = self._reference.latent(images)
         tokens = self._reference.quantize(latent, self._schedule)

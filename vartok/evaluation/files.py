@@ -13,6 +13,7 @@ from vartok.evaluation.agreement import AgreementMeter, load_others
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
+from vartok.images.channels import CONVERTED, warn_of_grey
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
@@ -106,7 +107,7 @@ def evaluate_files(
             each other.
 
     Warns:
-        VartokWarning: files, or members of tars, were passed over.
+        VartokWarning: files, or members of tars, were passed over; or colours were converted to grey levels.
     """
     given = make_fit(
         fit,
@@ -134,6 +135,12 @@ def evaluate_files(
     if agree:
         reference, loaded = load_others(agree, weights, first, device=device, dtype=dtype)
         agreement = AgreementMeter(reference, loaded, grids)
+    channels = first.config.in_channels
+    asked = {"baselines": baselines, "lpips": lpips, "rfid": rfid}
+    if channels not in (1, 3) and any(asked.values()):
+        name = next(name for name, wanted in asked.items() if wanted)
+        message = f"`{name}` needs pictures of 1 or 3 channels, not the checkpoint's {channels}"
+        raise ArgumentError(message, hint="leave it out")
     evaluation = Evaluation(
         tokenizers,
         resolve_fit(tokenizers, given, size=size, schedule=grids),
@@ -152,10 +159,13 @@ def evaluate_files(
     )
     with closing(results):
         for result in results:
+            if isinstance(result, PictureScores) and CONVERTED in result.notes:  # said once, below
+                result = dataclasses.replace(result, notes=tuple(n for n in result.notes if n != CONVERTED))
             if progress is not None:
                 progress(result)
     warn_of_members(members)
     report = evaluation.report()
+    warn_of_grey(report.converted_to_grey)
     if report.failures and not report.pictures:
         failed, *others = report.failures
         more = f"; {counted(len(others), 'other')} failed too" if others else ""

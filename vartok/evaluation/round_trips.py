@@ -6,11 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
 from vartok.images import to_pixels, to_tensor
+from vartok.images.tensors import Pixels
 from vartok.metrics import psnr
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
@@ -26,7 +24,8 @@ METHOD = (
 class RoundTrip:
     """The figures after one trip, of a picture or over pictures.
 
-    A trip decodes the tokens to 8-bit pixels, as a PNG stores them, and encodes these again.
+    A trip decodes the tokens to 8-bit pixels, as a PNG stores them, and encodes these again; to 16-bit pixels
+    if the original ones are.
 
     Attributes:
         equal: tokens after the trip that equal the picture's own.
@@ -41,8 +40,8 @@ class RoundTrip:
 
 def make_round_trips(
     tokenizer: Tokenizer,
-    pixels: NDArray[np.uint8],
-    copies: NDArray[np.uint8],
+    pixels: Pixels,
+    copies: Pixels,
     tokens: TokenMaps,
     count: int,
 ) -> list[tuple[RoundTrip, ...]]:
@@ -50,8 +49,8 @@ def make_round_trips(
 
     Args:
         tokenizer: the tokenizer.
-        pixels: [B, H, W, 3] uint8, the original pictures.
-        copies: [B, H, W, 3] uint8, the pictures decoded from `tokens`.
+        pixels: [B, H, W, C] uint8 or uint16, the original pictures.
+        copies: [B, H, W, C] of the same dtype, the pictures decoded from `tokens`.
         tokens: the original pictures' token maps.
         count: number of trips, 0 or more.
 
@@ -62,7 +61,7 @@ def make_round_trips(
     own = [part.cpu() for part in tokens.maps]
     for _ in range(count):
         found = tokenizer.encode(to_tensor(copies), tokens.schedule)
-        decoded = to_pixels(tokenizer.decode(found))
+        decoded = to_pixels(tokenizer.decode(found), pixels.dtype)
         equal = count_equal(own, [part.cpu() for part in found.maps])
         for b, trip in enumerate(trips):
             trip.append(

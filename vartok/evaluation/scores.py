@@ -8,6 +8,7 @@ from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.evaluation import agreement, round_trips
 from vartok.images import Fit
+from vartok.images.channels import CONVERTED
 from vartok.metadata import ModelInfo
 from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
 from vartok.schedule import Schedule
@@ -310,6 +311,11 @@ class EvaluationReport:
     passed_over: dict[str, int] = field(default_factory=dict)
     agreements: tuple[agreement.Agreement, ...] = ()
 
+    @property
+    def converted_to_grey(self) -> int:
+        """Number of measured pictures whose colours were converted to grey levels."""
+        return sum(CONVERTED in scores.notes for scores in self.by_picture)
+
     def damaged(self) -> list[PictureScores]:
         """Return the measured pictures whose files are damaged, in order."""
         return [scores for scores in self.by_picture if scores.damage is not None]
@@ -337,4 +343,21 @@ class EvaluationReport:
             formats["round_trips"] = round_trips.METHOD
         if self.agreements:
             formats["agreements"] = agreement.METHOD
-        return {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
+        methods = {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
+        return methods if self.fit.channels == 3 else _of_channels(methods)
+
+
+def _of_channels(methods: dict[str, str]) -> dict[str, str]:
+    """Return the texts of `EvaluationReport.methods` as they are for other numbers of channels than three."""
+    changes = {
+        "a picture's RGB levels, peak 255": "a picture's levels, peak 255, or 65535 of 16 bits",
+        "each RGB channel": "each channel",
+        "uint8": "uint8 or uint16",
+        "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
+        "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
+        "4:2:0, ": "",
+        "8-bit": "8-bit or 16-bit",
+    }
+    for old, new in changes.items():
+        methods = {name: text.replace(old, new) for name, text in methods.items()}
+    return methods

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vartok.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
+from vartok.checkpoints import Checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, one_line, quoted
 from vartok.files import os_error_reason
@@ -80,7 +80,7 @@ def read_start(weights: str | Path) -> Checkpoint:
         CheckpointError: there is no such checkpoint, or vartok cannot run it. The message begins with its
             path.
     """
-    return read_checkpoint(find_checkpoint(weights))
+    return read_checkpoint(weights)
 
 
 def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> TrainSettings:

@@ -16,6 +16,7 @@ from .export import export
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
 from .messages import print_result
+from .models import app as models
 from .schedules import schedules
 from .train import train
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert, export):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
+app.add_typer(models, name="models", help="List, fetch or find known checkpoints.")
 app.add_typer(dataset, name="dataset", help="Build, verify or export a data set of tokens.")
 
 

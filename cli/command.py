@@ -16,11 +16,13 @@ from typing import Any, get_type_hints
 
 import typer
 
+from vartok.checkpoints import hub
 from vartok.errors import ArgumentError, VartokError, VartokWarning
 from vartok.files import remove_open_temp_files
 from vartok.processors import configure_openmp
 from vartok.stopping import Terminated, stop
 
+from .fetching import FetchDisplay
 from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
 from .streams import for_stderr, prepare_streams
 
@@ -76,6 +78,31 @@ class Command(Frame, typer.core.TyperCommand):
         return [re.sub(r"\{(.*?)(\.\.\.)?\}", r"\1", piece) for piece in pieces]
 
 
+class DefaultContext(typer.Context):
+    """The context of the default command, which users need not name."""
+
+    @property
+    def command_path(self) -> str:
+        """The words before the arguments, for help and usage lines: "vartok dataset"."""
+        return self.parent.command_path if self.parent else super().command_path
+
+
+class Default(Command):
+    """A command that runs where its group's arguments name none."""
+
+    context_class = DefaultContext
+
+
+class DefaultCommand(Group):
+    """A group whose first command is the default."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the first command's name if the arguments do not begin with a command."""
+        if not args or args[0] not in self.commands:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
 stop.cleanups.append(remove_open_temp_files)
 
 
@@ -93,6 +120,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
         debug = bool(kwargs.get("debug"))
         configure_openmp()
         _quieten_libraries(debug, notes=not kwargs.get("quiet"))
+        hub.listener = FetchDisplay(quiet=bool(kwargs.get("quiet")))
         token = option_names.set(options)
         try:
             with _exit_codes(debug=debug):

@@ -20,7 +20,7 @@ from .messages import print_result
 from .options import DebugOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:
-    from vartok.checkpoints import Checkpoint
+    from vartok.checkpoints import Checkpoint, CheckpointFile
 
 
 @command
@@ -28,7 +28,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="Checkpoint: a .pth or safetensors file, or the folder of a training run."
+            metavar="IN",
+            help="Checkpoint: a .pth or safetensors file, a folder with one, a name, or hf://OWNER/REPO/FILE.",
         ),
     ],
     output: Annotated[
@@ -49,6 +50,7 @@ def convert(
         str | None,
         typer.Option(
             "--key",
+            "--part",
             help="Key of the tokenizer in a file of several, as ema or trainer.vae_local; default: the only "
             "one, or the only one named EMA.",
         ),
@@ -87,12 +89,12 @@ def convert(
 
     from vartok import checkpoints
 
-    path = checkpoints.find_checkpoint(source)
-    if output.exists() and path.exists() and output.samefile(path):
+    file = checkpoints.locate_checkpoint(source)
+    if output.exists() and output.samefile(file.path):
         raise ArgumentError(
             f"{printable(output)} is the input, which would be lost", hint="name another file"
         )
-    checkpoint, found = _read(path, sha256, overrides, key)
+    checkpoint, found = _read(file, sha256, overrides, key)
     checkpoint = dataclasses.replace(
         checkpoint, name=name or checkpoint.name, license=license or checkpoint.license
     )
@@ -103,14 +105,14 @@ def convert(
 
 
 def _read(
-    path: Path, sha256: str | None, overrides: dict[str, object], key: str | None
+    file: CheckpointFile, sha256: str | None, overrides: dict[str, object], key: str | None
 ) -> tuple[Checkpoint, str]:
     """Return a checkpoint and the sha256 of its file.
 
     The checkpoint that VAR's authors published gets its name and licence.
 
     Args:
-        path: the file.
+        file: the file.
         sha256: the expected sha256 in hex digits, or None.
         overrides: values that replace those of the checkpoint's configuration.
         key: key of the tokenizer in a file of several, or None.
@@ -122,12 +124,12 @@ def _read(
     from vartok import checkpoints
 
     def hashed() -> str:
-        with named_errors(path):
-            return checkpoints.file_sha256(path)
+        with named_errors(file.path):
+            return checkpoints.file_sha256(file.path)
 
     if sha256 and (found := hashed()) != sha256.lower():
-        raise CheckpointError(f"{printable(path)}: has sha256 {found}, not {printable(sha256)}")
-    checkpoint = checkpoints.read_checkpoint(path, overrides, key=key)  # refuses a large file of another kind
+        raise CheckpointError(f"{printable(file.label)}: has sha256 {found}, not {printable(sha256)}")
+    checkpoint = checkpoints.read_checkpoint(file, overrides, key=key)  # refuses a large file of another kind
     found = hashed()
     if found == checkpoints.PUBLISHED_SHA256:
         checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())

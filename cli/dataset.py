@@ -14,7 +14,7 @@ import typer
 from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.stopping import Terminated, as_exceptions, stop
 
-from .command import Command, Group, command
+from .command import Command, Default, DefaultCommand, command
 from .dataset_export import export
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions, ViewOptions
 from .display import Display
@@ -131,35 +131,18 @@ def verify(
         raise typer.Exit(FAILED)
 
 
-class DefaultContext(typer.Context):
-    """The context of the default command, which users need not name."""
-
-    @property
-    def command_path(self) -> str:
-        """The words before the arguments, for help and usage lines: "vartok dataset"."""
-        return self.parent.command_path if self.parent else super().command_path
-
-
-class Default(Command):
-    """A command that runs where its group's arguments name none."""
-
-    context_class = DefaultContext
-
-
-class DefaultCommand(Group):
-    """A group whose first command is the default."""
+class DataSetGroup(DefaultCommand):
+    """The group of `vartok dataset`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the first command's name if the arguments do not begin with a command."""
-        if args and args[0] == "build" and not os.path.exists("build"):  # the name of the library's function
+        """Say how a data set is built if the first argument is the name of the library's function."""
+        if args and args[0] == "build" and not os.path.exists("build"):
             cure = "vartok dataset SRC... -o OUT builds a data set"
             raise typer.BadParameter(f"there is no command build: {cure}")
-        if not args or args[0] not in self.commands:
-            args = [next(iter(self.commands)), *args]
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=DefaultCommand, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(cls=DataSetGroup, add_completion=False, rich_markup_mode=None)
 app.command(name="make", cls=Default)(make)
 app.command(name="verify", cls=Command)(verify)
 app.command(name="export", cls=Command)(export)

@@ -39,7 +39,7 @@ class MeasureOptions:
         typer.Option(
             "--compare",
             metavar="WEIGHTS",
-            help="Also measure this checkpoint on the same pixels; `shipped` is vartok's own.",
+            help="Also measure this checkpoint, as -w takes it, on the same pixels.",
         ),
     ] = None
     baselines: Annotated[
@@ -88,7 +88,7 @@ def eval(
     Examples:
       vartok eval -r photos
       vartok eval -r photos --baselines --worst 10
-      vartok eval -r photos -w mine.safetensors --compare shipped --json
+      vartok eval -r photos -w mine.safetensors --compare light --json
     """
     from vartok.images import configure_pillow
     from vartok.operations import find_inputs
@@ -179,6 +179,7 @@ def _as_json(
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
         "damaged": [{"name": one.name, "damage": one.damage} for one in report.damaged()],
         "passed_over": report.passed_over,
+        "converted_to_grey": report.converted_to_grey,
         "preprocessing": {
             "fit": fit.mode,
             "size": None if native else fit.size,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-PictureFormat = Literal["png", "jpg", "webp"]
+PictureFormat = Literal["png", "jpg", "webp", "npy"]
 FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[
@@ -115,7 +115,8 @@ WeightsOption = Annotated[
         "-w",
         envvar="VARTOK_WEIGHTS",
         metavar="WEIGHTS",
-        help="Checkpoint: a file, or the folder of a training run; default: `shipped`, vartok's own.",
+        help="Checkpoint: a file, a folder with one, a name that `vartok models` lists, or "
+        "hf://OWNER/REPO[/FILE][@REVISION]; default: `light`, vartok's own.",
     ),
 ]
 DeviceOption = Annotated[

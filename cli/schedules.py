@@ -44,7 +44,7 @@ def _read_config(weights: str | None) -> tuple[str, TokenizerConfig]:
     summary = checkpoints.read_summary(weights)
     if summary:
         return summary[1].name, summary[0]
-    checkpoint = checkpoints.read_checkpoint(checkpoints.find_checkpoint(weights))
+    checkpoint = checkpoints.read_checkpoint(weights)
     return checkpoint.name, checkpoint.config
 
 

@@ -41,7 +41,15 @@ FromOption = Annotated[
     typer.Option(
         "--from",
         metavar="WEIGHTS",
-        help="Fine-tune a checkpoint: a file, a run's folder, or `shipped`, vartok's own.",
+        help="Fine-tune a checkpoint: a file, a folder with one, a name that `vartok models` lists, or "
+        "hf://OWNER/REPO[/FILE][@REVISION].",
+    ),
+]
+KeepTokensOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-tokens",
+        help="With --from: train the decoder alone; pictures keep their tokens.",
     ),
 ]
 ResumeOption = Annotated[
@@ -93,6 +101,7 @@ def train(
     output: RunOption,
     preset: PresetOption = None,
     start: FromOption = None,
+    keep_tokens: KeepTokensOption = False,
     resume: ResumeOption = False,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
@@ -117,11 +126,13 @@ def train(
       vartok train shards/*.tar -o run --preset var-small --steps 20000
       vartok train photos -o run --resume
       vartok train xrays -o run --from shipped --steps 2000 --lr 3e-4
+      vartok train xrays -o run --from shipped --keep-tokens
       accelerate launch -m vartok train shards/*.tar -o run --preset var
     """
     overrides: dict[str, Any] = {
         "run": _given(steps=steps, minutes=minutes, seed=seed),
         "data": _given(batch_size=batch_size, allow_damaged=allow_damaged or None),
+        "start": _given(keep_tokens=keep_tokens or None),
         "optimizer": _given(lr=lr),
         **_given(name=name),
     }
@@ -129,6 +140,8 @@ def train(
         raise typer.BadParameter("a resumed run keeps its settings: leave --preset out")
     if resume and start is not None:
         raise typer.BadParameter("a resumed run keeps its weights: leave --from out")
+    if resume and keep_tokens:
+        raise typer.BadParameter("a resumed run keeps its settings: leave --keep-tokens out")
     settings = _read_settings(output, preset, start, overrides, resume=resume)
     if not messages.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard may import TensorFlow, which logs
@@ -148,11 +161,15 @@ def _given(**values: Any) -> dict[str, Any]:
 def _read_settings(
     run: Path, preset: str | None, start: str | None, overrides: dict[str, Any], *, resume: bool
 ) -> TrainSettings:
-    from vartok.train import read_settings
+    from vartok.train import PRESETS, read_settings
     from vartok.train.folder import SETTINGS
     from vartok.train.loop import check_packages
 
     check_packages()
+    if (
+        overrides["start"] and start is None and (preset or "light") in PRESETS
+    ):  # a file may name a checkpoint
+        raise typer.BadParameter("--keep-tokens needs --from, the checkpoint whose tokens are kept")
     if resume:
         run.stat()  # raises FileNotFoundError, whose message all commands share
     if preset and preset.endswith(".toml"):

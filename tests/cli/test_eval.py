@@ -43,7 +43,16 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
         *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
-        *("damaged", "passed_over", "preprocessing", "methods", "device", "dtype", "versions"),
+        *(
+            "damaged",
+            "passed_over",
+            "converted_to_grey",
+            "preprocessing",
+            "methods",
+            "device",
+            "dtype",
+            "versions",
+        ),
     }
     assert (report["pictures"], report["failures"], report["worst"]) == (1, [], [])
     assert report["preprocessing"] == {

@@ -50,6 +50,9 @@ def commands(app: typer.Typer) -> dict[str, Any]:
     found = dict(group.commands)
     found["dataset verify"] = found["dataset"].commands["verify"]
     found["dataset"] = found["dataset"].commands["make"]
+    for name in ("fetch", "path"):
+        found[f"models {name}"] = found["models"].commands[name]
+    found["models"] = found["models"].commands["list"]
     return found
 
 
@@ -67,6 +70,9 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "export",
         "dataset",
         "dataset verify",
+        "models",
+        "models fetch",
+        "models path",
     }
     for name, command in commands(app).items():
         assert name.partition(" ")[0] in text
@@ -80,7 +86,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         assert shown.startswith(f"Usage: vartok {name} [OPTIONS]")
         for example in examples:
             assert f"vartok {name} " in f"{example} "
-            if example.startswith("vartok dataset verify") and name == "dataset":
+            if example.startswith(("vartok dataset verify", "vartok models fetch")) and " " not in name:
                 continue
             assert f"    {example}\n" in shown
             first = example.partition(f"vartok {name}")[2].partition("|")[0]

@@ -17,7 +17,7 @@ from vartok.checkpoints import CODEBOOK
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import ArgumentError, OutputError, ScheduleError, VartokError, VartokWarning
 from vartok.export import Agreement, export_checkpoint, exporter
-from vartok.export.agreement import check, soft_pictures
+from vartok.export.agreement import check, soft_images
 from vartok.export.formats import FORMATS, Format, Run
 from vartok.export.parts import Part
 
@@ -145,7 +145,7 @@ def test_exported_files_run_for_any_batch(tmp_path: Path, to: str, config: Token
     report = export_checkpoint(checkpoint, tmp_path, to)
     run = {name: FORMATS[to].load(path) for name, path in report.files.items()}
     ours = library.load(checkpoint, device="cpu")
-    images = soft_pictures(40, *config.image_size)
+    images = soft_images(40, 3, *config.image_size)
     tokens = ours.encode(images)
     found = run["quantizer"](run["encoder"](images))
     assert (found == tokens.flatten()).float().mean() > 0.99

@@ -9,7 +9,7 @@ from noise import SMALL, draw
 
 from vartok.checkpoints import CODEBOOK, Checkpoint, build_model
 from vartok.config import LightConfig, TokenizerConfig
-from vartok.export.agreement import soft_pictures
+from vartok.export.agreement import soft_images
 from vartok.export.parts import parts
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule, check_schedule, token_count
@@ -22,6 +22,7 @@ LIGHT = TokenizerConfig(
     autoencoder=LightConfig(widths=(8, 8, 8), depths=(1, 1, 1)),
 )
 LINEAR = dataclasses.replace(LIGHT, autoencoder=LightConfig())
+GREY = dataclasses.replace(LINEAR, in_channels=1)
 WIDE = check_schedule([1, [2, 3], [3, 5], [4, 7], [4, 7]])
 """Grids of which few divide the last, and one is as large as it."""
 
@@ -34,11 +35,11 @@ def drawn(config: TokenizerConfig) -> tuple[VQVAE, Tokenizer]:
     return build_model(checkpoint), ours
 
 
-@pytest.mark.parametrize("config", [SMALL, LIGHT, LINEAR], ids=["var", "light", "linear"])
+@pytest.mark.parametrize("config", [SMALL, LIGHT, GREY], ids=["var", "light", "grey"])
 def test_encoder_and_decoder_give_what_the_tokenizer_gives(config: TokenizerConfig) -> None:
     model, ours = drawn(config)
     run = {part.name: part.module for part in parts(model, config, config.patch_nums)}
-    images = soft_pictures(2, 2 * config.downsample, 3 * config.downsample)
+    images = soft_images(2, config.in_channels, 2 * config.downsample, 3 * config.downsample)
     latent = ours.latent(images)
     torch.testing.assert_close(run["encoder"](images), latent, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(run["decoder"](latent), ours.decode_latent(latent), rtol=1e-3, atol=1e-3)
@@ -52,6 +53,7 @@ def test_encoder_and_decoder_give_what_the_tokenizer_gives(config: TokenizerConf
         pytest.param({"quant_resi": 0.0}, WIDE, id="no phi"),
         pytest.param({"share_quant_resi": 1, "quant_resi": -0.25}, WIDE, id="one phi"),
         pytest.param({"share_quant_resi": 0}, None, id="phi per scale"),
+        pytest.param({"last_phi": False}, WIDE, id="no last phi"),
         pytest.param({"patch_nums": ((4, 4),)}, None, id="one scale"),
     ],
 )

@@ -4,18 +4,26 @@ import dataclasses
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import TINY, go, tiny
+from tiny_run import TINY, crops, go, tiny
+from torch import nn
 
 import vartok
-from vartok.errors import TrainError
-from vartok.train import TrainSettings, Validation, parse_settings, read_settings
+from vartok.errors import ConfigError, TrainError
+from vartok.images import to_tensor
+from vartok.models.vqvae import VQVAE
+from vartok.train import Progress, TrainSettings, Validation, parse_settings, read_settings
 from vartok.train.folder import STATE, WEIGHTS
+from vartok.train.frozen import FrozenTokens
+from vartok.train.objective import TrainingModel, latent_loss
 from vartok.train.settings import QuantizerSettings
 from vartok.train.settings_file import dump_settings
+
+FROZEN = ("encoder.", "quant_conv.", "quantize.")
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +60,16 @@ def test_fine_tuning_begins_with_the_checkpoints_weights(tiles: Path, trained: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep_tokens", [False, True])
 def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
-    tiles: Path, trained: Path, tmp_path: Path
+    tiles: Path, trained: Path, tmp_path: Path, keep_tokens: bool
 ) -> None:
     weights, settings = fine_tuning(trained, tmp_path)
+    settings = dataclasses.replace(
+        settings,
+        start=dataclasses.replace(settings.start, keep_tokens=keep_tokens),
+        loss=dataclasses.replace(settings.loss, adversarial=0.1, adversarial_start=3),
+    )
     go(settings, tiles, tmp_path / "whole")
     asked = itertools.count(1)
     go(settings, tiles, tmp_path / "parts", should_stop=lambda: next(asked) == 5)
@@ -66,6 +80,11 @@ def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
         torch.load(tmp_path / name / STATE, weights_only=True)["model"] for name in ("whole", "parts")
     )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    if keep_tokens:
+        assert all(
+            torch.equal(whole[f"model.{name}"], first[name]) for name in first if name.startswith(FROZEN)
+        )
+        return
     held = {name: tensor for name, tensor in whole.items() if name.startswith("anchor.")}
     moved = [name for name, tensor in held.items() if not torch.equal(tensor, whole[_of_model(name)])]
     assert moved
@@ -76,6 +95,60 @@ def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
 def _of_model(name: str) -> str:
     """Return the model's name of a tensor of the frozen encoder."""
     return name.replace("anchor.0.", "model.encoder.").replace("anchor.1.", "model.quant_conv.")
+
+
+def keeping(trained: Path, folder: Path, **tables: dict[str, Any]) -> TrainSettings:
+    """Return settings that keep a checkpoint's tokens, with everything on that would change them."""
+    tables = {"quantizer": {"dead_code_threshold": 0.9, "codebook_ema_decay": 0.5}, **tables}
+    start = {"keep_tokens": True}
+    (folder / "tiny.toml").write_text(TINY)
+    return read_settings(folder / "tiny.toml", {"start": start, **tables}, weights=trained)
+
+
+def test_tokens_are_kept(tiles: Path, trained: Path, tmp_path: Path) -> None:
+    settings = keeping(trained, tmp_path, run={"steps": 8})
+    assert settings == parse_settings(dump_settings(settings))
+    events = go(settings, tiles, tmp_path / "run")
+    assert any("encoder, codebook and phis are frozen" in event for event in events if type(event) is str)
+    before, after = (event for event in events if isinstance(event, Validation))
+    assert (before.used, before.perplexity) == (after.used, after.perplexity)
+    assert after.psnr > before.psnr + 0.1
+    progress = next(event for event in events if isinstance(event, Progress))
+    assert progress.replaced_codes == 0
+    assert 1 < progress.perplexity[-1] < 64  # of the tokens in training
+    first, second = (vartok.load(path, device="cpu") for path in (trained, tmp_path / "run"))
+    assert first.fingerprint == second.fingerprint
+    images = to_tensor(crops(tiles))
+    tokens = first.encode(images)
+    assert torch.equal(tokens.flatten(), second.encode(images).flatten())
+    old, new = load_file(trained), load_file(tmp_path / "run" / WEIGHTS)
+    moved = {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)["model"]
+    assert all(torch.equal(state[f"model.{name}"], old[name]) for name in old if name.startswith(FROZEN))
+    assert "pictures keep their tokens" in (tmp_path / "run" / "weights.md").read_text()
+
+
+def test_the_decoder_learns_from_the_f_hat_of_the_exported_tokens(trained: Path, tiles: Path) -> None:
+    settings, tokenizer = tiny(), vartok.load(trained, device="cpu")
+    model = VQVAE(settings.model)
+    model.load_state_dict(load_file(trained))
+    subject = TrainingModel(model, nn.Identity(), settings.model.patch_nums)
+    subject.frozen = FrozenTokens(model, settings.model.patch_nums)
+    images = to_tensor(crops(tiles))
+    with torch.autocast("cpu", torch.bfloat16):
+        f_hat, maps = subject.frozen(images)
+    tokens = tokenizer.encode(images)
+    assert all(torch.equal(one, other) for one, other in zip(maps, tokens.maps, strict=True))
+    assert torch.equal(f_hat, tokenizer.f_hat(tokens))
+    out = subject(images, True)
+    assert torch.equal(out.reconstruction, model.decoder(model.post_quant_conv(f_hat)))
+    assert latent_loss(out, settings.loss) == 0
+
+
+def test_keeping_tokens_needs_a_checkpoint() -> None:
+    with pytest.raises(ConfigError, match=r"\[start\] keep_tokens needs \[start\] weights"):
+        tiny(start={"keep_tokens": True})
 
 
 def test_weights_of_another_configuration_are_refused(tiles: Path, trained: Path, tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.checkpoints.checkpoint import Checkpoint, build_model, read_checkpoint, write_checkpoint
-    from vartok.checkpoints.known import (
-        PUBLISHED_NAME,
-        PUBLISHED_SHA256,
-        RUN_WEIGHTS,
-        file_sha256,
+    from vartok.checkpoints.finding import (
+        CheckpointFile,
+        fetch_known,
         find_checkpoint,
-        shipped_checkpoint,
+        known_on_disk,
+        locate_checkpoint,
     )
+    from vartok.checkpoints.folders import RUN_STATE, RUN_WEIGHTS, file_sha256
+    from vartok.checkpoints.known import KNOWN, PUBLISHED_NAME, PUBLISHED_SHA256, shipped_checkpoint
     from vartok.checkpoints.recognition import HITS
     from vartok.checkpoints.summary import CODEBOOK, FORMAT, VERSION, read_summary
 
@@ -27,14 +28,20 @@ __all__ = [
     "CODEBOOK",
     "FORMAT",
     "HITS",
+    "KNOWN",
     "PUBLISHED_NAME",
     "PUBLISHED_SHA256",
+    "RUN_STATE",
     "RUN_WEIGHTS",
     "VERSION",
     "Checkpoint",
+    "CheckpointFile",
     "build_model",
+    "fetch_known",
     "file_sha256",
     "find_checkpoint",
+    "known_on_disk",
+    "locate_checkpoint",
     "read_checkpoint",
     "read_summary",
     "shipped_checkpoint",
@@ -43,14 +50,15 @@ __all__ = [
 
 MODULES = {
     "checkpoint": ("Checkpoint", "build_model", "read_checkpoint", "write_checkpoint"),
-    "known": (
-        "PUBLISHED_NAME",
-        "PUBLISHED_SHA256",
-        "RUN_WEIGHTS",
-        "file_sha256",
+    "finding": (
+        "CheckpointFile",
+        "fetch_known",
         "find_checkpoint",
-        "shipped_checkpoint",
+        "known_on_disk",
+        "locate_checkpoint",
     ),
+    "folders": ("RUN_STATE", "RUN_WEIGHTS", "file_sha256"),
+    "known": ("KNOWN", "PUBLISHED_NAME", "PUBLISHED_SHA256", "shipped_checkpoint"),
     "recognition": ("HITS",),
     "summary": ("CODEBOOK", "FORMAT", "VERSION", "read_summary"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -11,15 +12,17 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from vartok.checkpoints.known import find_checkpoint
+from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
+from vartok.checkpoints.hub import check_sha256
 from vartok.checkpoints.recognition import HITS, recognize_config
+from vartok.checkpoints.statements import read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
+from vartok.checkpoints.writing import safetensors_parts
 from vartok.config import LightConfig, TokenizerConfig
-from vartok.errors import CheckpointError, ConfigError, one_line, printable
+from vartok.errors import CheckpointError, ConfigError, OutputError, one_line, printable
 from vartok.files import open_output
 from vartok.metadata import MAX_TEXT
 from vartok.models.vqvae import VQVAE
@@ -33,6 +36,9 @@ MAX_FLOAT32 = torch.finfo(torch.float32).max
 
 MAX_MISSING = 1000
 """Largest number of tensors that a file may lack for the first of them to be named."""
+
+MAX_NOTES = 20
+"""Largest number of notes that are read from a converted copy."""
 
 SMALL_BYTES = 1 << 20
 """Bytes that tensors may have in sum beyond 1.5 times the file's."""
@@ -48,8 +54,8 @@ class Checkpoint:
         config: the model's configuration.
         tensors: exactly the state dict of `VQVAE(config)`, in the file's dtypes; memory-mapped if the file's
             format allows it.
-        notes: one line for each value of `config` that the file does not state and that was assumed, and one
-            if the file holds several tokenizers.
+        notes: one line for each value of `config` that the file does not state and that was assumed, one for
+            each statement of another configuration, and one if the file holds several tokenizers.
     """
 
     name: str
@@ -60,13 +66,21 @@ class Checkpoint:
 
 
 def read_checkpoint(
-    path: str | Path, overrides: Mapping[str, Any] = MappingProxyType({}), *, key: str | None = None
+    weights: str | Path | CheckpointFile | None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    key: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint: a safetensors file, with or without vartok's metadata, or a PyTorch file.
 
+    A file without vartok's metadata is recognized by its tensors' shapes, by the configuration that it
+    states, and by a config.json in its folder.
+    A converted copy of a .pth file of the hub is kept in vartok's folder of caches if that can be written,
+    and read from then on.
+
     Args:
-        path: the file, whose format is recognized by its content, not by its name; a training run's folder;
-            or "shipped" for the checkpoint that is installed with vartok.
+        weights: what `find_checkpoint` takes, or what `locate_checkpoint` found. A file's format is
+            recognized by its content, not by its name.
         overrides: values of the configuration that replace the file's, by their keys in
             `TokenizerConfig.to_json`.
         key: key of the tokenizer in a file of several, such as "ema" or "trainer.vae_local". None for the
@@ -74,13 +88,33 @@ def read_checkpoint(
 
     Raises:
         CheckpointError: there is no such file, or it is not a checkpoint that vartok can run. The message
-            begins with the path; for a wrong tensor it states the name, and the shape or dtype expected.
+            begins with the path, or the name; for a wrong tensor it states the name, and the shape or dtype
+            expected.
     """
-    path = find_checkpoint(path)
+    file = weights if isinstance(weights, CheckpointFile) else locate_checkpoint(weights)
+    copy = converted_copy(file) if key is None and not overrides else None
+    if copy is not None and copy.exists():
+        with contextlib.suppress(CheckpointError, ConfigError):  # a broken copy is made again
+            return _read(CheckpointFile(copy, file.label), {}, None)
     try:
-        return _read(path, overrides, key)
+        checkpoint = _read(file, {**file.config, **overrides}, file.key if key is None else key)
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{printable(path)}: {error}", hint=error.hint) from None
+        raise CheckpointError(f"{printable(file.label)}: {error}", hint=error.hint) from None
+    if copy is not None:
+        _keep_copy(copy, file, checkpoint)
+    return checkpoint
+
+
+def _keep_copy(copy: Path, file: CheckpointFile, checkpoint: Checkpoint) -> None:
+    """Write the converted copy of a checkpoint, unless the folder of caches cannot be written.
+
+    Raises:
+        CheckpointError: the file has another sha256 than the hub states.
+    """
+    if file.sha256 is not None:
+        check_sha256(file.path, file.sha256, printable(file.label))
+    with contextlib.suppress(OutputError):
+        _write(copy, checkpoint, overwrite=True, notes=True)
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
@@ -96,6 +130,10 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
     Raises:
         OutputError: the file exists and `overwrite` is false, or it cannot be written.
     """
+    _write(path, checkpoint, overwrite=overwrite)
+
+
+def _write(path: str | Path, checkpoint: Checkpoint, *, overwrite: bool, notes: bool = False) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -104,9 +142,10 @@ def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: boo
     }
     if checkpoint.license:
         metadata["license"] = checkpoint.license
-    data = save(_separate(checkpoint.tensors), metadata)
+    if notes:
+        metadata["notes"] = json.dumps(checkpoint.notes)
     with open_output(path, overwrite=overwrite) as file:
-        file.writelines(_sort_metadata(data))
+        file.writelines(safetensors_parts(checkpoint.tensors, metadata))
 
 
 def build_model(checkpoint: Checkpoint) -> VQVAE:
@@ -121,32 +160,11 @@ def build_model(checkpoint: Checkpoint) -> VQVAE:
     return model.eval().requires_grad_(False)
 
 
-def _sort_metadata(data: bytes) -> tuple[bytes, memoryview]:
-    """Return a safetensors file in two parts, its metadata in order; safetensors has none for them."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors must be aligned
-    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
-
-
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors of which no two share memory, as safetensors requires."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in tensors.items():
-        plain = tensor.contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        separate[name] = plain.clone() if storage in seen else plain
-        seen.add(storage)
-    return separate
-
-
-def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoint:
-    metadata, tensors, notes = read_tensors(path, key)
+def _read(file: CheckpointFile, overrides: Mapping[str, Any], key: str | None) -> Checkpoint:
+    metadata, tensors, statements, notes = read_tensors(file.path, key)
     if metadata.get("format") != FORMAT:
-        config, assumed = recognize_config(tensors, overrides)
+        statements += read_config_json(file.path)
+        config, assumed = recognize_config(tensors, overrides, statements)
         notes += assumed
     elif metadata.get("version") != VERSION:
         version = one_line(metadata.get("version", "?"), 20)
@@ -156,11 +174,21 @@ def _read(path: Path, overrides: Mapping[str, Any], key: str | None) -> Checkpoi
         )
     else:
         config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
-    name = metadata.get("name") or path.stem
+        notes += _stated_notes(metadata.get("notes", "[]"))
+    name = metadata.get("name") or file.name or file.path.stem
     if len(name) > MAX_TEXT:
         raise CheckpointError(f"its name has {len(name):,} characters, more than {MAX_TEXT:,}")
-    checked = _check_tensors(tensors, config, path.stat().st_size)
-    return Checkpoint(printable(name, MAX_TEXT), metadata.get("license"), config, checked, notes)
+    checked = _check_tensors(tensors, config, file.path.stat().st_size)
+    license = metadata.get("license") or file.license
+    return Checkpoint(printable(name, MAX_TEXT), license, config, checked, notes)
+
+
+def _stated_notes(text: str) -> tuple[str, ...]:
+    """Return the notes in the metadata of a converted copy, a JSON list."""
+    try:
+        return tuple(one_line(note, MAX_TEXT) for note in json.loads(text)[:MAX_NOTES])
+    except (ValueError, TypeError, RecursionError):
+        raise CheckpointError("its notes are not a list") from None
 
 
 def _check_tensors(
@@ -188,9 +216,15 @@ def _check_tensors(
         if tensor.shape != like.shape:
             raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")
         if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected floating point")
+            raise CheckpointError(
+                f"tensor {name} is {tensor.dtype}, expected floating point",
+                hint="save the weights as they were before their quantization",
+            )
         if not _is_dense(tensor):
-            raise CheckpointError(f"tensor {name} is sparse or has no data, expected a dense tensor")
+            raise CheckpointError(
+                f"tensor {name} is sparse or has no data, expected a dense tensor",
+                hint="save it after .to_dense()",
+            )
     extra = tensors.keys() - expected.keys() - {HITS}
     if extra:
         raise CheckpointError(f"has an unexpected tensor: {one_line(min(extra))}")
@@ -201,7 +235,10 @@ def _check_tensors(
     _check_size(checked, file_size)
     for name, tensor in checked.items():
         if not _is_finite(tensor):
-            raise CheckpointError(f"tensor {name} holds NaN or infinite values")
+            raise CheckpointError(
+                f"tensor {name} holds NaN or infinite values",
+                hint="its training diverged or the file is damaged: name another",
+            )
     return {**checked, HITS: torch.zeros(hits.shape) if counts is None else counts}
 
 

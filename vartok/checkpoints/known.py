@@ -1,18 +1,21 @@
-"""Find checkpoint files; and the sha256 by which the checkpoint of VAR's authors is recognized."""
+"""The checkpoints that have a name: the shipped one, and published ones of VAR's family on the hub.
+
+The facts about published ones are from the public code of their authors; `unverified` names the others.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import difflib
 import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from vartok.errors import CheckpointError, printable
-from vartok.files import check_regular, os_error_reason
-from vartok.sources.places import is_url, shorten_path
-from vartok.sources.web import lacks_slash
+from vartok.schedule import VAR_256, VAR_512, VAR_1024, Schedule
 
-RUN_WEIGHTS = "weights.safetensors"
-"""Name of the checkpoint in the folder of a training run."""
+SHIPPED = "shipped"
+"""Another name of the checkpoint that is installed with vartok; it wins over a file of that name."""
 
 PUBLISHED_NAME = "vae_ch160v4096z32"
 """Name of the tokenizer that VAR's authors published."""
@@ -21,50 +24,120 @@ PUBLISHED_SHA256 = "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf
 """The sha256 of the .pth file of `PUBLISHED_NAME`."""
 
 
+@dataclass(frozen=True)
+class KnownCheckpoint:
+    """A checkpoint that has a name.
+
+    Attributes:
+        authors: whose it is.
+        purpose: whose models take its tokens.
+        schedules: names of the schedules that it is used with; the first one is its own.
+        source: hf://OWNER/REPO/FILE or hf://OWNER/REPO/FOLDER; None for the shipped one.
+        size: bytes of the file; None if not known.
+        sha256: of the file; None if not known.
+        license: licence of the weights; None if not known.
+        model: name of the checkpoint, which token files record; None: the file's own.
+        config: values of the configuration, by their keys in `TokenizerConfig.to_json`, that replace the
+            file's.
+        key: key of the tokenizer in a file of several, or None.
+        unverified: what was never checked against the file itself.
+    """
+
+    authors: str
+    purpose: str
+    schedules: tuple[str, ...]
+    source: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    license: str | None = None
+    model: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    unverified: tuple[str, ...] = ()
+
+
+def _var_config(schedule: Schedule) -> Mapping[str, Any]:
+    """Return what the code of VAR, Switti, HART and VARSR sets alike, and a schedule."""
+    grids = [list(grid) for grid in schedule]
+    return {"patch_nums": grids, "using_znorm": False, "quant_resi": 0.5}
+
+
+KNOWN: Mapping[str, KnownCheckpoint] = {
+    "light": KnownCheckpoint(
+        authors="vartok",
+        purpose="models that you train; ships with vartok, fast on a CPU",
+        schedules=("var-256",),
+        size=15_243_256,
+        sha256="b317d2849936c8ea8e0010a377870ae802ea6feaad6721f3516b7de08f9f49af",
+        license="MIT",
+    ),
+    # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py
+    "var": KnownCheckpoint(
+        authors="FoundationVision",
+        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px)",
+        schedules=("var-256", "var-512", "var-1024"),
+        source=f"hf://FoundationVision/var/{PUBLISHED_NAME}.pth",
+        size=436_075_834,
+        sha256=PUBLISHED_SHA256,
+        license="MIT",
+        model=PUBLISHED_NAME,
+        config=_var_config(VAR_256),
+        unverified=("the file was never at hand; size and sha256 are as others state them",),
+    ),
+    # github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
+    "switti-512": KnownCheckpoint(
+        authors="Yandex Research",
+        purpose="Switti and Switti-AR (512 px)",
+        schedules=("switti-512",),
+        source="hf://yresearch/VQVAE-Switti/model.safetensors",
+        model="VQVAE-Switti",
+        config=_var_config(VAR_512),
+        unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
+    ),
+    "switti-1024": KnownCheckpoint(
+        authors="Yandex Research",
+        purpose="Switti-1024 and Switti-1024-AR; the file of switti-512",
+        schedules=("switti-1024",),
+        source="hf://yresearch/VQVAE-Switti/model.safetensors",
+        model="VQVAE-Switti",
+        config=_var_config(VAR_1024),
+        unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
+    ),
+    # github.com/mit-han-lab/hart: README.md, hart_transformer_t2i.py, configuration.py
+    "hart": KnownCheckpoint(
+        authors="MIT HAN Lab",
+        purpose="HART (1024 px), without its continuous residual",
+        schedules=("var-1024",),
+        source="hf://mit-han-lab/hart-0.7b-1024px/tokenizer",
+        model="hart-0.7b-1024px",
+        config=_var_config(VAR_1024),
+        unverified=("file", "size", "sha256", "schedule", "licence of the weights (the code's is MIT)"),
+    ),
+    # github.com/qyp2000/VARSR: README.md, test_varsr.py, utils/arg_util.py
+    "varsr": KnownCheckpoint(
+        authors="qyp2000 (Tsinghua, Kuaishou)",
+        purpose="VARSR, super-resolution (512 px)",
+        schedules=("var-512", "varsr-512"),
+        source="hf://qyp2000/VARSR/VQVAE.pth",
+        model="VARSR-VQVAE",
+        config=_var_config(VAR_512),
+        key="trainer.vae_local",
+        unverified=("size", "sha256", "licence"),
+    ),
+}
+"""The known checkpoints by name."""
+
+
 def shipped_checkpoint() -> Path:
     """Return the path of the checkpoint that is installed with vartok."""
     return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v1.safetensors"))
 
 
-def find_checkpoint(weights: str | Path | None) -> Path:
-    """Return the path of a checkpoint file.
-
-    Args:
-        weights: path of a checkpoint file, or of a training run's folder, whose `RUN_WEIGHTS` is taken. None
-            or "shipped": the checkpoint that is installed with vartok.
-
-    Raises:
-        CheckpointError: the path is a URL, does not exist, cannot be accessed, or is a pipe or a device; or
-            the folder has no `RUN_WEIGHTS`. The message begins with the path.
-    """
-    if weights is None or str(weights) == "shipped":
-        return shipped_checkpoint()
-    if is_url(str(weights)) or lacks_slash(str(weights)):  # a Path of a URL has lost a slash
-        raise CheckpointError(
-            f"{printable(shorten_path(str(weights)))}: a checkpoint is not read from a URL",
-            hint="download it, and name the file",
-        )
-    path = Path(weights)
-    try:
-        if path.is_dir():
-            if not (path / RUN_WEIGHTS).exists():
-                raise CheckpointError(
-                    f"{printable(path)}: the folder has no {RUN_WEIGHTS}",
-                    hint="name a checkpoint file, or the folder of a training run",
-                )
-            path = path / RUN_WEIGHTS
-        check_regular(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise CheckpointError(f"{printable(path)}: {os_error_reason(error)}") from None
-    return path
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the sha256 of a file, 64 hex digits.
-
-    Raises:
-        OSError: the file cannot be read, or is not a regular file.
-    """
-    check_regular(path)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def suggest_name(name: str) -> str:
+    """Return a hint for a name that is not known, with the known one most like it, if any is."""
+    close = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.6)
+    return (
+        f"did you mean {close[0]}? vartok models lists known names"
+        if close
+        else "vartok models lists known names"
+    )

@@ -11,7 +11,8 @@ import pickletools
 import zipfile
 from pathlib import Path
 
-from vartok.errors import CheckpointError
+from vartok.checkpoints.other_files import CUT, other_zip
+from vartok.errors import CheckpointError, one_line
 
 MAX_PICKLE = 1 << 26
 """Largest size in bytes of the pickles of a file, without its numbers."""
@@ -31,6 +32,7 @@ _PLAIN = frozenset({"collections OrderedDict", "collections Counter", "__builtin
     "__builtin__ complex",
     "builtins complex",
 }
+_NAMESPACE = "argparse Namespace"  # a trainer's arguments: it keeps what it is given, and runs nothing
 _FROM_TYPE = "torch._tensor _rebuild_from_type_v2"  # calls the function that is its first argument
 _LEAVES = frozenset({"NONE", "NEWFALSE", "NEWTRUE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"})
 _TEXTS = frozenset({"BINUNICODE", "SHORT_BINSTRING"})
@@ -42,8 +44,9 @@ class _Node:
     """An object that a pickle builds.
 
     Attributes:
-        kind: name of the global; "container" for tuples, lists and dicts; "tensor", also for what tensors are
-            made of; "object" for the result of another call; "leaf" for numbers and texts.
+        kind: name of the global; "dict"; "container" for tuples, lists and sets; "tensor", also for what
+            tensors are made of; "namespace" for an `argparse.Namespace`; "object" for the result of another
+            call; "leaf" for numbers and texts.
         size: 1, and more for long texts.
         parts: the nodes in a container, or the attributes of an object.
     """
@@ -76,6 +79,8 @@ def check_pickles(path: Path, *, zipped: bool) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            if other := other_zip([entry.filename for entry in entries]):
+                raise other
             # torch maps compressed bytes as if they were numbers.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise CheckpointError("is compressed inside: torch.save writes files that can be read")
@@ -86,7 +91,7 @@ def check_pickles(path: Path, *, zipped: bool) -> None:
                 with archive.open(entry) as file:
                     _check_pickle(io.BytesIO(file.read(MAX_PICKLE)))
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        raise CheckpointError("is not a whole PyTorch file") from None
+        raise CheckpointError("is not a whole PyTorch file", hint=CUT) from None
 
 
 def _check_pickle(stream: io.BytesIO) -> None:
@@ -94,7 +99,7 @@ def _check_pickle(stream: io.BytesIO) -> None:
     try:
         _Machine().run(stream)
     except (ValueError, IndexError, KeyError, UnicodeError):
-        raise CheckpointError("is not a whole PyTorch file") from None
+        raise CheckpointError("is not a whole PyTorch file", hint=CUT) from None
 
 
 class _Machine:
@@ -124,7 +129,7 @@ class _Machine:
         elif name in _TEXTS:
             stack.append(_Node("leaf", 1 + len(str(argument)) // 8))
         elif name in _EMPTY:
-            stack.append(_Node("container"))
+            stack.append(_Node("dict" if name == "EMPTY_DICT" else "container"))
         elif name == "GLOBAL":
             stack.append(_Node(str(argument)))
         elif name in _TUPLES:
@@ -161,7 +166,15 @@ class _Machine:
             self._spend(state)
             if state.kind == "tensor":  # torch would iterate over it
                 raise other_objects()
+            if stack[-1].kind == "namespace" and state.kind != "dict":
+                raise other_objects()
             stack[-1].parts.append(state)
+        elif name == "NEWOBJ":
+            arguments = stack.pop()
+            if stack[-1].kind != _NAMESPACE or arguments.kind != "container" or arguments.parts:
+                raise other_objects(stack[-1].kind)
+            self._count_call()
+            stack[-1] = _Node("namespace")
         elif name == "BINPERSID":
             self._spend(stack.pop())
             stack.append(_Node("tensor"))
@@ -178,9 +191,7 @@ class _Machine:
 
     def _call(self, function: _Node, arguments: _Node) -> _Node:
         """Return the result of a call, after a look at what it would copy, or compute with."""
-        self.calls += 1
-        if self.calls > MAX_CALLS:
-            raise CheckpointError(f"holds more than {MAX_CALLS:,} tensors and other objects")
+        self._count_call()
         if function.kind == _FROM_TYPE and arguments.parts:
             function = arguments.parts[0]
         if function.kind in _REBUILD and arguments.kind == "container":
@@ -189,7 +200,12 @@ class _Machine:
         if function.kind in _PLAIN and arguments.kind == "container":
             self._spend(arguments, tensors=False)  # they may be views of more elements than a file has
             return _Node("object", 1, [arguments])
-        raise other_objects()
+        raise other_objects(function.kind)
+
+    def _count_call(self) -> None:
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise CheckpointError(f"holds more than {MAX_CALLS:,} tensors and other objects")
 
     def _spend(self, node: _Node, *, tensors: bool = True) -> None:
         """Take a node and all that it holds, counted as often as it occurs, from the budget."""
@@ -204,9 +220,15 @@ class _Machine:
             left += node.parts
 
 
-def other_objects() -> CheckpointError:
-    """Return the error for a PyTorch file that torch's `weights_only` refuses."""
+def other_objects(kind: str = "") -> CheckpointError:
+    """Return the error for a PyTorch file that torch's `weights_only` refuses.
+
+    Args:
+        kind: the kind of the node that the file would call; the class is named if it is a global.
+    """
+    module, _, name = kind.partition(" ")
+    found = f" ({one_line(f'{module}.{name}', 60)})" if name else ""
     return CheckpointError(
-        "is not a whole PyTorch file, or holds Python objects other than tensors, which vartok never "
+        f"is not a whole PyTorch file, or holds Python objects other than tensors{found}, which vartok never "
         "loads: save its state_dict() alone"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vartok.checkpoints.known import find_checkpoint
+from vartok.checkpoints.finding import converted_copy, locate_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import VartokError
 from vartok.fingerprint import quantizer_fingerprint
@@ -27,27 +27,29 @@ def read_summary(weights: str | Path | None) -> tuple[TokenizerConfig, ModelInfo
     """Return what token files tell of a checkpoint, and its configuration, in a fraction of a load's time.
 
     Args:
-        weights: path of a checkpoint file, or of a training run's folder; None or "shipped": the one that is
-            installed with vartok.
+        weights: what `find_checkpoint` takes.
 
     Returns:
         Configuration and description. None if the file must be loaded to know them: it does not have vartok's
         metadata, or not the dtypes that numpy has, or is broken.
 
     Raises:
-        CheckpointError: the path does not exist, or cannot be accessed.
+        CheckpointError: there is no such file, or it cannot be accessed.
     """
-    path = find_checkpoint(weights)
+    file = locate_checkpoint(weights)
+    path = converted_copy(file) or file.path
     try:
-        with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
+        with safe_open(path, "np") as opened:
+            metadata = opened.metadata() or {}
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 return None
             config = TokenizerConfig.from_json(metadata.get("config", ""))
-            phis = [_phi(file, config, k) for k in range(config.phi_count)]
+            phis = [_phi(opened, config, k) for k in range(config.phi_count)]
             info = ModelInfo(
-                name=metadata.get("name") or path.stem,
-                fingerprint=quantizer_fingerprint(file.get_tensor(CODEBOOK), phis),
+                name=metadata.get("name") or file.name or path.stem,
+                fingerprint=quantizer_fingerprint(
+                    opened.get_tensor(CODEBOOK), phis, last_phi=config.last_phi
+                ),
                 vocab_size=config.vocab_size,
             )
     except (SafetensorError, OSError, ValueError, TypeError, VartokError):

@@ -26,7 +26,7 @@ from vartok.dataset.lock import folder_lock
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.dataset.schema import CACHE
 from vartok.errors import DatasetError
-from vartok.files import atomic_write, os_error_reason
+from vartok.files import atomic_write, os_error_reason, user_cache
 from vartok.schedule import token_count
 from vartok.tokens import ImageTokens, token_dtype
 
@@ -127,7 +127,7 @@ def open_caches(dataset: FinishedDataset) -> list[RowCache]:
 def _open(folder: Path, bucket: DatasetBucket, known: Collection[str]) -> RowCache:
     """Open the row cache of a bucket; `known` are the names of the data set's caches."""
     name = _file_name(bucket)
-    places = (folder / CACHE, user_cache(folder))
+    places = (folder / CACHE, user_rows(folder))
     for place in places:
         with contextlib.suppress(OSError, ValueError):
             return RowCache(place / name, bucket)
@@ -157,11 +157,10 @@ def _file_name(bucket: DatasetBucket) -> str:
     return f"rows-{bucket.name}.bin" if bucket.name else "rows.bin"
 
 
-def user_cache(folder: Path) -> Path:
+def user_rows(folder: Path) -> Path:
     """Return the folder in the user's folder of caches for the row cache of a data set."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    return Path(home, "vartok", f"rows-{digest[:16]}")
+    return user_cache() / f"rows-{digest[:16]}"
 
 
 def _text_columns(bucket: DatasetBucket) -> tuple[str, ...]:

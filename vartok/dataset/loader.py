@@ -19,6 +19,7 @@ from vartok.dataset.encoding import Encoding
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
 from vartok.errors import DatasetError, quoted
 from vartok.metadata import ModelInfo
+from vartok.runtime import keep_freed_memory
 from vartok.schedule import Schedule
 from vartok.tokens import TokenMaps
 
@@ -178,7 +179,7 @@ class _Packed(NamedTuple):
 
 
 def _pack(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list) and not _is_text(value):
         return [_pack(one) for one in value]
     if type(value) is not Tensor or value.dtype not in PACKED or value.layout != torch.strided:
         return value
@@ -196,9 +197,16 @@ def _unpack(columns: dict[str, Any]) -> dict[str, Any]:
     def restore(value: Any) -> Any:
         if isinstance(value, _Packed):
             return torch.from_numpy(value.array.astype(np.int64) if value.widen else value.array)
-        return [restore(one) for one in value] if isinstance(value, list) else value
+        if isinstance(value, list) and not _is_text(value):
+            return [restore(one) for one in value]
+        return value
 
     return {name: restore(value) for name, value in columns.items()}
+
+
+def _is_text(values: list[Any]) -> bool:
+    """Return whether a list starts with a text, and so holds no tensors: a column of keys, say."""
+    return bool(values) and isinstance(values[0], str)
 
 
 def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = None) -> Any:
@@ -271,6 +279,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         self._seed = seed
         # In shared memory, so that persistent workers of a DataLoader see `set_epoch`.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        keep_freed_memory()  # batches of over 128 kB would fault their pages in again each time
         divisor = 1 if view == "all" else self._views
         counts = [bucket.rows // divisor for bucket in self._dataset.buckets]
         self._ends = np.cumsum(counts)  # of the items of each bucket
@@ -322,8 +331,9 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         """
         count = len(self)
         items = np.fromiter(map(operator.index, indices), np.int64, len(indices))
-        if len(items) and not -count <= items.min() <= items.max() < count:
-            raise IndexError(f"the data set has items 0 to {count - 1}, not {items.min()} to {items.max()}")
+        missing = items[(items < -count) | (items >= count)]
+        if len(missing):
+            raise IndexError(f"the data set has no item {missing[0]}: it has {count:,}, numbered from 0")
         items = np.where(items < 0, items + count, items)
         if len(self._caches) == 1:
             return Batch(self._columns(0, items))

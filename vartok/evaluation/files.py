@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from vartok.errors import ImageError, counted, printable
+from vartok.errors import ArgumentError, ImageError, counted, printable
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
+from vartok.images.channels import CONVERTED, warn_of_grey
 from vartok.loading import load
 from vartok.metrics import load_inception, load_lpips
 from vartok.operations import (
@@ -99,7 +100,7 @@ def evaluate_files(
             each other.
 
     Warns:
-        VartokWarning: files, or members of tars, were passed over.
+        VartokWarning: files, or members of tars, were passed over; or colours were converted to grey levels.
     """
     given = make_fit(
         fit,
@@ -121,6 +122,12 @@ def evaluate_files(
         tokenizers.append(
             compare if isinstance(compare, Tokenizer) else load(compare, device=device, dtype=dtype)
         )
+    channels = first.config.in_channels
+    asked = {"baselines": baselines, "lpips": lpips, "rfid": rfid}
+    if channels not in (1, 3) and any(asked.values()):
+        name = next(name for name, wanted in asked.items() if wanted)
+        message = f"`{name}` needs pictures of 1 or 3 channels, not the checkpoint's {channels}"
+        raise ArgumentError(message, hint="leave it out")
     evaluation = Evaluation(
         tokenizers,
         resolve_fit(tokenizers, given, size=size, schedule=grids),
@@ -137,10 +144,13 @@ def evaluate_files(
     )
     with closing(results):
         for result in results:
+            if isinstance(result, PictureScores) and CONVERTED in result.notes:  # said once, below
+                result = dataclasses.replace(result, notes=tuple(n for n in result.notes if n != CONVERTED))
             if progress is not None:
                 progress(result)
     warn_of_members(members)
     report = evaluation.report()
+    warn_of_grey(report.converted_to_grey)
     if report.failures and not report.pictures:
         failed, *others = report.failures
         more = f"; {counted(len(others), 'other')} failed too" if others else ""

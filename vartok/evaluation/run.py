@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vartok.errors import VartokError
@@ -18,6 +17,7 @@ from vartok.evaluation.baselines import compress, decompress
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
+from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
@@ -25,8 +25,6 @@ from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
-
-Pixels = NDArray[np.uint8]
 
 
 class _Reconstructed(NamedTuple):
@@ -49,7 +47,7 @@ class Evaluation:
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
-            `load_lpips`; None: no LPIPS.
+            `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
             rFID.
 
@@ -125,7 +123,10 @@ class Evaluation:
 
         pictures = map_ordered(read, samples, workers=workers, limit=limit)
         copies = map_batches(
-            self._reconstruct, pictures, size=batch_size, key=lambda picture: picture.pixels.shape
+            self._reconstruct,
+            pictures,
+            size=batch_size,
+            key=lambda picture: (picture.pixels.shape, picture.pixels.dtype),
         )
         with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
             for found, result in results:
@@ -169,17 +170,18 @@ class Evaluation:
         ]
 
     def _reconstruct_with(self, tokenizer: Tokenizer, pixels: Pixels) -> list[Reconstruction]:
-        """Reconstruct [B, H, W, 3] pixels with one tokenizer, and compute the figures that need a network."""
+        """Reconstruct [B, H, W, C] pixels with one tokenizer, and compute the figures that need a network."""
         latent = tokenizer.latent(to_tensor(pixels))
         tokens = tokenizer.quantize(latent, self._schedule)
-        unquantized = to_pixels(tokenizer.decode_latent(latent))
+        dtype = pixels.dtype
+        unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)
         by_scale: list[list[float]] = []
         if self._scales:
             for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix)  # after the loop, the images of all scales
+                copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
         else:
-            copies = to_pixels(tokenizer.decode(tokens))
+            copies = to_pixels(tokenizer.decode(tokens), dtype)
         distances = self._distances(pixels, copies)
         features = self._features(copies)
         flat = tokens.flatten().cpu()
@@ -196,20 +198,22 @@ class Evaluation:
         ]
 
     def _distances(self, references: Pixels, copies: Pixels) -> list[float] | None:
-        """Return B LPIPS distances of [B, H, W, 3] pixels; None without LPIPS, or for too small pictures."""
+        """Return B LPIPS distances of [B, H, W, C] pixels; None without LPIPS, or for too small pictures."""
         if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
             return None
         with torch.no_grad():
-            copy, reference = (to_tensor(part).to(self._device) for part in (copies, references))
+            copy, reference = (
+                to_tensor(to_rgb_bytes(part)).to(self._device) for part in (copies, references)
+            )
             distances: list[float] = self._lpips(copy, reference).flatten().tolist()
         return distances
 
     def _features(self, pixels: Pixels) -> Tensor | None:
-        """Return Inception features [B, D] of [B, H, W, 3] pixels; None without rFID."""
+        """Return Inception features [B, D] of [B, H, W, C] pixels; None without rFID."""
         if self._inception is None:
             return None
         with torch.no_grad():
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
+            images = torch.from_numpy(to_rgb_bytes(pixels)).permute(0, 3, 1, 2).to(self._device)
             features: Tensor = self._inception(images)
         return features
 
@@ -240,8 +244,9 @@ class Evaluation:
             )
         baselines = []
         for format in self._formats:
-            data = compress(reference, format, int(models[0].size_bytes))
-            baselines.append(score(decompress(data), 8 * len(data)))
+            data = compress(to_bytes(reference), format, int(models[0].size_bytes))
+            copied = decompress(data, reference.shape[2]).astype(reference.dtype)
+            baselines.append(score(copied * (peak(reference.dtype) // 255), 8 * len(data)))
         return PictureScores(
             name=name,
             height=height,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.images import Fit
+from vartok.images.channels import CONVERTED
 from vartok.metadata import ModelInfo
 from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
 from vartok.schedule import Schedule
@@ -304,6 +305,11 @@ class EvaluationReport:
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def converted_to_grey(self) -> int:
+        """Number of measured pictures whose colours were converted to grey levels."""
+        return sum(CONVERTED in scores.notes for scores in self.by_picture)
+
     def damaged(self) -> list[PictureScores]:
         """Return the measured pictures whose files are damaged, in order."""
         return [scores for scores in self.by_picture if scores.damage is not None]
@@ -327,4 +333,20 @@ class EvaluationReport:
             or any(getattr(one, figure.name, None) is not None for one in [*columns, *usage])
         ]
         formats = {one.format: BASELINES[one.format] for one in self.baselines}
-        return {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
+        methods = {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
+        return methods if self.fit.channels == 3 else _of_channels(methods)
+
+
+def _of_channels(methods: dict[str, str]) -> dict[str, str]:
+    """Return the texts of `EvaluationReport.methods` as they are for other numbers of channels than three."""
+    changes = {
+        "a picture's RGB levels, peak 255": "a picture's levels, peak 255, or 65535 of 16 bits",
+        "each RGB channel": "each channel",
+        "uint8": "uint8 or uint16",
+        "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
+        "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
+        "4:2:0, ": "",
+    }
+    for old, new in changes.items():
+        methods = {name: text.replace(old, new) for name, text in methods.items()}
+    return methods

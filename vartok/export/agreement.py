@@ -15,17 +15,17 @@ from vartok.export.formats import Run
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 
-PICTURES = 2
-"""Number of pictures that are compared."""
+IMAGES = 2
+"""Number of images of the schedule's size that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The agreement of exported parts with the tokenizer, on pictures of random soft shapes with grain.
+    """The agreement of exported parts with the tokenizer, on images of random soft shapes with grain.
 
     Attributes:
         latent: largest difference of the encoder's latents, as a share of their largest value.
-        tokens: share of equal tokens, from pictures through encoder and quantizer.
+        tokens: share of equal tokens, from images through encoder and quantizer.
         f_hat: largest difference of the dequantizer's f_hat, as a share of its largest value.
         images: largest difference of pixels in [-1, 1], from equal tokens through dequantizer and decoder.
     """
@@ -57,19 +57,19 @@ def check(agreement: Agreement) -> None:
 
 
 def compare(load: Callable[[str], Run], tokenizer: Tokenizer, schedule: Schedule) -> Agreement:
-    """Run exported parts and the tokenizer on the same pictures.
+    """Run exported parts and the tokenizer on the same images.
 
-    Encoder and decoder run each picture alone, and then a batch of smaller ones, as their sizes are free.
+    Encoder and decoder run each image alone, and then a batch of smaller ones, as their sizes are free.
 
     Args:
         load: opens the part of a name; only one part is open at a time.
         tokenizer: the tokenizer, on a CPU, in float32.
         schedule: (h, w) of every scale, the last one the latent's.
     """
-    step = tokenizer.config.downsample
+    step, channels = tokenizer.config.downsample, tokenizer.config.in_channels
     height, width = schedule[-1]
-    pictures = soft_pictures(PICTURES, height * step, width * step)
-    small = soft_pictures(2, 2 * step, 3 * step)
+    pictures = soft_images(IMAGES, channels, height * step, width * step)
+    small = soft_images(2, channels, 2 * step, 3 * step)
 
     def each(part: str, whole: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         run = load(part)
@@ -92,11 +92,11 @@ def compare(load: Callable[[str], Run], tokenizer: Tokenizer, schedule: Schedule
     )
 
 
-def soft_pictures(number: int, height: int, width: int) -> Tensor:
-    """Return pictures of soft shapes with grain, the same for every call: [number, 3, H, W] in [-1, 1]."""
+def soft_images(number: int, channels: int, height: int, width: int) -> Tensor:
+    """Return images of soft shapes with grain, always the same: [number, channels, H, W] in [-1, 1]."""
     random = torch.Generator().manual_seed(0)
-    soft = torch.rand(number, 3, 4, 5, generator=random) * 2 - 1
-    grain = torch.randn(number, 3, height, width, generator=random) * 0.05
+    soft = torch.rand(number, channels, 4, 5, generator=random) * 2 - 1
+    grain = torch.randn(number, channels, height, width, generator=random) * 0.05
     return (F.interpolate(soft, (height, width), mode="bicubic") + grain).clamp(-1, 1)
 
 

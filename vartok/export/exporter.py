@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import torch
 
-from vartok.checkpoints import Checkpoint, build_model, find_checkpoint, read_checkpoint
+from vartok.checkpoints import Checkpoint, build_model, locate_checkpoint, read_checkpoint
 from vartok.errors import ArgumentError, ScheduleError, VartokError, one_line, quoted, warn
 from vartok.export.agreement import Agreement, check, compare
 from vartok.export.formats import FORMATS, Format, write_part
@@ -65,8 +65,9 @@ def export_checkpoint(
     | dequantizer | tokens [B, L] int64 | f_hat [B, C, h, w] |
     | decoder | f_hat [B, C, h, w] | images [B, 3, d h, d w] in [-1, 1] |
 
-    Tensors but tokens are float32. d is `config.downsample`. B is free; so is the size in encoder and
-    decoder, H and W being multiples of d. In quantizer and dequantizer, h and w are those of `schedule`.
+    3 is `config.in_channels`, d is `config.downsample`. Tensors but tokens are float32. B is free; so is the
+    size in encoder and decoder, H and W being multiples of d. In quantizer and dequantizer, h and w are those
+    of `schedule`.
     The files appear only if they agree with the checkpoint on images that are made here.
 
     Args:
@@ -102,10 +103,10 @@ def export_checkpoint(
                 name: stack.enter_context(open_output(path, overwrite=overwrite))
                 for name, path in paths.items()
             }
-            path = find_checkpoint(weights)
-            checkpoint = read_checkpoint(path)
+            file = locate_checkpoint(weights)
+            checkpoint = read_checkpoint(file)
             for note in checkpoint.notes:
-                warn(f"{path}: {note}")
+                warn(f"{file.label}: {note}")
             return _write(checkpoint, chosen, grids or checkpoint.config.patch_nums, files, paths, progress)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -163,10 +164,12 @@ def _compare(
     """Compare files with the tokenizer.
 
     Raises:
-        VartokError: the files do not run, or do not agree.
+        VartokError: the files do not run, or do not agree, or the tokenizer itself cannot encode.
     """
     try:
         agreement = compare(lambda name: to.load(Path(files[name].name)), tokenizer, schedule)
+    except VartokError:  # the checkpoint itself gives no finite latent
+        raise
     except Exception as error:  # whatever a runtime raises
         raise VartokError(f"{to.runtime} cannot run the exported files: {one_line(error)}") from error
     check(agreement)

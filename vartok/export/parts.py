@@ -23,7 +23,7 @@ class Encoder(nn.Module):
         self.encoder, self.quant_conv = model.encoder, model.quant_conv
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, C, h, w]."""
+        """[B, in_channels, H, W] in [-1, 1] -> [B, C, h, w]."""
         latent: Tensor = self.quant_conv(self.encoder(images))
         return latent
 
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
         self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
 
     def forward(self, f_hat: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, 3, H, W], clamped to [-1, 1]."""
+        """[B, C, h, w] -> [B, in_channels, H, W], clamped to [-1, 1]."""
         images: Tensor = self.decoder(self.post_quant_conv(f_hat))
         return images.clamp(-1, 1)
 
@@ -168,7 +168,9 @@ def parts(model: VQVAE, config: TokenizerConfig, schedule: Schedule) -> Iterator
     step, C = config.downsample, config.z_channels
     quantizer = MatrixQuantizer(model.quantize, config, schedule)
     batch = {0: ("batch", 1)}
-    images = torch.zeros(2, 3, 2 * step, 3 * step)  # of sizes that differ, so that none is taken for another
+    images = torch.zeros(
+        2, config.in_channels, 2 * step, 3 * step
+    )  # of sizes that differ, so that none is taken for another
     latent = torch.zeros(2, C, *schedule[-1])
     tokens = torch.zeros(2, token_count(schedule), dtype=torch.int64)
     cells = torch.zeros(2, C, 2, 3)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -24,9 +23,12 @@ from PIL.ImageFile import ImageFile
 from vartok.errors import DamagedImageError, ImageError, quoted
 from vartok.files import os_error_reason
 from vartok.images import libtiff
+from vartok.images.arrays import is_array, read_array
+from vartok.images.bands import Bands
+from vartok.images.channels import to_bands
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
-from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted
+from vartok.images.fit import MAX_BYTES, PIXELS_HINT, Fit, check_size, fitted
 from vartok.images.jpeg import check_segments, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
@@ -34,11 +36,8 @@ from vartok.images.scaling import large_image_lock
 from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from vartok.images.tensors import Pixels
     from vartok.metadata import View
-
-PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
 COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
 """Divisor of `max_pixels` by format, where a decoder takes more memory than usual."""
@@ -71,7 +70,8 @@ class Picture:
     """A fitted picture.
 
     Attributes:
-        pixels: [H, W, 3] uint8 sRGB, C-contiguous; [V, H, W, 3] for a fit of other views than "center".
+        pixels: [H, W, C] uint8, C-contiguous; [V, H, W, C] for a fit of other views than "center". Three
+            channels are sRGB. Of other numbers, C is `fit.channels`, levels of more than 8 bits are uint16.
         width: width of the original in pixels, after its EXIF orientation was applied.
         height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
@@ -79,7 +79,7 @@ class Picture:
         damage: how the file is damaged, on one line, with `Fit.allow_damaged`; None if it is whole.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     width: int
     height: int
     notes: tuple[str, ...]
@@ -145,7 +145,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
-            return _read(stream, fit, key)
+            return _read_array(stream, fit, key) if is_array(stream) else _read(stream, fit, key)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise any type for broken bytes
@@ -274,11 +274,25 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         grey = grey_scale(source, notes)
         image = _upright(source, notes)
         del source
-        image = to_rgb(image, fit.background, grey, notes)
-        pixels, views = fitted(image, fit, key)
-        if damage is not None:
-            notes.append(f"{damage}; took what can be decoded of it")
-        return Picture(pixels, image.width, image.height, tuple(notes), views, damage)
+        if fit.channels == 3:
+            return _fitted(to_rgb(image, fit.background, grey, notes), fit, key, notes, damage)
+        return _fitted(to_bands(image, fit.channels, fit.background, grey, notes), fit, key, notes, damage)
+
+
+def _read_array(stream: BinaryIO, fit: Fit, key: str) -> Picture:
+    notes: list[str] = []
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    with large_image_lock(size // 3):
+        image, damage = read_array(stream, fit, notes)
+        return _fitted(image, fit, key, notes, damage)
+
+
+def _fitted(image: Image.Image | Bands, fit: Fit, key: str, notes: list[str], damage: str | None) -> Picture:
+    pixels, views = fitted(image, fit, key)
+    if damage is not None:
+        notes.append(f"{damage}; took what can be decoded of it")
+    return Picture(pixels, image.width, image.height, tuple(notes), views, damage)
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:

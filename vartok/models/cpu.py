@@ -293,6 +293,7 @@ class _Quantizer(MultiScaleQuantizer):
     def __init__(self, quantizer: MultiScaleQuantizer) -> None:
         nn.Module.__init__(self)
         self.using_znorm = quantizer.using_znorm
+        self.last_phi = quantizer.last_phi
         self.embedding = quantizer.embedding
         self.phis = [_conv2d(_folded(phi)) for phi in quantizer.phis if isinstance(phi, Phi)]
         self.quant_resi = nn.ModuleList(self.phis)

@@ -136,6 +136,7 @@ class MultiScaleQuantizer(nn.Module):
 
     Attributes:
         phis: the phis, in the order of `phi_index`; empty if phi is the identity.
+        last_phi: whether the last scale goes through its phi.
         lookup_class: class of the nearest-code search.
     """
 
@@ -144,6 +145,7 @@ class MultiScaleQuantizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.using_znorm = config.using_znorm
+        self.last_phi = config.last_phi
         self.ema_vocab_hit_SV: Tensor  # [K, V], usage counts of VAR's trainer; unused here
         self.register_buffer("ema_vocab_hit_SV", torch.zeros(len(config.patch_nums), config.vocab_size))
         # Zeros: nn.Embedding's random weights make torch import its compiler on the meta device, where
@@ -273,7 +275,18 @@ class MultiScaleQuantizer(nn.Module):
         return F.interpolate(h.contiguous(), grid, mode="bicubic")
 
     def refine(self, h: Tensor, k: int, scales: int) -> Tensor:
-        """Apply the phi of scale `k` of `scales`: [B, C, h, w] -> [B, C, h, w]."""
+        """Apply the phi of scale `k` of `scales`: [B, C, h, w] -> [B, C, h, w].
+
+        Without `last_phi` the last scale is returned as it is. Its phi comes after its lookup, so tokens and
+        a transformer's inputs are the same with and without it.
+
+        Source: `get_next_autoregressive_input` and `f_to_idxBl_and_frest` of HART's `HARTHybridQuantizer`
+        (github.com/mit-han-lab/hart), `get_next_autoregressive_input` and `f_to_idxBl_or_fhat` of VARSR's
+        `VectorQuantizer2` (github.com/qyp2000/VARSR). Both leave the phi of scale K - 1 out, when they encode
+        and when they generate; their `embed_to_fhat`, which only decodes, applies it.
+        """
+        if k == scales - 1 and not self.last_phi:
+            return h
         return self.phis[phi_index(k, scales, len(self.phis))](h) if self.phis else h
 
     def fingerprint(self) -> str:
@@ -284,7 +297,7 @@ class MultiScaleQuantizer(nn.Module):
             for phi in self.phis
             if isinstance(phi, Phi)
         ]
-        return quantizer_fingerprint(_array(self.embedding.weight), phis)
+        return quantizer_fingerprint(_array(self.embedding.weight), phis, last_phi=self.last_phi)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -57,7 +57,7 @@ def describe(
         f"`vartok train` of vartok {version('vartok')}, torch {torch.__version__}: {counted(step, 'step')} "
         f"of {counted(settings.data.batch_size, 'crop')} of {crop} pixels in {seconds / 60:.1f} minutes, "
         f"on {processes} process{'es' * (processes > 1)} ({device.type}, {machine}), "
-        f"networks in {precision}. {_begun(origin)}",
+        f"networks in {precision}. {_begun(origin, settings.start.keep_tokens)}",
         "",
         "```toml",
         dump_settings(settings).rstrip(),
@@ -68,11 +68,13 @@ def describe(
     return "\n".join(lines) + "\n"
 
 
-def _begun(origin: Origin | None) -> str:
-    """Return a sentence that says where the initial weights came from."""
+def _begun(origin: Origin | None, keep_tokens: bool) -> str:
+    """Return sentences that say where the initial weights came from, and which part was not trained."""
     if origin is None:
         return "Trained from scratch."
-    return f"Fine-tuned from {origin.name}, fingerprint {origin.fingerprint}."
+    begun = f"Fine-tuned from {origin.name}, fingerprint {origin.fingerprint}."
+    kept = f" Encoder, codebook and phis are those of {origin.name}: pictures keep their tokens."
+    return begun + kept * keep_tokens
 
 
 def _figures(settings: TrainSettings, validation: Validation, origin: Origin | None) -> list[str]:

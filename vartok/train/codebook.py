@@ -72,17 +72,16 @@ class EMACodebook:
             scales: K steps of the quantizer, for this process's part of the batch.
             mean: maps a tensor to its mean over all processes.
         """
-        usage, sums = torch.zeros_like(self.usage), torch.zeros_like(self.sums)
+        self.update_usage([scale.indices for scale in scales], mean)
+        sums = torch.zeros_like(self.sums)
         self._residuals = []
         for k, scale in enumerate(scales):
             assert scale.cells is not None  # in training a latent is quantized
             indices = scale.indices.flatten()
             rows = scale.cells.detach().permute(0, 2, 3, 1).reshape(len(indices), -1)
-            usage[k] = torch.bincount(indices, minlength=usage.shape[1]) / len(indices)
             sums[k].index_add_(0, indices, rows, alpha=1 / len(indices))
             self._residuals.append(rows)
         decay = self._settings.codebook_ema_decay
-        self.usage.lerp_(mean(usage), 1 - decay)
         self.sums.lerp_(mean(sums), 1 - decay)
         if self._settings.codebook == "ema":
             share = self._weighted_mean(self.usage)[:, None]
@@ -90,6 +89,17 @@ class EMACodebook:
             codes = self._quantizer.embedding.weight
             means = self._weighted_mean(self.sums) / share.clamp(min=1e-12)
             codes.data.copy_(torch.where(reliable, means, codes))
+
+    def update_usage(self, maps: Sequence[Tensor], mean: Callable[[Tensor], Tensor]) -> None:
+        """Update `usage` alone, as for a codebook that is kept.
+
+        Args:
+            maps: K token maps [B, h_k, w_k], for this process's part of the batch.
+            mean: maps a tensor to its mean over all processes.
+        """
+        V = self.usage.shape[1]
+        usage = [torch.bincount(tokens.flatten(), minlength=V) / tokens.numel() for tokens in maps]
+        self.usage.lerp_(mean(torch.stack(usage)), 1 - self._settings.codebook_ema_decay)
 
     def replace_dead_codes(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Re-initialise dead codes from the residuals of the last `update`.

@@ -1,8 +1,8 @@
 """Names of the files in a run's folder."""
 
-from vartok.checkpoints import RUN_WEIGHTS
+from vartok.checkpoints import RUN_STATE, RUN_WEIGHTS
 
-STATE = "state.pt"
+STATE = RUN_STATE
 """The state of the run, from which it is resumed."""
 SETTINGS = "settings.toml"
 """All settings of the run."""

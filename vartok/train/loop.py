@@ -25,11 +25,12 @@ from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
 from vartok.train.event_log import EventLog
 from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
+from vartok.train.frozen import KEPT, FrozenTokens
 from vartok.train.kmeans import Deadline
 from vartok.train.progress import Event, Meter, Progress
 from vartok.train.settings import RunSettings, TrainSettings
 from vartok.train.settings_file import dump_settings
-from vartok.train.start import LinearTransform, frozen_encoder, start_from_checkpoint, start_from_pictures
+from vartok.train.start import LinearTransform, checkpoint_anchor, start_from_checkpoint, start_from_pictures
 from vartok.train.state import (
     Origin,
     create_state,
@@ -143,14 +144,16 @@ def _train(
     saved = read_state(run) if resume else None
     if saved is not None:
         fine_tuned = bool(settings.start.weights)
-        anchor = frozen_encoder(model) if fine_tuned else LinearTransform.empty(settings.model)
+        anchor = checkpoint_anchor(model, settings) if fine_tuned else LinearTransform.empty(settings.model)
         anchor.to(processes.device)
     elif settings.start.weights:
         checkpoint = start_from_checkpoint(model, settings)
         for note in checkpoint.notes:
             report(f"{settings.start.weights}: {note}")
         report(f"fine-tuning {checkpoint.name}")
-        anchor = frozen_encoder(model)
+        if settings.start.keep_tokens:
+            report(KEPT)
+        anchor = checkpoint_anchor(model, settings)
         tokenizer = as_tokenizer(model, settings, processes.device)
         before = None
         if validation_pictures:
@@ -174,6 +177,8 @@ def _train(
         restore_state(run, state, saved, settings)
         if saved["pictures"] != pictures.fingerprint:
             report("the pictures differ from those that the run began with: their order changes too")
+    if settings.start.keep_tokens:
+        state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
     if lpips is not None:
         lpips.to(processes.device).requires_grad_(False)
 

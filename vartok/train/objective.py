@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vartok.models.quantizer import ScaleStep
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
+from vartok.train.frozen import FrozenTokens
 from vartok.train.settings import LossSettings
 
 
@@ -24,7 +25,8 @@ class TrainingOutput(NamedTuple):
         final_commitment: scalar, the commitment loss of the last scale alone.
         codebook: scalar, equal to `commitment`, but its gradient goes to phis and codebook.
         latent_anchor: scalar, mean squared distance of the encoder's latents from the anchor's latents.
-        scales: K steps of the quantizer, coarse to fine.
+        scales: K steps of the quantizer, coarse to fine; empty if tokens are kept.
+        maps: K token maps, map k [B, h_k, w_k] int64.
     """
 
     reconstruction: Tensor
@@ -33,6 +35,7 @@ class TrainingOutput(NamedTuple):
     codebook: Tensor
     latent_anchor: Tensor
     scales: list[ScaleStep]
+    maps: list[Tensor]
 
 
 class TrainingModel(nn.Module):
@@ -43,6 +46,9 @@ class TrainingModel(nn.Module):
         anchor: frozen network [B, 3, H, W] -> [B, z, h, w]. The loss `latent_anchor` pulls the encoder's
             latents to the anchor's.
         schedule: (h, w) of every scale.
+
+    Attributes:
+        frozen: gives f_hat if tokens are kept, and the losses on latents are then 0; else None.
     """
 
     def __init__(self, model: VQVAE, anchor: nn.Module, schedule: Schedule) -> None:
@@ -50,6 +56,7 @@ class TrainingModel(nn.Module):
         self.model = model
         self.anchor = anchor.requires_grad_(False)
         self.schedule = schedule
+        self.frozen: FrozenTokens | None = None
 
     def forward(self, images: Tensor, encoder_warmup: bool) -> TrainingOutput:
         """Encode, quantize and decode, with a straight-through estimator.
@@ -65,6 +72,11 @@ class TrainingModel(nn.Module):
         Bengio et al. 2013, arXiv:1308.3432.
         """
         model = self.model
+        if self.frozen is not None:
+            f_hat, maps = self.frozen(images)
+            reconstruction = model.decoder(model.post_quant_conv(f_hat)).float()
+            zero = f_hat.new_zeros(())
+            return TrainingOutput(reconstruction, zero, zero, zero, zero, [], maps)
         latent = model.quant_conv(model.encoder(images)).float()
         anchor = self.anchor(images).float()
         with torch.autocast(images.device.type, enabled=False):
@@ -76,7 +88,10 @@ class TrainingModel(nn.Module):
             latent_anchor = F.mse_loss(latent, anchor)
         reconstruction = model.decoder(model.post_quant_conv(f_hat)).float()
         commitment = torch.stack(commitments).mean()
-        return TrainingOutput(reconstruction, commitment, commitments[-1], codebook, latent_anchor, scales)
+        maps = [scale.indices for scale in scales]
+        return TrainingOutput(
+            reconstruction, commitment, commitments[-1], codebook, latent_anchor, scales, maps
+        )
 
 
 def latent_loss(out: TrainingOutput, weights: LossSettings) -> Tensor:
@@ -146,6 +161,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return the two parameter groups of the optimizer: decoder and phis, then encoder and codebook.
 
+    Frozen parameters, see `freeze_tokens`, are in neither group.
+
     Args:
         model: the network that is trained.
         lr: learning rate of decoder and phis.
@@ -159,6 +176,6 @@ def parameter_groups(
     excluded = {id(parameter) for parameter in (*encoder, codebook)}
     decoder = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
     return [
-        {"params": decoder, "lr": lr, "base_lr": lr},
-        {"params": encoder, "lr": encoder_lr, "base_lr": encoder_lr},
+        {"params": [one for one in part if one.requires_grad], "lr": rate, "base_lr": rate}
+        for part, rate in ((decoder, lr), (encoder, encoder_lr))
     ]

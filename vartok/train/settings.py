@@ -47,12 +47,17 @@ class StartSettings:
         init_pictures: number of crops from which principal components and codebook are computed. A number
             above 64 is rounded up to a multiple of 64. With a time limit, fewer crops are used if
             initialisation would take more than a quarter of it.
+        keep_tokens: in fine-tuning, train only decoder and post_quant_conv. Encoder, codebook and phis are
+            frozen, so that pictures keep their tokens, and the checkpoint its fingerprint. Then [quantizer]
+            `codebook` and `dead_code_threshold`, `encoder_lr`, `encoder_warmup_steps`, and the losses
+            `commitment`, `final_commitment` and `latent_anchor` are not used.
         kmeans_rounds: number of rounds of k-means for the codebook. The first round computes residuals as if
             quantization were exact; every later round quantizes with the codebook so far. 0: initialise as
             VAR does, with a uniform random codebook and phis that are random convolutions.
     """
 
     weights: str = ""
+    keep_tokens: bool = False
     init_pictures: int = 2048
     kmeans_rounds: int = 3
 
@@ -207,6 +212,10 @@ class TrainSettings:
         if run.precision not in ("auto", "bf16", "float32"):
             raise ConfigError(
                 f'[run] precision must be "auto", "bf16" or "float32", not {quoted(run.precision)}'
+            )
+        if self.start.keep_tokens and not self.start.weights:
+            raise ConfigError(
+                "[start] keep_tokens needs [start] weights, the checkpoint whose tokens are kept"
             )
         self._check_ranges()
         is_var = isinstance(self.model.autoencoder, VarConfig)

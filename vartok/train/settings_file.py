@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vartok.checkpoints import Checkpoint, find_checkpoint, read_checkpoint
+from vartok.checkpoints import Checkpoint, read_checkpoint
 from vartok.config import TokenizerConfig
 from vartok.errors import ConfigError, one_line, quoted
 from vartok.files import os_error_reason
@@ -58,7 +58,10 @@ def read_settings(
         ConfigError: there is no such preset or file, or `parse_settings` refuses its text.
         CheckpointError: there is no such checkpoint, or vartok cannot run it.
     """
-    settings = _read_preset(str(preset), overrides or {})
+    changes = dict(overrides or {})
+    if weights is not None:
+        changes["start"] = {**changes.get("start", {}), "weights": str(weights)}
+    settings = _read_preset(str(preset), changes)
     if weights is None:
         return settings
     checkpoint = read_start(weights)
@@ -66,7 +69,6 @@ def read_settings(
         settings,
         license=settings.license or checkpoint.license,
         model=checkpoint.config,
-        start=dataclasses.replace(settings.start, weights=str(weights)),
         optimizer=dataclasses.replace(settings.optimizer, encoder_warmup_steps=0),
     )
 
@@ -78,7 +80,7 @@ def read_start(weights: str | Path) -> Checkpoint:
         CheckpointError: there is no such checkpoint, or vartok cannot run it. The message begins with its
             path.
     """
-    return read_checkpoint(find_checkpoint(weights))
+    return read_checkpoint(weights)
 
 
 def parse_settings(text: str, overrides: Mapping[str, Any] | None = None) -> TrainSettings:

@@ -106,8 +106,13 @@ def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
     return checkpoint
 
 
-def frozen_encoder(model: VQVAE) -> nn.Module:
-    """Return a copy of encoder and quant_conv as one network, [B, 3, H, W] -> [B, z, h, w]."""
+def checkpoint_anchor(model: VQVAE, settings: TrainSettings) -> nn.Module:
+    """Return the anchor of fine-tuning: a copy of encoder and quant_conv, [B, 3, H, W] -> [B, z, h, w].
+
+    If tokens are kept, encoder and quant_conv do not change: the anchor is an empty network, and not used.
+    """
+    if settings.start.keep_tokens:
+        return nn.Identity()
     return nn.Sequential(copy.deepcopy(model.encoder), copy.deepcopy(model.quant_conv))
 
 

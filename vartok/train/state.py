@@ -20,6 +20,7 @@ from vartok.train.codebook import EMACodebook
 from vartok.train.data import StreamPosition
 from vartok.train.distributed import Processes
 from vartok.train.folder import STATE
+from vartok.train.frozen import freeze_tokens
 from vartok.train.objective import TrainingModel, parameter_groups
 from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
@@ -90,7 +91,10 @@ def create_state(
     config, rates = settings.model, settings.optimizer
     training_model = TrainingModel(model, anchor, config.patch_nums)
     training_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    by_gradient = settings.quantizer.codebook == "gradient"
+    keep_tokens = settings.start.keep_tokens
+    by_gradient = settings.quantizer.codebook == "gradient" and not keep_tokens
+    if keep_tokens:
+        freeze_tokens(model)
     groups = parameter_groups(model, rates.lr, rates.encoder_lr, train_codebook=by_gradient)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
     adversary = Adversary(processes.accelerator, rates.lr) if settings.loss.adversarial else None

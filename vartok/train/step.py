@@ -53,7 +53,10 @@ def training_step(
     state.parallel_optimizer.zero_grad()
     if adversary is not None:
         adversary.discriminator_step(images, out.reconstruction)
-    state.codebook.update(out.scales, processes.mean)
+    if settings.start.keep_tokens:
+        state.codebook.update_usage(out.maps, processes.mean)
+    else:
+        state.codebook.update(out.scales, processes.mean)
     return {
         "loss": total.detach(),
         "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
@@ -83,9 +86,11 @@ def replace_dead_codes(
 ) -> None:
     """Re-initialise dead codes every `replace_every` steps, also in the EMA of the weights.
 
-    Nothing is done if the threshold is 0, or from the fraction `REPLACE_UNTIL` of the run on.
+    Nothing is done if tokens are kept, if the threshold is 0, or from the fraction `REPLACE_UNTIL` of the run
+    on.
     """
-    if not settings.quantizer.dead_code_threshold or fraction >= REPLACE_UNTIL:
+    threshold = settings.quantizer.dead_code_threshold
+    if settings.start.keep_tokens or not threshold or fraction >= REPLACE_UNTIL:
         return
     if state.step % state.codebook.replace_every == 0:
         seed = settings.run.seed * 1_000_003 + state.step

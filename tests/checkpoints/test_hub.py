@@ -1,0 +1,333 @@
+"""Checkpoints by name and on the hub: the real huggingface_hub against a server on this machine."""
+
+import errno
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_cases import TEN, same
+from conftest import Vartok
+from hub_server import COMMIT, Hub, serve
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
+from noise import SMALL, bare, draw, save
+
+from vartok.checkpoints import finding, folders, hub, known, read_checkpoint, read_summary
+from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
+from vartok.errors import CheckpointError, VartokWarning
+from vartok.schedule import NAMED, VAR_1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[Hub, str]]:
+    with serve() as (held, address):
+        yield held, address
+
+
+@pytest.fixture
+def there(server: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Return what the server holds: nothing yet; the caches are empty, and nobody waits."""
+    held, address = server
+    held.__init__()  # type: ignore[misc]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "listener", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    for module in (_http, file_download):
+        monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    return held
+
+
+def pth(seed: int = 0) -> bytes:
+    """The bytes of a .pth file with a state dict of ten scales."""
+    file = io.BytesIO()
+    torch.save(draw(TEN, seed), file)
+    return file.getvalue()
+
+
+def refused(place: str) -> str:
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(place)
+    text = str(error.value)
+    assert text.startswith(f"{place}: ")
+    assert "\n" not in text
+    return f"{text.removeprefix(f'{place}: ')}: {error.value.hint}"
+
+
+def silent(place: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VartokWarning)
+        return read_checkpoint(place)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put another file in a file's place, which may be mapped into memory."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_a_file_is_fetched_once_and_then_found_without_a_request(there: Hub) -> None:
+    there.files["me/vae/vae.pth"] = data = pth()
+    with pytest.warns(VartokWarning, match=r"^fetching vae.pth, [\d.]+ MB, from http://127.*/me/vae$"):
+        found = read_checkpoint("hf://me/vae/vae.pth")
+    assert same(found.tensors, draw(TEN))
+    assert found.name == "vae"
+    path = find_checkpoint("hf://me/vae/vae.pth")
+    assert path.read_bytes() == data
+    asked = len(there.requests)
+    for place in ("hf://me/vae/vae.pth", "hf:/me/vae/vae.pth", f"hf://me/vae/vae.pth@{COMMIT}"):
+        assert find_checkpoint(place) == path
+    assert find_checkpoint(Path("hf://me/vae/vae.pth")) == path
+    assert len(there.requests) == asked
+    hub.fetch(hub.parse("hf://me/vae/vae.pth"))  # asks whether it is the newest
+    assert len(there.requests) > asked
+    assert sum(request.startswith("GET /cdn") for request in there.requests) == 1
+
+
+def test_a_pth_is_read_from_its_converted_copy_the_second_time(there: Hub, tmp_path: Path) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    first = silent("hf://me/vae/vae.pth")
+    copies = list((tmp_path / "cache" / "vartok" / "checkpoints").iterdir())
+    assert [copy.suffix for copy in copies] == [".safetensors"]
+    replace(locate_checkpoint("hf://me/vae/vae.pth").path.resolve(), b"not read any more")
+    second = read_checkpoint("hf://me/vae/vae.pth")
+    assert same(second.tensors, dict(first.tensors))
+    assert (second.name, second.license, second.config) == (first.name, first.license, first.config)
+    assert second.notes == first.notes != ()
+    summary = read_summary("hf://me/vae/vae.pth")
+    assert summary is not None
+    assert (summary[0], summary[1].name) == (first.config, first.name)
+    replace(copies[0], b"cut")
+    assert "is neither a safetensors nor a PyTorch file" in refused("hf://me/vae/vae.pth")
+
+
+def test_a_folder_of_caches_that_cannot_be_written_costs_only_time(
+    there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
+
+
+def test_a_config_beside_the_file_is_fetched_with_it(there: Hub, tmp_path: Path) -> None:
+    there.files["me/vae/tokenizer/model.safetensors"] = save(tmp_path / "a.safetensors", SMALL).read_bytes()
+    there.files["me/vae/tokenizer/config.json"] = b"{}"
+    there.files["me/vae/README.md"] = b"text"
+    assert silent("hf://me/vae/tokenizer").config == SMALL
+    path = find_checkpoint("hf://me/vae/tokenizer/")
+    assert {file.name for file in path.parent.iterdir()} == {"model.safetensors", "config.json"}
+    assert not (path.parents[1] / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["only.pth", "notes.txt"], "only.pth"),
+        (["var_d16.pth", "vae.pth"], None),
+        (["README.md"], None),
+    ],
+)
+def test_the_checkpoint_of_a_repository_is_chosen(
+    there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], chosen: str | None
+) -> None:
+    for name in names:
+        there.files[f"me/vae/{name}"] = save(tmp_path / "a", SMALL).read_bytes()
+    if chosen:
+        assert silent("hf://me/vae").config == SMALL
+        assert find_checkpoint("hf://me/vae").name == chosen
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert find_checkpoint("hf://me/vae").name == chosen
+    else:
+        assert "the folder has" in refused("hf://me/vae")
+
+
+def test_a_connection_that_breaks_goes_on_where_it_broke(there: Hub) -> None:
+    there.files["me/vae/vae.pth"] = data = pth()
+    there.cuts = [len(data) // 2, 100]
+    assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
+    assert sum(request.startswith("GET /cdn") for request in there.requests) == 3
+    there.files["me/other/vae.pth"] = pth(1)
+    there.cuts = [0] * 20
+    assert "the connection broke" in refused("hf://me/other/vae.pth") or "cannot be reached"
+
+
+def test_a_file_of_another_hash_is_not_kept(there: Hub, tmp_path: Path) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    there.damaged = True
+    with pytest.warns(VartokWarning, match="fetching"):
+        assert "it was not kept: try again" in refused("hf://me/vae/vae.pth")
+    assert not [
+        path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.stat().st_size > 999
+    ]
+    there.damaged = False
+    assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
+
+
+def test_a_known_checkpoint_has_the_known_hash_and_configuration(
+    there: Hub, monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    there.files["FoundationVision/var/vae_ch160v4096z32.pth"] = data = pth()
+    with pytest.warns(VartokWarning, match="fetching"):
+        assert f"not {known.PUBLISHED_SHA256}; it was not kept" in refused("var")
+    entry = known.KNOWN["var"]
+    right = known.KnownCheckpoint(**{**vars(entry), "sha256": hashlib.sha256(data).hexdigest()})
+    monkeypatch.setattr(finding, "KNOWN", {"var": right})
+    for _ in range(2):
+        found = silent("var")
+        assert (found.name, found.license, found.notes) == ("vae_ch160v4096z32", "MIT", ())
+    there.requests.clear()
+    save(here / "var", SMALL)  # a file wins over a name
+    assert read_checkpoint("var").config == SMALL
+    assert not there.requests
+
+
+def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> None:
+    data = bare(tmp_path / "a.safetensors", draw(TEN)).read_bytes()
+    there.files["yresearch/VQVAE-Switti/model.safetensors"] = data
+    found = silent("switti-1024")
+    assert (found.config.patch_nums, found.name, found.notes) == (VAR_1024, "VQVAE-Switti", ())
+    assert read_checkpoint("switti-512").config.patch_nums[-1] == (32, 32)
+    file = io.BytesIO()
+    torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
+    there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()
+    assert same(silent("varsr").tensors, draw(TEN))
+
+
+def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_path: Path) -> None:
+    place = "hf://me/vae/model.safetensors"
+    there.files["me/vae/model.safetensors"] = bare(tmp_path / "a.safetensors", draw(TEN)).read_bytes()
+    message = vartok("convert", place, "x.safetensors", code=0).stderr
+    assert re.fullmatch(r"vartok: fetching model.safetensors, [\d.]+ MB, from http://\S+/me/vae\n", message)
+    assert vartok("schedules", "-w", place).stderr == ""
+    assert read_checkpoint("x.safetensors").name == "vae"  # not "model"
+    there.files["me/two/model.safetensors"] = there.files["me/vae/model.safetensors"]
+    found = vartok("models", "fetch", "hf://me/two", "-q")
+    assert found.stderr == ""
+    assert vartok("models", "path", "hf://me/two/model.safetensors").stdout == found.stdout
+    assert Path(found.stdout.strip()).is_file()
+    assert (
+        "vartok: var: it is not on this disk: vartok models" in vartok("models", "path", "var", code=1).stderr
+    )
+    there.requests.clear()
+    rows = {row["name"]: row for row in json.loads(vartok("models", "--json").stdout)}
+    assert rows["light"]["path"] == str(known.shipped_checkpoint())
+    assert rows["light"]["sha256"] == folders.file_sha256(known.shipped_checkpoint())
+    assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
+    assert rows["var"]["path"] is None
+    assert rows["hart"]["not_verified"]
+    assert set(rows["varsr"]["schedules"]) < NAMED.keys()
+    assert all(name in vartok("models").stdout for name in rows)
+    assert not there.requests
+
+
+def test_tokens_are_sent(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    there.token = "secret"
+    assert "no such repository, or it is private: check the name; set HF_TOKEN" in refused(
+        "hf://me/vae/vae.pth"
+    )
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    assert "the hub answers 401 Unauthorized: set HF_TOKEN" in refused("hf://me/vae/vae.pth")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
+    there.gated = True
+    assert "its owners ask for consent: agree at http" in refused("hf://me/vae/other.pth")
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("hf://you/vae/vae.pth", "there is no such repository, or it is private"),
+        ("hf://me/vae/none.pth", "the repository has no such file: see http"),
+        ("hf://me/vae/vae.pth@none", "the repository has no revision none"),
+        ("hf://me/vae@none", "the repository has no revision none"),
+        ("hf://me", "the place of a file on the hub is hf://OWNER/REPO"),
+        ("hf://me/vae/../vae.pth", "the place of a file on the hub is hf://OWNER/REPO"),
+        ("hf://me/vae/vae.pth@../x", "the place of a file on the hub is hf://OWNER/REPO"),
+        ("hf://me/vae/vae.pth@", "the place of a file on the hub is hf://OWNER/REPO"),
+    ],
+)
+def test_what_is_not_there_is_said(there: Hub, place: str, reason: str) -> None:
+    there.files["me/vae/vae.pth"] = b"PK"
+    assert reason in refused(place)
+
+
+def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    there.statuses = [503] * 20
+    assert "the hub answers 503 Service Unavailable: try again later" in refused("hf://me/vae/vae.pth")
+    there.statuses = [503, 503]
+    assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
+    address = constants.ENDPOINT
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(address, "http://127.0.0.1:9"),
+    )
+    assert same(read_checkpoint("hf://me/vae/vae.pth").tensors, draw(TEN))
+    assert "http://127.0.0.1:9 cannot be reached (" in refused("hf://me/vae/other.pth")
+
+
+def test_offline_only_the_cache_is_read(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+    silent("hf://me/vae/vae.pth")
+    there.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert same(read_checkpoint("hf://me/vae/vae.pth").tensors, draw(TEN))
+    assert "HF_HUB_OFFLINE is set: unset HF_HUB_OFFLINE to fetch it" in refused("hf://me/vae/other.pth")
+    assert not there.requests
+
+
+def test_a_full_disk_is_said(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.files["me/vae/vae.pth"] = pth()
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", fail)
+    assert "no space left on the disk: HF_HOME" in refused("hf://me/vae/vae.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("vra", "did you mean var?"), ("Switti-1024", "did you mean switti-1024?"), ("x", "folder: vartok")],
+)
+def test_a_misspelt_name_is_said(here: Path, name: str, hint: str) -> None:
+    text = refused(name)
+    assert text.startswith("no such file or folder: ")
+    assert hint in text
+    assert text.endswith("vartok models lists known names")
+
+
+def test_the_shipped_checkpoint_has_a_name(here: Path) -> None:
+    assert find_checkpoint("light") == find_checkpoint("shipped") == known.shipped_checkpoint()
+    entry = known.KNOWN["light"]
+    assert entry.license == read_checkpoint("light").license
+
+
+def test_the_checkpoint_of_a_folder_is_chosen(tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.pt", SMALL)
+    (tmp_path / "state.pt").write_bytes(b"a training run's state")
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    assert find_checkpoint(tmp_path) == path
+    save(tmp_path / "other.pth", SMALL)
+    assert "the folder has 2 checkpoints: mine.pt, other.pth: name one of them" in refused(str(tmp_path))
+    assert find_checkpoint(save(tmp_path / "model.safetensors", SMALL)) == find_checkpoint(tmp_path)

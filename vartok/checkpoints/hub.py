@@ -1,0 +1,318 @@
+"""Files of the Hugging Face hub: huggingface_hub fetches them, and its cache is looked up without a request.
+
+huggingface_hub decides where the cache and the hub are, and which token is sent: HF_HOME, HF_HUB_CACHE,
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN. It is imported here only, when a file must be fetched, since that takes
+as long as a tenth of a command; the folders of its cache are looked up without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vartok.checkpoints.folders import MODEL_CONFIG, SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.errors import CheckpointError, one_line, printable, warn
+from vartok.files import os_error_reason
+
+SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
+"""Beginning of a place on the hub; a Path of it has lost a slash."""
+
+PLACE = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:/([^@]*[^@/]))?/?(?:@([^@]+))?", re.IGNORECASE)
+"""A place on the hub: hf://OWNER/REPO[/FILE][@REVISION]."""
+
+COMMIT = re.compile("[0-9a-f]{40}")
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+_checked: set[tuple[Path, str]] = set()
+"""Files in the cache whose hash this process has checked."""
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A place on the hub.
+
+    Attributes:
+        repository: OWNER/REPO.
+        path: a file or a folder in it; "" for the whole repository.
+        revision: a branch, a tag or a commit.
+    """
+
+    repository: str
+    path: str = ""
+    revision: str = "main"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the path names a file, by its suffix."""
+        return self.path.endswith(SUFFIXES)
+
+    def __str__(self) -> str:
+        path = f"/{self.path}" if self.path else ""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return f"hf://{self.repository}{path}{revision}"
+
+
+class FetchListener(Protocol):
+    """Hears of a file that is fetched."""
+
+    def start(self, message: str) -> None:
+        """Hear what is fetched, from where, and how large it is, in one line."""
+
+    def update(self, name: str, done: int, total: int | None) -> None:
+        """Hear how many bytes of a file are there, of how many."""
+
+    def end(self) -> None:
+        """Hear that the file is there, or cannot be fetched."""
+
+
+listener: FetchListener | None = None
+"""Hears of every file that is fetched. If None, a warning says what is fetched, and tqdm shows a bar."""
+
+
+def is_hub(text: str) -> bool:
+    """Return True for a place on the hub."""
+    return bool(SCHEME.match(text)) and not os.path.lexists(text)
+
+
+def parse(text: str) -> HubPlace:
+    """Return the place that hf://OWNER/REPO[/FILE][@REVISION] names.
+
+    Raises:
+        CheckpointError: the text has another form.
+    """
+    match = PLACE.fullmatch(text)
+    parts = [] if match is None else f"{match[1]}/{match[2] or ''}/{match[3] or ''}".split("/")
+    if match is None or {".", ".."} & {*parts} or "\\" in text or not text.isprintable():
+        raise CheckpointError(
+            f"{printable(text)}: the place of a file on the hub is hf://OWNER/REPO[/FILE][@REVISION]",
+            hint="as hf://FoundationVision/var/vae_ch160v4096z32.pth@main",
+        )
+    return HubPlace(match[1], match[2] or "", match[3] or "main")
+
+
+def cached(place: HubPlace) -> Path | None:
+    """Return the path of a file that the hub's cache holds, without asking the hub.
+
+    Args:
+        place: a file; or a folder, of which a checkpoint of the usual names is taken.
+
+    Returns:
+        The path; None if the file, or whether a configuration lies beside it, is not known here.
+    """
+    from huggingface_hub import constants
+
+    storage = Path(constants.HF_HUB_CACHE, f"models--{place.repository.replace('/', '--')}")
+    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in a name, or no text
+        commit = place.revision
+        if not COMMIT.fullmatch(commit):
+            commit = (storage / "refs" / commit).read_text().strip()
+        folder = storage / "snapshots" / commit
+        offline = bool(constants.HF_HUB_OFFLINE)
+        for path in _candidates(folder, place, offline=offline):
+            beside = path.with_name(MODEL_CONFIG)
+            known = beside.exists() or (storage / ".no_exist" / commit / beside.relative_to(folder)).exists()
+            if path.is_file() and (known or offline):
+                return path
+    return None
+
+
+def _candidates(snapshot: Path, place: HubPlace, *, offline: bool) -> list[Path]:
+    """Return the paths at which a place's checkpoint may be in a snapshot folder of the cache."""
+    path = snapshot / place.path
+    if place.is_file:
+        return [path]
+    if offline:
+        return [path / choose_file(os.listdir(path), str(place))]
+    return [path / name for name in USUAL]
+
+
+def blob_sha256(path: Path) -> str | None:
+    """Return the sha256 of a file in the hub's cache, from its blob's name; None if that is another hash."""
+    name = path.resolve().name
+    return name if SHA256.fullmatch(name) else None
+
+
+def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = None) -> Path:
+    """Fetch a file into the hub's cache, with the config.json beside it, and check its hash.
+
+    A file that is there already is not fetched again, but the hub is asked whether it has a newer one.
+
+    Args:
+        place: a file, or a folder, of which `choose_file` takes a file.
+        sha256: the expected sha256; None for the one that the hub tells.
+        label: how messages name it; None: `place` itself.
+
+    Returns:
+        Path of the file in the cache.
+
+    Raises:
+        CheckpointError: it cannot be fetched, or has another hash; it is not kept then.
+    """
+    label = printable(label or place)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(
+            f"{label}: {place} is not in the hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set",
+            hint="unset HF_HUB_OFFLINE to fetch it",
+        )
+    with _hub_errors(label, place):
+        name = place.path if place.is_file else _choose(place)
+        path = Path(_download(place, name, told=True))
+        if expected := sha256 or blob_sha256(path):
+            check_sha256(path, expected, label)
+        _download_config(place, name, path)
+    return path
+
+
+def _choose(place: HubPlace) -> str:
+    """Return the path in the repository of a folder's checkpoint."""
+    from huggingface_hub import HfApi
+
+    files = HfApi().list_repo_files(place.repository, revision=place.revision)
+    prefix = f"{place.path}/" if place.path else ""
+    own = [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
+    return prefix + choose_file([name for name in own if "/" not in name], str(place))
+
+
+def _download(place: HubPlace, name: str, *, told: bool) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(
+            place.repository,
+            name,
+            revision=place.revision,
+            library_name="vartok",
+            tqdm_class=_progress_bar(place, name, told=told),
+        )
+    finally:
+        if listener is not None:
+            listener.end()
+
+
+def _download_config(place: HubPlace, name: str, path: Path) -> None:
+    """Fetch the config.json beside a file, of the same commit, if there is one."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    commit = path.parents[name.count("/")].name
+    folder = name.rpartition("/")[0]
+    at = HubPlace(place.repository, place.path, commit)
+    with contextlib.suppress(RemoteEntryNotFoundError):
+        _download(at, f"{folder}/{MODEL_CONFIG}" if folder else MODEL_CONFIG, told=False)
+
+
+def check_sha256(path: Path, expected: str, label: str) -> None:
+    """Check the hash of a file in the cache, once in a process; remove the file if it has another.
+
+    Args:
+        path: the file.
+        expected: 64 hex digits.
+        label: how messages name it.
+
+    Raises:
+        CheckpointError: the hash differs.
+    """
+    if (path, expected) in _checked:
+        return
+    found = file_sha256(path)
+    if found == expected:
+        _checked.add((path, expected))
+        return
+    for file in (path.resolve(), path):
+        with contextlib.suppress(OSError):
+            file.unlink()
+    raise CheckpointError(
+        f"{label}: the file has sha256 {found}, not {expected}; it was not kept",
+        hint="try again, as it may have been damaged on its way",
+    )
+
+
+def _progress_bar(place: HubPlace, name: str, *, told: bool) -> Any:
+    """Return the class of tqdm that reports to `listener`, or shows itself if there is none.
+
+    Args:
+        place: what is fetched.
+        name: path of the file in the repository.
+        told: say what is fetched.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import tqdm
+
+    heard = listener
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._done, self._size = options.get("initial") or 0, options.get("total")
+            if heard is not None or not told:
+                options["disable"] = True
+            if told:
+                size = f", {self._size / 1e6:,.1f} MB," if self._size else ""
+                message = f"fetching {printable(name)}{size} from {constants.ENDPOINT}/{place.repository}"
+                warn(message) if heard is None else heard.start(message)
+            super().__init__(*args, **options)  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._done += int(n or 0)
+            if heard is not None and told:
+                heard.update(name, self._done, self._size)
+            shown: bool | None = super().update(n)
+            return shown
+
+        def update_transfer(self, n: float) -> None:
+            """Take the bytes of the network, which `update` counts too, so that there is one bar."""
+
+    return Bar
+
+
+@contextlib.contextmanager
+def _hub_errors(label: str, place: HubPlace) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into a CheckpointError of one line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # of huggingface_hub, httpx, hf_xet and the file system
+        reason, hint = _explain(error, place)
+        what = "it" if label == str(place) else place
+        raise CheckpointError(f"{label}: cannot fetch {what}: {reason}", hint=hint) from None
+
+
+def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
+    """Return why a file cannot be fetched, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{place.repository}"
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, errors.GatedRepoError):
+        return "its owners ask for consent", f"agree at {page}, and set HF_TOKEN to a token of your account"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no such repository, or it is private",
+            "check the name; set HF_TOKEN for a private one",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the repository has no revision {printable(place.revision)}", None
+    if isinstance(error, errors.EntryNotFoundError):
+        return "the repository has no such file", f"see {page}/tree/{place.revision}"
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        token = "set HF_TOKEN to a token that may read it"
+        hint = token if status in (401, 403) else "try again later" if status >= 500 else None
+        return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
+    if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
+        network = "check the network, or HF_ENDPOINT"
+        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or type(error).__name__})", network
+    if isinstance(error, OSError) and error.errno is not None:
+        return os_error_reason(error), "HF_HOME names the folder of the cache"
+    if "Consistency check failed" in str(error):
+        return "the connection broke", "try again"
+    return one_line(error) or type(error).__name__, None

@@ -61,7 +61,8 @@ def export(
             weights, out, to, schedule=schedule, overwrite=force, progress=display.update
         )
     summary = _summary(report)
-    print_result(json.dumps(summary) if as_json else _describe(summary))
+    if as_json or not messages.quiet:
+        print_result(json.dumps(summary) if as_json else _describe(summary))
 
 
 def _summary(report: ExportReport) -> dict[str, Any]:

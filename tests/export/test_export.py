@@ -77,6 +77,7 @@ def test_the_command_writes_four_files_and_says_how_they_agree(
     before = Path("a/out/encoder.onnx").read_bytes()
     again = ["export", "a/out", "--to", "onnx", "-w", checkpoint]
     assert "encoder.onnx exists: set --force to replace it" in vartok(*again, code=1).stderr
+    assert vartok(*again, "--force", "-q").output == ""
     report = json.loads(vartok(*again, "--force", "--schedule", "1,4", "--json").stdout)
     assert report["metadata"]["schedule"] == "[1, 4]"
     assert report["agreement"].keys() == {"latent", "tokens", "f_hat", "images"}

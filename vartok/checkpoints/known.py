@@ -120,7 +120,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("var-512", "varsr-512"),
         source="hf://qyp2000/VARSR/VQVAE.pth",
         model="VARSR-VQVAE",
-        config=_var_config(VAR_512),
+        config={**_var_config(VAR_512), "last_phi": False},
         key="trainer.vae_local",
         unverified=("size", "sha256", "licence"),
     ),

@@ -27,7 +27,8 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
     In a real picture, codes interact: the codes of all scales are summed, and the decoder blends neighbours.
 
     Returns:
-        [rows * d, columns * d, 3] uint8, d the downsampling factor; empty cells are white.
+        [rows * d, columns * d, C] uint8, d the downsampling factor, C the number of channels; empty cells
+        are white.
     """
     pictures = to_pixels(tokenizer.draw_codes())
     count, side = pictures.shape[:2]
@@ -35,7 +36,7 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
     white = np.full_like(pictures[:1], 255)
     cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
-    return cells.swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+    return cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1)
 
 
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:

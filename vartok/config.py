@@ -20,6 +20,9 @@ from vartok.schedule import VAR_256, Schedule
 MAX_CHANNELS = 1 << 14
 """Largest number of channels of a layer."""
 
+MAX_IMAGE_CHANNELS = 256
+"""Largest number of channels of an image."""
+
 MAX_BLOCKS = 64
 """Largest number of residual blocks of a level."""
 
@@ -131,6 +134,8 @@ class TokenizerConfig:
     Attributes:
         vocab_size: V, the number of codes in the codebook.
         z_channels: C, the number of channels of the latent and of a code.
+        in_channels: number of channels of an image, 1 to 256: 3 for RGB, 1 for grey levels. VAR's name; the
+            decoder's output has as many.
         using_znorm: look codes up by cosine similarity instead of Euclidean distance.
         quant_resi: r in phi(h) = (1 - r) h + r conv(h). With 0, phi is the identity and has no tensors.
         share_quant_resi: number of phis that all scales share. With 0, every scale has a phi of its own.
@@ -145,6 +150,7 @@ class TokenizerConfig:
 
     vocab_size: int = 4096
     z_channels: int = 32
+    in_channels: int = 3
     using_znorm: bool = False
     quant_resi: float = 0.5
     share_quant_resi: int = 4
@@ -156,6 +162,7 @@ class TokenizerConfig:
         """Check every value."""
         _check_int("vocab_size", self.vocab_size, 1, 1 << 24)
         _check_int("z_channels", self.z_channels, 1, MAX_CHANNELS)
+        _check_int("in_channels", self.in_channels, 1, MAX_IMAGE_CHANNELS)
         _check_int("share_quant_resi", self.share_quant_resi, 0, schedules.MAX_SCALES)
         for name in ("using_znorm", "last_phi"):
             if not isinstance(getattr(self, name), bool):
@@ -192,12 +199,13 @@ class TokenizerConfig:
     def to_json(self) -> str:
         """Return the configuration as one flat JSON object with VAR's argument names.
 
-        The key "autoencoder" holds the autoencoder's name; its arguments are further keys. "last_phi" is
-        written only where it is false.
+        The key "autoencoder" holds the autoencoder's name; its arguments are further keys. "in_channels" and
+        "last_phi" are left out where they have their defaults, which older versions of vartok know alone.
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in SHARED_KEYS}
-        if self.last_phi:
-            del values["last_phi"]
+        for name in ("in_channels", "last_phi"):
+            if values[name] == getattr(TokenizerConfig, name):
+                del values[name]
         values["patch_nums"] = schedules.to_json(self.patch_nums)
         values["autoencoder"] = self.autoencoder.name
         return json.dumps(values | dataclasses.asdict(self.autoencoder))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, quoted, warn
+from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, counted, quoted, warn
 from vartok.images import to_tensor
 from vartok.metadata import ModelInfo
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
@@ -24,17 +24,20 @@ if TYPE_CHECKING:
     Tokens = TokenMaps | ImageTokens | Sequence[ImageTokens] | Tensor | NDArray[Any]
 
 
-def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def image_batch(
+    images: Images, step: int, device: torch.device, channels: int = 3
+) -> tuple[Tensor, Tensor | None]:
     """Convert images to a batch on the device, after checking their shape.
 
     Args:
-        images: [B, 3, H, W] floating point in [-1, 1]; or [H, W, 3] or [B, H, W, 3] uint8 RGB; each a
+        images: [B, C, H, W] floating point in [-1, 1]; or [H, W, C] or [B, H, W, C] uint8 or uint16; each a
             tensor or a numpy array; or a PIL image, or a list of images of one size.
         step: downsampling factor; H and W must be multiples of it.
         device: device of the batch.
+        channels: C, the model's number of channels.
 
     Returns:
-        The batch, [B, 3, H, W] floating point, and its bounds. Bounds of images that came on a GPU are [2],
+        The batch, [B, C, H, W] floating point, and its bounds. Bounds of images that came on a GPU are [2],
         the smallest and the largest value: the caller must pass them to `check_bounds`, since a check here
         would wait for the GPU. Bounds of images from the CPU are checked here, and are None.
 
@@ -44,13 +47,15 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
     Warns:
         VartokWarning: float pixels that seem to lie in [0, 1].
     """
-    batch = _as_tensor(images)
-    if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch) or not batch.is_floating_point():
+    batch = _as_tensor(images, channels)
+    if batch.ndim != 4 or batch.shape[1] != channels or not len(batch) or not batch.is_floating_point():
         hint: str | None = "convert pixels of 0 to 255 to uint8"
         if batch.is_floating_point():
-            hint = _layout_hint(batch.shape, channel_axis=-3, numpy=isinstance(images, np.ndarray))
+            numpy = isinstance(images, np.ndarray)
+            hint = _layout_hint(batch.shape, channels, channel_axis=-3, numpy=numpy)
         raise ImageError(
-            f"images must be [B, 3, H, W] floating point, not {list(batch.shape)} {batch.dtype}", hint=hint
+            f"images must be [B, {channels}, H, W] floating point, not {list(batch.shape)} {batch.dtype}",
+            hint=hint,
         )
     height, width = batch.shape[2:]
     if not height or not width or height % step or width % step:
@@ -65,20 +70,22 @@ def image_batch(images: Images, step: int, device: torch.device) -> tuple[Tensor
     return batch.to(device, non_blocking=True), bounds
 
 
-def _as_tensor(images: Images) -> Tensor:
+def _as_tensor(images: Images, channels: int) -> Tensor:
     """Convert images to a tensor.
 
-    uint8 and PIL images become [B, 3, H, W] float32 in [-1, 1]; other dtypes keep their shape and values.
+    uint8, uint16 and PIL images become [B, C, H, W] float32 in [-1, 1]; other dtypes keep their shape and
+    values.
     """
     if isinstance(images, (list, tuple)):
-        batches = [_as_tensor(image) for image in images]
+        batches = [_as_tensor(image, channels) for image in images]
         stackable = batches and all(
-            isinstance(image, Tensor) and image.shape[:-2] == (3,) for image in images
+            isinstance(image, Tensor) and image.shape[:-2] == (channels,) for image in images
         )
         if not batches or any(batch.ndim != 4 or len(batch) != 1 for batch in batches):
+            stack = f"make a batch of [{channels}, H, W] tensors by `torch.stack(images)`"
             raise ImageError(
-                "a list of images must hold PIL images or [H, W, 3] uint8 arrays, at least one",
-                hint="make a batch of [3, H, W] tensors by `torch.stack(images)`" if stackable else None,
+                f"a list of images must hold PIL images or [H, W, {channels}] uint8 arrays, at least one",
+                hint=stack if stackable else None,
             )
         if len({batch.shape for batch in batches}) > 1:
             sizes = sorted({f"{batch.shape[3]}x{batch.shape[2]}" for batch in batches})
@@ -94,42 +101,70 @@ def _as_tensor(images: Images) -> Tensor:
                 f"images must be tensors, arrays or PIL images, not {quoted(type(images).__name__)}",
                 hint=hint if isinstance(images, (str, Path, bytes)) else None,
             )
-        picture: Any = images
-        images = torch.from_numpy(np.array(picture.convert("RGB")))
-    if images.dtype != torch.uint8:
+        images = torch.from_numpy(_pil_pixels(images, channels))
+    if images.dtype not in (torch.uint8, torch.uint16):
         return images
     pixels = images[None] if images.ndim == 3 else images
-    if pixels.ndim != 4 or pixels.shape[3] != 3:
+    if pixels.ndim != 4 or pixels.shape[3] != channels:
+        name = str(images.dtype).removeprefix("torch.")
         raise ImageError(
-            f"uint8 images must be [H, W, 3] or [B, H, W, 3], not {list(images.shape)}",
-            hint=_layout_hint(images.shape, channel_axis=-1, numpy=is_numpy),
+            f"{name} images must be [H, W, {channels}] or [B, H, W, {channels}], not {list(images.shape)}",
+            hint=_layout_hint(images.shape, channels, channel_axis=-1, numpy=is_numpy),
         )
     if not pixels.numel():
         raise ImageError(f"images of shape {list(images.shape)} have no pixels")
     if pixels.device.type == "cpu":
         return to_tensor(pixels.numpy())
-    return pixels.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
+    half = 127.5 if pixels.dtype == torch.uint8 else 32767.5
+    return pixels.permute(0, 3, 1, 2).float().contiguous().div_(half).sub_(1)
 
 
-def _layout_hint(shape: Sequence[int], *, channel_axis: int, numpy: bool) -> str | None:
+def _pil_pixels(image: Any, channels: int) -> NDArray[Any]:
+    """Return the pixels of a PIL image for a model of C channels: [H, W, C] uint8; or uint16, of mode I;16.
+
+    Raises:
+        ImageError: the model has one channel, and the image has levels that do not define white; or it has
+            neither 1 nor 3, and the image has another number of channels.
+    """
+    if channels == 3:
+        return np.array(image.convert("RGB"))
+    if channels == 1 and image.mode.startswith("I;16"):
+        return np.array(image)[..., None].astype(np.uint16)
+    if channels == 1 and image.mode[0] not in "IF":
+        return np.array(image.convert("L"))[..., None]
+    pixels = np.array(image)
+    if channels == 1 or pixels.shape[2:] != (channels,):
+        raise ImageError(
+            f"a PIL image of mode {image.mode} is no image of {counted(channels, 'channel')}",
+            hint=f"give an array, [H, W, {channels}] uint8 or uint16",
+        )
+    return pixels
+
+
+def _layout_hint(shape: Sequence[int], channels: int, *, channel_axis: int, numpy: bool) -> str | None:
     """Return a hint on how to convert images of the wrong layout; None for a batch of the right one.
 
     Args:
         shape: shape of the images.
+        channels: C, the model's number of channels.
         channel_axis: axis where the channels belong: -1 for uint8, -3 for floating point.
         numpy: whether the images are a numpy array.
     """
     ndim = len(shape)
     if ndim in (3, 4):
-        if shape[channel_axis] == 3:
+        if shape[channel_axis] == channels:
             return "add a batch dimension: `images[None]`" if ndim == 3 else None
-        if shape[-4 - channel_axis] == 3:
+        if shape[-4 - channel_axis] == channels:
             order = {(-1, 3): "1, 2, 0", (-1, 4): "0, 2, 3, 1", (-3, 3): "2, 0, 1", (-3, 4): "0, 3, 1, 2"}
             permute = f"images.{'transpose' if numpy else 'permute'}({order[channel_axis, ndim]})"
             batch = "[None]" if channel_axis == -3 and ndim == 3 else ""
             return f"move the channels: `{permute}{batch}`"
     if ndim not in (2, 3, 4):
         return None
+    if channels == 1 and ndim == 2:
+        return f"add the axis of the channel: `images[{'..., None' if channel_axis == -1 else 'None, None'}]`"
+    if channels != 3:
+        return f"the model takes {counted(channels, 'channel')}"
     return "the model takes RGB: repeat a gray channel three times, leave out an alpha channel"
 
 

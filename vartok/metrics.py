@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from vartok.checkpoints import file_sha256
 from vartok.errors import ImageError, VartokError, one_line
 from vartok.files import os_error_reason
+from vartok.images.tensors import Pixels, peak
 from vartok.optional import is_installed, require
-
-Pixels = NDArray[np.uint8]
 
 EXACT_PSNR = 100.0
 """PSNR that is reported for an exact copy, in dB, and the largest that is reported. The true value is
@@ -48,28 +47,29 @@ INCEPTION_URL = (
 
 
 def psnr(reference: Pixels, copy: Pixels) -> float:
-    """Return the peak signal-to-noise ratio (PSNR) of two pictures, for a peak of 255.
+    """Return the peak signal-to-noise ratio (PSNR) of two pictures, for a peak of 255, or of 65535.
 
     Args:
-        reference: [H, W, 3] uint8.
-        copy: [H, W, 3] uint8.
+        reference: [H, W, C] uint8, or uint16.
+        copy: [H, W, C] of the same dtype.
 
     Returns:
         Decibels, 0 to 100; 100 for an exact copy.
     """
-    error = float(np.square(np.subtract(reference, copy, dtype=np.int32)).mean())
-    return min(EXACT_PSNR, 10 * math.log10(255**2 / error)) if error else EXACT_PSNR
+    wide = np.int32 if reference.dtype == np.uint8 else np.int64  # the square of 65535 exceeds int32
+    error = float(np.square(np.subtract(reference, copy, dtype=wide)).mean())
+    return min(EXACT_PSNR, 10 * math.log10(peak(reference.dtype) ** 2 / error)) if error else EXACT_PSNR
 
 
 def ssim(reference: Pixels, copy: Pixels) -> float:
     """Return the structural similarity (SSIM) of two pictures, as torchmetrics computes it by default.
 
-    It is computed in float32 on the CPU, with a Gaussian window of 11 pixels, and averaged over the RGB
+    It is computed in float32 on the CPU, with a Gaussian window of 11 pixels, and averaged over the
     channels.
 
     Args:
-        reference: [H, W, 3] uint8.
-        copy: [H, W, 3] uint8.
+        reference: [H, W, C] uint8 or uint16.
+        copy: [H, W, C] of the same dtype.
 
     Returns:
         -1 to 1; 1 for an exact copy.
@@ -89,8 +89,8 @@ def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
     """Return the multi-scale SSIM of two pictures, as torchmetrics computes it by default.
 
     Args:
-        reference: [H, W, 3] uint8.
-        copy: [H, W, 3] uint8.
+        reference: [H, W, C] uint8 or uint16.
+        copy: [H, W, C] of the same dtype.
 
     Returns:
         0 to 1; 1 for an exact copy. None if a side has fewer than 176 pixels, too few for five scales.
@@ -106,8 +106,10 @@ def ms_ssim(reference: Pixels, copy: Pixels) -> float | None:
 
 
 def _to_levels(pixels: Pixels) -> Tensor:
-    """Convert [H, W, 3] uint8 pixels to [1, 3, H, W] float32 in [0, 255]."""
-    return torch.tensor(pixels).permute(2, 0, 1)[None].float()
+    """Convert [H, W, C] uint8 or uint16 pixels to [1, C, H, W] float32 in [0, 255]."""
+    if pixels.dtype == np.uint8:
+        return torch.tensor(pixels).permute(2, 0, 1)[None].float()
+    return torch.tensor(pixels.astype(np.float32) / 257).permute(2, 0, 1)[None]
 
 
 def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
@@ -116,7 +118,7 @@ def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
     A step is the absolute difference of two levels. Vertical and horizontal steps of all channels are summed.
 
     Args:
-        pixels: [H, W, 3] uint8.
+        pixels: [H, W, C] uint8.
         patch: side of the patches, in pixels; the first patch lies in the picture's top left corner.
 
     Returns:

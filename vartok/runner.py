@@ -52,13 +52,13 @@ class ModelRunner:
         self._decode: Callable[[Tensor], Tensor] = CompiledNetwork(model.decode) if compile else model.decode
 
     def encode(self, images: Tensor) -> Tensor:
-        """Compute latents: [B, 3, H, W] -> [B, C, h, w] float32, contiguous."""
+        """Compute latents: [B, in_channels, H, W] -> [B, C, h, w] float32, contiguous."""
         with self._precision():
             parts = [self._encode(part.to(self._device)) for part in self._network_parts(images)]
             return torch.cat(parts).contiguous()
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decode latents: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1]."""
+        """Decode latents: [B, C, h, w] -> [B, in_channels, H, W] float32 in [-1, 1]."""
         with self._precision():
             return torch.cat([self._decode(part.to(self._device)) for part in self._network_parts(latent)])
 

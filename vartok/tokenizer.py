@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 class Tokenizer:
     """A loaded checkpoint, which encodes images to tokens and decodes tokens to images.
 
-    `vartok.load` makes it. Its attributes must not be changed. Float images are [B, 3, H, W], RGB in [-1, 1],
-    H and W multiples of `config.downsample`. All tensors that it returns are on `device`. On a CPU, without
-    `compile`, an image's tokens do not depend on the other images of its batch.
+    `vartok.load` makes it. Its attributes must not be changed. Float images are [B, C, H, W] in [-1, 1]: C is
+    `config.in_channels`, 3 for RGB; H and W are multiples of `config.downsample`. All tensors that it returns
+    are on `device`. On a CPU, without `compile`, an image's tokens do not depend on the other images of its
+    batch.
 
     Attributes:
         config: the checkpoint's configuration.
@@ -104,8 +105,8 @@ class Tokenizer:
         """Tokenize images, coarse to fine.
 
         Args:
-            images: [B, 3, H, W] floating point in [-1, 1]; or [H, W, 3] or [B, H, W, 3] uint8 RGB; each a
-                tensor or a numpy array; or a PIL image, or a list of images of one size. H and W are
+            images: [B, C, H, W] floating point in [-1, 1]; or [H, W, C] or [B, H, W, C] uint8 or uint16, each
+                a tensor or a numpy array; or a PIL image, or a list of images of one size. H and W are
                 multiples of `config.downsample`.
             schedule: (h, w) of every scale, or a text such as "1,2,4" or "var-512"; the last grid is the
                 latent's, (H, W) / `config.downsample`. If None, the checkpoint's own schedule, adapted to the
@@ -127,7 +128,7 @@ class Tokenizer:
         Source: Tian et al. 2024, arXiv:2404.02905, Algorithm 1.
         """
         step = self.config.downsample
-        batch, bounds = image_batch(images, step, self.device)
+        batch, bounds = image_batch(images, step, self.device, self.config.in_channels)
         grid = (batch.shape[2] // step, batch.shape[3] // step)
         grids = latent_schedule(schedule, self.config.patch_nums, grid, scales)
         with torch.no_grad():
@@ -219,9 +220,11 @@ class Tokenizer:
             as_pil: return PIL images.
 
         Returns:
-            [B, 3, H, W] float32 in [-1, 1]; with `as_pil`, a list of B 8-bit RGB images.
+            [B, C, H, W] float32 in [-1, 1]; with `as_pil`, a list of B 8-bit images, of mode RGB, or of mode
+            L for one channel.
 
         Raises:
+            ImageError: `as_pil`, and images have neither 1 nor 3 channels.
             TokensError: `tokens` has another type, an index outside the vocabulary, or a number of tokens
                 that does not fit the schedule; or `scales` is not from 1 to the number of scales.
             TokenFileError: an `ImageTokens` was made with another codebook or other phis.
@@ -243,7 +246,7 @@ class Tokenizer:
             scales: end after the first `scales` scales; after the last scale if None.
 
         Yields:
-            The images of the first scale, of the first two, ...: [B, 3, H, W] float32 in [-1, 1].
+            The images of the first scale, of the first two, ...: [B, C, H, W] float32 in [-1, 1].
 
         Raises:
             TokensError: an index is outside the vocabulary, or `scales` is not from 1 to the number of
@@ -253,7 +256,7 @@ class Tokenizer:
             yield self.decode_latent(f_hat)
 
     def decode_latent(self, latent: Tensor) -> Tensor:
-        """Decode a latent or f_hat: [B, C, h, w] -> [B, 3, H, W] float32 in [-1, 1].
+        """Decode a latent or f_hat: [B, z, h, w] -> [B, C, H, W] float32 in [-1, 1].
 
         Given `latent(images)`, this is the reconstruction without quantization. Differentiable if the
         tokenizer was loaded with `differentiable`.
@@ -274,7 +277,7 @@ class Tokenizer:
         Raises:
             ImageError: a shape or range that the encoder cannot take.
         """
-        batch, bounds = image_batch(images, self.config.downsample, self.device)
+        batch, bounds = image_batch(images, self.config.downsample, self.device, self.config.in_channels)
         if bounds is not None:
             check_bounds(*bounds.tolist())
         return self._runner.encode(batch)
@@ -310,6 +313,7 @@ class Tokenizer:
             scale is 1x1.
 
         Raises:
+            ImageError: `as_pil`, and images have neither 1 nor 3 channels.
             TokensError: `tokens` has another type, an index outside the vocabulary, or a number of tokens
                 that does not fit the schedule.
             TokenFileError: an `ImageTokens` was made with another codebook or other phis.
@@ -399,7 +403,7 @@ class Tokenizer:
         return tokens.unstack(self.info, images)
 
     def draw_codes(self) -> Tensor:
-        """Decode every code by itself: [V, 3, d, d] float32 in [-1, 1], d = `config.downsample`.
+        """Decode every code by itself: [V, C, d, d] float32 in [-1, 1], d = `config.downsample`.
 
         A code's picture is the centre of the decoded image of 2x2 latent cells that all hold the code; phi is
         not applied. In a real picture the codes of all scales are summed before they are decoded, and the

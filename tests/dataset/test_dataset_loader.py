@@ -108,7 +108,7 @@ def test_rows_are_those_of_the_shards(rows: Path) -> None:
     assert [item["key"] for item in dataset.__getitems__([3, 3, 0])] == ["k/3.x", "k/3.x", "k/0.x"]
     assert list(dataset.__getitems__([])) == []
     for index in (8, -9):
-        with pytest.raises(IndexError, match="has no item (8|-9): it has 8"):
+        with pytest.raises(IndexError, match=r"has no item (8|-9): it has 8"):
             dataset[index]
 
 

@@ -76,7 +76,6 @@ def read_checkpoint(
 
     A file without vartok's metadata is recognized by its tensors' shapes, by the configuration that it
     states, and by a config.json in its folder.
-
     A converted copy of a .pth file of the hub is kept in vartok's folder of caches if that can be written,
     and read from then on.
 

@@ -43,7 +43,10 @@ def recognize_config(
     """
     values: dict[str, Any] = {"vocab_size": _size(tensors, CODEBOOK, 0)}
     values["z_channels"] = _size(tensors, CODEBOOK, 1)
-    values |= _light(tensors) if "encoder.linear.weight" in tensors else _var(tensors)
+    is_light = "encoder.linear.weight" in tensors
+    values |= _light(tensors) if is_light else _var(tensors)
+    first = "encoder.linear.weight" if is_light else "encoder.conv_in.weight"
+    values["in_channels"] = _size(tensors, first, 1)
     phis, scales = _phis(tensors)
     values |= phis
     stated: dict[str, Any] = {}

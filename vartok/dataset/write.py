@@ -17,6 +17,7 @@ from vartok.dataset.schema import DAMAGED, DATASET, FAILED, OPTIONAL_COLUMNS, sh
 from vartok.dataset.shard_files import open_shard
 from vartok.dataset.stats import DamagedSample, FailedSample, ShardId, ShardStats, read_stats, stats_path
 from vartok.errors import VartokError
+from vartok.images.channels import CONVERTED
 from vartok.sources import InputShard, Sample
 from vartok.tokens import ImageTokens
 
@@ -25,6 +26,9 @@ REPORT_INTERVAL = 0.2
 
 REPEATED_KEYS = "keys that an earlier row of the shard has: a number follows them, as in a#2"
 """Text in `not_carried` for rows whose keys were changed, so that the keys of a shard differ."""
+
+COLOURS = "colours of pictures: converted to grey levels, as the checkpoint has one channel"
+"""Text in `not_carried` for pictures that `CONVERTED` notes."""
 
 SampleResult = tuple[SampleSlot, list[ImageTokens] | VartokError]
 """A sample's slot, and the tokens of its views; if the sample failed, the error instead of tokens."""
@@ -114,6 +118,7 @@ def _write_shard(job: Job, shard: ShardId, results: Iterator[SampleResult]) -> I
                 column_counts.update(name for name in OPTIONAL_COLUMNS if getattr(views[0], name) is not None)
                 not_carried.update(sample.not_carried)
                 not_carried[REPEATED_KEYS] += renamed
+                not_carried[COLOURS] += CONVERTED in views[0].notes
                 if (damage := views[0].image.damaged) is not None:
                     damaged.append(DamagedSample(views[0].key, damage))
             if len(failed) > reported_failures or time.monotonic() - reported_at > REPORT_INTERVAL:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vartok.errors import ImageError
+from vartok.images.tensors import as_pil
 
 
 def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
     """Return the JPEG or WebP file of highest quality that has at most `budget` bytes, found by bisection.
 
     Args:
-        pixels: [H, W, 3] uint8.
+        pixels: [H, W, 3] or [H, W, 1] uint8.
         format: "jpeg" or "webp".
         budget: size limit in bytes. If the file of lowest quality exceeds it, that file is returned.
 
@@ -34,10 +35,11 @@ def compress(pixels: NDArray[np.uint8], format: str, budget: int) -> bytes:
     return best
 
 
-def decompress(data: bytes) -> NDArray[np.uint8]:
-    """Return the pixels of a file that `compress` returned: [H, W, 3] uint8."""
+def decompress(data: bytes, channels: int = 3) -> NDArray[np.uint8]:
+    """Return the pixels of a file that `compress` returned: [H, W, `channels`] uint8, 1 or 3."""
     with Image.open(io.BytesIO(data)) as file:
-        return np.asarray(file.convert("RGB"))
+        pixels = np.asarray(file.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _smallest(pixels: NDArray[np.uint8], format: str, quality: int) -> bytes:
@@ -54,7 +56,7 @@ def _smallest(pixels: NDArray[np.uint8], format: str, quality: int) -> bytes:
 def _save(pixels: NDArray[np.uint8], format: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     try:
-        Image.fromarray(pixels).save(stream, format, **options)
+        as_pil(pixels).save(stream, format, **options)
     except (OSError, ValueError) as error:
         height, width = pixels.shape[:2]
         raise ImageError(

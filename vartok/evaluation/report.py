@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vartok.codebook import count_codes, describe_usage
+from vartok.evaluation.round_trips import RoundTrip, mean_round_trips
 from vartok.evaluation.scores import BaselineScores, ModelScores, PictureScores, Scores
+from vartok.images.tensors import Pixels, to_bytes
 from vartok.metrics import FrechetDistance, blockiness, count_steps
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
@@ -23,20 +24,22 @@ class Reconstruction(NamedTuple):
     """A tokenizer's reconstruction of one picture, with the figures that need a network.
 
     Attributes:
-        pixels: [H, W, 3] uint8.
+        pixels: [H, W, C] uint8 or uint16.
         tokens: token maps of a batch of one, on the CPU.
         unquantized_psnr: PSNR without quantization, in dB.
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None if it was not measured.
         lpips: LPIPS distance; None if it was not measured, or the picture is too small.
         features: [D] Inception features; None without rFID.
+        round_trips: figures after 1, 2, ... round trips.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     tokens: TokenMaps
     unquantized_psnr: float
     scale_psnr: tuple[float, ...] | None
     lpips: float | None
     features: Tensor | None
+    round_trips: tuple[RoundTrip, ...]
 
 
 class Totals:
@@ -57,11 +60,11 @@ class Totals:
         self._reference_steps = np.zeros(4, np.int64)
         self._distance = FrechetDistance(device)
 
-    def add(self, reference: NDArray[np.uint8], features: Tensor | None, copy: Reconstruction) -> None:
+    def add(self, reference: Pixels, features: Tensor | None, copy: Reconstruction) -> None:
         """Add a picture.
 
         Args:
-            reference: [H, W, 3] uint8, the pixels that were encoded.
+            reference: [H, W, C] uint8 or uint16, the pixels that were encoded.
             features: [D] Inception features of the reference; None without rFID.
             copy: the tokenizer's reconstruction.
         """
@@ -72,8 +75,8 @@ class Totals:
         more = max(0, len(maps) - len(self._counts))  # pictures of several sizes may differ
         self._counts = np.pad(self._counts, ((0, more), (0, 0)))
         self._counts[: len(maps)] += count_codes([maps], self._counts.shape[1], len(maps))
-        self._steps += count_steps(copy.pixels, self._tokenizer.config.downsample)
-        self._reference_steps += count_steps(reference, self._tokenizer.config.downsample)
+        self._steps += count_steps(to_bytes(copy.pixels), self._tokenizer.config.downsample)
+        self._reference_steps += count_steps(to_bytes(reference), self._tokenizer.config.downsample)
         if features is not None and copy.features is not None:
             self._distance.add(features, copy.features)
 
@@ -91,6 +94,7 @@ class Totals:
             lpips=_mean_of_known(one.lpips for one in scores),
             unquantized_psnr=_mean_of_known(one.unquantized_psnr for one in scores),
             scale_psnr=_mean_by_scale([one.scale_psnr for one in scores]),
+            round_trips=mean_round_trips([one.round_trips for one in scores]),
             bits_per_pixel=self._bits / self._pixels,
             size_bytes=_mean([one.size_bytes for one in scores]),
             model=self._tokenizer.info,

@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vartok.errors import VartokError
+from vartok.evaluation.agreement import AgreementMeter, Differences
 from vartok.evaluation.baselines import compress, decompress
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
+from vartok.evaluation.round_trips import make_round_trips
 from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
+from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
@@ -26,15 +28,14 @@ from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
 
-Pixels = NDArray[np.uint8]
-
 
 class _Reconstructed(NamedTuple):
-    """A picture, its Inception features [D] or None, and every tokenizer's reconstruction of it."""
+    """A picture, its Inception features [D] or None, every tokenizer's reconstruction, and `Differences`."""
 
     picture: Picture
     features: Tensor | None
     copies: tuple[Reconstruction, ...]
+    differences: tuple[Differences, ...]
 
 
 class Evaluation:
@@ -48,8 +49,10 @@ class Evaluation:
         max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        again: number of round trips to measure: tokens are decoded, and the pixels encoded again.
+        agreement: also compares the tokens of each picture with those on other devices or in other dtypes.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
-            `load_lpips`; None: no LPIPS.
+            `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
             rFID.
 
@@ -66,6 +69,8 @@ class Evaluation:
         max_tokens: int = MAX_NATIVE_TOKENS,
         baselines: bool = False,
         scales: bool = True,
+        again: int = 0,
+        agreement: AgreementMeter | None = None,
         lpips: nn.Module | None = None,
         inception: nn.Module | None = None,
     ) -> None:
@@ -76,6 +81,8 @@ class Evaluation:
         self._max_tokens = max_tokens
         self._formats = tuple(BASELINES) if baselines else ()
         self._scales = scales
+        self._again = again
+        self._agreement = agreement
         # MPS lacks float64, which the Fréchet distance needs.
         self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
         self._lpips = lpips and lpips.to(self._device)
@@ -125,7 +132,10 @@ class Evaluation:
 
         pictures = map_ordered(read, samples, workers=workers, limit=limit)
         copies = map_batches(
-            self._reconstruct, pictures, size=batch_size, key=lambda picture: picture.pixels.shape
+            self._reconstruct,
+            pictures,
+            size=batch_size,
+            key=lambda picture: (picture.pixels.shape, picture.pixels.dtype),
         )
         with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
             for found, result in results:
@@ -133,6 +143,8 @@ class Evaluation:
                     self._failures.append(result)
                 elif found is not None:
                     self._scores.append(result)
+                    if self._agreement is not None:
+                        self._agreement.add(found.differences)
                     for totals, copy in zip(self._totals, found.copies, strict=True):
                         totals.add(found.picture.pixels, found.features, copy)
                 yield result
@@ -156,6 +168,7 @@ class Evaluation:
             fit=self._fit,
             device=self._tokenizers[0].device.type,
             dtype=self._tokenizers[0].dtype,
+            agreements=() if self._agreement is None else self._agreement.results(),
         )
 
     def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
@@ -163,25 +176,28 @@ class Evaluation:
         pixels = np.stack([picture.pixels for picture in batch])
         features = self._features(pixels)
         copies = zip(*(self._reconstruct_with(one, pixels) for one in self._tokenizers), strict=True)
+        differences = [()] * len(batch) if self._agreement is None else self._agreement.compare(pixels)
         return [
-            _Reconstructed(picture, None if features is None else features[b], found)
+            _Reconstructed(picture, None if features is None else features[b], found, differences[b])
             for b, (picture, found) in enumerate(zip(batch, copies, strict=True))
         ]
 
     def _reconstruct_with(self, tokenizer: Tokenizer, pixels: Pixels) -> list[Reconstruction]:
-        """Reconstruct [B, H, W, 3] pixels with one tokenizer, and compute the figures that need a network."""
+        """Reconstruct [B, H, W, C] pixels with one tokenizer, and compute the figures that need a network."""
         latent = tokenizer.latent(to_tensor(pixels))
         tokens = tokenizer.quantize(latent, self._schedule)
-        unquantized = to_pixels(tokenizer.decode_latent(latent))
+        dtype = pixels.dtype
+        unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)
         by_scale: list[list[float]] = []
         if self._scales:
             for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix)  # after the loop, the images of all scales
+                copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
         else:
-            copies = to_pixels(tokenizer.decode(tokens))
+            copies = to_pixels(tokenizer.decode(tokens), dtype)
         distances = self._distances(pixels, copies)
         features = self._features(copies)
+        trips = make_round_trips(tokenizer, pixels, copies, tokens, self._again)
         flat = tokens.flatten().cpu()
         return [
             Reconstruction(
@@ -191,25 +207,28 @@ class Evaluation:
                 scale_psnr=tuple(scale[b] for scale in by_scale) or None,
                 lpips=None if distances is None else distances[b],
                 features=None if features is None else features[b],
+                round_trips=trips[b],
             )
             for b in range(len(pixels))
         ]
 
     def _distances(self, references: Pixels, copies: Pixels) -> list[float] | None:
-        """Return B LPIPS distances of [B, H, W, 3] pixels; None without LPIPS, or for too small pictures."""
+        """Return B LPIPS distances of [B, H, W, C] pixels; None without LPIPS, or for too small pictures."""
         if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
             return None
         with torch.no_grad():
-            copy, reference = (to_tensor(part).to(self._device) for part in (copies, references))
+            copy, reference = (
+                to_tensor(to_rgb_bytes(part)).to(self._device) for part in (copies, references)
+            )
             distances: list[float] = self._lpips(copy, reference).flatten().tolist()
         return distances
 
     def _features(self, pixels: Pixels) -> Tensor | None:
-        """Return Inception features [B, D] of [B, H, W, 3] pixels; None without rFID."""
+        """Return Inception features [B, D] of [B, H, W, C] pixels; None without rFID."""
         if self._inception is None:
             return None
         with torch.no_grad():
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self._device)
+            images = torch.from_numpy(to_rgb_bytes(pixels)).permute(0, 3, 1, 2).to(self._device)
             features: Tensor = self._inception(images)
         return features
 
@@ -236,12 +255,14 @@ class Evaluation:
                     lpips=copy.lpips,
                     unquantized_psnr=copy.unquantized_psnr,
                     scale_psnr=copy.scale_psnr,
+                    round_trips=copy.round_trips,
                 )
             )
         baselines = []
         for format in self._formats:
-            data = compress(reference, format, int(models[0].size_bytes))
-            baselines.append(score(decompress(data), 8 * len(data)))
+            data = compress(to_bytes(reference), format, int(models[0].size_bytes))
+            copied = decompress(data, reference.shape[2]).astype(reference.dtype)
+            baselines.append(score(copied * (peak(reference.dtype) // 255), 8 * len(data)))
         return PictureScores(
             name=name,
             height=height,

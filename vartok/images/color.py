@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from vartok.images import scaling
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA"}
 
 
@@ -51,16 +51,33 @@ def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
     if source.mode.startswith("I;16") or (source.mode == "I" and source.format in ("PNG", "PPM")):
         white = 4095.0 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535.0
     elif source.mode in ("I", "F"):
-        ranges = [(v.min(), v.max()) for v in map(_finite, _strips(source)) if v.size]
-        black = float(min((low for low, _ in ranges), default=0))
-        white = float(max((high for _, high in ranges), default=1))
-        if source.mode == "F" and black >= 0 and white <= 1:
-            black, white = 0.0, 1.0
-        else:
-            notes.append(f"its values do not define white: rescaled its range, {black:g} to {white:g}")
+        black, white = value_range(map(np.asarray, strips(source)), notes, floats=source.mode == "F")
     if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # WhiteIsZero
         black, white = white, black
     return black, white
+
+
+def value_range(
+    parts: Iterable[NDArray[Any]], notes: list[str], *, floats: bool = True
+) -> tuple[float, float]:
+    """Return the values of black and white of levels that do not define them, such as floats.
+
+    Floats from 0 to 1 have these. For any others the range of the finite values is taken, with a note.
+    """
+    finite = (values[np.isfinite(values)] for values in parts)
+    ranges = [(values.min(), values.max()) for values in finite if values.size]
+    black = float(min((low for low, _ in ranges), default=0))
+    white = float(max((high for _, high in ranges), default=1))
+    if floats and black >= 0 and white <= 1:
+        return 0.0, 1.0
+    notes.append(f"its values do not define white: rescaled its range, {black:g} to {white:g}")
+    return black, white
+
+
+def scaled(values: NDArray[Any], grey: tuple[float, float]) -> NDArray[np.float64]:
+    """Return values on the scale on which black is 0 and white 1, clipped to it; NaN is black."""
+    black, white = grey
+    return np.nan_to_num(np.clip((values.astype(np.float64) - black) / (white - black or 1), 0, 1))
 
 
 def to_rgb(
@@ -79,7 +96,7 @@ def to_rgb(
         return image
     canvas = Image.new("RGB", image.size, background)
     top = 0
-    for strip in _strips(image):
+    for strip in strips(image):
         color, alpha = _split_alpha(strip, grey)
         if to_srgb:
             color = to_srgb.apply(color.convert(to_srgb.input_mode))
@@ -88,7 +105,7 @@ def to_rgb(
     return canvas
 
 
-def _strips(image: Image.Image) -> Iterator[Image.Image]:
+def strips(image: Image.Image) -> Iterator[Image.Image]:
     """Yield a picture in horizontal strips, so that no second copy of the whole picture is in memory."""
     rows = max(1, scaling.STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -99,10 +116,7 @@ def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.I
     """Return the picture with 8-bit levels, and its alpha channel, which is None for an opaque picture."""
     if image.mode[0] in "IF":
         values = np.asarray(image)
-        black, white = grey
-        levels = (values.astype(np.float64) - black) / (white - black or 1)
-        levels = np.rint(np.nan_to_num(np.clip(levels, 0, 1)) * 255)
-        color = Image.fromarray(levels.astype(np.uint8))
+        color = Image.fromarray(np.rint(scaled(values, grey) * 255).astype(np.uint8))
         if "transparency" not in image.info:
             return color, None
         return color, Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
@@ -112,13 +126,6 @@ def _split_alpha(image: Image.Image, grey: tuple[float, float]) -> tuple[Image.I
         image = image.convert("LA")
     image = image.convert("RGBA")
     return image, image.getchannel("A")
-
-
-def _finite(image: Image.Image) -> NDArray[Any]:
-    """Return the finite values of a picture."""
-    values = np.asarray(image)
-    finite: NDArray[Any] = values[np.isfinite(values)]
-    return finite
 
 
 def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTransform | None:
@@ -139,7 +146,7 @@ def _icc_transform(image: Image.Image, notes: list[str]) -> ImageCms.ImageCmsTra
     except (ImageCms.PyCMSError, KeyError, OSError, TypeError, ValueError):
         notes.append("ignored its colour profile, which is broken or of an unsupported kind")
         return None
-    modes = {"RGB": _RGB_MODES | _GREY_MODES, "L": _GREY_MODES, "CMYK": {"CMYK"}}[mode]
+    modes = {"RGB": _RGB_MODES | GREY_MODES, "L": GREY_MODES, "CMYK": {"CMYK"}}[mode]
     if image.mode not in modes:
         notes.append(f"ignored its colour profile, which is not for {image.mode} pixels")
         return None

@@ -10,13 +10,14 @@ from PIL import Image
 
 from vartok.buckets import Bucket, BucketTable, nearest_bucket
 from vartok.errors import ImageError, quoted
+from vartok.images.bands import Bands, as_image, background_levels
 from vartok.images.scaling import cover, cover_adm, scale, scale_windows
 from vartok.images.tensors import check_pixels
 from vartok.images.views import CENTER, Views
 from vartok.metadata import View
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from vartok.images.tensors import Pixels
 
 FITS = ("crop", "pad", "stretch", "native", "bucket")
 
@@ -28,6 +29,9 @@ MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
 """Longest side in pixels; Lanczos takes up to 72 bytes of coefficients for each pixel of a side."""
 MAX_ZOOM = 100.0
+MAX_CHANNELS = 256
+
+PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class Fit:
         max_bytes: size limit in bytes of a picture whose file is held in memory: from a tar, a table, a URL
             or a pipe, or from a file that a data set keeps. `read_picture` does not apply it to a path.
         allow_damaged: take what can be decoded of a truncated or corrupt file, which else is refused.
+        channels: number of channels of the result: 3 for RGB, 1 for grey levels, or the bands of an array.
 
     Raises:
         ImageError: a value has the wrong type, is unknown, or is out of its range.
@@ -74,6 +79,7 @@ class Fit:
     max_pixels: int = MAX_PIXELS
     max_bytes: int = MAX_BYTES
     allow_damaged: bool = False
+    channels: int = 3
 
     if TYPE_CHECKING:  # the generated __init__, except that `size` may be one side
 
@@ -92,6 +98,7 @@ class Fit:
             max_pixels: int = MAX_PIXELS,
             max_bytes: int = MAX_BYTES,
             allow_damaged: bool = False,
+            channels: int = 3,
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -114,6 +121,8 @@ class Fit:
                 f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
                 f"{self.max_pixels:,}, {self.max_bytes:,} and {self.multiple:,}"
             )
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ImageError(f"channels must be from 1 to {MAX_CHANNELS}, not {self.channels!r}")
         if not 1 <= self.zoom <= MAX_ZOOM:
             raise ImageError(f"zoom must be from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
         if isinstance(self.background, str):
@@ -153,25 +162,25 @@ class Fit:
 
 
 def restore_size(
-    pixels: NDArray[np.uint8], *, width: int, height: int, mode: str, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
+    pixels: Pixels, *, width: int, height: int, mode: str, max_pixels: int = MAX_PIXELS
+) -> Pixels:
     """Undo a fit: scale pixels to the size of the original picture.
 
     Args:
-        pixels: [H, W, 3] uint8, decoded.
+        pixels: [H, W, C] uint8 or uint16, decoded.
         width: width of the original in pixels, see `Picture`. An untrusted value is safe: it is checked.
         height: height of the original in pixels, also checked.
         mode: mode of the fit: "pad", whose border is cut off before scaling, "stretch" or "native".
         max_pixels: pixel limit of the result, checked before memory is allocated.
 
     Returns:
-        [height, width, 3] uint8, C-contiguous.
+        [height, width, C] of the same dtype, C-contiguous.
 
     Raises:
         ImageError: `pixels` has another shape or dtype, the size is invalid or too large, or the mode is
             unknown, or "crop" or "bucket", which cannot be undone.
     """
-    check_pixels(pixels, "HW3")
+    check_pixels(pixels, "HWC")
     check_size(width, height, max_pixels)
     if mode not in FITS:
         raise ImageError(f"a fit is one of {', '.join(FITS)}, not {quoted(mode)}")
@@ -180,11 +189,11 @@ def restore_size(
     if mode == "pad":
         left, top, right, bottom = _inside(width, height, pixels.shape[:2])
         pixels = pixels[top:bottom, left:right]
-    return scale(Image.fromarray(np.ascontiguousarray(pixels)), width, height)
+    return scale(as_image(pixels), width, height)
 
 
-def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint8], tuple[View, ...]]:
-    """Fit an RGB picture.
+def fitted(image: Image.Image | Bands, fit: Fit, key: str = "") -> tuple[Pixels, tuple[View, ...]]:
+    """Fit a picture: a PIL image of RGB, or `Bands`.
 
     Args:
         image: the picture.
@@ -192,8 +201,8 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
         key: key of the picture, on which random views depend.
 
     Returns:
-        The pixels, C-contiguous uint8, and the views: [H, W, 3] and no views if `fit.views` are "center";
-        else the pixels of the views, [V, H, W, 3].
+        The pixels, C-contiguous uint8 or uint16, and the views: [H, W, C] and no views if `fit.views` are
+        "center"; else the pixels of the views, [V, H, W, C].
     """
     if fit.mode == "bucket":
         size = nearest_bucket(fit.buckets, image.height, image.width).size if fit.buckets else fit.size
@@ -216,8 +225,10 @@ def fitted(image: Image.Image, fit: Fit, key: str = "") -> tuple[NDArray[np.uint
         left, top, right, bottom = _inside(image.width, image.height, fit.size)
         columns, rows = right - left, bottom - top
         places = fit.views.places(key, center=(-left, -top))
-        pixels = np.full((height, width, 3), fit.background, np.uint8)
-        pixels[top:bottom, left:right] = scale(image, columns, rows)
+        inside = scale(image, columns, rows)
+        pixels = np.empty((height, width, inside.shape[2]), inside.dtype)
+        pixels[:] = background_levels(fit.background, pixels)
+        pixels[top:bottom, left:right] = inside
         found = [pixels] * len(places)
     else:
         if fit.mode == "native":

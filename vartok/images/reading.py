@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
 from PIL import (
     BmpImagePlugin,
     ExifTags,
@@ -18,27 +17,27 @@ from PIL import (
     PngImagePlugin,
     UnidentifiedImageError,
 )
-from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
 from vartok.errors import DamagedImageError, ImageError, quoted
 from vartok.files import os_error_reason
 from vartok.images import libtiff
+from vartok.images.arrays import is_array, read_array
+from vartok.images.bands import UPRIGHT, Bands
+from vartok.images.channels import to_bands
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
-from vartok.images.fit import MAX_BYTES, Fit, check_size, fitted
+from vartok.images.fit import MAX_BYTES, PIXELS_HINT, Fit, check_size, fitted
 from vartok.images.jpeg import check_segments, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.scaling import large_image_lock
-from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff import is_tiff, read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff_bands import read_tiff_bands
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from vartok.images.tensors import Pixels
     from vartok.metadata import View
-
-PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
 COSTLY = {"WEBP": 1.5, "JPEG2000": 2.0}
 """Divisor of `max_pixels` by format, where a decoder takes more memory than usual."""
@@ -51,17 +50,6 @@ READABLE = (
     *("PSD", "QOI", "PCX", "DCX", "SGI", "SUN", "FLI", "MSP", "XBM", "XPM", "TGA"),
 )
 
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-
-
 MAX_READS = 500_000
 """How often a file may be read from; Pillow takes microseconds for each of a million tiny parts of a file."""
 
@@ -71,7 +59,8 @@ class Picture:
     """A fitted picture.
 
     Attributes:
-        pixels: [H, W, 3] uint8 sRGB, C-contiguous; [V, H, W, 3] for a fit of other views than "center".
+        pixels: [H, W, C] uint8, C-contiguous; [V, H, W, C] for a fit of other views than "center". Three
+            channels are sRGB. Of other numbers, C is `fit.channels`, levels of more than 8 bits are uint16.
         width: width of the original in pixels, after its EXIF orientation was applied.
         height: height of the original in pixels, after its EXIF orientation was applied.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
@@ -79,7 +68,7 @@ class Picture:
         damage: how the file is damaged, on one line, with `Fit.allow_damaged`; None if it is whole.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     width: int
     height: int
     notes: tuple[str, ...]
@@ -145,6 +134,8 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
+            if is_array(stream) or (fit.channels not in (1, 3) and is_tiff(stream)):
+                return _read_values(stream, fit, key)
             return _read(stream, fit, key)
     except ImageError:
         raise
@@ -274,11 +265,27 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         grey = grey_scale(source, notes)
         image = _upright(source, notes)
         del source
-        image = to_rgb(image, fit.background, grey, notes)
-        pixels, views = fitted(image, fit, key)
-        if damage is not None:
-            notes.append(f"{damage}; took what can be decoded of it")
-        return Picture(pixels, image.width, image.height, tuple(notes), views, damage)
+        if fit.channels == 3:
+            return _fitted(to_rgb(image, fit.background, grey, notes), fit, key, notes, damage)
+        return _fitted(to_bands(image, fit.channels, fit.background, grey, notes), fit, key, notes, damage)
+
+
+def _read_values(stream: BinaryIO, fit: Fit, key: str) -> Picture:
+    """Read a file of values: an array, or a TIFF of several channels."""
+    notes: list[str] = []
+    read = read_array if is_array(stream) else read_tiff_bands
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    with large_image_lock(size // 3):
+        image, damage = read(stream, fit, notes)
+        return _fitted(image, fit, key, notes, damage)
+
+
+def _fitted(image: Image.Image | Bands, fit: Fit, key: str, notes: list[str], damage: str | None) -> Picture:
+    pixels, views = fitted(image, fit, key)
+    if damage is not None:
+        notes.append(f"{damage}; took what can be decoded of it")
+    return Picture(pixels, image.width, image.height, tuple(notes), views, damage)
 
 
 def _check_icon(stream: BinaryIO, max_pixels: int) -> None:
@@ -315,7 +322,7 @@ def _scale_transparency(source: ImageFile) -> None:
 def _upright(source: Image.Image, notes: list[str]) -> Image.Image:
     """Return the picture rotated and flipped according to its EXIF orientation."""
     try:
-        turn = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises any type for broken EXIF data; the pixels are whole
         notes.append("ignored its EXIF data, which is broken")
         turn = None

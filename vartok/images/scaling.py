@@ -11,7 +11,8 @@ from PIL import Image
 from PIL.Image import Resampling
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from vartok.images.bands import Bands
+    from vartok.images.tensors import Pixels
 
 LARGE = 1 << 24
 """Number of pixels above which a picture is large.
@@ -50,7 +51,7 @@ class Cover(NamedTuple):
         margin: columns and rows of that area beyond the size.
     """
 
-    image: Image.Image
+    image: Image.Image | Bands
     columns: int
     rows: int
     filter: Resampling
@@ -59,7 +60,7 @@ class Cover(NamedTuple):
     margin: tuple[int, int]
 
 
-def cover(image: Image.Image, size: tuple[int, int], zoom: float) -> Cover:
+def cover(image: Image.Image | Bands, size: tuple[int, int], zoom: float) -> Cover:
     """Cover round(size * zoom), (height, width), by Lanczos.
 
     As in torchvision's Resize and CenterCrop, the long side is truncated to whole pixels, and the centre is
@@ -82,7 +83,7 @@ def cover(image: Image.Image, size: tuple[int, int], zoom: float) -> Cover:
     )
 
 
-def cover_adm(image: Image.Image, size: tuple[int, int], zoom: float) -> Cover:
+def cover_adm(image: Image.Image | Bands, size: tuple[int, int], zoom: float) -> Cover:
     """Cover int(size * zoom), (height, width), with the resampling "adm".
 
     Source: `center_crop_arr` of guided-diffusion's `image_datasets.py` (Dhariwal and Nichol 2021,
@@ -106,20 +107,20 @@ def cover_adm(image: Image.Image, size: tuple[int, int], zoom: float) -> Cover:
     )
 
 
-def scale(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    """Scale to width x height by Lanczos, and return the pixels: [height, width, 3]."""
+def scale(image: Image.Image | Bands, width: int, height: int) -> Pixels:
+    """Scale to width x height by Lanczos, and return the pixels: [height, width, C]."""
     [pixels] = scale_windows(image, width, height, [(0, 0, width, height)]).values()
     return pixels
 
 
 def scale_windows(
-    image: Image.Image,
+    image: Image.Image | Bands,
     width: int,
     height: int,
     windows: list[Window],
     filter: Resampling = Resampling.LANCZOS,
-) -> dict[Window, NDArray[np.uint8]]:
-    """Scale to width x height, and return the pixels of each window: [bottom - top, right - left, 3].
+) -> dict[Window, Pixels]:
+    """Scale to width x height, and return the pixels of each window: [bottom - top, right - left, C].
 
     Up to `LARGE` pixels are computed whole and then cut, as resampling a part alone rounds a few levels
     differently. Of more pixels only the windows are computed, in strips.
@@ -134,10 +135,11 @@ def scale_windows(
 
 
 def _scale_strips(
-    image: Image.Image, width: int, height: int, window: Window, filter: Resampling
-) -> NDArray[np.uint8]:
+    image: Image.Image | Bands, width: int, height: int, window: Window, filter: Resampling
+) -> Pixels:
     left, top, right, bottom = window
-    pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+    one = np.asarray(image.crop((0, 0, 1, 1)))
+    pixels = np.empty((bottom - top, right - left, one.shape[2]), one.dtype)
     x, y = image.width / width, image.height / height
     rows = max(1, STRIP // (right - left))
     for start in range(top, bottom, rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -15,47 +15,84 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+Pixels: TypeAlias = "NDArray[np.unsignedinteger[Any]]"
+"""Levels: uint8, or uint16; the channels are the last axis."""
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
     """Convert pixels to the tensor that a model takes: RGB / 127.5 - 1.
 
     Args:
-        pixels: [B, H, W, 3] uint8.
+        pixels: [B, H, W, C] uint8; or uint16, of which the level 65535 is 1.
 
     Returns:
-        [B, 3, H, W] float32 in [-1, 1], contiguous.
+        [B, C, H, W] float32 in [-1, 1], contiguous.
 
     Raises:
         ImageError: `pixels` has another shape or dtype.
     """
     import torch
 
-    check_pixels(pixels, "BHW3")
+    check_pixels(pixels, "BHWC")
+    half = peak(pixels.dtype) / 2
+    if pixels.dtype == np.uint16:
+        pixels = pixels.astype(np.float32)  # torch does little with uint16
     images = torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1)
 
 
-def to_pixels(images: Tensor) -> NDArray[np.uint8]:
+@overload
+def to_pixels(images: Tensor) -> NDArray[np.uint8]: ...
+
+
+@overload
+def to_pixels(images: Tensor, dtype: type[np.uint8 | np.uint16] | np.dtype[Any]) -> Pixels: ...
+
+
+def to_pixels(images: Tensor, dtype: type[np.uint8 | np.uint16] | np.dtype[Any] = np.uint8) -> Pixels:
     """Convert a model's output to pixels, the inverse of `to_tensor`: clamp, and round to the nearest level.
 
     Args:
-        images: [B, 3, H, W], RGB in [-1, 1], of any float dtype and on any device.
+        images: [B, C, H, W] in [-1, 1], of any float dtype and on any device.
+        dtype: uint8 or uint16.
 
     Returns:
-        [B, H, W, 3] uint8, C-contiguous.
+        [B, H, W, C] of that dtype, C-contiguous.
 
     Raises:
         ImageError: `images` has another shape, is not floating point, or holds NaN.
     """
     import torch
 
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        raise ImageError(f"images are [B, 3, H, W] floats, not {list(images.shape)} of {images.dtype}")
+    if images.ndim != 4 or not images.shape[1] or not images.is_floating_point():
+        raise ImageError(f"images are [B, C, H, W] floats, not {list(images.shape)} of {images.dtype}")
     levels = images.detach().to(torch.float32)
     if levels.isnan().any():
         raise ImageError("the decoded pixels are NaN: the weights are broken, or the dtype is too narrow")
-    levels = levels.clamp(-1, 1).add_(1).mul_(127.5).round_().permute(0, 2, 3, 1)
+    levels = levels.clamp(-1, 1).add_(1).mul_(peak(dtype) / 2).round_().permute(0, 2, 3, 1)
+    if dtype == np.uint16:
+        deep: NDArray[np.uint16] = levels.contiguous().cpu().numpy().astype(np.uint16)
+        return deep
     pixels: NDArray[np.uint8] = levels.to(torch.uint8).contiguous().cpu().numpy()
     return pixels
+
+
+def peak(dtype: type[np.uint8 | np.uint16] | np.dtype[Any]) -> int:
+    """Return the largest level of pixels: 255 of uint8, 65535 of uint16."""
+    return int(np.iinfo(dtype).max)
+
+
+def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return pixels of 8 bits: uint8 unchanged, uint16 rounded to the nearest of 256 levels."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.rint(pixels / np.float32(257)).astype(np.uint8)
+
+
+def to_rgb_bytes(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return [..., 1 or 3] pixels as RGB of 8 bits, [..., 3] uint8: a grey level three times."""
+    levels = to_bytes(pixels)
+    return levels if levels.shape[-1] == 3 else levels.repeat(3, axis=-1)
 
 
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
@@ -82,25 +119,41 @@ def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
 
 
 def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
-    """Convert pixels, [B, H, W, 3] uint8, to B PIL images of mode RGB.
+    """Convert pixels, [B, H, W, 3] or [B, H, W, 1] uint8, to B PIL images of mode RGB or L.
 
     Raises:
         ImageError: `pixels` has another shape or dtype.
     """
-    check_pixels(pixels, "BHW3")
-    return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
+    check_pixels(pixels, "BHWC")
+    return [as_pil(image) for image in pixels]
 
 
-def check_pixels(pixels: NDArray[np.uint8], axes: str) -> None:
-    """Check that an array holds RGB pixels: uint8, not empty, with three channels in the last axis.
+def as_pil(pixels: Pixels) -> Image.Image:
+    """Return [H, W, 3] or [H, W, 1] uint8 pixels as a PIL image of mode RGB or L.
+
+    Raises:
+        ImageError: `pixels` has another shape or dtype.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or not pixels.size:
+        raise ImageError(
+            f"a PIL image has 1 or 3 channels of 8 bits here, not {list(pixels.shape)} of {pixels.dtype}",
+            hint="`Tokenizer.decode` gives tensors of any number of channels",
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+
+
+def check_pixels(pixels: NDArray[Any], axes: str) -> None:
+    """Check that an array holds pixels: uint8 or uint16, not empty, with the channels in the last axis.
 
     Args:
         pixels: the array.
-        axes: a letter or digit for each axis that the array must have, such as "HW3".
+        axes: a letter for each axis that the array must have, such as "HWC".
 
     Raises:
         ImageError: the array has another shape or dtype.
     """
-    if pixels.dtype != np.uint8 or pixels.ndim != len(axes) or pixels.shape[-1] != 3 or not pixels.size:
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != len(axes) or not pixels.size:
         shape = ", ".join(axes)
-        raise ImageError(f"pixels must be [{shape}] uint8, not {list(pixels.shape)} of {pixels.dtype}")
+        raise ImageError(
+            f"pixels must be [{shape}] uint8 or uint16, not {list(pixels.shape)} of {pixels.dtype}"
+        )

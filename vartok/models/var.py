@@ -54,11 +54,11 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """Encoder: pixels to the latent before quant_conv."""
 
-    def __init__(self, config: VarConfig, z_channels: int) -> None:
+    def __init__(self, config: VarConfig, z_channels: int, in_channels: int = 3) -> None:
         super().__init__()
         channels = [config.ch * multiple for multiple in (1, *config.ch_mult)]
         last = len(config.ch_mult) - 1
-        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         for i in range(last + 1):
             level = Level(channels[i], channels[i + 1], blocks=config.num_res_blocks, attend=i == last)
@@ -71,7 +71,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> [B, z, H/d, W/d], d = 2 ** (levels - 1)."""
+        """[B, in_channels, H, W] in [-1, 1] -> [B, z, H/d, W/d], d = 2 ** (levels - 1)."""
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
@@ -81,7 +81,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Decoder: the output of post_quant_conv to pixels."""
 
-    def __init__(self, config: VarConfig, z_channels: int) -> None:
+    def __init__(self, config: VarConfig, z_channels: int, in_channels: int = 3) -> None:
         super().__init__()
         channels = [config.ch * multiple for multiple in config.ch_mult]
         last = len(channels) - 1
@@ -96,10 +96,10 @@ class Decoder(nn.Module):
             self.up.append(level)
         self.norm_out = group_norm(channels[0])
         self.activation = nn.SiLU(inplace=True)
-        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """[B, z, h, w] -> [B, 3, d h, d w], not clamped."""
+        """[B, z, h, w] -> [B, in_channels, d h, d w], not clamped."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)

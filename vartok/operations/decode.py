@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from vartok import images
 from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileError, VartokError, printable
 from vartok.files import write_bytes
 from vartok.flat_tokens import FlatTokens
+from vartok.images.tensors import as_pil
 from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import TOKEN_KINDS, Source, check_path, find_inputs, name_file
 from vartok.operations.names import stem
@@ -37,13 +37,12 @@ from vartok.token_sources import load_row
 from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from vartok.images.tensors import Pixels
     from vartok.operations.outputs import Target
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
 
-PictureFormat = Literal["png", "jpg", "webp"]
+PictureFormat = Literal["png", "jpg", "webp", "npy"]
 
 
 def decode_file(
@@ -59,7 +58,7 @@ def decode_file(
     any_weights: bool = False,
     schedule: ScheduleLike | None = None,
 ) -> Image.Image:
-    """Decode a token file of one image, and return a PIL image in RGB.
+    """Decode a token file of one image, and return a PIL image, of mode RGB, or L for one channel.
 
     Args:
         path: a token file: npz, JSON, or JSONL of one line; or an array of tokens: npy, [L].
@@ -82,7 +81,7 @@ def decode_file(
             or other phis.
         TokensError: `scales` is not from 1 to K, an index is outside the codebook, or the picture would be
             too large.
-        ImageError: the original's size cannot be restored.
+        ImageError: the original's size cannot be restored, or the checkpoint has neither 1 nor 3 channels.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="decode tokens in memory with `Tokenizer.decode`")
@@ -97,7 +96,7 @@ def decode_file(
         [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
         if isinstance(result, VartokError):
             raise result
-        return Image.fromarray(join_pictures(result, tokens.image, restore_size=restore_size))
+        return as_pil(join_pictures(result, tokens.image, restore_size=restore_size))
     except VartokError as error:
         raise name_file(path, error) from None
 
@@ -142,7 +141,8 @@ def decode_files(
             these, or a stream.
         output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
             stream the working folder.
-        format: "png", "jpg" or "webp"; if None, by the suffix of `output`, else "png".
+        format: "png", "jpg" or "webp"; or "npy", [H, W, C] uint16, which alone takes other numbers of
+            channels than 1 and 3; if None, by the suffix of `output`, else "png".
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
         restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
@@ -214,6 +214,12 @@ def decode_files(
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
+    channels = loaded.config.in_channels
+    if chosen != "npy" and channels not in (1, 3):
+        raise ArgumentError(
+            f"{chosen} cannot hold the {channels} channels of this checkpoint's pictures",
+            hint="set `format` to npy",
+        )
     schedules.default = loaded.config.patch_nums
     run = _DecodeRun(plan, target, chosen, overwrite, restore_size, selection, schedules)
     decoded = decode_tokens(
@@ -222,6 +228,7 @@ def decode_files(
         scales=scales,
         strip=strip,
         batch_size=default_batch_size(batch_size, loaded),
+        bits=16 if chosen == "npy" else 8,
     )
     return FileResults(run.results(decoded, default_workers(workers)), total, separate=target.separate)
 
@@ -299,7 +306,7 @@ class _DecodeRun:
 
     def results(
         self,
-        decoded: Iterator[tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]],
+        decoded: Iterator[tuple[_Job | FileResult, list[Pixels] | VartokError]],
         workers: int,
     ) -> Iterator[FileResult]:
         """Write each picture in a thread when it is decoded, and yield the results in order."""
@@ -315,7 +322,7 @@ class _DecodeRun:
         self._plan.warn()
 
     def _finish(
-        self, item: tuple[_Job | FileResult, list[NDArray[np.uint8]] | VartokError]
+        self, item: tuple[_Job | FileResult, list[Pixels] | VartokError]
     ) -> tuple[FileResult, bytes | None]:
         """Write the file of one decoded picture, if it has a path.
 

@@ -16,6 +16,7 @@ from vartok.compression import check_zstd, compressed
 from vartok.errors import StorageError, VartokError
 from vartok.files import open_output, write_bytes
 from vartok.images import MAX_BYTES, MAX_PIXELS, Fit, Picture
+from vartok.images.channels import CONVERTED, warn_of_grey
 from vartok.operations.existing import Encoder, TokenComparison
 from vartok.operations.inputs import Input, Source, check_path, find_inputs, name_file
 from vartok.operations.names import stem
@@ -295,6 +296,7 @@ class _EncodeRun:
         self._plan, self._target, self._format, self._overwrite = plan, target, format, overwrite
         self._max_bytes = max_bytes
         self._passed_over = Counter[str]()  # members of tars
+        self._grey = 0  # pictures whose colours were converted
 
     def pictures(self) -> Iterator[tuple[_Job | FileResult, str, PictureSource]]:
         """Yield the input of `encode_pictures`: an id, the `image.source` of the tokens, and the picture.
@@ -322,7 +324,7 @@ class _EncodeRun:
         """Write the tokens of each picture when it is encoded, and yield the results.
 
         Warns:
-            VartokWarning: members of tars were passed over.
+            VartokWarning: members of tars were passed over, or colours were converted to grey levels.
         """
         yield from self._plan.refused
         written = False
@@ -341,6 +343,7 @@ class _EncodeRun:
             if not written:
                 raise _NothingWrittenError
         warn_of_members(self._passed_over)
+        warn_of_grey(self._grey)
         self._plan.warn()
 
     @contextlib.contextmanager
@@ -363,7 +366,9 @@ class _EncodeRun:
                 write_stream(stream, data)
         except VartokError as error:
             return self._plan.refuse_new(job.label, job.path, error)
-        return FileResult(job.label, output=place, tokens=tokens, notes=tokens.notes)
+        self._grey += CONVERTED in tokens.notes
+        notes = tuple(note for note in tokens.notes if note != CONVERTED)
+        return FileResult(job.label, output=place, tokens=tokens, notes=notes)
 
 
 def _source(item: Input, key: str | None) -> str:

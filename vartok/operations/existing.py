@@ -13,7 +13,9 @@ from vartok.buckets import nearest_bucket
 from vartok.config import TokenizerConfig
 from vartok.errors import ImageError, TokenFileError, counted, one_line, printable
 from vartok.images import Fit
+from vartok.images.arrays import is_array
 from vartok.metadata import ImageInfo, ModelInfo
+from vartok.npy import read_npy_header
 from vartok.operations.inputs import Input
 from vartok.operations.settings import parse_size, resolve_buckets
 from vartok.schedule import Schedule, adapt_schedule, describe
@@ -138,8 +140,7 @@ class PictureComparison:
                 return None  # no tokens to decode
         width, height = self._size(made.image, made.scales)
         try:
-            with Image.open(path) as picture:
-                found = picture.size
+            found = _picture_size(path)
         except Exception as error:  # Pillow raises many types of errors
             raise ImageError("is no picture") from error
         if found == (width, height):
@@ -151,6 +152,16 @@ class PictureComparison:
         width, height = (image.width, image.height) if self._restore_size else image.size[::-1]
         count = min(self._scales or scales, scales) if self._strip else 1
         return width * count, height
+
+
+def _picture_size(path: Path) -> tuple[int, int]:
+    """Return the width and height of a decoded picture, of any format that is written."""
+    with open(path, "rb") as file:
+        if is_array(file):
+            height, width, _ = read_npy_header(file).shape
+            return width, height
+    with Image.open(path) as picture:
+        return picture.size
 
 
 def _hex(color: tuple[int, int, int]) -> str:

@@ -14,9 +14,7 @@ from vartok.operations.names import folded_name, portable_name, safe_name, suffi
 from vartok.sources.places import is_url
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from vartok.images.tensors import Pixels
     from vartok.tokens import ImageTokens
 
 F = TypeVar("F", bound=str)
@@ -38,7 +36,8 @@ class FileResult:
             its jsonl file exists, that file's path.
         output: path of the file that was written; None for a stream, or if nothing was written.
         tokens: the picture's tokens; None if it failed or was skipped.
-        picture: [H, W, 3] uint8 sRGB, the decoded pixels; None in encoding, or if it failed or was skipped.
+        picture: the decoded pixels, [H, W, C] uint8, or uint16 for npy; None in encoding, or if it failed or
+            was skipped.
         error: the reason of a failure; else None.
         notes: remarks for the user, such as "animation: took the first of 12 frames".
         skipped: True if the output existed and `skip_existing` was set.
@@ -47,7 +46,7 @@ class FileResult:
     input: str
     output: Path | None = None
     tokens: ImageTokens | None = None
-    picture: NDArray[np.uint8] | None = field(default=None, repr=False)
+    picture: Pixels | None = field(default=None, repr=False)
     error: VartokError | None = None
     notes: tuple[str, ...] = ()
     skipped: bool = False

@@ -136,7 +136,7 @@ def resolve_fit(
     schedule: Schedule | None = None,
     scales: int | None = None,
 ) -> Fit:
-    """Return a fit whose `size`, `multiple` and `buckets` suit all tokenizers.
+    """Return a fit whose `size`, `multiple`, `buckets` and `channels` suit all tokenizers.
 
     Args:
         tokenizers: tokenizers that get the same pixels.
@@ -146,13 +146,22 @@ def resolve_fit(
         scales: number of scales to encode, or None.
 
     Raises:
-        ArgumentError: a side is no multiple of a tokenizer's downsampling factor, the last grid of `schedule`
+        ArgumentError: tokenizers take different numbers of channels, a side is no multiple of a
+            tokenizer's downsampling factor, the last grid of `schedule`
             is not the latent's, or `scales` is not from 1 to the number of scales. The fit "native" is not
             checked. Or `resolve_buckets` raises it.
 
     Warns:
         VartokWarning: sizes of buckets get the aspect ratio of others, and are left out.
     """
+    channels = tokenizers[0].config.in_channels
+    for tokenizer in tokenizers:
+        if tokenizer.config.in_channels != channels:
+            raise ArgumentError(
+                f"{tokenizer.name} takes {counted(tokenizer.config.in_channels, 'channel')}, and "
+                f"{tokenizers[0].name} takes {channels}: they cannot get the same pixels"
+            )
+    fit = dataclasses.replace(fit, channels=channels)
     if fit.table is not None:
         given = len(fit.table.sizes)
         fit = resolve_buckets(tokenizers[0].config, fit, size=size, schedule=schedule)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vartok.config import TokenizerConfig
+    from vartok.images.tensors import Pixels
     from vartok.schedule import Schedule
     from vartok.tokenizer import Tokenizer
 
@@ -225,7 +226,7 @@ def encode_views(
                 encode,
                 prepared,
                 size=at_once,
-                key=lambda item: (item.info.size, type(item.data)),
+                key=lambda item: (item.info.size, item.data.dtype),
                 group_key=group_key,
                 collate=collate,
                 prefetch=device != "cpu",
@@ -262,13 +263,13 @@ class _Prepared(NamedTuple):
         info: the picture's metadata.
         notes: remarks on how it was read.
         views: V views, or None alone for a picture without.
-        data: [V, H, W, 3] uint8 pixels, or their [V, C, h, w] latents.
+        data: [V, H, W, C] pixels, or their [V, z, h, w] latents.
     """
 
     info: ImageInfo
     notes: tuple[str, ...]
     views: tuple[View | None, ...]
-    data: NDArray[np.uint8] | Tensor
+    data: Pixels | Tensor
 
 
 def _to_float16(latents: Tensor) -> list[NDArray[np.float16]]:
@@ -296,7 +297,8 @@ def decode_tokens(
     scales: int | None = None,
     strip: bool = False,
     batch_size: int = 1,
-) -> Iterator[tuple[S, list[NDArray[np.uint8]] | VartokError]]:
+    bits: Literal[8, 16] = 8,
+) -> Iterator[tuple[S, list[Pixels] | VartokError]]:
     """Decode a stream of tokens to pixels.
 
     Args:
@@ -305,36 +307,42 @@ def decode_tokens(
         scales: decode only the first `scales` scales; all if None.
         strip: yield the images decoded from the first 1, 2, ... scales, instead of the last of these alone.
         batch_size: largest number of pictures in a batch; the pictures of a batch have one schedule.
+        bits: bits of a level of the pixels.
 
     Yields:
         A picture's id, and its pixels or the error that it failed with. The pixels are a list of one
-        [H, W, 3] uint8 array; with `strip`, of one array per scale. In the order of `tokens`.
+        [H, W, C] array, uint8 or uint16; with `strip`, of one array per scale. In the order of `tokens`.
     """
+    dtype = np.uint8 if bits == 8 else np.uint16
 
-    def decode(batch: list[ImageTokens]) -> list[list[NDArray[np.uint8]]]:
+    def decode(batch: list[ImageTokens]) -> list[list[Pixels]]:
         maps = TokenMaps.stack(batch)
         count = len(maps.maps) if scales is None else scales
         height, width = (cells * tokenizer.config.downsample for cells in maps.schedule[-1])
         pictures = count if strip else 1
-        if height * width * pictures > MAX_PIXELS:
+        room = pixels_room(tokenizer.config.in_channels)
+        if height * width * pictures > room:
             raise TokensError(
                 f"would decode to {counted(pictures, 'picture')} of {width:,} x {height:,} pixels, "
-                f"more than {MAX_PIXELS:,} pixels in all"
+                f"more than {room:,} pixels in all"
             )
         images = tokenizer.decode_prefixes(maps, scales) if strip else [tokenizer.decode(maps, scales)]
-        decoded = [to_pixels(image) for image in images]
+        decoded = [to_pixels(image, dtype) for image in images]
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
     return map_batches(decode, tokens, size=batch_size, key=lambda item: (item.schedule, len(item.scales)))
 
 
-def join_pictures(
-    pictures: list[NDArray[np.uint8]], image: ImageInfo, *, restore_size: bool
-) -> NDArray[np.uint8]:
+def pixels_room(channels: int) -> int:
+    """Return the largest number of pixels that decoded pictures of so many channels may have in all."""
+    return MAX_PIXELS * 3 // max(3, channels)
+
+
+def join_pictures(pictures: list[Pixels], image: ImageInfo, *, restore_size: bool) -> Pixels:
     """Join pictures side by side.
 
     Args:
-        pictures: what `decode_tokens` yields: [H, W, 3] uint8 arrays of one size.
+        pictures: what `decode_tokens` yields: [H, W, C] arrays of one size.
         image: metadata of the image.
         restore_size: scale each picture to the width and height of the original first.
 
@@ -342,7 +350,7 @@ def join_pictures(
         ImageError: the fit cannot be undone, see `images.restore_size`.
     """
     if restore_size:
-        room = MAX_PIXELS // len(pictures)
+        room = pixels_room(pictures[0].shape[2]) // len(pictures)
         pictures = [
             scale_back(pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room)
             for pixels in pictures

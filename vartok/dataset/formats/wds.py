@@ -34,7 +34,7 @@ from vartok.dataset.formats.base import (
 from vartok.dataset.schema import LATENT
 from vartok.errors import DatasetError, VartokError, one_line, printable
 from vartok.flat_tokens import FlatTokens
-from vartok.npy import read_npy_header
+from vartok.npy import MAGIC, read_npy_header
 from vartok.sources.tar_members import TarReader
 from vartok.tokens import ImageTokens, row_key
 
@@ -45,6 +45,7 @@ PICTURE_SUFFIXES = (
     (b"II*", "tif"),
     (b"MM", "tif"),
     (b"BM", "bmp"),
+    (MAGIC, "npy"),
 )
 """First bytes of picture files, and the suffix by which WebDataset's readers recognize each format."""
 

@@ -22,6 +22,7 @@ from vartok.checkpoints import build_model, read_checkpoint
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import CheckpointError, ConfigError, ImageError
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
+from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.train.data import Pictures
 from vartok.train.folder import CARD
@@ -209,8 +210,16 @@ def test_eval_of_five_channels_has_no_baselines(vartok: Vartok, here: Path) -> N
     weights = save(here / "five.safetensors", CONFIGS["light", 5])
     array(Path("array.npy"), 5)
     command = ("eval", "array.npy", "-w", weights, "--no-scales", "--size", "32", "--json")
-    report = json.loads(vartok(*command).stdout)
-    assert (report["pictures"], report["models"][0]["psnr"] < 100) == (1, True)
+    report = json.loads(vartok(*command, "--again", "1", "--agree", "float32").stdout)
+    [model] = report["models"]
+    assert (report["pictures"], model["psnr"] < 100, report["agreements"][0]["differences"]) == (1, True, 0)
+    tokenizer = library.load(weights, device="cpu")
+    pixels = read_picture(Path("array.npy"), Fit(channels=5, size=32)).pixels
+    copies = [pixels[None]]
+    for _ in range(2):
+        copies.append(to_pixels(tokenizer.decode(tokenizer.encode(to_tensor(copies[-1]))), pixels.dtype))
+    assert model["round_trips"][0]["previous_psnr"] == psnr(copies[1][0], copies[2][0])  # of 16 bits
+    assert "8-bit or 16-bit pixels" in report["methods"]["round_trips"]
     assert "`baselines`" not in (said := vartok(*command, "--baselines", code=2).stderr)
     assert "--baselines needs pictures of 1 or 3 channels, not the checkpoint's 5" in said
     assert "they cannot get the same pixels" in vartok(*command, "--compare", "shipped", code=2).stderr

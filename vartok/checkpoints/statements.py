@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vartok import schedule as schedules
-from vartok.checkpoints.folders import MAX_MODEL_CONFIG, MODEL_CONFIG
 from vartok.errors import CheckpointError, one_line
 from vartok.files import check_regular, os_error_reason
+
+CONFIG_JSON = "config.json"
+"""Name of the file beside weights in which Hugging Face's libraries write a model's arguments."""
+
+MAX_CONFIG_BYTES = 1 << 20
+"""Largest size of a `CONFIG_JSON`."""
 
 MAX_STATEMENTS = 1000
 """Largest number of statements in a file."""
@@ -106,17 +111,17 @@ def find_statements(entries: Mapping[str, Any], source: str | None = None) -> li
 
 
 def read_config_json(weights: Path) -> list[Statement]:
-    """Return the statements of the `MODEL_CONFIG` beside a file of weights; none if there is no such file.
+    """Return the statements of the `CONFIG_JSON` beside a file of weights; none if there is no such file.
 
     Raises:
         CheckpointError: there is one that cannot be read; the message does not name the folder.
     """
-    path = weights.with_name(MODEL_CONFIG)
+    path = weights.with_name(CONFIG_JSON)
     try:
         check_regular(path)
         with open(path, "rb") as file:
-            data = file.read(MAX_MODEL_CONFIG + 1)
-        content = json.loads(data) if len(data) <= MAX_MODEL_CONFIG else "too long"
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        content = json.loads(data) if len(data) <= MAX_CONFIG_BYTES else "too long"
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -124,14 +129,14 @@ def read_config_json(weights: Path) -> list[Statement]:
     except (ValueError, RecursionError):
         raise _unusable("it is not JSON") from None
     if not isinstance(content, dict):
-        raise _unusable(f"it is not a JSON object of up to {MAX_MODEL_CONFIG:,} bytes")
+        raise _unusable(f"it is not a JSON object of up to {MAX_CONFIG_BYTES:,} bytes")
     entries = {name: value for name, value in nested_entries(content) if is_statement(name, value)}
-    return find_statements(entries, f"{MODEL_CONFIG} beside it")
+    return find_statements(entries, f"{CONFIG_JSON} beside it")
 
 
 def _unusable(reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{MODEL_CONFIG} beside it cannot be read: {reason}",
+        f"{CONFIG_JSON} beside it cannot be read: {reason}",
         hint="repair or remove it: it may state the configuration of the weights",
     )
 

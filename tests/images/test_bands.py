@@ -158,7 +158,7 @@ def test_arrays_for_rgb_checkpoints() -> None:
             npy(np.zeros((16, 16), np.int64)),
             1,
             "dtype 'int64', which is no picture",
-            "save it as bool, uint8",
+            "of bool, uint8, uint16",
         ),
         (npy(np.zeros((2, 16, 16, 1), np.uint8)), 1, "shape (2, 16, 16, 1)", "[height, width, chann"),
         (npy(np.zeros((0, 16, 1), np.uint8)), 1, "16 x 0 is not a size in pixels", ""),

@@ -46,8 +46,8 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading"],
-    ["operations", "atlas"],
+    ["loading", "atlas"],
+    ["operations"],
     ["evaluation", "dataset"],
     ["train", "usage"],
 )

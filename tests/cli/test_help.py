@@ -78,6 +78,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "eval",
         "train",
         "convert",
+        "export",
         "dataset",
         "dataset verify",
         "models",

@@ -46,7 +46,7 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading"],
+    ["loading", "maps"],
     ["operations", "atlas"],
     ["evaluation", "dataset"],
     ["train", "usage"],

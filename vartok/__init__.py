@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         dataset,
         evaluation,
         images,
+        maps,
         train,
         usage,
     )
@@ -99,6 +100,7 @@ SUBMODULES = (
     "dataset",
     "evaluation",
     "images",
+    "maps",
     "train",
     "usage",
 )

@@ -34,7 +34,7 @@ ORDER = (
     ],
     ["buckets"],
     ["compression", "config", "codebook", "images"],
-    ["tokens"],
+    ["tokens", "drawing"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["dataset.encoding"],
     ["dataset.schema", "token_streams"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from vartok import evaluation
@@ -11,6 +13,7 @@ from .tables import new_table, print_tables
 
 NO_VALUE = "-"
 FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
+METHOD_TITLES = {**FORMAT_TITLES, "round_trips": "round trips", "agreements": "agreement"}
 
 
 def print_report(
@@ -30,6 +33,10 @@ def print_report(
     labels = _labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
+    if report.models[0].round_trips:
+        tables += [_trips_table(model, label) for model, label in zip(report.models, labels, strict=True)]
+    if report.agreements:
+        tables.append(_agreement_table(report.agreements, labels[0]))
     if worst:
         tables.append(_worst_table(report.worst(worst), labels))
     print_tables(*tables, _methods_table(report, versions))
@@ -70,7 +77,9 @@ def _cell(
 def _scales_table(scores: evaluation.ModelScores, label: str) -> Table:
     psnr_by_scale, *of_usage = evaluation.SCALE_FIGURES
     with_psnr = scores.scale_psnr is not None
+    trips = sorted({1, len(scores.round_trips)} & set(range(1, len(scores.round_trips) + 1)))
     headings = [psnr_by_scale.title, "gain"] * with_psnr + [figure.title for figure in of_usage]
+    headings += [f"equal after {counted(number, 'trip')}" for number in trips]
     table = new_table(f"Scales of {label}", "scale", "grid", *headings)
     for k, usage in enumerate(scores.usage.scales):
         cells = []
@@ -80,7 +89,34 @@ def _scales_table(scores: evaluation.ModelScores, label: str) -> Table:
             cells = [f"{found:.{psnr_by_scale.digits}f}", gain]
         grid = "x".join(map(str, scores.schedule[k])) if scores.schedule else ""
         cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
+        cells += [f"{scores.round_trips[number - 1].equal.by_scale[k]:.1%}" for number in trips]
         table.add_row(str(k), grid, *cells)
+    return table
+
+
+def _trips_table(scores: evaluation.ModelScores, label: str) -> Table:
+    headings = ("equal tokens", "PSNR, dB", "PSNR to the trip before, dB")
+    table = new_table(f"Round trips of {label}", "trips", *headings)
+    for number, trip in enumerate(scores.round_trips, 1):
+        table.add_row(str(number), f"{trip.equal.share:.1%}", f"{trip.psnr:.2f}", f"{trip.previous_psnr:.2f}")
+    return table
+
+
+def _agreement_table(agreements: Sequence[evaluation.Agreement], label: str) -> Table:
+    titles = [f"{one.dtype} on {one.device}" for one in agreements]
+    table = new_table(f"Agreement of {label} with float32 on cpu", "", *titles)
+    table.add_row("equal tokens", *(f"{one.equal.share:.2%}" for one in agreements))
+    for k in range(len(agreements[0].equal.by_scale)):
+        table.add_row(f"  of scale {k}", *(f"{one.equal.by_scale[k]:.2%}" for one in agreements))
+    for title, count, margin in (
+        ("differences", "differences", "margin"),
+        ("first differences", "first_differences", "first_margin"),
+    ):
+        table.add_row(title, *(f"{getattr(one, count):,}" for one in agreements))
+        for name, statistic in (("median", "median"), ("largest", "maximum")):
+            spreads = [getattr(one, margin) for one in agreements]
+            cells = [NO_VALUE if one is None else f"{getattr(one, statistic):.2g}" for one in spreads]
+            table.add_row(f"  {name} margin", *cells)
     return table
 
 
@@ -119,7 +155,7 @@ def _methods_table(report: evaluation.EvaluationReport, versions: dict[str, str]
     table.add_row("computed", f"{report.dtype} on {report.device}; {packages}")
     titles = {
         figure.name: figure.title for figure in (*evaluation.FIGURES, *evaluation.SCALE_FIGURES)
-    } | FORMAT_TITLES
+    } | METHOD_TITLES
     for name, method in report.methods().items():
         table.add_row(titles.get(name, name), method)
     return table

@@ -47,7 +47,7 @@ ORDER = (
     ["generation"],
     ["tokenizer"],
     ["loading", "maps"],
-    ["operations", "atlas"],
+    ["operations", "atlas", "export"],
     ["evaluation", "dataset"],
     ["train", "usage"],
 )
@@ -157,7 +157,7 @@ def test_public_names_resolve() -> None:
         vartok.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.train"])
+@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.export", "vartok.train"])
 def test_lazy_names_of_subpackages_resolve(name: str) -> None:
     package = importlib.import_module(name)
     assert dir(package) == sorted(package.__all__)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import MODEL_CONFIG, SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
 from vartok.files import os_error_reason
 
@@ -116,7 +117,7 @@ def cached(place: HubPlace) -> Path | None:
         folder = storage / "snapshots" / commit
         offline = bool(constants.HF_HUB_OFFLINE)
         for path in _candidates(folder, place, offline=offline):
-            beside = path.with_name(MODEL_CONFIG)
+            beside = path.with_name(CONFIG_JSON)
             known = beside.exists() or (storage / ".no_exist" / commit / beside.relative_to(folder)).exists()
             if path.is_file() and (known or offline):
                 return path
@@ -206,7 +207,7 @@ def _download_config(place: HubPlace, name: str, path: Path) -> None:
     folder = name.rpartition("/")[0]
     at = HubPlace(place.repository, place.path, commit)
     with contextlib.suppress(RemoteEntryNotFoundError):
-        _download(at, f"{folder}/{MODEL_CONFIG}" if folder else MODEL_CONFIG, told=False)
+        _download(at, f"{folder}/{CONFIG_JSON}" if folder else CONFIG_JSON, told=False)
 
 
 def check_sha256(path: Path, expected: str, label: str) -> None:

@@ -4,7 +4,10 @@
 from any source. `FIGURES` lists the figures, and how each is computed.
 """
 
+from vartok.evaluation.agreement import Agreement, AgreementMeter
+from vartok.evaluation.equality import EqualTokens
 from vartok.evaluation.files import evaluate_files
+from vartok.evaluation.round_trips import RoundTrip
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import (
     BASELINES,
@@ -25,13 +28,17 @@ __all__ = [
     "FIGURES",
     "REFERENCE",
     "SCALE_FIGURES",
+    "Agreement",
+    "AgreementMeter",
     "BaselineScores",
+    "EqualTokens",
     "Evaluation",
     "EvaluationReport",
     "Failure",
     "Figure",
     "ModelScores",
     "PictureScores",
+    "RoundTrip",
     "Scores",
     "evaluate_files",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
+from vartok.evaluation import agreement, round_trips
 from vartok.images import Fit
 from vartok.images.channels import CONVERTED
 from vartok.metadata import ModelInfo
@@ -184,6 +185,7 @@ class Scores:
         unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, if it was not measured, or over
             pictures of several K.
+        round_trips: figures after 1, 2, ... round trips; empty for a baseline, or if they were not measured.
     """
 
     psnr: float
@@ -194,6 +196,7 @@ class Scores:
     lpips: float | None = None
     unquantized_psnr: float | None = None
     scale_psnr: tuple[float, ...] | None = None
+    round_trips: tuple[round_trips.RoundTrip, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +295,8 @@ class EvaluationReport:
         dtype: dtype of the first checkpoint's encoder and decoder.
         passed_over: number of files and of members of tars that were not read, by kind: by suffix, or as in
             `vartok.sources.passed_over`.
+        agreements: agreement of the first checkpoint's tokens with those in float32 on the CPU, for each
+            device and dtype that was asked for.
     """
 
     pictures: int
@@ -304,6 +309,7 @@ class EvaluationReport:
     device: str
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
+    agreements: tuple[agreement.Agreement, ...] = ()
 
     @property
     def converted_to_grey(self) -> int:
@@ -333,6 +339,10 @@ class EvaluationReport:
             or any(getattr(one, figure.name, None) is not None for one in [*columns, *usage])
         ]
         formats = {one.format: BASELINES[one.format] for one in self.baselines}
+        if any(model.round_trips for model in self.models):
+            formats["round_trips"] = round_trips.METHOD
+        if self.agreements:
+            formats["agreements"] = agreement.METHOD
         methods = {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
         return methods if self.fit.channels == 3 else _of_channels(methods)
 
@@ -346,6 +356,7 @@ def _of_channels(methods: dict[str, str]) -> dict[str, str]:
         "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
         "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
         "4:2:0, ": "",
+        "8-bit": "8-bit or 16-bit",
     }
     for old, new in changes.items():
         methods = {name: text.replace(old, new) for name, text in methods.items()}

@@ -46,7 +46,7 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading", "atlas"],
+    ["loading", "atlas", "maps"],
     ["operations", "export"],
     ["evaluation", "dataset"],
     ["train", "usage"],

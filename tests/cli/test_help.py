@@ -111,5 +111,5 @@ def test_choices_are_those_of_the_library() -> None:
 
     options: Any = importlib.import_module("vartok.cli.options")
     assert get_args(options.FitMode) == images.FITS
-    assert get_args(options.PictureFormat) == images.FORMATS
+    assert get_args(options.PictureFormat) == (*images.FORMATS, "gif")
     assert get_args(options.Dtype) == tuple(runtime.DTYPES)

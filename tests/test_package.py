@@ -34,7 +34,7 @@ ORDER = (
     ],
     ["buckets"],
     ["compression", "config", "codebook", "images"],
-    ["tokens"],
+    ["tokens", "drawing"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["dataset.encoding"],
     ["dataset.schema", "token_streams"],
@@ -46,8 +46,8 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading"],
-    ["operations", "atlas"],
+    ["loading", "atlas", "maps"],
+    ["operations", "export"],
     ["evaluation", "dataset"],
     ["train", "usage"],
 )
@@ -157,7 +157,7 @@ def test_public_names_resolve() -> None:
         vartok.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.train"])
+@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.export", "vartok.train"])
 def test_lazy_names_of_subpackages_resolve(name: str) -> None:
     package = importlib.import_module(name)
     assert dir(package) == sorted(package.__all__)

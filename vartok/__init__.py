@@ -43,7 +43,9 @@ if TYPE_CHECKING:
         codebook,
         dataset,
         evaluation,
+        export,
         images,
+        maps,
         train,
         usage,
     )
@@ -98,7 +100,9 @@ SUBMODULES = (
     "codebook",
     "dataset",
     "evaluation",
+    "export",
     "images",
+    "maps",
     "train",
     "usage",
 )

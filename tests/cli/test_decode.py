@@ -11,11 +11,13 @@ import pytest
 from commands import (
     NOT_A_PICTURE,
     QUICK,
+    count_frames,
     decoded_pixels,
     pixels,
     tokens_of,
 )
 from conftest import Vartok, names, save
+from PIL import Image
 
 import vartok as library
 from vartok.token_files import dump_npz
@@ -62,6 +64,37 @@ def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokeniz
     short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
     assert (short == strip[:, : 2 * 64]).all()
     assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
+
+
+def test_animations_and_maps(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=64, height=48)
+    vartok("encode", "img.png", "-o", "img.npz", *QUICK, "--fit", "pad")
+    vartok("decode", "img.npz", "--animate", "--frame-time", 0.1, "--loops", 3)
+    with Image.open(here / "img.animated.webp") as picture:
+        assert (picture.format, picture.size, count_frames(picture)) == ("WEBP", (64, 64), 2)
+        picture.load()
+        assert (picture.info["loop"], picture.info["duration"]) == (3, 2000)  # of the last frame
+    vartok("decode", "img.npz", "--animate", "-o", "x.apng", "--restore-size")
+    with Image.open(here / "x.apng") as picture:
+        assert (picture.format, picture.size, count_frames(picture)) == ("PNG", (64, 48), 2)
+    vartok("decode", "img.npz", "--animate", "--restore-size", "-o", "x.apng", "--skip-existing")
+
+    vartok("decode", "img.npz", "--maps")
+    [item] = tokens_of((here / "img.npz").read_bytes())
+    assert (pixels(here / "img.maps.png") == library.maps.draw_maps(tokenizer, item)).all()
+    vartok("decode", "img.npz", "--maps", "--skip-existing")
+
+    for options, told in (
+        (["--maps", "--strip"], "--strip, --animate and --maps contradict"),
+        (["--loops", "2"], "--loops is only for animations: set --animate"),
+        (["--frame-time", "2"], "--frame-time is only for animations: set --animate"),
+        (["--animate", "--frame-time", "0"], "--frame-time must be from 0.02 to 10 seconds"),
+        (["--animate", "-o", "x.jpg"], ".webp, .gif, .png, .apng"),
+        (["--maps", "--restore-size"], "leave --restore-size out"),
+        (["--maps", "-o", "x.npy"], "unknown suffix"),
+        (["--format", "gif"], "not 'gif'"),
+    ):
+        assert told in " ".join(vartok("decode", "img.npz", *options, code=2).stderr.split())
 
 
 def test_files_of_the_first_scales_only(vartok: Vartok, here: Path) -> None:

@@ -62,6 +62,8 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "encode",
         "decode",
         "inspect",
+        "diff",
+        "mix",
         "inspect-codebook",
         "schedules",
         "eval",

@@ -20,6 +20,7 @@ from .messages import print_result
 from .mix import mix
 from .models import app as models
 from .schedules import schedules
+from .show import show
 from .train import train
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
 for command in (
     encode,
     decode,
+    show,
     inspect,
     diff,
     mix,

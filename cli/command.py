@@ -234,7 +234,8 @@ def _options(run: Callable[..., None]) -> dict[str, str]:
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
         for value in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(value, typer.models.OptionInfo):
-                long = [text for text in value.param_decls or () if text.startswith("--")]
+                names = (value.default, *(value.param_decls or ()))  # Typer takes the first for the default
+                long = [text for text in names if isinstance(text, str) and text.startswith("--")]
                 option = (long or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
                 found[PARAMETERS.get(name, name)] = option
     return found

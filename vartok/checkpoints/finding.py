@@ -104,7 +104,11 @@ def known_on_disk(text: str) -> Path | None:
         CheckpointError: there is no such name.
     """
     known = _known(text)
-    return shipped_checkpoint() if known.source is None else hub.cached(hub.parse(known.source))
+    if known.source is None:
+        return shipped_checkpoint()
+    path = hub.cached(hub.parse(known.source))
+    is_another = path is not None and known.sha256 not in (None, hub.blob_sha256(path))
+    return None if is_another else path
 
 
 def fetch_known(text: str) -> Path:

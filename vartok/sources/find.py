@@ -29,7 +29,7 @@ from vartok.sources.web import (
 )
 from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_ENDINGS, TOKEN_FILES
 
-Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
+Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder", "checkpoint"]
 
 DECODED = re.compile(r"\.(decoded|strip|animated|maps)\.(png|jpg|webp|npy|gif)$")
 """Ends of the names that `vartok decode` gives to pictures.

@@ -46,8 +46,8 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading"],
-    ["operations", "atlas", "export"],
+    ["loading", "atlas", "maps"],
+    ["operations", "export"],
     ["evaluation", "dataset"],
     ["train", "usage"],
 )

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from vartok.errors import VartokError
 from vartok.evaluation.agreement import AgreementMeter, Differences
 from vartok.evaluation.baselines import compress, decompress
+from vartok.evaluation.figures import BASELINES
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
 from vartok.evaluation.round_trips import make_round_trips
-from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
+from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim

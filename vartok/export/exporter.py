@@ -132,40 +132,44 @@ def _write(
         paths: where the files will be.
         progress: called with a line about each step.
     """
-    config, name = checkpoint.config, checkpoint.name
-    tokenizer = Tokenizer(
-        build_model(checkpoint), config, name=name, device=torch.device("cpu"), dtype="float32"
-    )
+    config, model = checkpoint.config, build_model(checkpoint)
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "name": name,
+        "name": checkpoint.name,
         **({"license": checkpoint.license} if checkpoint.license else {}),
-        "fingerprint": tokenizer.fingerprint,
+        "fingerprint": model.quantize.fingerprint(),
         "schedule": json.dumps(to_json(schedule)),
         "config": config.to_json(),
     }
-    for part in parts(build_model(checkpoint), config, schedule):
+    for part in parts(model, config, schedule):
         progress(f"exporting the {part.name}")
         write_part(part, to, metadata | {"part": part.name}, files[part.name])
         files[part.name].flush()
     agreement = None
     if is_installed(to.runtime):
         progress(f"comparing the files with the checkpoint in {to.runtime}")
-        agreement = _compare(to, files, tokenizer, schedule)
+        agreement = _compare(to, files, checkpoint, schedule)
     else:
         warn(f"the files were not checked: {to.runtime} is not installed")
     return ExportReport(files=dict(paths), metadata=metadata, agreement=agreement)
 
 
 def _compare(
-    to: Format, files: Mapping[str, BinaryIO], tokenizer: Tokenizer, schedule: Schedule
+    to: Format, files: Mapping[str, BinaryIO], checkpoint: Checkpoint, schedule: Schedule
 ) -> Agreement:
-    """Compare files with the tokenizer.
+    """Compare files with the checkpoint's tokenizer.
 
     Raises:
         VartokError: the files do not run, or do not agree, or the tokenizer itself cannot encode.
     """
+    tokenizer = Tokenizer(
+        build_model(checkpoint),
+        checkpoint.config,
+        name=checkpoint.name,
+        device=torch.device("cpu"),
+        dtype="float32",
+    )
     try:
         agreement = compare(lambda name: to.load(Path(files[name].name)), tokenizer, schedule)
     except VartokError:  # the checkpoint itself gives no finite latent

@@ -64,6 +64,14 @@ class DecodeOptions:
             "--maps", help="Draw the token maps, in the colours of their codes, above what each scale adds."
         ),
     ] = False
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--beside",
+            metavar="PICTURE",
+            help="Draw the original beside the decoded image, or beside those of --strip, with their PSNR.",
+        ),
+    ] = None
     restore_size: Annotated[
         bool,
         typer.Option(
@@ -97,9 +105,9 @@ def decode(
     """Turn tokens into pictures.
 
     img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR; img.strip.png,
-    img.animated.webp or img.maps.png with the option of that name. Pictures of a JSONL file or of
-    stdin are named by the source that is stored with their tokens, those of a data set by their
-    keys, and those of an array [B, L] by their row.
+    img.animated.webp, img.maps.png or img.beside.png with the option of that name. Pictures of a
+    JSONL file or of stdin are named by the source that is stored with their tokens, those of a
+    data set by their keys, and those of an array [B, L] by their row.
 
     Examples:
       vartok decode img.tokens.npz
@@ -107,6 +115,7 @@ def decode(
       vartok decode img.tokens.npz --strip
       vartok decode img.tokens.npz --animate
       vartok decode img.tokens.npz --maps
+      vartok decode img.tokens.npz --beside img.png
       vartok decode all.jsonl -o pictures --format webp
       vartok decode DATASET -o pictures --limit 8
       vartok decode samples.npy -o pictures

@@ -73,6 +73,8 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "decode",
         "show",
         "inspect",
+        "diff",
+        "mix",
         "inspect-codebook",
         "schedules",
         "eval",

@@ -100,6 +100,7 @@ def decode_files(
     strip: bool = False,
     animate: bool = False,
     maps: bool = False,
+    beside: str | Path | None = None,
     frame_time: float | None = None,
     loops: int | None = None,
     restore_size: bool = False,
@@ -143,6 +144,8 @@ def decode_files(
         animate: make an animation of these images, `img.animated.webp`; the last is held for two seconds.
             Frames are scaled down to at most 1024 pixels a side, which a note of the result tells.
         maps: draw the token maps above what each scale adds to the picture, see `vartok.maps.MapPainter`.
+        beside: path of the original picture, which is drawn beside the decoded one, or beside those of the
+            strip, as it was encoded: labelled, with their PSNR. Tokens of another picture are errors.
         frame_time: time of each frame of an animation in seconds, from 0.02 to 10; 0.5 if None.
         loops: number of times that an animation plays; without end if None or 0.
         restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
@@ -175,7 +178,8 @@ def decode_files(
             file, a folder where `recursive` is false, or a data set without `output`.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         OutputError: the folder that `output` names cannot be written.
-        OSError: the output stream cannot be written; raised while iterating.
+        OSError: the picture `beside` is missing; or the output stream cannot be written, raised while
+            iterating.
 
     Warns:
         VartokWarning: `schedule` was not used; raised while iterating.
@@ -184,9 +188,12 @@ def decode_files(
         strip=strip,
         animate=animate,
         maps=maps,
+        beside=beside,
         frame_time=frame_time,
         loops=loops,
+        scales=scales,
         restore_size=restore_size,
+        skip_existing=skip_existing,
     )
     chosen = choose_format(output, format, layout.suffixes, default=layout.default)
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)

@@ -1,13 +1,19 @@
-"""Layouts of a decoded picture: the picture alone, a strip, an animation, or the token maps."""
+"""Layouts of a decoded picture: alone, a strip, an animation, the token maps, or beside its original."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from vartok import images
+from vartok.drawing import side_by_side
 from vartok.errors import ArgumentError
+from vartok.files import check_regular
 from vartok.images.animation import (
     ANIMATIONS,
     FRAME_TIME,
@@ -16,6 +22,7 @@ from vartok.images.animation import (
     encode_animation,
 )
 from vartok.maps import MapPainter
+from vartok.operations.originals import comparison_tiles, original_tile, read_original
 from vartok.operations.streams import join_pictures, restore_pictures
 
 if TYPE_CHECKING:
@@ -156,19 +163,58 @@ class Maps(Layout):
         return self._painter.draw(tokens, pictures)
 
 
+class Beside(Layout):
+    """The original beside what its tokens decode to, labelled; see `originals`.
+
+    Args:
+        picture: path of the original, a regular file.
+        strip: beside the images decoded from the first 1, 2, ... scales.
+        scales: number of scales that are decoded; all if None.
+
+    Raises:
+        OSError: the original is missing, or no regular file.
+    """
+
+    word = "beside"
+    suffixes = Maps.suffixes
+
+    def __init__(self, picture: str | Path, *, strip: bool, scales: int | None) -> None:
+        check_regular(picture)
+        self.prefixes = strip
+        self._read, self._scales = functools.partial(images.read_picture, picture), scales
+
+    def start(self, tokenizer: Tokenizer) -> None:
+        """Take the tokenizer; see `Layout.start`."""
+        self._tokenizer = tokenizer
+
+    def draw(self, pictures: Sequence[Pixels], tokens: ImageTokens, *, restore_size: bool) -> Pixels:
+        """Return the sheet; see `Layout.draw`. `restore_size` is false.
+
+        Raises:
+            ImageError: the original cannot be read, or is another picture.
+        """
+        original = read_original(self._read, tokens, self._tokenizer)
+        tiles = comparison_tiles(pictures, tokens, original, scales=self._scales)
+        return np.asarray(side_by_side(original_tile(original, tokens), *tiles))
+
+
 def make_layout(
     *,
     strip: bool = False,
     animate: bool = False,
     maps: bool = False,
+    beside: str | Path | None = None,
     frame_time: float | None = None,
     loops: int | None = None,
+    scales: int | None = None,
     restore_size: bool = False,
+    skip_existing: bool = False,
 ) -> Layout:
     """Return the layout of checked settings; see `decode_files`.
 
     Raises:
         ArgumentError: a value is out of range, or settings contradict each other.
+        OSError: the picture `beside` is missing, or no regular file.
     """
     if strip + animate + maps > 1:
         raise ArgumentError("`strip`, `animate` and `maps` contradict each other: choose one")
@@ -177,4 +223,9 @@ def make_layout(
         raise ArgumentError(f"{name} is only for animations", hint="set `animate`")
     if maps and restore_size:
         raise ArgumentError("`maps` are drawn in the size of the tokens' picture: leave `restore_size` out")
-    return Animation(frame_time, loops) if animate else Maps() if maps else Strip() if strip else Layout()
+    if beside is None:
+        return Animation(frame_time, loops) if animate else Maps() if maps else Strip() if strip else Layout()
+    other = {"animate": animate, "maps": maps, "restore_size": restore_size, "skip_existing": skip_existing}
+    for name in (name for name, given in other.items() if given):
+        raise ArgumentError(f"`{name}` is not for a picture `beside` the decoded one: leave one of them out")
+    return Beside(beside, strip=strip, scales=scales)

@@ -282,6 +282,11 @@ def test_what_is_drawn_of_16_bits_and_of_five_channels(
     vartok("inspect-codebook", "-w", five, "--atlas", "atlas.png")
     with Image.open("atlas.png") as atlas:
         assert atlas.mode == "RGB"
+    array(Path("five.npy"), 5)
+    vartok("encode", "five.npy", "-w", five, "--size", "32")
+    for option in ("--maps", "--animate"):
+        vartok("decode", "five.tokens.npz", "-w", five, option)
+    assert {"five.maps.png", "five.animated.webp"} <= {path.name for path in here.iterdir()}
 
 
 # Training.

@@ -90,6 +90,29 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
 
 
+def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
+    vartok("decode", "img.tokens.npz", "--maps")
+    vartok("show", "img.tokens.npz", "--tokens", "-o", "maps.png")
+    whole, sheet = pixels(pair / "img.maps.png"), pixels(pair / "maps.png")
+    assert np.array_equal(sheet[:128, 104:168], whole[:, 64:])  # a column has the width of a label
+    vartok("decode", "img.tokens.npz", "--animate")
+    vartok("show", "img.tokens.npz", "--animate", "-o", "build.webp")
+    assert (pair / "build.webp").read_bytes() == (pair / "img.animated.webp").read_bytes()
+    for said, *options in (
+        ("-o OUT.webp",),
+        (".webp, .gif", "-o", "x.jpg"),
+        ("--sheet", "--sheet", "-o", "x.gif"),
+    ):
+        assert said in vartok("show", "img.tokens.npz", "--animate", *options, code=2).output
+    run = vartok("show", *["img.tokens.npz"] * 2, "--animate", "-o", "x.gif", code=1)
+    assert "an animation is of one image, but there are 2" in run.stderr
+
+
+def test_a_checkpoint_that_is_missing_is_named_once(vartok: Vartok, pair: Path) -> None:
+    run = vartok("show", *["img.tokens.npz"] * 2, "-w", "no.safetensors", code=1)
+    assert run.stderr == "vartok: no.safetensors: no such file or folder\n"
+
+
 def test_another_picture_is_not_compared(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
     save(pair / "img.png", width=91, height=60)
     run = vartok("show", "img.tokens.npz", "-o", "out.png")
@@ -127,6 +150,7 @@ def test_rows_of_a_collection(vartok: Vartok, here: Path, tokenizer: library.Tok
     run = vartok("show", "s.npy", "--schedule", "1,4", "--rows", "0,8-10", code=3)
     assert run.stderr == "vartok: s.npy: has 10 rows, from 0 on, and no row 10\n"
     assert Image.open(io.BytesIO(run.stdout_bytes)).width == 3 * 96 + 16
+    assert "--rows is for data sets" in vartok("show", "t.tokens.npz", "--rows", "0", code=2).output
     for text in ("x", "3-", "-3", "5-2", "1,,2", "0-99999999"):
         assert "--rows" in vartok("show", "s.npy", "--rows", text, code=2).output
 
@@ -156,7 +180,7 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path, other_weights
     vartok("show", "img.tokens.npz", "-w", other_weights, "--any-weights")
     (pair / "empty").mkdir()
     assert "folder without a data set" in vartok("show", "empty", code=2).output
-    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"]):
+    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"], ["--tokens"]):
         assert f"{option[0]} is for tokens" in vartok("show", "img.png", *option, code=2).output
 
 

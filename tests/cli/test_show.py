@@ -235,10 +235,26 @@ def test_letters(
     bright = Tile(Image.new("L", (10, 20), 255), "bright")
     text = shown(monkeypatch, capsys, [BLOCK, bright], **environment)
     lines = text.splitlines()
-    assert lines[0] == ":" * 29 + " " + "@" * 17
-    assert lines[7] == "red.png" + " " * 23 + "@" * 17
+    assert lines[0] == ":" * 29 + " " + "@" * 18
+    assert lines[7] == "red.png" + " " * 23 + "@" * 18
     assert "\x1b" not in text
     assert max(map(len, lines)) <= 60
+
+
+def test_pictures_fill_the_window(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = [Tile(Image.new("L", (50, 50), 99), f"scale {k}\n3 tokens") for k in range(10)]
+    text = shown(monkeypatch, capsys, tiles, TERM="dumb", COLUMNS="200", LINES="50")
+    assert text.splitlines()[20].split() == [word for k in range(5) for word in ("scale", str(k))]
+    assert len(text.splitlines()) == 2 * (20 + 2)
+    text = shown(
+        monkeypatch, capsys, tiles, TERM="dumb", COLUMNS="80", LINES="24"
+    )  # too small for all at once
+    assert len(text.splitlines()) == 3 * (10 + 2)
+    wide = screen(monkeypatch, COLUMNS="16")
+    rows = [row.size for row in wide._rows([Tile(Image.new("L", (50, 50)))] * 3, 3)]
+    assert rows == [(108, 50), (108, 50)]  # pixels of two pictures, for a graphics protocol
 
 
 # In a pseudo-terminal.

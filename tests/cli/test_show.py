@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,12 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
         ["img.png\n90 x 60 pixels"],
         [decoded],
     ]
-    [[_, first, second]] = captions(["img.tokens.npz"], tokenizer, originals=True, build_up=True)
+    (pair / "img.tokens.npz").rename(pair / "img.npz")
+    tokens = tokens_of((pair / "img.npz").read_bytes())[0]
+    keyed = replace(tokens, image=replace(tokens.image, source="img"))  # as a data set has it
+    keyed.save("row.npz")
+    assert " dB" in captions(["img.png", "row.npz"], tokenizer)[1][0]
+    [[_, first, second]] = captions(["img.npz"], tokenizer, originals=True, build_up=True)
     assert re.fullmatch(r"scale 1, 1x1\n1 token\n[0-9.]+ dB", first)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
 
@@ -165,6 +171,9 @@ def test_a_checkpoint_is_drawn_as_its_atlas(
     (here / "run").mkdir()
     shutil.copy(library.checkpoints.shipped_checkpoint(), "run/weights.safetensors")
     vartok("show", "run", "-o", "run.png")
+    run = vartok("show", "lihgt", "-o", "x.png", code=1)
+    assert run.stderr.startswith("vartok: lihgt: no such file or folder: did you mean light?")
+    assert vartok("show", "no.pth", code=1).stderr == "vartok: no.pth: no such file or folder\n"
 
 
 def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path, other_weights: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ from vartok.checkpoints.folders import SUFFIXES as CHECKPOINTS
 from vartok.checkpoints.known import KNOWN, SHIPPED
 from vartok.dataset.schema import is_dataset
 from vartok.drawing import Tile
-from vartok.errors import ArgumentError, ImageError, VartokError, counted, printable, warn
+from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokError, counted, printable, warn
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
 from vartok.maps import MapPainter
@@ -83,7 +84,8 @@ def draw_files(
     """Draw pictures, tokens and checkpoints. Torch is imported for tokens and checkpoints only.
 
     The original of an image's tokens is a picture among `inputs` that has the base name of their
-    `image.source`; else a file of this name in the folder of the token file. PSNR compares with it.
+    `image.source`, with or without suffix; else a file of this name in the folder of the token file.
+    PSNR compares with it.
 
     Args:
         inputs: pictures (paths or URLs); token files, arrays (.npy, [L] or [B, L] integers), data sets and
@@ -215,7 +217,8 @@ class _Drawer:
         """Return what reads the original of tokens, and whether it is an input; None if it is not at hand."""
         name = PurePath(tokens.image.source).name
         for other in self.items:
-            if other.kind == "picture" and other.place is not None and other.name.name == name:
+            is_picture = other.kind == "picture" and other.place is not None
+            if is_picture and name in (other.name.name, other.name.stem):  # keys of data sets have no suffix
                 return functools.partial(_read, other), True
         if item.kind != "tokens" or item.place is None or not name.lower().endswith(picture_suffixes()):
             return None
@@ -225,7 +228,10 @@ class _Drawer:
     def _checkpoint(self, item: Input) -> Drawing:
         from vartok.atlas import draw_atlas  # imports torch
 
-        tokenizer = self.load(item.place)
+        try:
+            tokenizer = self.load(item.place)
+        except CheckpointError as error:  # its message names the checkpoint too
+            raise CheckpointError(str(error).removeprefix(f"{item}: "), hint=error.hint) from None
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
         text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
@@ -286,14 +292,14 @@ def _kind(place: str) -> str:
         return "tokens"
     if name.endswith(CHECKPOINTS) or hub.is_hub(place):
         return CHECKPOINT
-    if not os.path.lexists(place) and (place in KNOWN or place == SHIPPED):
+    if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):
         return CHECKPOINT
     if is_url(place) or (name.endswith(picture_suffixes()) and not name.endswith(".npy")):
         return "picture"
     if name.endswith((*(suffix for suffix in TOKEN_FILES if suffix != ".npy"), ".json", *TABLES, *TARS)):
         return "tokens"
-    if not os.path.isfile(place):  # what is no file fails when it is read
-        return "picture"
+    if not os.path.isfile(place):  # it fails when it is read; a word may be a misspelt name of a checkpoint
+        return "picture" if os.path.lexists(place) or not re.fullmatch(r"[\w-]+", place) else CHECKPOINT
     with contextlib.suppress(OSError), open(place, "rb") as stream:
         return _kind_of_stream(stream)
     return "picture"

@@ -236,7 +236,7 @@ def decode_files(
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
     channels = loaded.config.in_channels
-    if chosen != "npy" and channels not in (1, 3):
+    if "npy" in layout.suffixes.values() and chosen != "npy" and channels not in (1, 3):
         raise ArgumentError(
             f"{chosen} cannot hold the {channels} channels of this checkpoint's pictures",
             hint="set `format` to npy",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ImageError
+from vartok.errors import ImageError, counted
 
 from .command import command
 from .files import parse_inputs
+from .html import HtmlOption, check_html, write_html
 from .messages import print_result, say
 from .options import (
+    ForceOption,
     InputOptions,
     JsonOption,
     MessageOptions,
@@ -28,6 +30,8 @@ from .report import Report
 
 if TYPE_CHECKING:
     from vartok import evaluation
+    from vartok.reports import Gallery
+    from vartok.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,8 @@ def eval(
     model: ModelOptions,
     inputs: InputOptions,
     work: WorkOptions,
+    html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     messages: MessageOptions,
 ) -> None:
@@ -88,18 +94,24 @@ def eval(
     Examples:
       vartok eval -r photos
       vartok eval -r photos --baselines --worst 10
+      vartok eval -r photos --html report.html
       vartok eval -r photos -w mine.safetensors --compare light --json
     """
     from vartok.images import configure_pillow
     from vartok.operations import find_inputs
 
     picture.check()
+    if force and html is None:
+        raise typer.BadParameter("--force needs --html, the file that it overwrites")
+    check_html(html, force=force)
     configure_pillow(quiet=not messages.debug)
     files = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
     checkpoints: list[str | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
     tokenizers = [load_tokenizer(weights, model.device, model.dtype) for weights in checkpoints]
     from vartok.evaluation import evaluate_files
+    from vartok.reports import Gallery
 
+    gallery = Gallery() if html else None
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     with progress:
@@ -112,6 +124,7 @@ def eval(
                 lpips=measure.lpips,
                 rfid=measure.rfid,
                 scales=not measure.no_scales,
+                gallery=gallery,
                 progress=lambda result: _count(progress, result),
                 **dataclasses.asdict(picture),
                 **dataclasses.asdict(work),
@@ -123,6 +136,9 @@ def eval(
         if report.pictures:
             _explain_missing(report, measure)
             _print(report, measure.worst, checkpoints, as_json=as_json)
+            if html and gallery:
+                page = _page(report, tokenizers[0], gallery, checkpoints)
+                write_html(html, page, force=force, quiet=messages.quiet)
         progress.finish()
 
 
@@ -155,6 +171,22 @@ def _print(
         from .eval_tables import print_report
 
         print_report(report, worst, checkpoints, _versions())
+
+
+def _page(
+    report: evaluation.EvaluationReport, first: Tokenizer, gallery: Gallery, checkpoints: list[str | None]
+) -> str:
+    """Return the HTML page of a report, and print what it leaves out."""
+    from vartok.evaluation.tables import model_labels
+    from vartok.reports import evaluation_page
+
+    if gallery.left_out:
+        left = counted(gallery.left_out, "picture")
+        say(f"{left} of higher PSNR left out of the page, which keeps below 10 MB; its figures count all")
+    if report.fit.channels not in (1, 3):
+        say(f"the page shows no pictures: those of {report.fit.channels} channels cannot be shown")
+    labels = model_labels(report, checkpoints)
+    return evaluation_page(report, first, gallery, labels=labels, versions=_versions())
 
 
 def _versions() -> dict[str, str]:

@@ -6,11 +6,9 @@ from rich.table import Table
 
 from vartok import evaluation
 from vartok.errors import counted, printable
+from vartok.evaluation import tables as texts
 
 from .tables import new_table, print_tables
-
-NO_VALUE = "-"
-FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
 
 
 def print_report(
@@ -27,7 +25,7 @@ def print_report(
         checkpoints: the checkpoints' paths as the user gave them; None for the shipped one.
         versions: versions of the packages that the figures depend on.
     """
-    labels = _labels(report, checkpoints)
+    labels = texts.model_labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
     if worst:
@@ -35,63 +33,24 @@ def print_report(
     print_tables(*tables, _methods_table(report, versions))
 
 
-def _labels(report: evaluation.EvaluationReport, checkpoints: list[str | None]) -> list[str]:
-    """Return a heading for each checkpoint: its name, or its path if the checkpoints' names are equal."""
-    names = [printable(scores.model.name) for scores in report.models]
-    if len(set(names)) < len(names):
-        return [printable(path or "shipped") for path in checkpoints]
-    return names
-
-
 def _figures_table(report: evaluation.EvaluationReport, labels: list[str]) -> Table:
-    columns = [*report.models, *report.baselines]
-    titles = [FORMAT_TITLES[scores.format] for scores in report.baselines]
+    titles = [texts.FORMAT_TITLES[scores.format] for scores in report.baselines]
     table = new_table(counted(report.pictures, "picture"), "", *labels, *titles)
-    for figure in evaluation.FIGURES:
-        cells = [_cell(figure, scores) for scores in columns]
-        if figure.optional and set(cells) == {NO_VALUE}:
-            continue
-        title = figure.title
-        if figure.name == "ms_ssim" and 0 < report.ms_ssim_pictures < report.pictures:
-            title += f", {report.ms_ssim_pictures:,} of {report.pictures:,} pictures"
-        table.add_row(title, *cells)
+    for row in texts.figure_rows(report):
+        table.add_row(*row)
     return table
 
 
-def _cell(
-    figure: evaluation.Figure, scores: evaluation.ModelScores | evaluation.BaselineScores | evaluation.Scores
-) -> str:
-    value = getattr(scores, figure.name, None)
-    if figure.name == "codes_used" and value is not None:
-        return f"{value:,} of {scores.usage.vocab_size:,}"  # type: ignore[union-attr]
-    return NO_VALUE if value is None else f"{value:,.{figure.digits}f}"
-
-
 def _scales_table(scores: evaluation.ModelScores, label: str) -> Table:
-    psnr_by_scale, *of_usage = evaluation.SCALE_FIGURES
-    with_psnr = scores.scale_psnr is not None
-    headings = [psnr_by_scale.title, "gain"] * with_psnr + [figure.title for figure in of_usage]
-    table = new_table(f"Scales of {label}", "scale", "grid", *headings)
-    for k, usage in enumerate(scores.usage.scales):
-        cells = []
-        if scores.scale_psnr is not None:
-            found = scores.scale_psnr[k]
-            gain = f"{found - scores.scale_psnr[k - 1]:+.2f}" if k else NO_VALUE
-            cells = [f"{found:.{psnr_by_scale.digits}f}", gain]
-        grid = "x".join(map(str, scores.schedule[k])) if scores.schedule else ""
-        cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
-        table.add_row(str(k), grid, *cells)
+    headings, rows = texts.scale_rows(scores)
+    table = new_table(f"Scales of {label}", *headings)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Table:
-    first = [scores.models[0] for scores in worst]
-    figures = [
-        figure
-        for figure in evaluation.FIGURES
-        if figure.name in ("psnr", "ssim", "ms_ssim")
-        or (figure.name == "lpips" and any(scores.lpips is not None for scores in first))
-    ]
+    figures = texts.picture_figures(worst)
     others = [f"PSNR of {label}" for label in labels[1:]]
     headings = [figure.title for figure in figures]
     table = new_table(f"Lowest PSNR of {labels[0]}", "picture", "pixels", *headings, *others)
@@ -100,7 +59,7 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
         table.add_row(
             printable(scores.name),
             f"{scores.width} x {scores.height}",
-            *(_cell(figure, own) for figure in figures),
+            *(texts.figure_text(figure, own) for figure in figures),
             *(f"{one.psnr:.2f}" for one in compared),
         )
     return table
@@ -108,18 +67,6 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
 
 def _methods_table(report: evaluation.EvaluationReport, versions: dict[str, str]) -> Table:
     table = new_table("Methods", "", "")
-    fit = report.fit
-    pixels = f"each side to the nearest multiple of {fit.multiple}"
-    if fit.mode != "native":
-        pixels = f"{fit.size[1]} x {fit.size[0]}" + f", zoom {fit.zoom:g}" * (fit.mode == "crop")
-    resampling = {"lanczos": "Lanczos", "adm": "ADM"}[fit.resample]
-    background = "#{:02x}{:02x}{:02x}".format(*fit.background)
-    table.add_row("pixels", f"{fit.mode}, {pixels}, {resampling}; transparency on {background}")
-    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    table.add_row("computed", f"{report.dtype} on {report.device}; {packages}")
-    titles = {
-        figure.name: figure.title for figure in (*evaluation.FIGURES, *evaluation.SCALE_FIGURES)
-    } | FORMAT_TITLES
-    for name, method in report.methods().items():
-        table.add_row(titles.get(name, name), method)
+    for name, text in texts.method_rows(report, versions):
+        table.add_row(name, text)
     return table

@@ -26,6 +26,7 @@ from vartok.operations import (
     resolve_fit,
 )
 from vartok.operations.inputs import Inputs, Source
+from vartok.reports.gallery import Gallery
 from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.sources.passed_over import warn_of_members
@@ -54,6 +55,7 @@ def evaluate_files(
     lpips: bool = False,
     rfid: bool = False,
     scales: bool = True,
+    gallery: Gallery | None = None,
     recursive: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -85,6 +87,7 @@ def evaluate_files(
         lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
         rfid: also measure rFID, which needs torch-fidelity and Inception's weights.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        gallery: keeps pictures and their reconstructions for `evaluation_page` of `vartok.reports`.
         recursive: search folders; if False, a folder is an error.
         batch_size: number of pictures that the networks compute together; if None, 32 on a GPU, 1 on a CPU.
         workers: number of threads that read pictures, and of as many that compute metrics; one more than
@@ -135,6 +138,7 @@ def evaluate_files(
         max_tokens=max_tokens,
         baselines=baselines,
         scales=scales,
+        gallery=gallery,
         **networks,
     )
     results = evaluation.measure(

@@ -21,6 +21,7 @@ from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
+from vartok.reports.gallery import Gallery, shrink
 from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class Evaluation:
         max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        gallery: keeps pictures and their reconstructions for an HTML report, if they have 1 or 3 channels.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
             `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
@@ -64,6 +66,7 @@ class Evaluation:
         max_tokens: int = MAX_NATIVE_TOKENS,
         baselines: bool = False,
         scales: bool = True,
+        gallery: Gallery | None = None,
         lpips: nn.Module | None = None,
         inception: nn.Module | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class Evaluation:
         self._max_tokens = max_tokens
         self._formats = tuple(BASELINES) if baselines else ()
         self._scales = scales
+        self._gallery = gallery if fit.channels in (1, 3) else None
         # MPS lacks float64, which the Fréchet distance needs.
         self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
         self._lpips = lpips and lpips.to(self._device)
@@ -157,6 +161,7 @@ class Evaluation:
             fit=self._fit,
             device=self._tokenizers[0].device.type,
             dtype=self._tokenizers[0].dtype,
+            code_counts=tuple(totals.counts for totals in self._totals),
         )
 
     def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
@@ -176,12 +181,13 @@ class Evaluation:
         dtype = pixels.dtype
         unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)
         by_scale: list[list[float]] = []
-        if self._scales:
-            for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
+        shown: list[list[Pixels]] = []
+        for prefix in tokenizer.decode_prefixes(tokens) if self._scales else [tokenizer.decode(tokens)]:
+            copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
+            if self._scales:
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
-        else:
-            copies = to_pixels(tokenizer.decode(tokens), dtype)
+            if self._gallery is not None:
+                shown.append([shrink(copy) for copy in copies])
         distances = self._distances(pixels, copies)
         features = self._features(copies)
         flat = tokens.flatten().cpu()
@@ -193,6 +199,7 @@ class Evaluation:
                 scale_psnr=tuple(scale[b] for scale in by_scale) or None,
                 lpips=None if distances is None else distances[b],
                 features=None if features is None else features[b],
+                shown=tuple(scale[b] for scale in shown),
             )
             for b in range(len(pixels))
         ]
@@ -247,6 +254,9 @@ class Evaluation:
             data = compress(to_bytes(reference), format, int(models[0].size_bytes))
             copied = decompress(data, reference.shape[2]).astype(reference.dtype)
             baselines.append(score(copied * (peak(reference.dtype) // 255), 8 * len(data)))
+        if self._gallery is not None:
+            found_psnr = [one.scale_psnr or (one.psnr,) for one in models]
+            self._gallery.add(name, reference, [copy.shown for copy in found.copies], found_psnr)
         return PictureScores(
             name=name,
             height=height,

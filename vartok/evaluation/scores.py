@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.images import Fit
@@ -292,6 +295,7 @@ class EvaluationReport:
         dtype: dtype of the first checkpoint's encoder and decoder.
         passed_over: number of files and of members of tars that were not read, by kind: by suffix, or as in
             `vartok.sources.passed_over`.
+        code_counts: [K, V] int64 of every checkpoint, how often each scale used each code.
     """
 
     pictures: int
@@ -304,6 +308,7 @@ class EvaluationReport:
     device: str
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
+    code_counts: tuple[NDArray[np.int64], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def converted_to_grey(self) -> int:

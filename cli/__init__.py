@@ -12,6 +12,7 @@ from .dataset import app as dataset
 from .decode import decode
 from .encode import encode
 from .eval import eval
+from .export import export
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
 from .messages import print_result
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert):
+for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert, export):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
 app.add_typer(models, name="models", help="List, fetch or find known checkpoints.")
 app.add_typer(dataset, name="dataset", help="Build, verify or export a data set of tokens.")

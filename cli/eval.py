@@ -60,9 +60,38 @@ class MeasureOptions:
         bool,
         typer.Option("--no-scales", help="Do not measure the PSNR by scale, which takes most of the time."),
     ] = False
+    again: Annotated[
+        int,
+        typer.Option(
+            "--again",
+            metavar="N",
+            min=0,
+            help="Also make N round trips: decode to 8-bit pixels, and encode these again.",
+        ),
+    ] = 0
+    agree: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--agree",
+            metavar="NAME,...",
+            help="Also compare tokens in a dtype (bfloat16, float16) or on a device (cuda, ...) with those "
+            "in float32 on the CPU.",
+        ),
+    ] = None
     worst: Annotated[
         int, typer.Option("--worst", metavar="N", min=0, help="List the N pictures of lowest PSNR.")
     ] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the options as keyword arguments of `evaluate_files`, but for --compare."""
+        return {
+            "baselines": self.baselines,
+            "lpips": self.lpips,
+            "rfid": self.rfid,
+            "scales": not self.no_scales,
+            "again": self.again,
+            "agree": [name for value in self.agree or () for name in value.split(",")],
+        }
 
 
 @command
@@ -96,6 +125,7 @@ def eval(
       vartok eval -r photos --baselines --worst 10
       vartok eval -r photos --html report.html
       vartok eval -r photos -w mine.safetensors --compare light --json
+      vartok eval -r photos --again 3 --agree bfloat16
     """
     from vartok.images import configure_pillow
     from vartok.operations import find_inputs
@@ -118,12 +148,10 @@ def eval(
         try:
             report = evaluate_files(
                 files,
+                **dataclasses.asdict(model),
                 tokenizer=tokenizers[0],
                 compare=tokenizers[1] if measure.compare else None,
-                baselines=measure.baselines,
-                lpips=measure.lpips,
-                rfid=measure.rfid,
-                scales=not measure.no_scales,
+                **measure.arguments(),
                 gallery=gallery,
                 progress=lambda result: _count(progress, result),
                 **dataclasses.asdict(picture),
@@ -183,8 +211,6 @@ def _page(
     if gallery.left_out:
         left = counted(gallery.left_out, "picture")
         say(f"{left} of higher PSNR left out of the page, which keeps below 10 MB; its figures count all")
-    if report.fit.channels not in (1, 3):
-        say(f"the page shows no pictures: those of {report.fit.channels} channels cannot be shown")
     labels = model_labels(report, checkpoints)
     return evaluation_page(report, first, gallery, labels=labels, versions=_versions())
 
@@ -208,6 +234,7 @@ def _as_json(
         ],
         "baselines": [dataclasses.asdict(scores) for scores in report.baselines],
         "worst": [dataclasses.asdict(scores) for scores in report.worst(worst)],
+        "agreements": [dataclasses.asdict(one) for one in report.agreements],
         "failures": [{"name": one.name, "error": str(one.error)} for one in report.failures],
         "damaged": [{"name": one.name, "damage": one.damage} for one in report.damaged()],
         "passed_over": report.passed_over,

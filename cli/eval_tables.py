@@ -27,7 +27,13 @@ def print_report(
     """
     labels = texts.model_labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
-    tables += [_scales_table(model, label) for model, label in zip(report.models, labels, strict=True)]
+    models = list(zip(report.models, labels, strict=True))
+    tables += [_table(f"Scales of {label}", texts.scale_rows(model)) for model, label in models]
+    if report.models[0].round_trips:
+        tables += [_table(f"Round trips of {label}", texts.trip_rows(model)) for model, label in models]
+    if report.agreements:
+        title = f"Agreement of {labels[0]} with float32 on cpu"
+        tables.append(_table(title, texts.agreement_rows(report.agreements)))
     if worst:
         tables.append(_worst_table(report.worst(worst), labels))
     print_tables(*tables, _methods_table(report, versions))
@@ -35,15 +41,12 @@ def print_report(
 
 def _figures_table(report: evaluation.EvaluationReport, labels: list[str]) -> Table:
     titles = [texts.FORMAT_TITLES[scores.format] for scores in report.baselines]
-    table = new_table(counted(report.pictures, "picture"), "", *labels, *titles)
-    for row in texts.figure_rows(report):
-        table.add_row(*row)
-    return table
+    return _table(counted(report.pictures, "picture"), (["", *labels, *titles], texts.figure_rows(report)))
 
 
-def _scales_table(scores: evaluation.ModelScores, label: str) -> Table:
-    headings, rows = texts.scale_rows(scores)
-    table = new_table(f"Scales of {label}", *headings)
+def _table(title: str, headings_and_rows: tuple[list[str], texts.Rows]) -> Table:
+    headings, rows = headings_and_rows
+    table = new_table(title, *headings)
     for row in rows:
         table.add_row(*row)
     return table
@@ -66,7 +69,4 @@ def _worst_table(worst: list[evaluation.PictureScores], labels: list[str]) -> Ta
 
 
 def _methods_table(report: evaluation.EvaluationReport, versions: dict[str, str]) -> Table:
-    table = new_table("Methods", "", "")
-    for name, text in texts.method_rows(report, versions):
-        table.add_row(name, text)
-    return table
+    return _table("Methods", (["", ""], texts.method_rows(report, versions)))

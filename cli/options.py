@@ -369,8 +369,9 @@ def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = Fal
     try:
         from vartok import loading, runtime
 
-        runtime.keep_freed_memory()
-        return loading.load(weights, device=device, dtype=dtype, compile=compile)
+        tokenizer = loading.load(weights, device=device, dtype=dtype, compile=compile)
+        runtime.keep_freed_memory()  # after loading, which frees what nobody needs again
+        return tokenizer
     finally:
         gc.freeze()
         if collects:

@@ -81,6 +81,16 @@ SeedOption = Annotated[
         "--seed", min=0, help="Seed of initial weights, data order and crops; default: the preset's."
     ),
 ]
+ChannelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--channels",
+        metavar="C",
+        min=1,
+        max=256,
+        help="Channels of a new tokenizer's pictures: 1 for grey levels; default: the preset's 3.",
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the checkpoint; default: the name of RUN.")
 ]
@@ -102,6 +112,7 @@ def train(
     preset: PresetOption = None,
     start: FromOption = None,
     keep_tokens: KeepTokensOption = False,
+    channels: ChannelsOption = None,
     resume: ResumeOption = False,
     steps: StepsOption = None,
     minutes: MinutesOption = None,
@@ -125,6 +136,7 @@ def train(
       vartok train photos -o run --minutes 30
       vartok train shards/*.tar -o run --preset var-small --steps 20000
       vartok train photos -o run --resume
+      vartok train xrays -o run --channels 1
       vartok train xrays -o run --from shipped --steps 2000 --lr 3e-4
       vartok train xrays -o run --from shipped --keep-tokens
       accelerate launch -m vartok train shards/*.tar -o run --preset var
@@ -132,6 +144,7 @@ def train(
     overrides: dict[str, Any] = {
         "run": _given(steps=steps, minutes=minutes, seed=seed),
         "data": _given(batch_size=batch_size, allow_damaged=allow_damaged or None),
+        "model": _given(in_channels=channels),
         "start": _given(keep_tokens=keep_tokens or None),
         "optimizer": _given(lr=lr),
         **_given(name=name),
@@ -142,6 +155,8 @@ def train(
         raise typer.BadParameter("a resumed run keeps its weights: leave --from out")
     if resume and keep_tokens:
         raise typer.BadParameter("a resumed run keeps its settings: leave --keep-tokens out")
+    if channels is not None and (resume or start is not None):
+        raise typer.BadParameter("a checkpoint has its own number of channels: leave --channels out")
     settings = _read_settings(output, preset, start, overrides, resume=resume)
     if not messages.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard may import TensorFlow, which logs

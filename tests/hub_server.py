@@ -25,6 +25,7 @@ class Hub:
         statuses: statuses of the next answers of resolve/, in place of the files.
         cuts: of how many bytes the next answers with a file are cut short to.
         damaged: files are sent with another first byte.
+        stalls: files are sent but for the last byte, for which the client waits up to ten seconds.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Hub:
         self.statuses: list[int] = []
         self.cuts: list[int] = []
         self.damaged = False
+        self.stalls = False
 
     def blob(self, sha256: str) -> bytes:
         """Return the content of a hash."""
@@ -131,8 +133,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "GET":
-            cut = self.hub.cuts.pop(0) if self.hub.cuts and "/cdn/" in self.path else len(data)
+            is_file = "/cdn/" in self.path
+            cut = self.hub.cuts.pop(0) if self.hub.cuts and is_file else len(data)
+            if self.hub.stalls and is_file:
+                cut -= 1
             self.wfile.write(data[:cut])
+            if self.hub.stalls and is_file:
+                self.wfile.flush()
+                self.connection.settimeout(10)
+                with contextlib.suppress(OSError):
+                    self.rfile.read(1)  # until the client closes the connection
             if cut < len(data):
                 self.close_connection = True
 

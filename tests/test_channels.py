@@ -15,12 +15,19 @@ from conftest import Vartok, photo
 from noise import SMALL, bare, draw, save
 from numpy.typing import NDArray
 from PIL import Image
+from tiny_run import TINY, take, tiny
 
 import vartok as library
 from vartok.checkpoints import build_model, read_checkpoint
 from vartok.config import LightConfig, TokenizerConfig
-from vartok.errors import CheckpointError, ImageError
+from vartok.errors import CheckpointError, ConfigError, ImageError
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
+from vartok.metrics import psnr
+from vartok.models.vqvae import VQVAE
+from vartok.train.data import Pictures
+from vartok.train.folder import CARD
+from vartok.train.settings import DataSettings
+from vartok.train.start import init_light, principal_components
 
 LIGHT = dataclasses.replace(SMALL, autoencoder=LightConfig(widths=(8, 8, 8), depths=(1, 1, 1)))
 CONFIGS = {
@@ -203,8 +210,16 @@ def test_eval_of_five_channels_has_no_baselines(vartok: Vartok, here: Path) -> N
     weights = save(here / "five.safetensors", CONFIGS["light", 5])
     array(Path("array.npy"), 5)
     command = ("eval", "array.npy", "-w", weights, "--no-scales", "--size", "32", "--json")
-    report = json.loads(vartok(*command).stdout)
-    assert (report["pictures"], report["models"][0]["psnr"] < 100) == (1, True)
+    report = json.loads(vartok(*command, "--again", "1", "--agree", "float32").stdout)
+    [model] = report["models"]
+    assert (report["pictures"], model["psnr"] < 100, report["agreements"][0]["differences"]) == (1, True, 0)
+    tokenizer = library.load(weights, device="cpu")
+    pixels = read_picture(Path("array.npy"), Fit(channels=5, size=32)).pixels
+    copies = [pixels[None]]
+    for _ in range(2):
+        copies.append(to_pixels(tokenizer.decode(tokenizer.encode(to_tensor(copies[-1]))), pixels.dtype))
+    assert model["round_trips"][0]["previous_psnr"] == psnr(copies[1][0], copies[2][0])  # of 16 bits
+    assert "8-bit or 16-bit pixels" in report["methods"]["round_trips"]
     assert "`baselines`" not in (said := vartok(*command, "--baselines", code=2).stderr)
     assert "--baselines needs pictures of 1 or 3 channels, not the checkpoint's 5" in said
     assert "they cannot get the same pixels" in vartok(*command, "--compare", "shipped", code=2).stderr
@@ -240,3 +255,63 @@ def _load(tar: tarfile.TarFile, name: str) -> NDArray[Any]:
     assert member is not None
     found: NDArray[Any] = np.load(io.BytesIO(member.read()))
     return found
+
+
+# Training.
+
+
+@pytest.mark.slow
+def test_training_of_one_channel(vartok: Vartok, here: Path) -> None:
+    """Arrays of 16 bits and a photo become a checkpoint that encodes them; the run is resumed."""
+    for i in range(12):
+        np.save(f"{i}.npy", np.asarray(photo(i, 80, 72).convert("L")).astype(np.uint16) * 257)
+    photo(99, 80, 72).save("color.png")
+    (here / "list.txt").write_text("color.png\n" + "".join(f"{i}.npy\n" for i in range(12)))
+    (here / "tiny.toml").write_text(TINY.replace("[loss]", "[loss]\nadversarial = 0.1"))
+    command = ("train", "list.txt", "-o", "run", "--device", "cpu")
+    assert "leave --channels out" in vartok(*command, "--channels", 1, "--from", "shipped", code=2).stderr
+    assert "grey levels" in vartok(*command, "--preset", "tiny.toml", "--channels", 1).stderr
+    vartok(*command, "--resume", "--steps", "10")
+    assert read_checkpoint(here / "run").config.in_channels == 1
+    assert "| Channels | 1 |" in (here / "run" / CARD).read_text()
+    with Image.open(max(Path("run/samples").glob("*.png"))) as sample:
+        assert sample.mode == "L"
+    report = json.loads(vartok("eval", "0.npy", "1.npy", "-w", "run", "--no-scales", "--json").stdout)
+    assert report["models"][0]["psnr"] > 10
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_light_starts_as_the_principal_components_of_all_channels(here: Path, channels: int) -> None:
+    config = dataclasses.replace(LIGHT, in_channels=channels, z_channels=256 * channels, vocab_size=16)
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (16, 64, 64, channels), np.uint16)
+    model = VQVAE(config)
+    init_light(model, principal_components(pixels, config, torch.device("cpu")))
+    batch = to_tensor(pixels)
+    assert (model.decode(model.encode(batch)) - batch).abs().max() < 1e-2  # all components: nothing is lost
+
+
+def test_crops_of_16_bits_are_varied_and_stay_in_range(here: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 16, (80, 96, 2), np.uint16)
+    np.save("a.npy", values)
+    source = Pictures(["a.npy"], DataSettings(val_fraction=0, color_jitter=0.5), (64, 64), 0, channels=2)
+    [batch] = take(source, 1, size=4)
+    assert batch.pixels.shape == (4, 64, 64, 2)
+    assert batch.pixels.dtype == np.uint16
+    assert len({crop.tobytes() for crop in batch.pixels}) == 4
+    plain = Pictures(["a.npy"], DataSettings(val_fraction=0, color_jitter=0, zoom=1), (80, 96), 0, channels=2)
+    [batch] = take(plain, 1, size=4)
+    for crop in batch.pixels:
+        assert np.array_equal(crop, values) or np.array_equal(crop, values[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        ({"model": {"in_channels": 33}}, "in_channels 33 makes patches of 8,448 values"),
+        ({"model": {"in_channels": 0}}, "in_channels must be a whole number from 1 to 256"),
+        ({"model": {"in_channels": 5}, "loss": {"lpips": 1.0}}, "lpips needs a model of 1 or 3 channels"),
+    ],
+)
+def test_settings_that_do_not_suit_the_channels_are_refused(tables: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        tiny(**tables)

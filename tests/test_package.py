@@ -34,7 +34,7 @@ ORDER = (
     ],
     ["buckets"],
     ["compression", "config", "codebook", "images"],
-    ["tokens", "reports.gallery"],
+    ["tokens", "drawing", "reports.gallery"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["dataset.encoding"],
     ["dataset.schema", "token_streams"],
@@ -47,7 +47,7 @@ ORDER = (
     ["generation"],
     ["tokenizer"],
     ["loading"],
-    ["operations", "atlas"],
+    ["operations", "atlas", "export"],
     ["evaluation", "dataset", "usage"],
     ["reports"],
     ["train"],
@@ -158,7 +158,7 @@ def test_public_names_resolve() -> None:
         vartok.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.reports", "vartok.train"])
+@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.export", "vartok.reports", "vartok.train"])
 def test_lazy_names_of_subpackages_resolve(name: str) -> None:
     package = importlib.import_module(name)
     assert dir(package) == sorted(package.__all__)

@@ -21,6 +21,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from vartok.checkpoints import CODEBOOK, HITS, read_checkpoint
+from vartok.checkpoints.known import KNOWN
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import CheckpointError
 from vartok.schedule import VAR_512, VAR_1024, Schedule, square
@@ -406,3 +407,10 @@ def test_a_broken_config_json_is_refused_unless_the_file_tells_all(
     metadata = {"format": "vartok.checkpoint", "version": "1", "config": TINY.to_json()}
     path.write_bytes(to_safetensors(draw(TINY), metadata))
     assert read_checkpoint(path).notes == ()
+
+
+def test_a_name_tells_what_the_file_of_varsr_does_not(tmp_path: Path) -> None:
+    torch.save(trainer_file(VAR_512), tmp_path / "VQVAE.pth")
+    known = KNOWN["varsr"]
+    found = read_checkpoint(tmp_path / "VQVAE.pth", known.config, key=known.key)
+    assert (found.config, found.notes) == (of(VAR_512, last_phi=False), ())

@@ -43,7 +43,7 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     options = ["--zoom", "1.125", "--resample", "adm", "--background", "#102030", "--baselines"]
     report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
-        *("pictures", "ms_ssim_pictures", "models", "baselines", "worst", "failures"),
+        *("pictures", "ms_ssim_pictures", "models", "baselines", "agreements", "worst", "failures"),
         *(
             "damaged",
             "passed_over",
@@ -124,6 +124,30 @@ def test_scales_left_out(vartok: Vartok, folder: Path) -> None:
     [quick] = report_of(vartok, "in/a.png", *QUICK, "--no-scales")["models"]
     assert quick == {**every["models"][0], "scale_psnr": None}
     assert "PSNR by scale" not in vartok("eval", "in/a.png", *QUICK, "--no-scales").stdout
+
+
+def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
+    args = ("in/a.png", *QUICK, "--no-scales", "--again", "2", "--agree", "bfloat16,float32")
+    report = report_of(vartok, *args)
+    trips, (low, same) = report["models"][0]["round_trips"], report["agreements"]
+    assert (len(trips), same["name"], same["differences"], same["margin"]) == (2, "float32", 0, None)
+    lines = [line.split() for line in vartok("eval", *args).stdout.splitlines()]
+    for n, trip in enumerate(trips, 1):
+        values = (f"{trip['psnr']:.2f}", f"{trip['previous_psnr']:.2f}")
+        assert [str(n), f"{trip['equal']['share']:.1%}", *values] in lines
+    last = [f"{trip['equal']['by_scale'][9]:.1%}" for trip in trips]
+    assert any(line[:2] == ["9", "4x4"] and line[-2:] == last for line in lines)
+    assert ["bfloat16", "on", "cpu", "float32", "on", "cpu"] in lines
+    assert ["equal", "tokens", f"{low['equal']['share']:.2%}", "100.00%"] in lines
+    assert ["first", "differences", str(low["first_differences"]), "0"] in lines
+    assert ["largest", "margin", f"{low['first_margin']['maximum']:.2g}", "-"] in lines
+
+
+def test_a_device_that_is_not_here_is_refused_in_one_line(vartok: Vartok, folder: Path) -> None:
+    result = vartok("eval", "in/a.png", "--agree", "bf16", code=1)
+    [line] = result.stderr.splitlines()
+    assert "cannot use the device 'bf16' here" in line
+    assert line.endswith("name a device, or one of float32, bfloat16, float16, in --agree")
 
 
 def test_native_sizes(vartok: Vartok, here: Path) -> None:

@@ -67,6 +67,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "eval",
         "train",
         "convert",
+        "export",
         "dataset",
         "dataset verify",
         "models",

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vartok.checkpoints import hub
-from vartok.checkpoints.folders import MODEL_CONFIG, SUFFIXES, USUAL, choose_file
+from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
+from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, printable
 from vartok.files import check_regular, os_error_reason, user_cache
 from vartok.sources.places import is_url, shorten_path
@@ -58,8 +59,8 @@ def converted_copy(file: CheckpointFile) -> Path | None:
         return None
     told = repr((READER, file.sha256, file.key, file.name, file.path.stem, file.license, dict(file.config)))
     digest = hashlib.sha256(told.encode(errors="replace"))
-    with contextlib.suppress(OSError), open(file.path.with_name(MODEL_CONFIG), "rb") as beside:
-        digest.update(beside.read(1 << 20))
+    with contextlib.suppress(OSError), open(file.path.with_name(CONFIG_JSON), "rb") as beside:
+        digest.update(beside.read(MAX_CONFIG_BYTES))
     return user_cache() / "checkpoints" / f"{file.sha256[:16]}-{digest.hexdigest()[:16]}.safetensors"
 
 
@@ -103,7 +104,11 @@ def known_on_disk(text: str) -> Path | None:
         CheckpointError: there is no such name.
     """
     known = _known(text)
-    return shipped_checkpoint() if known.source is None else hub.cached(hub.parse(known.source))
+    if known.source is None:
+        return shipped_checkpoint()
+    path = hub.cached(hub.parse(known.source))
+    is_another = path is not None and known.sha256 not in (None, hub.blob_sha256(path))
+    return None if is_another else path
 
 
 def fetch_known(text: str) -> Path:

@@ -21,9 +21,6 @@ USUAL = (RUN_WEIGHTS, "model.safetensors", "diffusion_pytorch_model.safetensors"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """Suffixes of checkpoints; a folder's only file with one is its checkpoint."""
 
-MODEL_CONFIG = "config.json"
-"""Name of the file beside a checkpoint that tells its configuration."""
-
 
 def choose_file(names: Iterable[str], where: str) -> str:
     """Return the name of the checkpoint among the files of a folder: one of `USUAL`, or the only one.

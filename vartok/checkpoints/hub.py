@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import MODEL_CONFIG, SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
 from vartok.files import os_error_reason
+from vartok.stopping import as_exceptions
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 """Beginning of a place on the hub; a Path of it has lost a slash."""
@@ -116,7 +118,7 @@ def cached(place: HubPlace) -> Path | None:
         folder = storage / "snapshots" / commit
         offline = bool(constants.HF_HUB_OFFLINE)
         for path in _candidates(folder, place, offline=offline):
-            beside = path.with_name(MODEL_CONFIG)
+            beside = path.with_name(CONFIG_JSON)
             known = beside.exists() or (storage / ".no_exist" / commit / beside.relative_to(folder)).exists()
             if path.is_file() and (known or offline):
                 return path
@@ -163,13 +165,25 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
             f"{label}: {place} is not in the hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set",
             hint="unset HF_HUB_OFFLINE to fetch it",
         )
-    with _hub_errors(label, place):
+    # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
+    with _hub_errors(label, place), as_exceptions():
+        _check_connection()
         name = place.path if place.is_file else _choose(place)
         path = Path(_download(place, name, told=True))
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
         _download_config(place, name, path)
     return path
+
+
+def _check_connection() -> None:
+    """Raise the error of a hub that cannot be reached; huggingface_hub would try again for 23 seconds."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import logging
+
+    if listener is not None and "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the listener tells enough
+    get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _choose(place: HubPlace) -> str:
@@ -206,7 +220,7 @@ def _download_config(place: HubPlace, name: str, path: Path) -> None:
     folder = name.rpartition("/")[0]
     at = HubPlace(place.repository, place.path, commit)
     with contextlib.suppress(RemoteEntryNotFoundError):
-        _download(at, f"{folder}/{MODEL_CONFIG}" if folder else MODEL_CONFIG, told=False)
+        _download(at, f"{folder}/{CONFIG_JSON}" if folder else CONFIG_JSON, told=False)
 
 
 def check_sha256(path: Path, expected: str, label: str) -> None:
@@ -303,14 +317,21 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
         return f"the repository has no revision {printable(place.revision)}", None
     if isinstance(error, errors.EntryNotFoundError):
         return "the repository has no such file", f"see {page}/tree/{place.revision}"
+    if isinstance(error, errors.FileMetadataError):
+        return (
+            f"{constants.ENDPOINT} does not answer as a hub does",
+            "check HF_ENDPOINT, and a proxy's settings",
+        )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         token = "set HF_TOKEN to a token that may read it"
         hint = token if status in (401, 403) else "try again later" if status >= 500 else None
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
     if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
-        network = "check the network, or HF_ENDPOINT"
-        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or type(error).__name__})", network
+        kind = type(error).__name__
+        if kind.startswith(("Remote", "Read")):
+            return "the connection broke", "try again"
+        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})", "check the network"
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_reason(error), "HF_HOME names the folder of the cache"
     if "Consistency check failed" in str(error):

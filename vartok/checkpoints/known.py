@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vartok.schedule import VAR_256, VAR_512, VAR_1024, Schedule
+from vartok.schedule import VAR_256, VAR_512, VAR_1024, Schedule, to_json
 
 SHIPPED = "shipped"
 """Another name of the checkpoint that is installed with vartok; it wins over a file of that name."""
@@ -56,10 +56,14 @@ class KnownCheckpoint:
     unverified: tuple[str, ...] = ()
 
 
-def _var_config(schedule: Schedule) -> Mapping[str, Any]:
-    """Return what the code of VAR, Switti, HART and VARSR sets alike, and a schedule."""
-    grids = [list(grid) for grid in schedule]
-    return {"patch_nums": grids, "using_znorm": False, "quant_resi": 0.5}
+def _config(schedule: Schedule, *, last_phi: bool = True) -> Mapping[str, Any]:
+    """Return what the code of VAR, Switti, HART and VARSR sets alike, with the values that differ."""
+    return {
+        "patch_nums": to_json(schedule),
+        "using_znorm": False,
+        "quant_resi": 0.5,
+        "last_phi": last_phi,
+    }
 
 
 KNOWN: Mapping[str, KnownCheckpoint] = {
@@ -71,17 +75,18 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         sha256="b317d2849936c8ea8e0010a377870ae802ea6feaad6721f3516b7de08f9f49af",
         license="MIT",
     ),
-    # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py
+    # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py;
+    # github.com/krennic999/STAR/issues/2
     "var": KnownCheckpoint(
         authors="FoundationVision",
-        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px)",
-        schedules=("var-256", "var-512", "var-1024"),
+        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px); STAR (512 px)",
+        schedules=("var-256", "var-512", "var-1024", "star-512"),
         source=f"hf://FoundationVision/var/{PUBLISHED_NAME}.pth",
         size=436_075_834,
         sha256=PUBLISHED_SHA256,
         license="MIT",
         model=PUBLISHED_NAME,
-        config=_var_config(VAR_256),
+        config=_config(VAR_256),
         unverified=("the file was never at hand; size and sha256 are as others state them",),
     ),
     # github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
@@ -91,7 +96,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("switti-512",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
-        config=_var_config(VAR_512),
+        config=_config(VAR_512),
         unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
     ),
     "switti-1024": KnownCheckpoint(
@@ -100,7 +105,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("switti-1024",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
-        config=_var_config(VAR_1024),
+        config=_config(VAR_1024),
         unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
     ),
     # github.com/mit-han-lab/hart: README.md, hart_transformer_t2i.py, configuration.py
@@ -110,7 +115,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("var-1024",),
         source="hf://mit-han-lab/hart-0.7b-1024px/tokenizer",
         model="hart-0.7b-1024px",
-        config=_var_config(VAR_1024),
+        config=_config(VAR_1024, last_phi=False),
         unverified=("file", "size", "sha256", "schedule", "licence of the weights (the code's is MIT)"),
     ),
     # github.com/qyp2000/VARSR: README.md, test_varsr.py, utils/arg_util.py
@@ -120,7 +125,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("var-512", "varsr-512"),
         source="hf://qyp2000/VARSR/VQVAE.pth",
         model="VARSR-VQVAE",
-        config=_var_config(VAR_512),
+        config=_config(VAR_512, last_phi=False),
         key="trainer.vae_local",
         unverified=("size", "sha256", "licence"),
     ),

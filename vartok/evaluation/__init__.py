@@ -4,17 +4,16 @@
 from any source. `FIGURES` lists the figures, and how each is computed.
 """
 
+from vartok.evaluation.agreement import Agreement, AgreementMeter
+from vartok.evaluation.equality import EqualTokens
+from vartok.evaluation.figures import BASELINES, FIGURES, REFERENCE, SCALE_FIGURES, Figure
 from vartok.evaluation.files import evaluate_files
+from vartok.evaluation.round_trips import RoundTrip
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import (
-    BASELINES,
-    FIGURES,
-    REFERENCE,
-    SCALE_FIGURES,
     BaselineScores,
     EvaluationReport,
     Failure,
-    Figure,
     ModelScores,
     PictureScores,
     Scores,
@@ -25,13 +24,17 @@ __all__ = [
     "FIGURES",
     "REFERENCE",
     "SCALE_FIGURES",
+    "Agreement",
+    "AgreementMeter",
     "BaselineScores",
+    "EqualTokens",
     "Evaluation",
     "EvaluationReport",
     "Failure",
     "Figure",
     "ModelScores",
     "PictureScores",
+    "RoundTrip",
     "Scores",
     "evaluate_files",
 ]

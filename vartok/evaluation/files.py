@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from vartok.errors import ArgumentError, ImageError, counted, printable
+from vartok.evaluation.agreement import AgreementMeter, load_others
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
@@ -55,6 +56,8 @@ def evaluate_files(
     lpips: bool = False,
     rfid: bool = False,
     scales: bool = True,
+    again: int = 0,
+    agree: str | Sequence[str] = (),
     gallery: Gallery | None = None,
     recursive: bool = False,
     batch_size: int | None = None,
@@ -67,7 +70,7 @@ def evaluate_files(
         pictures: paths or URLs of pictures, folders, tars, Parquet files, lists of paths (.txt); binary
             streams; or inputs that `find_inputs` found.
         weights: the checkpoint, as for `vartok.load`; None is the shipped one.
-        tokenizer: a loaded tokenizer; `weights` is then not used.
+        tokenizer: a loaded tokenizer; `weights` is then used for `agree` only.
         compare: a second checkpoint or loaded tokenizer to measure on the same pixels; None: only one.
         device: device on which checkpoints are loaded.
         dtype: dtype of the encoder and decoder of a checkpoint that is loaded.
@@ -87,6 +90,10 @@ def evaluate_files(
         lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
         rfid: also measure rFID, which needs torch-fidelity and Inception's weights.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        again: number of round trips to measure: a trip decodes the tokens to 8-bit pixels, as a PNG stores
+            them, and encodes these again.
+        agree: dtypes and devices, one or several: the first checkpoint's tokens in each are compared with
+            those in float32 on the CPU. A dtype is computed on `device`, and a device computes in `dtype`.
         gallery: keeps pictures and their reconstructions for `evaluation_page` of `vartok.reports`.
         recursive: search folders; if False, a folder is an error.
         batch_size: number of pictures that the networks compute together; if None, 32 on a GPU, 1 on a CPU.
@@ -116,6 +123,8 @@ def evaluate_files(
         allow_damaged=allow_damaged,
     )
     grids = make_schedule(schedule)
+    if again < 0:
+        raise ArgumentError(f"`again` must be 0 or more, not {again}")
     inputs, passed_over = _find_inputs(pictures, recursive)
     members = Counter[str]()
     networks = {"lpips": load_lpips() if lpips else None, "inception": load_inception() if rfid else None}
@@ -125,6 +134,10 @@ def evaluate_files(
         tokenizers.append(
             compare if isinstance(compare, Tokenizer) else load(compare, device=device, dtype=dtype)
         )
+    agreement = None
+    if agree:
+        reference, loaded = load_others(agree, weights, first, device=device, dtype=dtype)
+        agreement = AgreementMeter(reference, loaded, grids)
     channels = first.config.in_channels
     asked = {"baselines": baselines, "lpips": lpips, "rfid": rfid}
     if channels not in (1, 3) and any(asked.values()):
@@ -138,6 +151,8 @@ def evaluate_files(
         max_tokens=max_tokens,
         baselines=baselines,
         scales=scales,
+        again=again,
+        agreement=agreement,
         gallery=gallery,
         **networks,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vartok.codebook import count_codes, describe_usage
+from vartok.evaluation.round_trips import RoundTrip, mean_round_trips
 from vartok.evaluation.scores import BaselineScores, ModelScores, PictureScores, Scores
 from vartok.images.tensors import Pixels, to_bytes
 from vartok.metrics import FrechetDistance, blockiness, count_steps
@@ -29,6 +30,7 @@ class Reconstruction(NamedTuple):
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None if it was not measured.
         lpips: LPIPS distance; None if it was not measured, or the picture is too small.
         features: [D] Inception features; None without rFID.
+        round_trips: figures after 1, 2, ... round trips.
         shown: pixels for a gallery, after 1, 2, ... K scales or after all alone; empty without a gallery.
     """
 
@@ -38,6 +40,7 @@ class Reconstruction(NamedTuple):
     scale_psnr: tuple[float, ...] | None
     lpips: float | None
     features: Tensor | None
+    round_trips: tuple[RoundTrip, ...]
     shown: tuple[Pixels, ...] = ()
 
 
@@ -96,6 +99,7 @@ class Totals:
             lpips=_mean_of_known(one.lpips for one in scores),
             unquantized_psnr=_mean_of_known(one.unquantized_psnr for one in scores),
             scale_psnr=_mean_by_scale([one.scale_psnr for one in scores]),
+            round_trips=mean_round_trips([one.round_trips for one in scores]),
             bits_per_pixel=self._bits / self._pixels,
             size_bytes=_mean([one.size_bytes for one in scores]),
             model=self._tokenizer.info,

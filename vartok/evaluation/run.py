@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vartok.errors import VartokError
+from vartok.evaluation.agreement import AgreementMeter, Differences
 from vartok.evaluation.baselines import compress, decompress
+from vartok.evaluation.figures import BASELINES
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
-from vartok.evaluation.scores import BASELINES, EvaluationReport, Failure, PictureScores, Scores
+from vartok.evaluation.round_trips import make_round_trips
+from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
@@ -29,11 +32,12 @@ from vartok.tokens import TokenMaps
 
 
 class _Reconstructed(NamedTuple):
-    """A picture, its Inception features [D] or None, and every tokenizer's reconstruction of it."""
+    """A picture, its Inception features [D] or None, every tokenizer's reconstruction, and `Differences`."""
 
     picture: Picture
     features: Tensor | None
     copies: tuple[Reconstruction, ...]
+    differences: tuple[Differences, ...]
 
 
 class Evaluation:
@@ -47,7 +51,9 @@ class Evaluation:
         max_tokens: limit of tokens of a picture with the fit "native".
         baselines: also measure JPEG and WebP.
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
-        gallery: keeps pictures and their reconstructions for an HTML report, if they have 1 or 3 channels.
+        again: number of round trips to measure: tokens are decoded, and the pixels encoded again.
+        agreement: also compares the tokens of each picture with those on other devices or in other dtypes.
+        gallery: keeps pictures and their reconstructions for an HTML report.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
             `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
@@ -66,6 +72,8 @@ class Evaluation:
         max_tokens: int = MAX_NATIVE_TOKENS,
         baselines: bool = False,
         scales: bool = True,
+        again: int = 0,
+        agreement: AgreementMeter | None = None,
         gallery: Gallery | None = None,
         lpips: nn.Module | None = None,
         inception: nn.Module | None = None,
@@ -77,7 +85,9 @@ class Evaluation:
         self._max_tokens = max_tokens
         self._formats = tuple(BASELINES) if baselines else ()
         self._scales = scales
-        self._gallery = gallery if fit.channels in (1, 3) else None
+        self._again = again
+        self._agreement = agreement
+        self._gallery = gallery
         # MPS lacks float64, which the Fréchet distance needs.
         self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
         self._lpips = lpips and lpips.to(self._device)
@@ -138,6 +148,8 @@ class Evaluation:
                     self._failures.append(result)
                 elif found is not None:
                     self._scores.append(result)
+                    if self._agreement is not None:
+                        self._agreement.add(found.differences)
                     for totals, copy in zip(self._totals, found.copies, strict=True):
                         totals.add(found.picture.pixels, found.features, copy)
                 yield result
@@ -161,6 +173,7 @@ class Evaluation:
             fit=self._fit,
             device=self._tokenizers[0].device.type,
             dtype=self._tokenizers[0].dtype,
+            agreements=() if self._agreement is None else self._agreement.results(),
             code_counts=tuple(totals.counts for totals in self._totals),
         )
 
@@ -169,8 +182,9 @@ class Evaluation:
         pixels = np.stack([picture.pixels for picture in batch])
         features = self._features(pixels)
         copies = zip(*(self._reconstruct_with(one, pixels) for one in self._tokenizers), strict=True)
+        differences = [()] * len(batch) if self._agreement is None else self._agreement.compare(pixels)
         return [
-            _Reconstructed(picture, None if features is None else features[b], found)
+            _Reconstructed(picture, None if features is None else features[b], found, differences[b])
             for b, (picture, found) in enumerate(zip(batch, copies, strict=True))
         ]
 
@@ -190,6 +204,7 @@ class Evaluation:
                 shown.append([shrink(copy) for copy in copies])
         distances = self._distances(pixels, copies)
         features = self._features(copies)
+        trips = make_round_trips(tokenizer, pixels, copies, tokens, self._again)
         flat = tokens.flatten().cpu()
         return [
             Reconstruction(
@@ -199,6 +214,7 @@ class Evaluation:
                 scale_psnr=tuple(scale[b] for scale in by_scale) or None,
                 lpips=None if distances is None else distances[b],
                 features=None if features is None else features[b],
+                round_trips=trips[b],
                 shown=tuple(scale[b] for scale in shown),
             )
             for b in range(len(pixels))
@@ -247,6 +263,7 @@ class Evaluation:
                     lpips=copy.lpips,
                     unquantized_psnr=copy.unquantized_psnr,
                     scale_psnr=copy.scale_psnr,
+                    round_trips=copy.round_trips,
                 )
             )
         baselines = []

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: their names and methods, and the dataclasses that hold their values."""
+"""The report of an evaluation: the dataclasses that hold the values of its figures."""
 
 from __future__ import annotations
 
@@ -9,164 +9,12 @@ from numpy.typing import NDArray
 
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
+from vartok.evaluation import agreement, round_trips
+from vartok.evaluation.figures import BASELINES, FIGURES, REFERENCE, SCALE_FIGURES, methods_of_channels
 from vartok.images import Fit
 from vartok.images.channels import CONVERTED
 from vartok.metadata import ModelInfo
-from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
 from vartok.schedule import Schedule
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """The description of one figure of a report.
-
-    Attributes:
-        name: key in JSON; attribute of `Scores`, of a class derived from it, or of `codebook.Usage`.
-        title: label in tables, with the unit.
-        digits: number of decimals in tables.
-        method: how the figure is computed, for comparison with other programs.
-        optional: True if tables omit the figure where it was not measured.
-    """
-
-    name: str
-    title: str
-    digits: int
-    method: str
-    optional: bool = False
-
-
-FIGURES = (
-    Figure(
-        name="psnr",
-        title="PSNR, dB",
-        digits=2,
-        method="over a picture's RGB levels, peak 255, at most 100 (an exact copy); mean over pictures",
-    ),
-    Figure(
-        name="unquantized_psnr",
-        title="unquantized PSNR, dB",
-        digits=2,
-        method="PSNR of the latent decoded without quantization: the autoencoder's own loss",
-    ),
-    Figure(
-        name="ssim",
-        title="SSIM",
-        digits=4,
-        method=f"torchmetrics' defaults: Gaussian window of {SSIM_WINDOW} pixels, each RGB channel; "
-        "mean over pictures",
-    ),
-    Figure(
-        name="ms_ssim",
-        title="MS-SSIM",
-        digits=4,
-        method=f"torchmetrics' defaults: five scales; mean over pictures with sides of {MS_SSIM_MIN_SIDE} "
-        "pixels or more",
-    ),
-    Figure(
-        name="lpips",
-        title="LPIPS",
-        digits=4,
-        method=f"AlexNet, as in torchmetrics; mean over pictures with sides of {LPIPS_MIN_SIDE} pixels "
-        "or more",
-        optional=True,
-    ),
-    Figure(
-        name="rfid",
-        title="rFID",
-        digits=2,
-        method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
-        "torch-fidelity's Inception",
-        optional=True,
-    ),
-    Figure(
-        name="bits_per_pixel",
-        title="bits per pixel",
-        digits=4,
-        method="bits / pixels of all pictures; a token has log2(codes) bits, without entropy coding",
-    ),
-    Figure(
-        name="size_bytes",
-        title="bytes per picture",
-        digits=0,
-        method="bits of a picture's tokens / 8, rounded up, or size of its file; mean over pictures",
-    ),
-    Figure(
-        name="over_budget",
-        title="pictures over budget",
-        digits=0,
-        method="pictures whose smallest file is larger than the first checkpoint's tokens",
-        optional=True,
-    ),
-    Figure(
-        name="within_budget_psnr",
-        title="PSNR within budget, dB",
-        digits=2,
-        method="mean PSNR of the files that are not over budget",
-        optional=True,
-    ),
-    Figure(
-        name="tokens_within_budget_psnr",
-        title="tokens' PSNR there, dB",
-        digits=2,
-        method="mean PSNR of the first checkpoint on the pictures that are not over budget",
-        optional=True,
-    ),
-    Figure(
-        name="blockiness",
-        title="blockiness",
-        digits=3,
-        method="mean difference of neighbouring pixels across patch borders / inside patches, all pictures",
-    ),
-    Figure(
-        name="reference_blockiness",
-        title="reference blockiness",
-        digits=3,
-        method="blockiness of the references, at the same borders",
-    ),
-    Figure(
-        name="codes_used",
-        title="codes used",
-        digits=0,
-        method="different codes in the tokens of all pictures",
-    ),
-)
-"""The figures of all pictures together, in the order of the table's rows."""
-
-SCALE_FIGURES = (
-    Figure(
-        name="scale_psnr",
-        title="PSNR by scale, dB",
-        digits=2,
-        method="PSNR of the picture decoded from the scales up to this one",
-        optional=True,
-    ),
-    Figure(name="used", title="used", digits=0, method="different codes in the tokens of the scale"),
-    Figure(
-        name="coverage",
-        title="coverage",
-        digits=3,
-        method="codes used / min(codes, tokens), the most codes that so many tokens can use",
-    ),
-    Figure(
-        name="perplexity",
-        title="perplexity",
-        digits=0,
-        method="2 ** entropy of the codes' distribution: the number of evenly used codes of this entropy",
-    ),
-)
-"""The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
-
-REFERENCE = "the uint8 pixels that entered the encoder; decoded pictures are clamped and rounded to uint8"
-"""The reference of all comparisons. Another reference, such as the picture before it was resized, gives other
-figures for the same checkpoint."""
-
-BASELINES = {
-    "jpeg": "4:2:0, optimized; the highest quality whose file is no larger than the first checkpoint's "
-    "tokens, or quality 0 if there is none",
-    "webp": "lossy, method 6; the highest quality whose file is no larger than the first checkpoint's "
-    "tokens, or quality 0 if there is none",
-}
-"""Formats that are measured as baselines, and the settings of their files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +35,7 @@ class Scores:
         unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, if it was not measured, or over
             pictures of several K.
+        round_trips: figures after 1, 2, ... round trips; empty for a baseline, or if they were not measured.
     """
 
     psnr: float
@@ -197,6 +46,7 @@ class Scores:
     lpips: float | None = None
     unquantized_psnr: float | None = None
     scale_psnr: tuple[float, ...] | None = None
+    round_trips: tuple[round_trips.RoundTrip, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +145,8 @@ class EvaluationReport:
         dtype: dtype of the first checkpoint's encoder and decoder.
         passed_over: number of files and of members of tars that were not read, by kind: by suffix, or as in
             `vartok.sources.passed_over`.
+        agreements: agreement of the first checkpoint's tokens with those in float32 on the CPU, for each
+            device and dtype that was asked for.
         code_counts: [K, V] int64 of every checkpoint, how often each scale used each code.
     """
 
@@ -308,6 +160,7 @@ class EvaluationReport:
     device: str
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
+    agreements: tuple[agreement.Agreement, ...] = ()
     code_counts: tuple[NDArray[np.int64], ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -338,20 +191,9 @@ class EvaluationReport:
             or any(getattr(one, figure.name, None) is not None for one in [*columns, *usage])
         ]
         formats = {one.format: BASELINES[one.format] for one in self.baselines}
+        if any(model.round_trips for model in self.models):
+            formats["round_trips"] = round_trips.METHOD
+        if self.agreements:
+            formats["agreements"] = agreement.METHOD
         methods = {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
-        return methods if self.fit.channels == 3 else _of_channels(methods)
-
-
-def _of_channels(methods: dict[str, str]) -> dict[str, str]:
-    """Return the texts of `EvaluationReport.methods` as they are for other numbers of channels than three."""
-    changes = {
-        "a picture's RGB levels, peak 255": "a picture's levels, peak 255, or 65535 of 16 bits",
-        "each RGB channel": "each channel",
-        "uint8": "uint8 or uint16",
-        "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
-        "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
-        "4:2:0, ": "",
-    }
-    for old, new in changes.items():
-        methods = {name: text.replace(old, new) for name, text in methods.items()}
-    return methods
+        return methods if self.fit.channels == 3 else methods_of_channels(methods)

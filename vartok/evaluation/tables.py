@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vartok.errors import printable
+from vartok.errors import counted, printable
+from vartok.evaluation.agreement import Agreement
+from vartok.evaluation.figures import FIGURES, SCALE_FIGURES, Figure
 from vartok.evaluation.scores import (
-    FIGURES,
-    SCALE_FIGURES,
     BaselineScores,
     EvaluationReport,
-    Figure,
     ModelScores,
     PictureScores,
     Scores,
@@ -18,6 +17,7 @@ from vartok.evaluation.scores import (
 
 NO_VALUE = "-"
 FORMAT_TITLES = {"jpeg": "JPEG", "webp": "WebP"}
+METHOD_TITLES = {**FORMAT_TITLES, "round_trips": "round trips", "agreements": "agreement"}
 
 Rows = list[list[str]]
 """The cells of a table, row by row."""
@@ -66,6 +66,8 @@ def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
     if scores.scale_psnr is not None:
         headings += [psnr_by_scale.title, "gain"]
     headings += [figure.title for figure in of_usage]
+    trips = sorted({1, len(scores.round_trips)} & set(range(1, len(scores.round_trips) + 1)))
+    headings += [f"equal after {counted(number, 'trip')}" for number in trips]
     rows = []
     for k, usage in enumerate(scores.usage.scales):
         cells = [str(k), "x".join(map(str, scores.schedule[k])) if scores.schedule else ""]
@@ -73,7 +75,36 @@ def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
             found = scores.scale_psnr[k]
             gain = f"{found - scores.scale_psnr[k - 1]:+.2f}" if k else NO_VALUE
             cells += [f"{found:.{psnr_by_scale.digits}f}", gain]
-        rows.append([*cells, f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"])
+        cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
+        rows.append(cells + [f"{scores.round_trips[number - 1].equal.by_scale[k]:.1%}" for number in trips])
+    return headings, rows
+
+
+def trip_rows(scores: ModelScores) -> tuple[list[str], Rows]:
+    """Return the headings and the rows of the table of a checkpoint's round trips."""
+    headings = ["trips", "equal tokens", "PSNR, dB", "PSNR to the trip before, dB"]
+    rows = [
+        [str(number), f"{trip.equal.share:.1%}", f"{trip.psnr:.2f}", f"{trip.previous_psnr:.2f}"]
+        for number, trip in enumerate(scores.round_trips, 1)
+    ]
+    return headings, rows
+
+
+def agreement_rows(agreements: Sequence[Agreement]) -> tuple[list[str], Rows]:
+    """Return the headings and the rows of the table of agreements, at least one, a column for each."""
+    headings = ["", *(f"{one.dtype} on {one.device}" for one in agreements)]
+    rows = [["equal tokens", *(f"{one.equal.share:.2%}" for one in agreements)]]
+    for k in range(len(agreements[0].equal.by_scale)):
+        rows.append([f"  of scale {k}", *(f"{one.equal.by_scale[k]:.2%}" for one in agreements)])
+    for title, count, margin in (
+        ("differences", "differences", "margin"),
+        ("first differences", "first_differences", "first_margin"),
+    ):
+        rows.append([title, *(f"{getattr(one, count):,}" for one in agreements)])
+        for name, statistic in (("median", "median"), ("largest", "maximum")):
+            spreads = [getattr(one, margin) for one in agreements]
+            cells = [NO_VALUE if one is None else f"{getattr(one, statistic):.2g}" for one in spreads]
+            rows.append([f"  {name} margin", *cells])
     return headings, rows
 
 
@@ -98,7 +129,7 @@ def method_rows(report: EvaluationReport, versions: Mapping[str, str]) -> Rows:
     resampling = {"lanczos": "Lanczos", "adm": "ADM"}[fit.resample]
     background = "#{:02x}{:02x}{:02x}".format(*fit.background)
     packages = ", ".join(f"{name} {number}" for name, number in versions.items())
-    titles = {figure.name: figure.title for figure in (*FIGURES, *SCALE_FIGURES)} | FORMAT_TITLES
+    titles = {figure.name: figure.title for figure in (*FIGURES, *SCALE_FIGURES)} | METHOD_TITLES
     return [
         ["pixels", f"{fit.mode}, {pixels}, {resampling}; transparency on {background}"],
         ["computed", f"{report.dtype} on {report.device}; {packages}"],

@@ -13,6 +13,7 @@ from vartok.images.channels import CONVERTED, channels_error
 from vartok.images.color import scaled, value_range
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED
 from vartok.images.fit import PIXELS_HINT, Fit, check_size
+from vartok.images.scaling import STRIP
 from vartok.images.tensors import as_pil, peak, to_rgb_bytes
 from vartok.npy import MAGIC, read_npy_header
 
@@ -57,17 +58,27 @@ def read_array(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image.Imag
         )
     height, width, channels = (*shape, 1)[:3]
     check_channels(shape, fit.channels)
-    check_size(width, height, fit.max_pixels, hint=PIXELS_HINT)
+    check_values(width, height, channels, fit.max_pixels)
     count = height * width * channels
-    if count > 3 * fit.max_pixels:
-        raise ImageError(
-            f"{count:,} values are more than three for each of {fit.max_pixels:,} pixels, the limit",
-            hint=PIXELS_HINT,
-        )
     data, damage = _read_data(stream, count * dtype.itemsize, allow_damaged=fit.allow_damaged)
     order: Any = "F" if header.fortran_order else "C"
     values = np.frombuffer(data, dtype).reshape((height, width, channels), order=order)
     return from_values(values, fit.channels, notes), damage
+
+
+def check_values(width: Any, height: Any, channels: int, max_pixels: int) -> None:
+    """Check the size of a picture of several channels, as `check_size`; it may have three for each pixel.
+
+    Raises:
+        ImageError: the size is invalid, or too large.
+    """
+    check_size(width, height, max_pixels, hint=PIXELS_HINT)
+    count = width * height * channels
+    if count > 3 * max_pixels:
+        raise ImageError(
+            f"{count:,} values are more than three for each of {max_pixels:,} pixels, the limit",
+            hint=PIXELS_HINT,
+        )
 
 
 def check_channels(shape: tuple[int, ...], wanted: int) -> None:
@@ -105,7 +116,7 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
     if values.dtype == bool:
         values = values * np.uint8(255)
     if values.dtype.kind == "f":
-        values = np.rint(scaled(values, value_range([values], notes)) * peak(np.uint16)).astype(np.uint16)
+        values = _to_levels(values, notes)
     if channels == 3:
         return as_pil(to_rgb_bytes(values))
     bands = Bands.from_pixels(values)
@@ -113,6 +124,18 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
         return bands
     notes.append(CONVERTED)
     return bands.to_grey()
+
+
+def _to_levels(values: NDArray[Any], notes: list[str]) -> NDArray[np.uint16]:
+    """Return [H, W, C] floats as levels, see `from_values`; in strips, to save memory."""
+    height, width, channels = values.shape
+    rows = max(1, STRIP // (width * channels))
+    parts = [slice(top, top + rows) for top in range(0, height, rows)]
+    grey = value_range((values[part] for part in parts), notes)
+    levels = np.empty(values.shape, np.uint16)
+    for part in parts:
+        levels[part] = np.rint(scaled(values[part], grey) * peak(np.uint16))
+    return levels
 
 
 def _read_data(stream: BinaryIO, size: int, *, allow_damaged: bool) -> tuple[bytes, str | None]:

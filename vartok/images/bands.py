@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from PIL.Image import Resampling
+from PIL.Image import Resampling, Transpose
 
 from vartok.images.tensors import as_pil, peak
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vartok.images.tensors import Pixels
+
+UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""How to turn a picture of an EXIF orientation upright."""
 
 LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in a grey level, of 65,536 in all: those of Pillow's mode L."""
@@ -59,6 +70,10 @@ class Bands:
     ) -> Bands:
         """Scale all channels, as `Image.resize` does."""
         return Bands([band.resize(size, filter, box) for band in self.bands])
+
+    def transpose(self, method: Transpose) -> Bands:
+        """Turn or mirror all channels, as `Image.transpose` does."""
+        return Bands([band.transpose(method) for band in self.bands])
 
     def crop(self, box: tuple[int, int, int, int]) -> Bands:
         """Cut out a part of all channels, as `Image.crop` does."""

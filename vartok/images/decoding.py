@@ -14,6 +14,7 @@ from vartok.images import libtiff
 from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked, load_truncated
 from vartok.images.png import check_data
+from vartok.images.tiff import read_native_order
 from vartok.images.tiff_strips import check_strips
 
 DAMAGED_HINT = "set `allow_damaged` to take what can be decoded of it"
@@ -40,6 +41,7 @@ def decode(source: ImageFile, stream: BinaryIO, *, allow_damaged: bool) -> str |
         if source.format in ("JPEG", "MPO"):
             load_checked(source, stream)
         elif source.format == "TIFF":
+            read_native_order(source)
             check_strips(source, stream)
             with libtiff.refuse_damage():
                 source.load()

@@ -17,14 +17,13 @@ from PIL import (
     PngImagePlugin,
     UnidentifiedImageError,
 )
-from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
 from vartok.errors import DamagedImageError, ImageError, quoted
 from vartok.files import os_error_reason
 from vartok.images import libtiff
 from vartok.images.arrays import is_array, read_array
-from vartok.images.bands import Bands
+from vartok.images.bands import UPRIGHT, Bands
 from vartok.images.channels import to_bands
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
@@ -33,7 +32,8 @@ from vartok.images.jpeg import check_segments, unsupported_jpeg
 from vartok.images.jpeg2000 import check_boxes
 from vartok.images.png import without_unreadable_chunks
 from vartok.images.scaling import large_image_lock
-from vartok.images.tiff import read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff import is_tiff, read_planes, refuse_raw, seek_full_page, unsupported_tiff
+from vartok.images.tiff_bands import read_tiff_bands
 
 if TYPE_CHECKING:
     from vartok.images.tensors import Pixels
@@ -49,17 +49,6 @@ READABLE = (
     *("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "ICO", "CUR", "DDS"),
     *("PSD", "QOI", "PCX", "DCX", "SGI", "SUN", "FLI", "MSP", "XBM", "XPM", "TGA"),
 )
-
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
-
 
 MAX_READS = 500_000
 """How often a file may be read from; Pillow takes microseconds for each of a million tiny parts of a file."""
@@ -145,7 +134,9 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
-            return _read_array(stream, fit, key) if is_array(stream) else _read(stream, fit, key)
+            if is_array(stream) or (fit.channels not in (1, 3) and is_tiff(stream)):
+                return _read_values(stream, fit, key)
+            return _read(stream, fit, key)
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise any type for broken bytes
@@ -279,12 +270,14 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         return _fitted(to_bands(image, fit.channels, fit.background, grey, notes), fit, key, notes, damage)
 
 
-def _read_array(stream: BinaryIO, fit: Fit, key: str) -> Picture:
+def _read_values(stream: BinaryIO, fit: Fit, key: str) -> Picture:
+    """Read a file of values: an array, or a TIFF of several channels."""
     notes: list[str] = []
+    read = read_array if is_array(stream) else read_tiff_bands
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     with large_image_lock(size // 3):
-        image, damage = read_array(stream, fit, notes)
+        image, damage = read(stream, fit, notes)
         return _fitted(image, fit, key, notes, damage)
 
 
@@ -329,7 +322,7 @@ def _scale_transparency(source: ImageFile) -> None:
 def _upright(source: Image.Image, notes: list[str]) -> Image.Image:
     """Return the picture rotated and flipped according to its EXIF orientation."""
     try:
-        turn = _UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = UPRIGHT.get(source.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises any type for broken EXIF data; the pixels are whole
         notes.append("ignored its EXIF data, which is broken")
         turn = None

@@ -95,6 +95,14 @@ def to_rgb_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     return levels if levels.shape[-1] == 3 else levels.repeat(3, axis=-1)
 
 
+def to_visible(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return [..., C] pixels as a picture shows them, [..., 3 or 1] uint8.
+
+    It shows the first channel of two, and the first three of more.
+    """
+    return to_bytes(pixels[..., : 3 if pixels.shape[-1] >= 3 else 1])
+
+
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
     """Convert PIL images to RGB pixels by `Image.convert`.
 

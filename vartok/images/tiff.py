@@ -9,6 +9,9 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from vartok.errors import ImageError
 
+MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF files."""
+
 _RAW_SIGNATURES = {
     (0, b"FUJIFILMCCD-RAW"): "RAF",
     (0, b"FOVb"): "X3F",
@@ -34,8 +37,16 @@ _MAKERS = {
 _SUBFILE, _OLD_SUBFILE, _BITS, _PHOTOMETRIC, _MAKE = 254, 255, 258, 262, 271
 _SAMPLES, _PLANES, _SUB_IFDS, _FORMAT, _DNG_VERSION = 277, 284, 330, 339, 50706
 _EXTRA = 338
+_NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}  # Pillow's names of big-endian values
 _CFA, _LINEAR_RAW = 32803, 34892  # values of _PHOTOMETRIC
 _PREMULTIPLIED = 1  # value of _EXTRA
+
+
+def is_tiff(stream: BinaryIO) -> bool:
+    """Return whether a file is a TIFF file; its position is the start, before and after."""
+    head = stream.read(4)
+    stream.seek(0)
+    return head in MARKS
 
 
 def refuse_raw(stream: BinaryIO) -> None:
@@ -49,7 +60,7 @@ def refuse_raw(stream: BinaryIO) -> None:
     for (at, signature), name in _RAW_SIGNATURES.items():
         if head.startswith(signature, at):
             raise _raw(name)
-    tags = _first_tags(stream)
+    tags = first_tags(stream)
     if _DNG_VERSION in tags:
         raise _raw("DNG")
     maker = str(tags.get(_MAKE, "")).lower()
@@ -74,7 +85,7 @@ def seek_full_page(source: ImageFile, pages: int) -> int:
 def unsupported_tiff(stream: BinaryIO) -> str | None:
     """Return what makes the pixels of a TIFF file unreadable for Pillow, or None if nothing is known."""
     stream.seek(0)
-    tags = _first_tags(stream)
+    tags = first_tags(stream)
     bits, kind = tags.get(_BITS), tags.get(_FORMAT)
     bits = bits if isinstance(bits, tuple) else (bits,)
     kind = kind if isinstance(kind, tuple) else (kind,)
@@ -94,6 +105,19 @@ def unsupported_tiff(stream: BinaryIO) -> str | None:
     if kind[0] in (None, 1) and bits[0] in (8, 16) and samples in (1, 3, 4):
         return None  # Pillow reads most of these
     return f"is a TIFF of {samples} x {bits[0]}-bit {name} a pixel, which vartok cannot read"
+
+
+def read_native_order(source: ImageFile) -> None:
+    """Let Pillow take values from libtiff in this machine's byte order, in which libtiff gives them.
+
+    Pillow knows that of unsigned 16-bit levels alone: it swaps the bytes of others in big-endian files.
+    """
+    source.tile = [
+        tile._replace(args=(_NATIVE[tile.args[0]], *tile.args[1:]))
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple) and tile.args[0] in _NATIVE
+        else tile
+        for tile in source.tile
+    ]
 
 
 def read_planes(source: ImageFile) -> None:
@@ -135,11 +159,11 @@ def _raw(name: str) -> ImageError:
     )
 
 
-def _first_tags(stream: BinaryIO) -> Any:
+def first_tags(stream: BinaryIO) -> Any:
     """Return the tags of the first directory of a TIFF file, empty for any other file."""
     header = stream.read(8)
     try:
-        if header[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if header[:4] in MARKS:
             if header[2:3] == b"+" or header[3:4] == b"+":
                 header += stream.read(8)
             tags = ImageFileDirectory_v2(header)

@@ -217,6 +217,7 @@ class _Upsample2x(nn.Module):
         for side in (2, 3):
             before, here, after = weight.unbind(side)
             weight = torch.stack([after, here + after, before + here, before], side)
+        del before, here, after  # they keep the smaller kernel in memory
         weight = weight.transpose(0, 1).to(conv.weight.dtype)
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias = None if conv.bias is None else conv.bias.detach()

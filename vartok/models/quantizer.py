@@ -238,7 +238,7 @@ class MultiScaleQuantizer(nn.Module):
             else:
                 assert residual is not None  # either latent or maps is given
                 assert lookup is not None
-                cells = residual if last else area_pool(residual, grid)
+                cells = residual if last else self.pool(residual, grid)
                 indices = lookup(cells)
             h = self.scale_latent(indices, k, schedule)
             f_hat = h if f_hat is None else f_hat + h
@@ -265,6 +265,10 @@ class MultiScaleQuantizer(nn.Module):
     def lookup(self) -> Lookup:
         """Return a nearest-code search over the current codebook."""
         return self.lookup_class(self.embedding.weight.detach(), znorm=self.using_znorm)
+
+    def pool(self, residual: Tensor, grid: Grid) -> Tensor:
+        """Pool by averages over areas: [B, C, h, w] -> [B, C, *grid]."""
+        return area_pool(residual, grid)
 
     def upsample(self, h: Tensor, grid: Grid) -> Tensor:
         """Upsample by bicubic interpolation: [B, C, h_k, w_k] -> [B, C, *grid]."""

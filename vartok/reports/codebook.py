@@ -31,14 +31,14 @@ class CodebookSection:
     Attributes:
         codes: number of codes, as text.
         charts: charts; None stands for one without data.
-        atlas: data: URI of the atlas; None if codes have neither 1 nor 3 channels.
+        atlas: data: URI of the atlas.
         use_map: data: URI of a picture of the codes' use, in the order of the atlas; None without usage.
         use_text: number of codes that are used, and how to read the picture.
     """
 
     codes: str
     charts: tuple[Chart | None, ...]
-    atlas: str | None
+    atlas: str
     use_map: str | None
     use_text: str
 
@@ -53,17 +53,13 @@ def codebook_section(
         counts: [K, V] int64, how often each scale uses each code; None without tokens.
         usage: statistics of these counts; None without tokens.
     """
-    atlas, use_map = None, None
-    if tokenizer.config.in_channels in (1, 3):
-        pixels, order = draw_ordered_atlas(tokenizer)
-        atlas = picture_uri(shrink(pixels, MAX_ATLAS))
-        if counts is not None:
-            use_map = picture_uri(_draw_use(counts.sum(0), order), lossless=True)
+    pixels, order = draw_ordered_atlas(tokenizer)
+    use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
     used = f"{usage.overall.used:,} of {usage.vocab_size:,} codes are used" if usage else ""
     return CodebookSection(
         codes=f"{tokenizer.config.vocab_size:,}",
         charts=() if usage is None or counts is None else usage_charts(counts, usage),
-        atlas=atlas,
+        atlas=picture_uri(shrink(pixels, MAX_ATLAS)),
         use_map=use_map,
         use_text=f"{used}; bright codes often, red ones never",
     )

@@ -10,11 +10,13 @@ from vartok.evaluation import EvaluationReport, Figure, PictureScores, Scores
 from vartok.evaluation.tables import (
     FORMAT_TITLES,
     NO_VALUE,
+    agreement_rows,
     figure_rows,
     figure_text,
     method_rows,
     picture_figures,
     scale_rows,
+    trip_rows,
 )
 from vartok.reports.charts import bar_chart, line_chart
 from vartok.reports.codebook import codebook_section
@@ -79,6 +81,12 @@ def evaluation_page(
         rows=rows,
         rows_text=f"The {MAX_ROWS:,} of lowest PSNR." if report.pictures > MAX_ROWS else "",
         scales=[(label, scale_rows(scores)) for label, scores in zip(labels, report.models, strict=True)],
+        trips=[
+            (label, trip_rows(scores))
+            for label, scores in zip(labels, report.models, strict=True)
+            if scores.round_trips
+        ],
+        agreement=agreement_rows(report.agreements) if report.agreements else None,
         codebook=codebook_section(tokenizer, report.code_counts[0], first.usage),
         failures=[(one.name, str(one.error)) for one in report.failures[:MAX_FAILURES]],
         failures_text=_more(len(report.failures) - MAX_FAILURES),
@@ -113,7 +121,8 @@ def _notes(report: EvaluationReport, gallery: Gallery) -> list[str]:
         (report.converted_to_grey, "converted to grey levels"),
     ]
     texts = [f"{counted(number, 'picture')} {text}." for number, text in notes if number]
-    texts += [f"Not shown: pictures of {channels} channels."] * (channels not in (1, 3))
+    shown = "first is" if channels == 2 else "first three are"
+    texts += [f"Pictures have {channels} channels; the {shown} shown."] * (channels not in (1, 3))
     return texts + [f"Passed over: {kinds}."] * bool(kinds)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vartok.images.tensors import Pixels, as_pil, to_bytes
+from vartok.images.tensors import Pixels, as_pil, to_visible
 
 MAX_CHARACTERS = 8_400_000
 """Limit of all pictures of a page together, in characters of data: URIs; it keeps a page below 10 MB."""
@@ -112,7 +112,7 @@ class Gallery:
 
         Args:
             name: path or name of the picture.
-            reference: [H, W, 1 or 3] uint8 or uint16, the pixels that were encoded.
+            reference: [H, W, C] uint8 or uint16, the pixels that were encoded.
             copies: pixels that every checkpoint decoded from 1, 2, ... K scales, or from all scales alone.
             psnr: PSNR of every copy, in dB. The last one of the first checkpoint ranks the picture.
         """
@@ -150,8 +150,8 @@ def _compress(copies: Sequence[Pixels], psnr: Sequence[float]) -> tuple[Copy, ..
 
 
 def shrink(pixels: Pixels, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:
-    """Return [H, W, 1 or 3] pixels as uint8, scaled down if a side has more than `max_side` pixels."""
-    levels = to_bytes(pixels)
+    """Return [H, W, C] pixels as `to_visible` does, scaled down if a side has more than `max_side` pixels."""
+    levels = to_visible(pixels)
     height, width = levels.shape[:2]
     if max(height, width) <= max_side:
         return levels

@@ -13,15 +13,15 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 class PatchDiscriminator(nn.Sequential):
-    """PatchGAN discriminator: [B, 3, H, W] -> logits [B, 1, about H/8, about W/8].
+    """PatchGAN discriminator: [B, C, H, W] -> logits [B, 1, about H/8, about W/8].
 
     A logit has a receptive field of 70x70 pixels.
 
     Source: Isola et al. 2017, arXiv:1611.07004, section 6.1.2.
     """
 
-    def __init__(self) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(3, CHANNELS, 4, 2, 1), nn.LeakyReLU(0.2)]
+    def __init__(self, in_channels: int = 3) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, CHANNELS, 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, stride in enumerate((2, 2, 1)):
             before, after = CHANNELS * 2**i, CHANNELS * 2 ** (i + 1)
             layers += [
@@ -39,11 +39,12 @@ class Adversary:
         accelerator: accelerate.Accelerator; it gives the device, and synchronizes the discriminator's
             gradients between processes.
         lr: learning rate of the discriminator.
+        in_channels: C, the number of channels of the images.
     """
 
-    def __init__(self, accelerator: Any, lr: float) -> None:
+    def __init__(self, accelerator: Any, lr: float, in_channels: int = 3) -> None:
         self._accelerator = accelerator
-        self._plain = PatchDiscriminator().to(accelerator.device)
+        self._plain = PatchDiscriminator(in_channels).to(accelerator.device)
         self._adam = torch.optim.AdamW(self._plain.parameters(), lr=lr, betas=(0.5, 0.9))
         self._parallel, self._optimizer = accelerator.prepare(self._plain, self._adam)
 
@@ -53,10 +54,10 @@ class Adversary:
         The weight is ‖∇rec‖ / ‖∇gan‖, at most `MAX_ADAPTIVE_WEIGHT`.
 
         Args:
-            images: [B, 3, H, W] in [-1, 1], the originals. The discriminator gets originals and
+            images: [B, C, H, W] in [-1, 1], the originals. The discriminator gets originals and
                 reconstructions in one batch, as in `discriminator_step`, so that its batch normalization has
                 the same statistics.
-            reconstruction: [B, 3, H, W], as decoded; gradients must flow through it to the decoder.
+            reconstruction: [B, C, H, W], as decoded; gradients must flow through it to the decoder.
             loss: reconstruction loss, a scalar.
 
         Source: Esser et al. 2021, arXiv:2012.09841, section 3.1; gradients are taken at the reconstruction,
@@ -73,8 +74,8 @@ class Adversary:
         """Train the discriminator for one step with the hinge loss.
 
         Args:
-            images: [B, 3, H, W] in [-1, 1], the originals.
-            reconstruction: [B, 3, H, W], as decoded; detached here.
+            images: [B, C, H, W] in [-1, 1], the originals.
+            reconstruction: [B, C, H, W], as decoded; detached here.
         """
         self._optimizer.zero_grad()  # clear the gradients of the generator loss
         real, fake = self._parallel(torch.cat([images, reconstruction.detach()])).chunk(2)

@@ -47,6 +47,7 @@ def describe(
         "| | |",
         "| --- | --- |",
         f"| Autoencoder | `{config.autoencoder.name}` |",
+        *([] if config.in_channels == 3 else [f"| Channels | {config.in_channels} |"]),
         f"| Codebook | {config.vocab_size} vectors of {config.z_channels} channels, one for all scales |",
         f"| Schedule | {schedules.describe(config.patch_nums)}: "
         f"{counted(schedules.token_count(config.patch_nums), 'token')} for {crop} pixels |",

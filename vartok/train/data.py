@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 import random
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,9 @@ from PIL.Image import Resampling
 from vartok.errors import ImageError, SourceError, TrainError, VartokError, counted, warn
 from vartok.files import os_error_reason
 from vartok.images import Fit
+from vartok.images.bands import Bands, as_image
+from vartok.images.channels import CONVERTED
+from vartok.images.tensors import Pixels, peak
 from vartok.parallel import map_ordered
 from vartok.sources.find import FoundFile, SearchReport, find_files
 from vartok.sources.passed_over import warn_of_members
@@ -59,13 +63,13 @@ class Batch:
     """One process's crops of a step.
 
     Attributes:
-        pixels: [B, H, W, 3] uint8.
+        pixels: [B, H, W, 3] uint8; of another number of channels [B, H, W, C] uint16.
         unreadable: one line for each picture that could not be read. A readable picture is repeated in its
             place.
         after: position in the stream at which the next batch begins.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     unreadable: tuple[str, ...]
     after: StreamPosition
 
@@ -82,6 +86,7 @@ class Pictures:
         settings: crops and validation split.
         size: (height, width) of a crop, in pixels.
         seed: seed of the order and the crops.
+        channels: number of channels of the crops.
         exclude: folder to skip if it lies in one of the sources.
 
     Raises:
@@ -98,11 +103,13 @@ class Pictures:
         settings: DataSettings,
         size: tuple[int, int],
         seed: int,
+        channels: int = 3,
         exclude: Path | None = None,
     ) -> None:
         self.settings = settings
         self.size = size
         self.seed = seed
+        self.channels = channels
         report = SearchReport()
         found = [
             file
@@ -120,9 +127,11 @@ class Pictures:
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
         self._members: dict[str, Counter[str]] = {}  # those passed over, by tar
         self._damaged: set[str] = set()  # places of damaged pictures that were taken
+        self._lock = threading.Lock()
+        self._grey = 0  # how often colours were converted to grey levels
 
     def warn(self) -> None:
-        """Warn of damaged pictures that were taken, and of members of tars that were passed over, so far.
+        """Warn of damaged pictures that were taken, of colours converted to grey, and of members passed over.
 
         Warns:
             VartokWarning: there are some.
@@ -130,21 +139,25 @@ class Pictures:
         if damaged := list(self._damaged):
             pictures = counted(len(damaged), "damaged picture")
             warn(f"took what can be decoded of {pictures}, such as {min(damaged)}")
+        if self._grey:
+            times = counted(self._grey, "time")
+            warn(f"read pictures in colour as grey levels, {times}: the checkpoint has one channel")
         warn_of_members(sum(list(self._members.values()), Counter()))
 
-    def held_out(self, workers: int) -> list[NDArray[np.uint8]]:
+    def held_out(self, workers: int) -> list[Pixels]:
         """Read the validation pictures.
 
         Args:
             workers: number of threads that read.
 
         Returns:
-            At most `val_pictures` arrays [H, W, 3] uint8: each picture is scaled to cover the size of a crop,
-            and its centre is cut out. Unreadable pictures are left out. Empty if `val_fraction` is 0.
+            At most `val_pictures` arrays [H, W, C] uint8 or uint16: each picture is scaled to cover the size
+            of a crop, and its centre is cut out. Unreadable pictures are left out. Empty if `val_fraction`
+            is 0.
         """
-        fit = Fit(size=self.size, allow_damaged=self.settings.allow_damaged)
+        fit = Fit(size=self.size, allow_damaged=self.settings.allow_damaged, channels=self.channels)
 
-        def read(sample: Sample) -> NDArray[np.uint8] | None:
+        def read(sample: Sample) -> Pixels | None:
             try:
                 return self._read(sample, fit)
             except VartokError:
@@ -179,7 +192,7 @@ class Pictures:
                 or there is no picture to train on, as all are held out or the tars hold none.
         """
 
-        def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, NDArray[np.uint8] | str]:
+        def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, Pixels | str]:
             after, number, sample = entry
             try:
                 return after, self._crop(sample, np.random.default_rng([self.seed, after.epoch, number]))
@@ -187,7 +200,7 @@ class Pictures:
                 return after, f"{_place(sample)}: {error}"
 
         mine = itertools.islice(self._stream(position), rank, None, world_size)
-        found: Iterator[tuple[StreamPosition, NDArray[np.uint8] | str]]
+        found: Iterator[tuple[StreamPosition, Pixels | str]]
         found = map_ordered(read, mine, workers=workers, limit=3 * size + workers)
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
@@ -244,24 +257,30 @@ class Pictures:
             return False
         return zlib.crc32(sample.key.encode(errors="replace")) % round(1 / fraction) == 0
 
-    def _read(self, sample: Sample, fit: Fit) -> NDArray[np.uint8]:
-        """Return the fitted pixels of a picture, [H, W, 3] uint8, and note whether it is damaged."""
+    def _read(self, sample: Sample, fit: Fit) -> Pixels:
+        """Return the fitted pixels of a picture, and note whether it is damaged, or was converted to grey."""
         picture = sample.read(fit)
+        if CONVERTED in picture.notes:
+            with self._lock:
+                self._grey += 1
         if picture.damage is not None:
             self._damaged.add(f"{_place(sample)}: {picture.damage}")
         return picture.pixels
 
-    def _crop(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return a random crop, [H, W, 3] uint8, with random mirroring, grayscale, brightness, contrast."""
+    def _crop(self, sample: Sample, rng: np.random.Generator) -> Pixels:
+        """Return a random crop, with random mirroring, grayscale, brightness and contrast; see `Batch`."""
         height, width = self.size
-        fit = Fit(mode="native", multiple=1, allow_damaged=self.settings.allow_damaged)
-        picture = Image.fromarray(self._read(sample, fit))
+        allow_damaged = self.settings.allow_damaged
+        fit = Fit(mode="native", multiple=1, allow_damaged=allow_damaged, channels=self.channels)
+        picture = as_image(self._read(sample, fit))
         zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
         # Resize from a box of the original, which saves scaling the whole picture.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
         left, top = rng.uniform(0, picture.width - part_w), rng.uniform(0, picture.height - part_h)
         box = (left, top, left + part_w, top + part_h)
         picture = picture.resize((width, height), Resampling.LANCZOS, box=box)
+        if isinstance(picture, Bands):
+            return self._vary(np.asarray(picture), rng)
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if rng.random() < self.settings.grayscale_prob:
@@ -271,6 +290,18 @@ class Pictures:
             picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(low, high))
             picture = ImageEnhance.Contrast(picture).enhance(rng.uniform(low, high))
         return np.asarray(picture)
+
+    def _vary(self, pixels: Pixels, rng: np.random.Generator) -> NDArray[np.uint16]:
+        """Mirror [H, W, C] pixels, and change brightness and contrast of all channels alike, at random."""
+        levels = pixels.astype(np.float32) * (peak(np.uint16) // peak(pixels.dtype))
+        if rng.random() < 0.5:
+            levels = levels[:, ::-1]
+        if self.settings.color_jitter:
+            low, high = 1 - self.settings.color_jitter, 1 + self.settings.color_jitter
+            levels = (levels * rng.uniform(low, high)).clip(0, peak(np.uint16))
+            mean = levels.mean()
+            levels = (mean + (levels - mean) * rng.uniform(low, high)).clip(0, peak(np.uint16))
+        return np.rint(levels).astype(np.uint16)
 
 
 def _name(file: FoundFile) -> str:

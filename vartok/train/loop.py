@@ -122,7 +122,12 @@ def _train(
     # Pictures, processes, folder
 
     pictures = Pictures(
-        sources, settings.data, settings.model.image_size, settings.run.seed, exclude=run / SAMPLES
+        sources,
+        settings.data,
+        settings.model.image_size,
+        settings.run.seed,
+        channels=settings.model.in_channels,
+        exclude=run / SAMPLES,
     )
     lpips = load_lpips() if settings.loss.lpips else None
     processes = Processes(device, settings.run.precision)
@@ -339,7 +344,7 @@ def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:
 
 
 class _BatchMover:
-    """Maps a batch to the batch and its images on the device, [B, 3, H, W] float32 in [-1, 1].
+    """Maps a batch to the batch and its images on the device, [B, C, H, W] float32 in [-1, 1].
 
     A thread calls it for the next batch while the device computes a step.
     """

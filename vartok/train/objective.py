@@ -19,7 +19,7 @@ class TrainingOutput(NamedTuple):
     """The outputs of `TrainingModel`.
 
     Attributes:
-        reconstruction: [B, 3, H, W] float32, not clamped.
+        reconstruction: [B, C, H, W] float32, not clamped.
         commitment: scalar, mean squared distance of latents from f_hat, mean over scales. Its gradient goes
             to the encoder. In encoder warm-up the latents are the anchor's, and there is no gradient.
         final_commitment: scalar, the commitment loss of the last scale alone.
@@ -43,7 +43,7 @@ class TrainingModel(nn.Module):
 
     Args:
         model: the network that is trained.
-        anchor: frozen network [B, 3, H, W] -> [B, z, h, w]. The loss `latent_anchor` pulls the encoder's
+        anchor: frozen network [B, C, H, W] -> [B, z, h, w]. The loss `latent_anchor` pulls the encoder's
             latents to the anchor's.
         schedule: (h, w) of every scale.
 
@@ -65,7 +65,7 @@ class TrainingModel(nn.Module):
         codebook that is trained by gradient.
 
         Args:
-            images: [B, 3, H, W] float32 in [-1, 1].
+            images: [B, C, H, W] float32 in [-1, 1].
             encoder_warmup: quantize the anchor's latents instead of the encoder's.
 
         Source: Tian et al. 2024, arXiv:2404.02905, section 3.2; straight-through estimator:
@@ -110,8 +110,8 @@ def reconstruction_loss(
     """Return the weighted sum of the losses on pixels, and the MSE of every picture.
 
     Args:
-        reconstruction: [B, 3, H, W] float32 in about [-1, 1], as decoded, not clamped.
-        images: [B, 3, H, W] float32 in [-1, 1], the originals.
+        reconstruction: [B, C, H, W] float32 in about [-1, 1], as decoded, not clamped.
+        images: [B, C, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
         cell: side of a latent cell, in pixels.
         lpips: network that maps two batches to their LPIPS distances; None: no such loss.
@@ -134,12 +134,13 @@ def reconstruction_loss(
         excess = _blockiness(reconstruction, cell) - _blockiness(images, cell)
         loss = loss + weights.blockiness * excess.square()
     if lpips is not None:
-        loss = loss + weights.lpips * lpips(reconstruction, images).mean()
+        rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
+        loss = loss + weights.lpips * lpips(*rgb).mean()
     return loss, squared.detach()
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:
-    """Return the blockiness of a batch [B, 3, H, W], a differentiable scalar.
+    """Return the blockiness of a batch [B, C, H, W], a differentiable scalar.
 
     Blockiness is the mean step across cell borders divided by the mean step inside cells, as in
     `vartok.metrics.blockiness`; a step is the absolute difference of two neighbouring pixels. It

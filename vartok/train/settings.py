@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import ConfigError, quoted
 
+MAX_PATCH_VALUES = 8192
+"""Largest number of values of a patch of several channels; their covariance takes 1 GiB of memory with it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -16,7 +19,8 @@ class DataSettings:
     Attributes:
         batch_size: number of crops per step, over all processes.
         zoom: largest random zoom, in [1, 8]; at zoom 1 a picture just covers the crop.
-        grayscale_prob: probability that a crop becomes greyscale, in [0, 1].
+        grayscale_prob: probability that a crop becomes greyscale, in [0, 1]; not used unless the model has
+            three channels.
         color_jitter: largest relative change of brightness and of contrast, in [0, 0.9].
         val_fraction: fraction of the pictures that is held out for validation, in [0, 0.5]; 0 holds out none.
             The crc32 of its name decides whether a picture is one in round(1 / val_fraction), so that the
@@ -224,11 +228,18 @@ class TrainSettings:
                 "[optimizer] encoder_warmup_steps needs [loss] latent_anchor above 0, to train the encoder"
             )
         height, width = self.model.image_size
-        values = 3 * self.model.downsample**2
+        values = self.model.in_channels * self.model.downsample**2
         if self.model.z_channels > values:
             raise ConfigError(
                 f"[model] z_channels must be at most {values:,}, the number of values in a patch"
             )
+        if not self.start.weights and values > max(MAX_PATCH_VALUES, 3 * self.model.downsample**2):
+            raise ConfigError(
+                f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more than "
+                f"the {MAX_PATCH_VALUES:,} whose principal components can be computed"
+            )
+        if loss.lpips and self.model.in_channels not in (1, 3):
+            raise ConfigError("[loss] lpips needs a model of 1 or 3 channels: set it to 0")
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:
             raise ConfigError(

@@ -8,19 +8,20 @@ Random phis would at first destroy the looked-up codes, so with k-means phis sta
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vartok.checkpoints import Checkpoint
 from vartok.config import LightConfig, TokenizerConfig
 from vartok.errors import TrainError
 from vartok.images import to_tensor
+from vartok.images.tensors import Pixels
 from vartok.models.light import Decoder, Encoder
 from vartok.models.vqvae import VQVAE
 from vartok.train.data import Pictures, StreamPosition
@@ -107,7 +108,7 @@ def start_from_checkpoint(model: VQVAE, settings: TrainSettings) -> Checkpoint:
 
 
 def checkpoint_anchor(model: VQVAE, settings: TrainSettings) -> nn.Module:
-    """Return the anchor of fine-tuning: a copy of encoder and quant_conv, [B, 3, H, W] -> [B, z, h, w].
+    """Return the anchor of fine-tuning: a copy of encoder and quant_conv, [B, C, H, W] -> [B, z, h, w].
 
     If tokens are kept, encoder and quant_conv do not change: the anchor is an empty network, and not used.
     """
@@ -122,14 +123,14 @@ def _read_crops(
     workers: int,
     deadline: Deadline,
     report: Callable[[StartProgress], None],
-) -> NDArray[np.uint8]:
-    """Return random crops, [N, H, W, 3] uint8.
+) -> Pixels:
+    """Return random crops, [N, H, W, C] uint8 or uint16.
 
     N is `count`; if `count` is above `CHUNK`, it is rounded up to a multiple of `CHUNK`. After the deadline
     no further batch is read, so N may be smaller; the first batch is always read.
     """
     stream = pictures.batches(min(CHUNK, count), StreamPosition(), workers=workers)
-    batches: list[NDArray[np.uint8]] = []
+    batches: list[Pixels] = []
     for number in range(-(-count // CHUNK)):
         if number and deadline.passed():
             break
@@ -142,8 +143,8 @@ class LinearTransform(nn.Module):
     """Projection of patches of side d onto principal components; never trained.
 
     Args:
-        components: [z, 3, d, d] float32, orthonormal.
-        mean: [3, d, d] float32, the mean patch.
+        components: [z, C, d, d] float32, orthonormal.
+        mean: [C, d, d] float32, the mean patch.
     """
 
     def __init__(self, components: Tensor, mean: Tensor) -> None:
@@ -154,7 +155,7 @@ class LinearTransform(nn.Module):
         self.register_buffer("mean", mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project [B, 3, H, W] float32 in [-1, 1] to [B, z, H/d, W/d] float32, even under autocast."""
+        """Project [B, C, H, W] float32 in [-1, 1] to [B, z, H/d, W/d] float32, even under autocast."""
         with torch.autocast(x.device.type, enabled=False):
             bias = -torch.einsum("zcij,cij->z", self.components, self.mean)
             return F.conv2d(x, self.components, bias, stride=self.components.shape[-1])
@@ -162,12 +163,12 @@ class LinearTransform(nn.Module):
     @classmethod
     def empty(cls, config: TokenizerConfig) -> LinearTransform:
         """Return a transform of zeros, into which a state dict can be loaded."""
-        d = config.downsample
-        return cls(torch.zeros(config.z_channels, 3, d, d), torch.zeros(3, d, d))
+        shape = (config.in_channels, config.downsample, config.downsample)
+        return cls(torch.zeros(config.z_channels, *shape), torch.zeros(shape))
 
 
 def principal_components(
-    pictures: NDArray[np.uint8],
+    pictures: Pixels,
     config: TokenizerConfig,
     device: torch.device,
     *,
@@ -177,14 +178,15 @@ def principal_components(
     """Return the projection onto the leading principal components of the pictures' patches.
 
     Args:
-        pictures: [N, H, W, 3] uint8.
+        pictures: [N, H, W, C] uint8 or uint16.
         config: gives the side of a patch, `downsample`, and the number of components, `z_channels`.
         device: device of the computation and of the result.
         deadline: when it passes, the remaining pictures are skipped; the first 64 are always used.
         report: called with the progress after every 64 pictures.
     """
     d = config.downsample
-    size = 3 * d * d
+    shape = (config.in_channels, d, d)
+    size = math.prod(shape)
     total, products, count = (
         torch.zeros(size, dtype=torch.float64),
         torch.zeros(size, size, dtype=torch.float64),
@@ -205,7 +207,6 @@ def principal_components(
     components = vectors[:, -config.z_channels :].flip(1).T
     sums = components.sum(1, keepdim=True)
     components *= sums.sign() + (sums == 0)  # a component's sign is arbitrary: make its sum positive
-    shape = (3, d, d)
     return LinearTransform(components.reshape(-1, *shape).float(), mean.reshape(shape).float()).to(device)
 
 

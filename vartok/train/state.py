@@ -97,7 +97,9 @@ def create_state(
         freeze_tokens(model)
     groups = parameter_groups(model, rates.lr, rates.encoder_lr, train_codebook=by_gradient)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
-    adversary = Adversary(processes.accelerator, rates.lr) if settings.loss.adversarial else None
+    adversary = None
+    if settings.loss.adversarial:
+        adversary = Adversary(processes.accelerator, rates.lr, config.in_channels)
     parallel_model, parallel_optimizer = processes.accelerator.prepare(training_model, optimizer)
     tokens = [token_count([grid]) for grid in config.patch_nums]
     return TrainingState(

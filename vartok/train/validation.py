@@ -14,6 +14,7 @@ from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
+from vartok.images.tensors import Pixels, to_visible
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.reports.gallery import Gallery
@@ -32,7 +33,7 @@ def as_tokenizer(model: VQVAE, settings: TrainSettings, device: torch.device) ->
 
 def validate(
     tokenizer: Tokenizer,
-    pictures: Sequence[NDArray[np.uint8]],
+    pictures: Sequence[Pixels],
     step: int,
     gallery: Gallery | None = None,
 ) -> tuple[Validation, NDArray[np.uint8]]:
@@ -40,34 +41,33 @@ def validate(
 
     Args:
         tokenizer: tokenizer with the weights to validate.
-        pictures: arrays [H, W, 3] uint8 of one size; at least one.
+        pictures: arrays [H, W, C] uint8 or uint16 of one size; at least one.
         step: number of steps that the weights were trained for.
         gallery: gets the pictures of the sample, decoded from 1, 2, ... K scales.
 
     Returns:
-        The figures; and a sample, [2 H, n W, 3] uint8: the first n pictures, at most 8, in a row above their
-        reconstructions.
+        The figures; and a sample, [2 H, n W, 3 or 1] uint8: the first n pictures, at most 8, in a row above
+        their reconstructions. It shows the first channel of two, and the first three of more.
     """
     config = tokenizer.config
     found: list[float] = []
     maps: list[list[NDArray[np.int64]]] = []
-    decoded: list[NDArray[np.uint8]] = []
+    decoded: list[Pixels] = []
     for number, pixels in enumerate(pictures, 1):
         tokens = tokenizer.encode(to_tensor(pixels[None]))
         if gallery is not None and number <= SAMPLE_PICTURES:
-            copies = [to_pixels(prefix)[0] for prefix in tokenizer.decode_prefixes(tokens)]
+            copies = [to_pixels(prefix, pixels.dtype)[0] for prefix in tokenizer.decode_prefixes(tokens)]
             gallery.add(f"picture {number}", pixels, [copies], [[psnr(pixels, copy) for copy in copies]])
             reconstruction = copies[-1]
         else:
-            reconstruction = to_pixels(tokenizer.decode(tokens))[0]
+            reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
         found.append(psnr(pixels, reconstruction))
         maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
         if len(decoded) < SAMPLE_PICTURES:
             decoded.append(reconstruction)
     usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
-    sample = np.concatenate(
-        [np.concatenate(pictures[:SAMPLE_PICTURES], axis=1), np.concatenate(decoded, axis=1)]
-    )
+    rows = (pictures[:SAMPLE_PICTURES], decoded)
+    sample = np.concatenate([np.concatenate([to_visible(pixels) for pixels in row], axis=1) for row in rows])
     validation = Validation(
         step=step,
         pictures=len(pictures),

@@ -1,0 +1,139 @@
+"""TIFF files of several channels, which Pillow does not read."""
+
+import struct
+import zlib
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vartok.errors import DamagedImageError, ImageError
+from vartok.images import Fit, read_picture
+
+SIZE = HEIGHT, WIDTH = 20, 33
+
+
+def values(channels: int, dtype: Any, seed: int = 0) -> NDArray[Any]:
+    """Return random values, [HEIGHT, WIDTH, C]."""
+    random = np.random.default_rng(seed)
+    if dtype == np.float32:
+        return random.random((HEIGHT, WIDTH, channels), np.float32)
+    return random.integers(0, int(np.iinfo(dtype).max) + 1, (HEIGHT, WIDTH, channels), dtype)
+
+
+def tiff(
+    array: NDArray[Any],
+    *,
+    order: Literal["<", ">"] = "<",
+    planar: bool = False,
+    deflate: bool = False,
+    predictor: bool = False,
+    tile: tuple[int, int] | None = None,
+    extra: dict[int, int] | None = None,
+) -> bytes:
+    """Return a TIFF file of [H, W, C] values, in strips of 8 rows or in tiles of (height, width)."""
+    height, width, channels = array.shape
+    parts = []
+    rows, columns = tile or (8, width)
+    for plane in np.moveaxis(array, 2, 0)[..., None] if planar else [array]:
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                part = plane[top : top + rows, left : left + columns]
+                if tile:
+                    part = np.pad(part, ((0, rows - part.shape[0]), (0, columns - part.shape[1]), (0, 0)))
+                if predictor:
+                    part = np.concatenate([part[:, :1], np.diff(part, axis=1)], axis=1)
+                data = part.astype(part.dtype.newbyteorder(order)).tobytes()
+                parts.append(zlib.compress(data) if deflate else data)
+    body, offsets = b"", []
+    for part in parts:
+        offsets.append(8 + len(body))
+        body += part + bytes(len(part) % 2)
+    sizes = [len(part) for part in parts]
+    tags: dict[int, list[int]] = {
+        **{256: [width], 257: [height], 258: [8 * array.itemsize] * channels, 259: [8 if deflate else 1]},
+        **{262: [1], 277: [channels], 284: [2 if planar else 1], 317: [2 if predictor else 1]},
+        **({322: [columns], 323: [rows], 324: offsets, 325: sizes} if tile else {}),
+        **({} if tile else {273: offsets, 278: [rows], 279: sizes}),
+        **({338: [0] * (channels - 1)} if channels > 1 else {}),
+        339: [{"u": 1, "i": 2, "f": 3}[array.dtype.kind]] * channels,
+        **{tag: [value] for tag, value in (extra or {}).items()},
+    }
+    start = 8 + len(body)
+    entries, numbers = b"", b""
+    for tag, items in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(items)}L", *items)
+        if len(packed) > 4:
+            place = start + 6 + 12 * len(tags) + len(numbers)
+            packed, numbers = struct.pack(f"{order}L", place), numbers + packed
+        entries += struct.pack(f"{order}HHL", tag, 4, len(items)) + packed
+    header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}L", start)
+    return header + body + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + numbers
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("planar", [False, True])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_every_layout(dtype: Any, order: str, planar: bool, tile: tuple[int, int] | None) -> None:
+    array = values(5, dtype)
+    wanted = np.rint(array.astype(float) * 65535).astype(np.uint16) if dtype == np.float32 else array
+    for deflate, predictor in ((False, False), (True, False), (True, True)):
+        if predictor and dtype == np.float32:
+            continue
+        options: Any = {"order": order, "planar": planar, "tile": tile}
+        data = tiff(array, deflate=deflate, predictor=predictor, **options)
+        found = read_picture(data, Fit(channels=5, size=SIZE)).pixels
+        assert found.dtype == wanted.dtype
+        assert np.array_equal(found, wanted)
+
+
+def test_two_and_four_channels_of_16_bits_and_orientation() -> None:
+    for channels in (2, 4):
+        array = values(channels, np.uint16)
+        assert np.array_equal(read_picture(tiff(array), Fit(channels=channels, size=SIZE)).pixels, array)
+    turned = read_picture(tiff(array, extra={274: 3}), Fit(channels=4, size=SIZE)).pixels
+    assert np.array_equal(turned, array[::-1, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tiff(values(4, np.uint8)), "has 4 channels, but the checkpoint takes 5"),
+        (tiff(values(5, np.uint8), extra={259: 7}), "compressed in a way that vartok cannot read"),
+        (tiff(values(5, np.uint8), extra={317: 3}), "compressed in a way that vartok cannot read"),
+        (tiff(values(5, np.uint8), extra={258: 4}), "is a TIFF of 5 x 4-bit unsigned integers"),
+        (tiff(values(5, np.uint8), extra={256: 1 << 17, 257: 1 << 17}), "more than the limit of"),
+        (b"MM\0+\0\x08\0\0" + bytes(100), "is a TIFF that vartok cannot read"),
+    ],
+    ids=["channels", "jpeg", "predictor", "4 bits", "size", "big"],
+)
+def test_files_of_other_kinds_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError) as error:
+        read_picture(data, Fit(channels=5, size=SIZE))
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_files() -> None:
+    array = values(5, np.uint8)
+    whole = tiff(array, deflate=True)
+    broken = bytearray(whole)
+    broken[2500:2540] = bytes(40)
+    for data in (whole[:-100], whole[:300], tiff(array, tile=(16, 16), extra={322: 0})):
+        with pytest.raises(ImageError):  # the directory lies at the end
+            read_picture(data, Fit(channels=5, size=SIZE))
+    with pytest.raises(DamagedImageError):
+        read_picture(bytes(broken), Fit(channels=5, size=SIZE))
+    picture = read_picture(bytes(broken), Fit(channels=5, allow_damaged=True, size=SIZE))
+    assert picture.damage
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int16])
+def test_big_endian_values_that_libtiff_decodes_are_not_swapped_twice(dtype: Any) -> None:
+    array = np.linspace(0, 1 if dtype == np.float32 else 30_000, HEIGHT * WIDTH).astype(dtype)
+    data = tiff(array.reshape(HEIGHT, WIDTH, 1), order=">", deflate=True)
+    levels = read_picture(data, Fit(channels=1, size=SIZE)).pixels.ravel().astype(int)
+    assert (np.diff(levels) >= 0).all()
+    assert (levels[0], levels[-1]) == (0, 65535)

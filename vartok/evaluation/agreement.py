@@ -1,0 +1,218 @@
+"""Agreement of a checkpoint's tokens on a device, or in a dtype, with those in float32 on the CPU.
+
+The reference's tokens are those of VAR's own code, and do not depend on batches or threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vartok.codebook import Spread
+from vartok.errors import ArgumentError, DeviceError
+from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
+from vartok.images import to_tensor
+from vartok.images.tensors import Pixels
+from vartok.loading import load
+from vartok.models.quantizer import area_pool
+from vartok.runtime import DTYPES
+from vartok.schedule import Schedule
+from vartok.tokenizer import Tokenizer
+from vartok.tokens import TokenMaps
+
+METHOD = (
+    "tokens that equal those in float32 on the CPU. A first difference is one in the picture's coarsest "
+    "scale that has any; it alters all finer scales. Margin: (d2 - d1) / d2, of the distances between the "
+    "token's residual in float32 and the nearest two codes; 0 is a tie"
+)
+"""How agreement is measured."""
+
+CELLS_AT_ONCE = 1024
+"""Number of cells whose distances to all codes are computed at once: 32 MiB of float64 for 4096 codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """The tokens of a checkpoint on a device, in a dtype, compared with those in float32 on the CPU.
+
+    Attributes:
+        name: name of the device or dtype, as it was asked for.
+        device: type of the device, such as "cuda".
+        dtype: dtype of encoder and decoder.
+        equal: tokens that are equal.
+        differences: number of tokens that differ.
+        first_differences: number of those in the picture's coarsest scale that has any.
+        first_share: first differences / differences; None if no token differs.
+        margin: margins of the tokens that differ, each in [0, 1], see `METHOD`; None if no token differs.
+        first_margin: margins of the first differences, likewise.
+    """
+
+    name: str
+    device: str
+    dtype: str
+    equal: EqualTokens
+    differences: int
+    first_differences: int
+    first_share: float | None
+    margin: Spread | None
+    first_margin: Spread | None
+
+
+class Differences(NamedTuple):
+    """The tokens of one picture that differ from the reference.
+
+    Attributes:
+        equal: tokens that are equal.
+        margins: [n] float32, margin of every token that differs, coarse to fine.
+        first: number of these that are first differences: the first so many.
+    """
+
+    equal: EqualTokens
+    margins: NDArray[np.float32]
+    first: int
+
+
+class AgreementMeter:
+    """Compares the tokens of tokenizers with those of a reference, and sums up over pictures.
+
+    Args:
+        reference: the checkpoint in float32 on the CPU.
+        others: the same checkpoint on other devices or in other dtypes, by name.
+        schedule: (h, w) of every scale; the checkpoint's own, adapted to a picture's latent, if None.
+    """
+
+    def __init__(
+        self, reference: Tokenizer, others: Mapping[str, Tokenizer], schedule: Schedule | None = None
+    ) -> None:
+        self._reference = reference
+        self._others = dict(others)
+        self._schedule = schedule
+        self._found: list[tuple[Differences, ...]] = []
+
+    def compare(self, pixels: Pixels) -> list[tuple[Differences, ...]]:
+        """Compare the tokens of pictures, [B, H, W, C] uint8 or uint16: the differences of each."""
+        images = to_tensor(pixels)
+        latent = self._reference.latent(images)
+        tokens = self._reference.quantize(latent, self._schedule)
+        cells = list(self._cells(latent, tokens))
+        found = [
+            self._differences(tokens, cells, other.encode(images, tokens.schedule))
+            for other in self._others.values()
+        ]
+        return list(zip(*found, strict=True))
+
+    def add(self, found: tuple[Differences, ...]) -> None:
+        """Add a picture's differences to the results."""
+        self._found.append(found)
+
+    def results(self) -> tuple[Agreement, ...]:
+        """Return the agreement over all added pictures, for each tokenizer; empty without pictures."""
+        return tuple(
+            _describe(name, self._others[name], differences)
+            for name, differences in zip(self._others, zip(*self._found, strict=True), strict=False)
+        )
+
+    def _cells(self, latent: Tensor, tokens: TokenMaps) -> Iterator[Tensor]:
+        """Yield the pooled residual of each scale, whose nearest codes are the tokens: [B, C, h_k, w_k]."""
+        steps = self._reference.generation(tokens.schedule)
+        yield area_pool(latent, tokens.schedule[0])
+        for token_map, grid in zip(tokens.maps[:-1], tokens.schedule[1:], strict=True):
+            steps.add(token_map)
+            yield area_pool(latent - steps.f_hat, grid)  # of the latent's own grid: the residual itself
+
+    def _differences(self, tokens: TokenMaps, cells: Sequence[Tensor], other: TokenMaps) -> list[Differences]:
+        """Return the differences of each picture of a batch."""
+        maps = [part.cpu() for part in other.maps]
+        margins: list[list[NDArray[np.float32]]] = [[] for _ in maps[0]]
+        for own, found, residual in zip(tokens.maps, maps, cells, strict=True):
+            differ = own != found
+            rows = self._margins(residual.permute(0, 2, 3, 1)[differ])
+            for b, part in enumerate(rows.split(differ.flatten(1).sum(1).tolist())):
+                margins[b].append(part.numpy())
+        return [
+            Differences(equal, np.concatenate(parts), next((len(part) for part in parts if len(part)), 0))
+            for equal, parts in zip(count_equal(tokens.maps, maps), margins, strict=True)
+        ]
+
+    def _margins(self, cells: Tensor) -> Tensor:
+        """Return the margin of each residual, [n, C] -> [n] float32 in [0, 1]."""
+        if not len(cells):
+            return cells[:, 0]
+        codes = self._reference.codebook.double()
+        cells = cells.double()
+        if self._reference.config.using_znorm:
+            codes, cells = F.normalize(codes, dim=1), F.normalize(cells, dim=1)
+        parts = [
+            torch.cdist(part, codes).topk(2, largest=False).values for part in cells.split(CELLS_AT_ONCE)
+        ]
+        first, second = torch.cat(parts).unbind(1)
+        return ((second - first) / second.clamp(min=1e-300)).float()
+
+
+def _describe(name: str, tokenizer: Tokenizer, pictures: Sequence[Differences]) -> Agreement:
+    margins = np.concatenate([one.margins for one in pictures])
+    first = np.concatenate([one.margins[: one.first] for one in pictures])
+    return Agreement(
+        name=name,
+        device=tokenizer.device.type,
+        dtype=tokenizer.dtype,
+        equal=sum_equal(one.equal for one in pictures),
+        differences=len(margins),
+        first_differences=len(first),
+        first_share=len(first) / len(margins) if len(margins) else None,
+        margin=_spread(margins),
+        first_margin=_spread(first),
+    )
+
+
+def _spread(values: NDArray[np.float32]) -> Spread | None:
+    if not len(values):
+        return None
+    return Spread(float(values.min()), float(np.median(values)), float(values.max()))
+
+
+def load_others(
+    names: str | Sequence[str],
+    weights: str | Path | None,
+    tokenizer: Tokenizer,
+    *,
+    device: str,
+    dtype: str,
+) -> tuple[Tokenizer, dict[str, Tokenizer]]:
+    """Load the tokenizers for `AgreementMeter`: the reference, and one for each name.
+
+    Args:
+        names: a dtype, computed on `device`; or a device, computing in `dtype`; one or several.
+        weights: the checkpoint, as for `vartok.load`.
+        tokenizer: the tokenizer that is measured; it is the reference if it computes in float32 on the CPU.
+        device: device of the names that are dtypes.
+        dtype: dtype of the names that are devices.
+
+    Raises:
+        ArgumentError: `tokenizer` is of another checkpoint than `weights`.
+        DeviceError: a name is neither a dtype nor a device of this machine.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    others = {}
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            where, precision = (device, name) if name in DTYPES else (name, dtype)
+            others[name] = load(weights, device=where, dtype=precision)
+        except DeviceError as error:
+            hint = f"name a device, or one of {', '.join(DTYPES)}, in `agree`"
+            raise DeviceError(str(error), hint=hint) from None
+        if others[name].info != tokenizer.info:
+            raise ArgumentError(
+                f"`agree` loads {others[name].name}, but {tokenizer.name} is measured",
+                hint="name the measured checkpoint in `weights`",
+            )
+    is_reference = tokenizer.device.type == "cpu" and tokenizer.dtype == "float32"
+    return tokenizer if is_reference else load(weights, device="cpu"), others

@@ -1,0 +1,176 @@
+"""The figures of an evaluation, and of its baselines: their names and how each is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """The description of one figure of a report.
+
+    Attributes:
+        name: key in JSON; attribute of `Scores`, of a class derived from it, or of `codebook.Usage`.
+        title: label in tables, with the unit.
+        digits: number of decimals in tables.
+        method: how the figure is computed, for comparison with other programs.
+        optional: True if tables omit the figure where it was not measured.
+    """
+
+    name: str
+    title: str
+    digits: int
+    method: str
+    optional: bool = False
+
+
+FIGURES = (
+    Figure(
+        name="psnr",
+        title="PSNR, dB",
+        digits=2,
+        method="over a picture's RGB levels, peak 255, at most 100 (an exact copy); mean over pictures",
+    ),
+    Figure(
+        name="unquantized_psnr",
+        title="unquantized PSNR, dB",
+        digits=2,
+        method="PSNR of the latent decoded without quantization: the autoencoder's own loss",
+    ),
+    Figure(
+        name="ssim",
+        title="SSIM",
+        digits=4,
+        method=f"torchmetrics' defaults: Gaussian window of {SSIM_WINDOW} pixels, each RGB channel; "
+        "mean over pictures",
+    ),
+    Figure(
+        name="ms_ssim",
+        title="MS-SSIM",
+        digits=4,
+        method=f"torchmetrics' defaults: five scales; mean over pictures with sides of {MS_SSIM_MIN_SIDE} "
+        "pixels or more",
+    ),
+    Figure(
+        name="lpips",
+        title="LPIPS",
+        digits=4,
+        method=f"AlexNet, as in torchmetrics; mean over pictures with sides of {LPIPS_MIN_SIDE} pixels "
+        "or more",
+        optional=True,
+    ),
+    Figure(
+        name="rfid",
+        title="rFID",
+        digits=2,
+        method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
+        "torch-fidelity's Inception",
+        optional=True,
+    ),
+    Figure(
+        name="bits_per_pixel",
+        title="bits per pixel",
+        digits=4,
+        method="bits / pixels of all pictures; a token has log2(codes) bits, without entropy coding",
+    ),
+    Figure(
+        name="size_bytes",
+        title="bytes per picture",
+        digits=0,
+        method="bits of a picture's tokens / 8, rounded up, or size of its file; mean over pictures",
+    ),
+    Figure(
+        name="over_budget",
+        title="pictures over budget",
+        digits=0,
+        method="pictures whose smallest file is larger than the first checkpoint's tokens",
+        optional=True,
+    ),
+    Figure(
+        name="within_budget_psnr",
+        title="PSNR within budget, dB",
+        digits=2,
+        method="mean PSNR of the files that are not over budget",
+        optional=True,
+    ),
+    Figure(
+        name="tokens_within_budget_psnr",
+        title="tokens' PSNR there, dB",
+        digits=2,
+        method="mean PSNR of the first checkpoint on the pictures that are not over budget",
+        optional=True,
+    ),
+    Figure(
+        name="blockiness",
+        title="blockiness",
+        digits=3,
+        method="mean difference of neighbouring pixels across patch borders / inside patches, all pictures",
+    ),
+    Figure(
+        name="reference_blockiness",
+        title="reference blockiness",
+        digits=3,
+        method="blockiness of the references, at the same borders",
+    ),
+    Figure(
+        name="codes_used",
+        title="codes used",
+        digits=0,
+        method="different codes in the tokens of all pictures",
+    ),
+)
+"""The figures of all pictures together, in the order of the table's rows."""
+
+SCALE_FIGURES = (
+    Figure(
+        name="scale_psnr",
+        title="PSNR by scale, dB",
+        digits=2,
+        method="PSNR of the picture decoded from the scales up to this one",
+        optional=True,
+    ),
+    Figure(name="used", title="used", digits=0, method="different codes in the tokens of the scale"),
+    Figure(
+        name="coverage",
+        title="coverage",
+        digits=3,
+        method="codes used / min(codes, tokens), the most codes that so many tokens can use",
+    ),
+    Figure(
+        name="perplexity",
+        title="perplexity",
+        digits=0,
+        method="2 ** entropy of the codes' distribution: the number of evenly used codes of this entropy",
+    ),
+)
+"""The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
+
+REFERENCE = "the uint8 pixels that entered the encoder; decoded pictures are clamped and rounded to uint8"
+"""The reference of all comparisons. Another reference, such as the picture before it was resized, gives other
+figures for the same checkpoint."""
+
+BASELINES = {
+    "jpeg": "4:2:0, optimized; the highest quality whose file is no larger than the first checkpoint's "
+    "tokens, or quality 0 if there is none",
+    "webp": "lossy, method 6; the highest quality whose file is no larger than the first checkpoint's "
+    "tokens, or quality 0 if there is none",
+}
+"""Formats that are measured as baselines, and the settings of their files."""
+
+
+def methods_of_channels(methods: dict[str, str]) -> dict[str, str]:
+    """Return the texts of `EvaluationReport.methods` as they are for other numbers of channels than three."""
+    changes = {
+        "a picture's RGB levels, peak 255": "a picture's levels, peak 255, or 65535 of 16 bits",
+        "each RGB channel": "each channel",
+        "uint8": "uint8 or uint16",
+        "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
+        "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
+        "4:2:0, ": "",
+        "8-bit": "8-bit or 16-bit",
+    }
+    for old, new in changes.items():
+        methods = {name: text.replace(old, new) for name, text in methods.items()}
+    return methods

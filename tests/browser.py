@@ -55,13 +55,21 @@ class Page:
 
     def run(self, script: str) -> Any:
         """Evaluate a script as the console does, and return its value."""
-        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, userGesture=True)
+        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
         """Press a key, such as "ArrowRight"."""
-        codes = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Enter": 13, "Tab": 9}
+        codes = {
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "Home": 36,
+            "End": 35,
+            "Enter": 13,
+            "Tab": 9,
+            "ArrowDown": 40,
+        }
         text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
             self._call(

@@ -86,16 +86,17 @@ def evaluated(
         save(folder / name, seed, 40, 36)
     (folder / "<b>bad.png").write_bytes(b"no picture")
     gallery = Gallery()
-    report = evaluate_files(folder, tokenizer=small, size=16, recursive=True, gallery=gallery, compare=small)
+    report = evaluate_files(
+        folder, tokenizer=small, size=16, recursive=True, gallery=gallery, compare=small, again=1
+    )
     return report, gallery
 
 
 def test_an_evaluation(small: vartok.Tokenizer, evaluated: tuple[EvaluationReport, Gallery]) -> None:
     report, gallery = evaluated
     page = evaluation_page(report, small, gallery, labels=["<i>one</i>", "<i>one</i>"])
-    assert page == evaluation_page(report, small, gallery, labels=["<i>one</i>"] * 2)
     found = check(page)
-    for text in (HOSTILE, "b'\"&.png", "<i>one</i> (2)", "1 picture not measured; see below."):
+    for text in (HOSTILE, "b'\"&.png", "<i>one</i> (2)", "1 picture not measured; see below.", "Round trips"):
         assert any(text in one for one in found.texts), text
     assert any("<b>bad.png" in text for text in found.texts)
     pictures = [one for tag, one in found.elements if tag == "img" and one.get("class") == "copy"]

@@ -40,10 +40,6 @@ bench: .venv/installed
 
 # What the README shows.
 pictures: .venv/runtime
-	$(BIN)/vartok encode -q examples/coffee.png -o docs/coffee.tokens.npz --force
-	for k in 1 2 3 4 5 6 7 8 9 10; do \
-	  $(BIN)/vartok decode -q docs/coffee.tokens.npz --scales $$k -o docs/coffee-$$k.jpg --force; done
-	rm docs/coffee.tokens.npz
 	$(BIN)/python docs/draw.py
 
 format: .venv/installed

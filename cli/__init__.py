@@ -10,14 +10,17 @@ from .command import Command, Group
 from .convert import convert
 from .dataset import app as dataset
 from .decode import decode
+from .diff import diff
 from .encode import encode
 from .eval import eval
 from .export import export
 from .inspect import inspect
 from .inspect_codebook import inspect_codebook
 from .messages import print_result
+from .mix import mix
 from .models import app as models
 from .schedules import schedules
+from .show import show
 from .train import train
 
 app = typer.Typer(
@@ -30,7 +33,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (encode, decode, inspect, inspect_codebook, schedules, eval, train, convert, export):
+for command in (
+    encode,
+    decode,
+    show,
+    inspect,
+    diff,
+    mix,
+    inspect_codebook,
+    schedules,
+    eval,
+    train,
+    convert,
+    export,
+):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
 app.add_typer(models, name="models", help="List, fetch or find known checkpoints.")
 app.add_typer(dataset, name="dataset", help="Build, verify or export a data set of tokens.")

@@ -106,11 +106,15 @@ class DefaultCommand(Group):
 stop.cleanups.append(remove_open_temp_files)
 
 
-def command(run: Callable[..., None]) -> Callable[..., None]:
+def command(run: Callable[..., None], *, failed: int = FAILED) -> Callable[..., None]:
     """Decorate the function of a command: expand its dataclasses of options, and handle its errors.
 
     A VartokError, OSError or MemoryError becomes one line on stderr and an exit code; with --debug, a
     traceback.
+
+    Args:
+        run: the function.
+        failed: the exit code of such an error.
     """
     run = _expand_options(run)
     options = _options(run)
@@ -123,7 +127,7 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
         hub.listener = FetchDisplay(quiet=bool(kwargs.get("quiet")))
         token = option_names.set(options)
         try:
-            with _exit_codes(debug=debug):
+            with _exit_codes(debug=debug, failed=failed):
                 run(*args, **kwargs)
         finally:
             option_names.reset(token)
@@ -134,11 +138,12 @@ def command(run: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def _exit_codes(*, debug: bool) -> Iterator[None]:
+def _exit_codes(*, debug: bool, failed: int = FAILED) -> Iterator[None]:
     """Turn errors, Ctrl-C and SIGTERM into the exit codes of `messages`, and errors into one line.
 
     Args:
         debug: raise a VartokError, OSError or MemoryError unchanged.
+        failed: the code of such an error.
 
     Raises:
         typer.Exit: the code to exit with.
@@ -161,7 +166,7 @@ def _exit_codes(*, debug: bool) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename == "<stdout>":
             _discard_stdout()
         say(explain(error))
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(failed) from None
 
 
 def _expand_options(run: Callable[..., None]) -> Callable[..., None]:
@@ -229,7 +234,8 @@ def _options(run: Callable[..., None]) -> dict[str, str]:
     for name, parameter in inspect.signature(run, eval_str=True).parameters.items():
         for value in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(value, typer.models.OptionInfo):
-                long = [text for text in value.param_decls or () if text.startswith("--")]
+                names = (value.default, *(value.param_decls or ()))  # Typer takes the first for the default
+                long = [text for text in names if isinstance(text, str) and text.startswith("--")]
                 option = (long or [f"--{name.replace('_', '-')}"])[0].partition("/")[0]
                 found[PARAMETERS.get(name, name)] = option
     return found

@@ -32,7 +32,7 @@ class DecodeOptions:
 
     format: Annotated[
         PictureFormat | None,
-        typer.Option("--format", help="Default: by -o's suffix, else png."),
+        typer.Option("--format", help="Default: by -o's suffix, else png; webp with --animate."),
     ] = None
     scales: Annotated[
         int | None,
@@ -44,6 +44,34 @@ class DecodeOptions:
             "--strip", help="Make one wide picture: the images decoded from the first 1, 2, ... scales."
         ),
     ] = False
+    animate: Annotated[
+        bool,
+        typer.Option("--animate", help="Make an animation of these images: webp, gif or png (APNG)."),
+    ] = False
+    frame_time: Annotated[
+        float | None,
+        typer.Option(
+            "--frame-time", metavar="SECONDS", help="With --animate: time of each image; default: 0.5."
+        ),
+    ] = None
+    loops: Annotated[
+        int | None,
+        typer.Option("--loops", metavar="N", min=0, help="With --animate: play N times; default: no end."),
+    ] = None
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--maps", help="Draw the token maps, in the colours of their codes, above what each scale adds."
+        ),
+    ] = False
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--beside",
+            metavar="PICTURE",
+            help="Draw the original beside the decoded image, or beside those of --strip, with their PSNR.",
+        ),
+    ] = None
     restore_size: Annotated[
         bool,
         typer.Option(
@@ -76,7 +104,8 @@ def decode(
 ) -> None:
     """Turn tokens into pictures.
 
-    img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR. Pictures of a
+    img.tokens.npz becomes img.decoded.png, in the same folder or under -o DIR; img.strip.png,
+    img.animated.webp, img.maps.png or img.beside.png with the option of that name. Pictures of a
     JSONL file or of stdin are named by the source that is stored with their tokens, those of a
     data set by their keys, and those of an array [B, L] by their row.
 
@@ -84,6 +113,9 @@ def decode(
       vartok decode img.tokens.npz
       vartok decode img.tokens.npz --scales 4 -o coarse.png
       vartok decode img.tokens.npz --strip
+      vartok decode img.tokens.npz --animate
+      vartok decode img.tokens.npz --maps
+      vartok decode img.tokens.npz --beside img.png
       vartok decode all.jsonl -o pictures --format webp
       vartok decode DATASET -o pictures --limit 8
       vartok decode samples.npy -o pictures

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-PictureFormat = Literal["png", "jpg", "webp", "npy"]
+PictureFormat = Literal["png", "jpg", "webp", "npy", "gif"]
 FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
 SizeOption = Annotated[

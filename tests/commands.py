@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import vartok
 from vartok.images import to_pixels
@@ -48,6 +48,11 @@ def pixels(file: Path | bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         found: NDArray[np.uint8] = np.array(image.convert("RGB"))
         return found
+
+
+def count_frames(picture: Image.Image) -> int:
+    """Return the number of frames of an animation, 1 for a still picture."""
+    return sum(1 for _ in ImageSequence.Iterator(picture))
 
 
 def decoded_pixels(

@@ -37,16 +37,22 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS), ids=lambda key: f"{key[0]}-{key[1]}")
+@pytest.fixture(scope="module", params=[("var", 1), ("light", 5)], ids=lambda key: f"{key[0]}-{key[1]}")
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint of random weights, of each autoencoder and number of channels in turn."""
+    """Return a checkpoint of random weights, of each autoencoder in turn."""
     return save(tmp_path_factory.mktemp("channels") / "weights.safetensors", CONFIGS[request.param])
 
 
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a checkpoint of one channel."""
-    return save(tmp_path_factory.mktemp("grey") / "grey.safetensors", CONFIGS["var", 1])
+    """Return a checkpoint of one channel, for pictures of 64 pixels a side."""
+    return save(tmp_path_factory.mktemp("grey") / "grey.safetensors", CONFIGS["light", 1])
+
+
+@pytest.fixture(scope="module")
+def grey_tokenizer(grey: Path) -> library.Tokenizer:
+    """Return its tokenizer."""
+    return library.load(grey, device="cpu")
 
 
 def images(config: TokenizerConfig, count: int = 2, seed: int = 0) -> torch.Tensor:
@@ -72,8 +78,9 @@ def test_tokens_and_images_are_those_of_the_plain_model(checkpoint: Path) -> Non
     assert torch.allclose(decoded, model.decode(tokenizer.f_hat(tokens)), atol=1e-5)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=str)
-def test_the_number_of_channels_is_recognized_by_shapes(tmp_path: Path, config: TokenizerConfig) -> None:
+@pytest.mark.parametrize("key", CONFIGS, ids=str)
+def test_the_number_of_channels_is_recognized_by_shapes(tmp_path: Path, key: tuple[str, int]) -> None:
+    config = CONFIGS[key]
     path = bare(tmp_path / "bare.safetensors", draw(config))
     found = read_checkpoint(path, {"patch_nums": [1, 2, 4]}).config
     assert found == config
@@ -89,13 +96,13 @@ def test_a_decoder_of_other_channels_than_the_encoder_is_refused(tmp_path: Path)
 
 
 def test_the_fingerprint_does_not_depend_on_the_channels(tmp_path: Path) -> None:
-    quantizer = {name: tensor for name, tensor in draw(SMALL).items() if name.startswith("quantize")}
+    quantizer = {name: tensor for name, tensor in draw(LIGHT).items() if name.startswith("quantize")}
     found = {
         library.load(
             save(tmp_path / f"{config.in_channels}.safetensors", config, draw(config) | quantizer),
             device="cpu",
         ).fingerprint
-        for config in (CONFIGS["var", 1], CONFIGS["var", 5], SMALL)
+        for config in (CONFIGS["light", 1], CONFIGS["light", 5], LIGHT)
     }
     assert len(found) == 1
 
@@ -132,9 +139,11 @@ def test_images_of_every_form_become_one_channel(checkpoint: Path) -> None:
         (Image.new("F", (64, 64)), "mode F is no image of 1 channel", "[H, W, 1] uint8 or uint16"),
     ],
 )
-def test_images_of_other_channels_are_refused(grey: Path, images: Any, reason: str, hint: str) -> None:
+def test_images_of_other_channels_are_refused(
+    grey_tokenizer: library.Tokenizer, images: Any, reason: str, hint: str
+) -> None:
     with pytest.raises(ImageError, match=re.escape(reason)) as error:
-        library.load(grey, device="cpu").encode(images)
+        grey_tokenizer.encode(images)
     assert hint in str(error.value.hint)
 
 
@@ -144,35 +153,36 @@ def test_images_of_other_channels_are_refused(grey: Path, images: Any, reason: s
 def array(path: Path, channels: int, seed: int = 0) -> Path:
     """Save a picture of 16 bits as .npy."""
     random = np.random.default_rng(seed)
-    np.save(path, random.integers(0, 1 << 16, (16, 24, channels), np.uint16))
+    np.save(path, random.integers(0, 1 << 16, (16, 32, channels), np.uint16))
     return path
 
 
-def test_encode_and_decode_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
-    ramp = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1001
+def test_encode_and_decode_one_channel(
+    vartok: Vartok, here: Path, grey: Path, grey_tokenizer: library.Tokenizer
+) -> None:
+    ramp = np.arange(1 << 12, dtype=np.uint16).reshape(64, 64) * 16
     Image.fromarray(ramp).save("ramp.png")
-    photo(0).save("photo.jpg")
-    photo(1).convert("L").save("grey.png")
+    photo(0, 32, 32).save("photo.jpg")
+    photo(1, 32, 32).convert("L").save("grey.png")
     array(Path("array.npy"), 1)
     result = vartok("encode", "ramp.png", "photo.jpg", "grey.png", "array.npy", "-w", grey, "-o", "out")
     said = "converted the colours of 1 picture to grey levels: the checkpoint has one channel"
     assert result.stderr.count("grey levels") == 1
     assert said in result.stderr
-    tokenizer = library.load(grey, device="cpu")
-    wanted = tokenizer.encode(ramp[..., None]).flatten()[0]
+    wanted = grey_tokenizer.encode(ramp[..., None]).flatten()[0]
     assert np.array_equal(library.load_tokens("out/ramp.tokens.npz").flatten(), wanted)
     vartok("decode", "out/ramp.tokens.npz", "out/photo.tokens.npz", "-w", grey, "-o", "decoded")
     with Image.open("decoded/ramp.decoded.png") as picture:
-        assert (picture.mode, picture.size) == ("L", (8, 8))
+        assert (picture.mode, picture.size) == ("L", (64, 64))
     vartok("decode", "out/ramp.tokens.npz", "-w", grey, "--strip", "-o", "deep.npy")
-    assert (np.load("deep.npy").shape, np.load("deep.npy").dtype) == ((8, 24, 1), np.uint16)
-    assert library.decode_file("out/ramp.tokens.npz", weights=grey, device="cpu").mode == "L"
+    assert (np.load("deep.npy").shape, np.load("deep.npy").dtype) == ((64, 192, 1), np.uint16)
+    assert library.decode_file("out/ramp.tokens.npz", tokenizer=grey_tokenizer).mode == "L"
 
 
-def test_encode_and_decode_five_channels(vartok: Vartok, here: Path, tmp_path: Path) -> None:
-    weights = save(tmp_path / "five.safetensors", CONFIGS["var", 5])
+def test_encode_and_decode_five_channels(vartok: Vartok, here: Path) -> None:
+    weights = save(here / "five.safetensors", CONFIGS["light", 5])
     array(Path("array.npy"), 5)
-    photo(0).save("photo.png")
+    photo(0, 32, 32).save("photo.png")
     refused = vartok("encode", "array.npy", "photo.png", "-w", weights, "--fit", "native", code=3).stderr
     assert "photo.png: has 3 channels, but the checkpoint takes 5" in refused
     assert "set --format to npy" in vartok("decode", "array.tokens.npz", "-w", weights, code=2).stderr
@@ -186,8 +196,10 @@ def test_encode_and_decode_five_channels(vartok: Vartok, here: Path, tmp_path: P
     assert "exists" in vartok(*command, code=1).stderr
 
 
-def test_eval_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
-    photo(0).save("photo.png")
+def test_eval_of_one_channel(
+    vartok: Vartok, here: Path, grey: Path, grey_tokenizer: library.Tokenizer
+) -> None:
+    photo(0, 32, 32).save("photo.png")
     array(Path("array.npy"), 1)
     ran = vartok("eval", "photo.png", "array.npy", "-w", grey, "--size", "32", "--baselines", "--json")
     assert "converted the colours of 1 picture" in ran.stderr
@@ -195,12 +207,11 @@ def test_eval_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
     assert (report["pictures"], report["converted_to_grey"]) == (2, 1)
     assert report["methods"]["psnr"].startswith("over a picture's levels, peak 255, or 65535")
     assert [one["format"] for one in report["baselines"]] == ["jpeg", "webp"]
-    tokenizer = library.load(grey, device="cpu")
     fit = Fit(channels=1, size=32)
     found = []
     for name in ("photo.png", "array.npy"):
         pixels = read_picture(Path(name), fit).pixels
-        copy = to_pixels(tokenizer.decode(tokenizer.encode(pixels)), pixels.dtype)[0]
+        copy = to_pixels(grey_tokenizer.decode(grey_tokenizer.encode(pixels)), pixels.dtype)[0]
         error = np.square((pixels.astype(float) - copy) / np.iinfo(pixels.dtype).max).mean()
         found.append(-10 * np.log10(error))
     assert report["models"][0]["psnr"] == pytest.approx(np.mean(found), abs=1e-6)
@@ -225,10 +236,13 @@ def test_eval_of_five_channels_has_no_baselines(vartok: Vartok, here: Path) -> N
     assert "they cannot get the same pixels" in vartok(*command, "--compare", "shipped", code=2).stderr
 
 
-def test_a_data_set_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> None:
+def test_a_data_set_of_one_channel(
+    vartok: Vartok, here: Path, grey: Path, grey_tokenizer: library.Tokenizer
+) -> None:
     (here / "in").mkdir()
-    photo(0).save("in/photo.png")
-    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1001).save("in/ramp.png")
+    photo(0, 32, 32).save("in/photo.png")
+    levels = np.arange(1 << 12, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(levels).save("in/ramp.png")
     options = ("-w", grey, "--views", "flip", "--latents", "--format", "wds", "--keep-pictures")
     ran = vartok("dataset", "in", array(here / "array.npy", 1), "-o", "set", *options)
     assert "colours of pictures: converted to grey levels" in ran.stderr
@@ -238,15 +252,12 @@ def test_a_data_set_of_one_channel(vartok: Vartok, here: Path, grey: Path) -> No
     vartok("dataset", "verify", "set")
     vartok("decode", "set", "-w", grey, "-o", "out")
     assert len(list(Path("out").rglob("*.png"))) == 6
-    tokenizer = library.load(grey, device="cpu")
-    ramp = (
-        torch.from_numpy(np.asarray(Image.open("in/ramp.png")).astype(np.float32))[None, None] / 32767.5 - 1
-    )
+    ramp = torch.from_numpy(levels.astype(np.float32))[None, None] / 32767.5 - 1
     with tarfile.open(next(Path("set/data").glob("*.tar"))) as tar:
         names = tar.getnames()
         tokens = {name: _load(tar, name) for name in names if "ramp" in name and name.endswith("tokens.npy")}
     assert any(re.fullmatch(r"array[^.]*\.npy", name) for name in names)
-    wanted = [tokenizer.encode(view).flatten()[0].numpy() for view in (ramp, ramp.flip(3))]
+    wanted = [grey_tokenizer.encode(view).flatten()[0].numpy() for view in (ramp, ramp.flip(3))]
     assert all(np.array_equal(one, two) for one, two in zip(tokens.values(), wanted, strict=True))
 
 
@@ -280,10 +291,9 @@ def test_training_of_one_channel(vartok: Vartok, here: Path) -> None:
     assert report["models"][0]["psnr"] > 10
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_light_starts_as_the_principal_components_of_all_channels(here: Path, channels: int) -> None:
-    config = dataclasses.replace(LIGHT, in_channels=channels, z_channels=256 * channels, vocab_size=16)
-    pixels = np.random.default_rng(0).integers(0, 1 << 16, (16, 64, 64, channels), np.uint16)
+def test_light_starts_as_the_principal_components_of_one_channel() -> None:
+    config = dataclasses.replace(LIGHT, in_channels=1, z_channels=256, vocab_size=16)
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (16, 64, 64, 1), np.uint16)
     model = VQVAE(config)
     init_light(model, principal_components(pixels, config, torch.device("cpu")))
     batch = to_tensor(pixels)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         evaluation,
         export,
         images,
+        maps,
         train,
         usage,
     )
@@ -101,6 +102,7 @@ SUBMODULES = (
     "evaluation",
     "export",
     "images",
+    "maps",
     "train",
     "usage",
 )

@@ -402,19 +402,23 @@ class Tokenizer:
         ]
         return tokens.unstack(self.info, images)
 
-    def draw_codes(self) -> Tensor:
-        """Decode every code by itself: [V, C, d, d] float32 in [-1, 1], d = `config.downsample`.
+    def draw_codes(self, codes: Sequence[int] | None = None) -> Tensor:
+        """Decode codes, each by itself: [N, C, d, d] float32 in [-1, 1], d = `config.downsample`.
 
         A code's picture is the centre of the decoded image of 2x2 latent cells that all hold the code; phi is
         not applied. In a real picture the codes of all scales are summed before they are decoded, and the
         decoder blends neighbours.
+
+        Args:
+            codes: N indices in [0, V); every code if None.
         """
         step = self.config.downsample
         middle = slice(step // 2, step // 2 + step)
+        chosen = self.codebook if codes is None else self.codebook[torch.as_tensor(codes)]
         with exact_float32(self.device):
             pictures = [
-                self._model.decode(codes[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
-                for codes in torch.split(self.codebook, 64)
+                self._model.decode(part[:, :, None, None].expand(-1, -1, 2, 2))[:, :, middle, middle]
+                for part in torch.split(chosen, 64)
             ]
         return torch.cat(pictures)
 

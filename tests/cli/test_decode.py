@@ -7,17 +7,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import (
     NOT_A_PICTURE,
     QUICK,
+    count_frames,
     decoded_pixels,
     pixels,
     tokens_of,
 )
 from conftest import Vartok, names, save
+from PIL import Image
 
 import vartok as library
+from vartok.images import Fit, read_picture
 from vartok.token_files import dump_npz
 
 
@@ -62,6 +66,37 @@ def test_scales_and_strip(vartok: Vartok, here: Path, tokenizer: library.Tokeniz
     short = pixels(vartok("decode", "img.npz", "--strip", "--scales", 2, "-o", "-").stdout_bytes)
     assert (short == strip[:, : 2 * 64]).all()
     assert "from 1 to 10" in vartok("decode", "img.npz", "--scales", 11, "-o", "x.png", code=1).stderr
+
+
+def test_animations_and_maps(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=64, height=48)
+    vartok("encode", "img.png", "-o", "img.npz", *QUICK, "--fit", "pad")
+    vartok("decode", "img.npz", "--animate", "--frame-time", 0.1, "--loops", 3)
+    with Image.open(here / "img.animated.webp") as picture:
+        assert (picture.format, picture.size, count_frames(picture)) == ("WEBP", (64, 64), 2)
+        picture.load()
+        assert (picture.info["loop"], picture.info["duration"]) == (3, 2000)  # of the last frame
+    vartok("decode", "img.npz", "--animate", "-o", "x.apng", "--restore-size")
+    with Image.open(here / "x.apng") as picture:
+        assert (picture.format, picture.size, count_frames(picture)) == ("PNG", (64, 48), 2)
+    vartok("decode", "img.npz", "--animate", "--restore-size", "-o", "x.apng", "--skip-existing")
+
+    vartok("decode", "img.npz", "--maps")
+    [item] = tokens_of((here / "img.npz").read_bytes())
+    assert (pixels(here / "img.maps.png") == library.maps.draw_maps(tokenizer, item)).all()
+    vartok("decode", "img.npz", "--maps", "--skip-existing")
+
+    for options, told in (
+        (["--maps", "--strip"], "--strip, --animate and --maps contradict"),
+        (["--loops", "2"], "--loops is only for animations: set --animate"),
+        (["--frame-time", "2"], "--frame-time is only for animations: set --animate"),
+        (["--animate", "--frame-time", "0"], "--frame-time must be from 0.02 to 10 seconds"),
+        (["--animate", "-o", "x.jpg"], ".webp, .gif, .png, .apng"),
+        (["--maps", "--restore-size"], "leave --restore-size out"),
+        (["--maps", "-o", "x.npy"], "unknown suffix"),
+        (["--format", "gif"], "not 'gif'"),
+    ):
+        assert told in " ".join(vartok("decode", "img.npz", *options, code=2).stderr.split())
 
 
 def test_files_of_the_first_scales_only(vartok: Vartok, here: Path) -> None:
@@ -194,3 +229,27 @@ def test_keys_select_among_token_files(vartok: Vartok, here: Path) -> None:
     for wrong in ("a.png,", ""):
         assert "a key in --keys is empty" in vartok("decode", "a.tokens.npz", "--keys", wrong, code=2).stderr
     assert "keys.txt: no such file" in vartok("decode", "a.tokens.npz", "--keys", "keys.txt", code=1).stderr
+
+
+def test_beside_the_original(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=200, height=128)
+    save(here / "other.png", width=128, height=128)
+    vartok("encode", "img.png", "--size", 128, "--schedule", "1,8")
+    vartok("encode", "other.png", "--size", 128, "--schedule", "1,8")
+    item = tokens_of((here / "img.tokens.npz").read_bytes())[0]
+    vartok("decode", "img.tokens.npz", "--beside", "img.png")
+    sheet = pixels(here / "img.beside.png")
+    assert np.array_equal(sheet[:128, :128], read_picture(here / "img.png", Fit(size=(128, 128))).pixels)
+    assert np.array_equal(sheet[:128, -128:], decoded_pixels(tokenizer, item))
+    assert (sheet[128:] == 0).any()  # a caption
+    vartok("decode", "img.tokens.npz", "--beside", "img.png", "--strip", "--scales", 1, "-o", "one.webp")
+    assert np.array_equal(pixels(here / "one.webp")[:128, -128:], decoded_pixels(tokenizer, item, 1))
+    run = vartok("decode", "img.tokens.npz", "other.tokens.npz", "--beside", "img.png", "-o", "d/", code=3)
+    assert "other.tokens.npz: the picture has 200 x 128 pixels, but the original had 128 x 128" in run.stderr
+    assert names(here / "d") == ["img.beside.png"]
+    run = vartok("decode", "img.tokens.npz", "--beside", "no.png", "-f", code=1)
+    assert run.stderr == "vartok: no.png: no such file or folder\n"
+    for option in ("--maps", "--restore-size", "--skip-existing"):
+        run = vartok("decode", "img.tokens.npz", "--beside", "img.png", option, code=2)
+        assert f"{option} is not for a picture --beside the decoded one" in run.stderr
+    assert ".npy" in vartok("decode", "img.tokens.npz", "--beside", "img.png", "-o", "x.npy", code=2).stderr

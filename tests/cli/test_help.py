@@ -10,17 +10,27 @@ from typing import Any, get_args
 import pytest
 import typer
 from commands import ENVIRONMENT
-from conftest import Vartok
+from conftest import Vartok, save
 
 import vartok as library
 
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], ["encode", "--help"], ["inspect", "img.json"], ["encode", "--zoom", "0"]],
+    [
+        *(
+            ["--help"],
+            ["--version"],
+            ["encode", "--help"],
+            ["inspect", "img.json"],
+            ["encode", "--zoom", "0"],
+        ),
+        ["show", "img.png"],
+    ],
 )
 def test_starts_without_torch(here: Path, args: list[str]) -> None:
     (here / "img.json").write_text("{")
+    save(here / "img.png", width=16, height=16)
     code = (
         "import importlib, sys\n"
         "try: importlib.import_module('vartok.cli').app(sys.argv[1:])\n"
@@ -61,7 +71,10 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
     assert set(commands(app)) == {
         "encode",
         "decode",
+        "show",
         "inspect",
+        "diff",
+        "mix",
         "inspect-codebook",
         "schedules",
         "eval",
@@ -100,5 +113,5 @@ def test_choices_are_those_of_the_library() -> None:
 
     options: Any = importlib.import_module("vartok.cli.options")
     assert get_args(options.FitMode) == images.FITS
-    assert get_args(options.PictureFormat) == images.FORMATS
+    assert get_args(options.PictureFormat) == (*images.FORMATS, "gif")
     assert get_args(options.Dtype) == tuple(runtime.DTYPES)

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import save
-from noise import SMALL, draw
+from noise import SMALL, bare, draw
 from noise import save as save_checkpoint
 
 import vartok
-from vartok.errors import ArgumentError, DeviceError
+from vartok.errors import ArgumentError, DeviceError, VartokWarning
 from vartok.evaluation import evaluate_files
 from vartok.images import Fit, read_picture, to_tensor
+from vartok.schedule import VAR_256
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,18 @@ def test_batches_change_nothing_and_the_reference_agrees_with_itself(
     assert same.margin is same.first_margin is None
     assert same.first_share is None
     assert evaluate_files(files, agree="float32", dtype="bfloat16", **options).agreements[0].differences == 0
+
+
+def test_notes_on_a_checkpoint_are_said_once(files: list[Path], tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, patch_nums=VAR_256)
+    weights = bare(tmp_path / "bare.safetensors", draw(config))
+    with pytest.warns(VartokWarning) as alone:
+        vartok.load(weights, device="cpu")
+    with pytest.warns(VartokWarning) as said:
+        evaluate_files(
+            files[:1], weights=weights, device="cpu", dtype="bfloat16", size=16, scales=False, agree="float16"
+        )
+    assert [str(one.message) for one in said] == [str(one.message) for one in alone]
 
 
 def test_names_that_cannot_be_loaded(weights: Path, files: list[Path]) -> None:

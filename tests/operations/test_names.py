@@ -8,6 +8,7 @@ import pytest
 from vartok.errors import ArgumentError
 from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import Input
+from vartok.operations.layouts import Layout
 from vartok.operations.names import folded_name, numbered_name, portable_name, safe_name
 from vartok.operations.outputs import Target, check_folder
 from vartok.operations.plan import OutputPlan
@@ -69,7 +70,7 @@ def test_names_that_are_one_on_some_system() -> None:
 
 def plan(target: Target, *places: str) -> list[str]:
     inputs = [Input(PurePath(Path(place).name), "picture", place) for place in places]
-    compare = PictureComparison(scales=None, strip=False, restore_size=False)
+    compare = PictureComparison(scales=None, layout=Layout(), restore_size=False)
     found = OutputPlan(target, inputs, overwrite=False, skip_existing=False, compare=compare)
     return [str(found.claim(item)[1]) for item in found.todo]  # type: ignore[index]
 

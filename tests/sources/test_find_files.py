@@ -55,7 +55,16 @@ def test_kinds_are_told_by_suffixes_and_only_the_wanted_ones_returned(here: Path
 
 
 def test_hidden_and_decoded_pictures_are_passed_over_in_folders(here: Path) -> None:
-    for name in ("a.png", "a.decoded.png", "a.strip.webp", ".b.png", ".git/c.png", "out/d.png"):
+    for name in (
+        "a.png",
+        "a.decoded.png",
+        "a.strip.webp",
+        "a.animated.gif",
+        "a.maps.png",
+        ".b.png",
+        ".git/c.png",
+        "out/d.png",
+    ):
         Path("all", name).parent.mkdir(parents=True, exist_ok=True)
         Path("all", name).write_bytes(b"")
     assert [file.name for file in find_files("all", exclude="all/out")] == ["a.png"]

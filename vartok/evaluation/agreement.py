@@ -5,6 +5,7 @@ The reference's tokens are those of VAR's own code, and do not depend on batches
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vartok.codebook import Spread
-from vartok.errors import ArgumentError, DeviceError
+from vartok.errors import ArgumentError, DeviceError, VartokWarning
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
 from vartok.images import to_tensor
 from vartok.images.tensors import Pixels
@@ -205,7 +206,7 @@ def load_others(
     for name in [names] if isinstance(names, str) else names:
         try:
             where, precision = (device, name) if name in DTYPES else (name, dtype)
-            others[name] = load(weights, device=where, dtype=precision)
+            others[name] = _load_again(weights, device=where, dtype=precision)
         except DeviceError as error:
             hint = f"name a device, or one of {', '.join(DTYPES)}, in `agree`"
             raise DeviceError(str(error), hint=hint) from None
@@ -215,4 +216,11 @@ def load_others(
                 hint="name the measured checkpoint in `weights`",
             )
     is_reference = tokenizer.device.type == "cpu" and tokenizer.dtype == "float32"
-    return tokenizer if is_reference else load(weights, device="cpu"), others
+    return tokenizer if is_reference else _load_again(weights, device="cpu", dtype="float32"), others
+
+
+def _load_again(weights: str | Path | None, *, device: str, dtype: str) -> Tokenizer:
+    """Load a checkpoint without its warnings, which the caller had when it loaded it first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VartokWarning)
+        return load(weights, device=device, dtype=dtype)

@@ -2,9 +2,11 @@
 
 `reading` decodes files, and `jpeg`, `png` and `tiff` do for it what Pillow does not. `color` converts to
 sRGB. `fit` makes pixels of a picture or of its `views`, which `scaling` scales. `tensors` converts pixels to
-tensors and PIL images, and `writing` encodes files. Importing this package does not import torch.
+tensors and PIL images. `writing` encodes files, and `animation` animated ones. Importing this package does
+not import torch.
 """
 
+from vartok.images.animation import ANIMATIONS, encode_animation
 from vartok.images.color import parse_color
 from vartok.images.fit import FITS, MAX_BYTES, MAX_PIXELS, MAX_SIDE, Fit, restore_size
 from vartok.images.reading import (
@@ -21,6 +23,7 @@ from vartok.images.views import Views
 from vartok.images.writing import FORMATS, SUFFIXES, encode_picture
 
 __all__ = [
+    "ANIMATIONS",
     "FITS",
     "FORMATS",
     "MAX_BYTES",
@@ -32,6 +35,7 @@ __all__ = [
     "Views",
     "bytes_error",
     "configure_pillow",
+    "encode_animation",
     "encode_picture",
     "from_pil",
     "large_image_lock",

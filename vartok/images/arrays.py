@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 DTYPES = ("bool", "uint8", "uint16", "float16", "float32", "float64")
 """Dtypes of arrays that are pictures."""
 
+TOKENS = "tokens are decoded, not encoded"
+"""Hint for arrays that may hold tokens."""
+
 
 def is_array(stream: BinaryIO) -> bool:
     """Return whether a file is an array; its position is the start, before and after."""
@@ -54,7 +57,7 @@ def read_array(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image.Imag
     if len(shape) not in (2, 3) or dtype.name not in DTYPES:
         raise ImageError(
             f"is an array of shape {quoted(shape)} and dtype {quoted(dtype.name)}, which is no picture",
-            hint=f"save it as {', '.join(DTYPES)}: [height, width] or [height, width, channels]",
+            hint=f"a picture is [height, width, channels] of {', '.join(DTYPES)}; {TOKENS}",
         )
     height, width, channels = (*shape, 1)[:3]
     check_channels(shape, fit.channels)
@@ -93,7 +96,7 @@ def check_channels(shape: tuple[int, ...], wanted: int) -> None:
     if len(shape) == 2 and wanted != 1:
         raise ImageError(
             f"is an array of shape {quoted(shape)} without an axis of channels",
-            hint="save `array[..., None]` if it is a picture of grey levels" if wanted == 3 else None,
+            hint=f"save `array[..., None]` if it is a picture of grey levels; {TOKENS}",
         )
     if found == wanted or {found, wanted} == {1, 3}:
         return

@@ -48,6 +48,9 @@ def encode_picture(pixels: Pixels, format: str) -> bytes:
     if format == "npy":
         np.save(stream, pixels, allow_pickle=False)
         return stream.getvalue()
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        found = f"{pixels.shape[2]} of {pixels.dtype}"
+        raise ImageError(f"{format} holds 1 or 3 channels of uint8, not {found}", hint="write npy")
     name, options = _SAVE[format]
     try:
         as_pil(pixels).save(stream, name, **options)

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from vartok import images
-from vartok.errors import ArgumentError, ImageError, StorageError, TokenFileError, VartokError, printable
-from vartok.files import write_bytes
+from vartok.errors import ArgumentError, VartokError
 from vartok.flat_tokens import FlatTokens
 from vartok.images.tensors import as_pil
+from vartok.operations.decode_run import DecodeRun
 from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import TOKEN_KINDS, Source, check_path, find_inputs, name_file
+from vartok.operations.layouts import make_layout
 from vartok.operations.names import stem
-from vartok.operations.outputs import (
-    FileResult,
-    FileResults,
-    Output,
-    choose_format,
-    resolve_target,
-    write_stream,
-)
+from vartok.operations.outputs import FileResults, Output, choose_format, resolve_target
 from vartok.operations.plan import OutputPlan
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model, default_batch_size, default_workers, resolve_tokenizer
-from vartok.operations.streams import decode_tokens, join_pictures
-from vartok.parallel import map_ordered
+from vartok.operations.streams import decode_tokens
 from vartok.suffixes import TOKEN_ENDINGS
-from vartok.token_files import TokenMetadata
 from vartok.token_sources import load_row
-from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
-    from vartok.images.tensors import Pixels
-    from vartok.operations.outputs import Target
     from vartok.schedule import ScheduleLike
     from vartok.tokenizer import Tokenizer
 
-PictureFormat = Literal["png", "jpg", "webp", "npy"]
+PictureFormat = Literal["png", "jpg", "webp", "npy", "gif"]
 
 
 def decode_file(
@@ -54,6 +40,7 @@ def decode_file(
     dtype: str = "float32",
     scales: int | None = None,
     strip: bool = False,
+    maps: bool = False,
     restore_size: bool = False,
     any_weights: bool = False,
     schedule: ScheduleLike | None = None,
@@ -69,6 +56,7 @@ def decode_file(
         dtype: precision of the decoder: "float32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
+        maps: return the token maps above what each scale adds to the picture; see `vartok.maps.draw_maps`.
         restore_size: scale the picture to the original's width and height, which the fits "crop" and
             "bucket" do not allow.
         any_weights: also decode tokens that were made with another codebook or other phis.
@@ -85,6 +73,7 @@ def decode_file(
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
     """
     check_path(path, hint="decode tokens in memory with `Tokenizer.decode`")
+    layout = make_layout(strip=strip, maps=maps, restore_size=restore_size)
     schedules = FlatSchedules(schedule)
     tokens = load_row(path)
     chosen = resolve_tokenizer(tokenizer, weights, device, dtype)
@@ -93,10 +82,11 @@ def decode_file(
             tokens = schedules.complete(tokens, Path(path).name, chosen)
         if not any_weights:
             check_model(tokens, chosen)
-        [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=strip)
+        layout.start(chosen)
+        [(_, result)] = decode_tokens(chosen, [(None, tokens)], scales=scales, strip=layout.prefixes)
         if isinstance(result, VartokError):
             raise result
-        return as_pil(join_pictures(result, tokens.image, restore_size=restore_size))
+        return as_pil(layout.draw(result, tokens, restore_size=restore_size))
     except VartokError as error:
         raise name_file(path, error) from None
 
@@ -108,6 +98,11 @@ def decode_files(
     format: PictureFormat | None = None,
     scales: int | None = None,
     strip: bool = False,
+    animate: bool = False,
+    maps: bool = False,
+    beside: str | Path | None = None,
+    frame_time: float | None = None,
+    loops: int | None = None,
     restore_size: bool = False,
     any_weights: bool = False,
     schedule: ScheduleLike | None = None,
@@ -142,9 +137,17 @@ def decode_files(
         output: a file (by its suffix), a folder, or a stream. None: the folder of each input, and for a
             stream the working folder.
         format: "png", "jpg" or "webp"; or "npy", [H, W, C] uint16, which alone takes other numbers of
-            channels than 1 and 3; if None, by the suffix of `output`, else "png".
+            channels than 1 and 3; if None, by the suffix of `output`, else "png". An animation is "webp", the
+            default, "gif" or "png" (APNG).
         scales: decode only the first `scales` scales; all if None.
         strip: make one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
+        animate: make an animation of these images, `img.animated.webp`; the last is held for two seconds.
+            Frames are scaled down to at most 1024 pixels a side, which a note of the result tells.
+        maps: draw the token maps above what each scale adds to the picture, see `vartok.maps.MapPainter`.
+        beside: path of the original picture, which is drawn beside the decoded one, or beside those of the
+            strip, as it was encoded: labelled, with their PSNR. Tokens of another picture are errors.
+        frame_time: time of each frame of an animation in seconds, from 0.02 to 10; 0.5 if None.
+        loops: number of times that an animation plays; without end if None or 0.
         restore_size: scale pictures to the original's width and height, which "crop" and "bucket" forbid.
         any_weights: also decode tokens that were made with another codebook or other phis.
         schedule: (h, w) of every scale of an array's tokens, or a text such as "1,2,4" or "var-512"; if None,
@@ -175,12 +178,24 @@ def decode_files(
             file, a folder where `recursive` is false, or a data set without `output`.
         CheckpointError, DeviceError: the tokenizer cannot be loaded.
         OutputError: the folder that `output` names cannot be written.
-        OSError: the output stream cannot be written; raised while iterating.
+        OSError: the picture `beside` is missing; or the output stream cannot be written, raised while
+            iterating.
 
     Warns:
         VartokWarning: `schedule` was not used; raised while iterating.
     """
-    chosen = choose_format(output, format, images.SUFFIXES, default="png")
+    layout = make_layout(
+        strip=strip,
+        animate=animate,
+        maps=maps,
+        beside=beside,
+        frame_time=frame_time,
+        loops=loops,
+        scales=scales,
+        restore_size=restore_size,
+        skip_existing=skip_existing,
+    )
+    chosen = choose_format(output, format, layout.suffixes, default=layout.default)
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)
     found = selection.needed(find_inputs(inputs, TOKEN_KINDS, recursive=recursive))
 
@@ -189,7 +204,7 @@ def decode_files(
         return rename_member(base)
 
     def rename_member(key: PurePath) -> PurePath:
-        return key.with_name(f"{key.name}.{'strip' if strip else 'decoded'}.{chosen}")
+        return key.with_name(f"{key.name}.{layout.word}.{chosen}")
 
     for item in found:
         if output is None and item.kind in ("dataset", "table", "tar"):
@@ -197,16 +212,16 @@ def decode_files(
                 f"{item} is a data set, whose pictures need a folder", hint="name a folder with `output`"
             )
     collections = any(item.is_collection for item in found)
-    is_file = isinstance(output, (str, Path)) and PurePath(output).suffix.lower() in images.SUFFIXES
+    is_file = isinstance(output, (str, Path)) and PurePath(output).suffix.lower() in layout.suffixes
     target = resolve_target(
         output,
         found,
         rename,
         rename_member,
         many=len(found) > 1 or (collections and not is_file),
-        suffixes=images.SUFFIXES,
+        suffixes=layout.suffixes,
     )
-    compare = PictureComparison(scales=scales, strip=strip, restore_size=restore_size)
+    compare = PictureComparison(scales=scales, layout=layout, restore_size=restore_size)
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     if keys is not None:  # which files hold them is known when they are read
         plan.todo, plan.refused = found, []
@@ -221,134 +236,14 @@ def decode_files(
             hint="set `format` to npy",
         )
     schedules.default = loaded.config.patch_nums
-    run = _DecodeRun(plan, target, chosen, overwrite, restore_size, selection, schedules)
+    layout.start(loaded)
+    run = DecodeRun(plan, target, chosen, layout, overwrite, restore_size, selection, schedules)
     decoded = decode_tokens(
         loaded,
         run.tokens(loaded, any_weights=any_weights),
         scales=scales,
-        strip=strip,
+        strip=layout.prefixes,
         batch_size=default_batch_size(batch_size, loaded),
         bits=16 if chosen == "npy" else 8,
     )
     return FileResults(run.results(decoded, default_workers(workers)), total, separate=target.separate)
-
-
-class _Job(NamedTuple):
-    """A picture to decode.
-
-    Attributes:
-        label: name of the picture in messages.
-        path: path of its file; None for a stream, or if its tokens cannot be read.
-        tokens: its tokens; None if they cannot be read.
-    """
-
-    label: str
-    path: Path | None
-    tokens: ImageTokens | None
-
-
-class _DecodeRun:
-    """Reads the tokens of a plan's inputs, and writes the decoded pictures."""
-
-    def __init__(
-        self,
-        plan: OutputPlan,
-        target: Target,
-        format: str,
-        overwrite: bool,
-        restore_size: bool,
-        selection: RowSelection,
-        schedules: FlatSchedules,
-    ) -> None:
-        self._plan, self._target, self._format = plan, target, format
-        self._overwrite, self._restore_size = overwrite, restore_size
-        self._selection, self._schedules = selection, schedules
-
-    def tokens(
-        self, tokenizer: Tokenizer, *, any_weights: bool
-    ) -> Iterator[tuple[_Job | FileResult, ImageTokens | VartokError]]:
-        """Yield the input of `decode_tokens`: an id, and tokens or an error.
-
-        The id is a `_Job`; or the picture's result, if `OutputPlan.claim` gives one instead of a path.
-
-        Args:
-            tokenizer: tokens of another codebook or other phis are errors.
-            any_weights: they are not.
-        """
-        skipped = len(self._plan.refused)
-        for item, row in self._selection.read(self._plan.todo, self._schedules, skipped=skipped):
-            tokens, key, is_file = row.tokens, row.key, False
-            if isinstance(tokens, ImageTokens) and key is None and item.is_collection:
-                key, is_file = tokens.image.source, True
-            try:
-                if isinstance(tokens, FlatTokens):
-                    tokens = self._schedules.complete(tokens, item.source, tokenizer)
-            except VartokError as error:
-                label = str(item) if key is None else f"{item}: {printable(key)}"
-                yield _Job(label, None, None), error
-                continue
-            if isinstance(tokens, VartokError):
-                yield _Job(str(item), None, None), tokens
-                continue
-            claimed = self._plan.claim(item, key, _metadata(tokens), is_file=is_file)
-            if isinstance(claimed, FileResult):
-                yield claimed, VartokError("not decoded")
-                if self._plan.is_full:
-                    break
-                continue
-            try:
-                if row.tokens is tokens and not any_weights:
-                    check_model(tokens, tokenizer)
-                yield _Job(*claimed, tokens), tokens
-            except TokenFileError as error:
-                yield _Job(*claimed, tokens), error
-        self._schedules.warn_if_unused()
-
-    def results(
-        self,
-        decoded: Iterator[tuple[_Job | FileResult, list[Pixels] | VartokError]],
-        workers: int,
-    ) -> Iterator[FileResult]:
-        """Write each picture in a thread when it is decoded, and yield the results in order."""
-        yield from self._plan.refused
-        finished = map_ordered(self._finish, decoded, workers=workers, limit=2 * workers)
-        with contextlib.closing(finished):
-            for result, data in finished:
-                if data is not None and self._target.stream is not None:
-                    write_stream(self._target.stream, data)
-                yield result
-                if isinstance(result.error, StorageError):
-                    break
-        self._plan.warn()
-
-    def _finish(
-        self, item: tuple[_Job | FileResult, list[Pixels] | VartokError]
-    ) -> tuple[FileResult, bytes | None]:
-        """Write the file of one decoded picture, if it has a path.
-
-        Returns:
-            The picture's result, and the bytes of its file; no bytes but None if it failed or was skipped.
-        """
-        job, pictures = item
-        if isinstance(job, FileResult):
-            return job, None
-        if isinstance(pictures, VartokError) or job.tokens is None:
-            return FileResult(job.label, error=pictures if isinstance(pictures, VartokError) else None), None
-        image = job.tokens.image
-        pixels_out = image.width * image.height if self._restore_size else 0
-        result = FileResult(job.label, output=job.path, tokens=job.tokens)
-        try:
-            with images.large_image_lock(len(pictures) * pixels_out):
-                picture = join_pictures(pictures, image, restore_size=self._restore_size)
-                data = images.encode_picture(picture, self._format)
-            if job.path is not None:
-                write_bytes(job.path, data, overwrite=self._overwrite)
-        except VartokError as error:
-            return self._plan.refuse_new(job.label, job.path, error, _metadata(job.tokens)), None
-        except MemoryError:
-            return FileResult(job.label, error=ImageError("not enough memory to decode it")), None
-        return replace(result, picture=picture), data
-
-
-def _metadata(tokens: ImageTokens) -> TokenMetadata:
-    return TokenMetadata(tokens.model, tokens.image, tokens.schedule, len(tokens.scales))

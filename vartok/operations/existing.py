@@ -17,6 +17,7 @@ from vartok.images.arrays import is_array
 from vartok.metadata import ImageInfo, ModelInfo
 from vartok.npy import read_npy_header
 from vartok.operations.inputs import Input
+from vartok.operations.layouts import Layout
 from vartok.operations.settings import parse_size, resolve_buckets
 from vartok.schedule import Schedule, adapt_schedule, describe
 from vartok.token_files import TokenMetadata
@@ -118,12 +119,12 @@ class PictureComparison:
 
     Args:
         scales: number of scales that are decoded; all if None.
-        strip: whether the images decoded from the first 1, 2, ... scales lie side by side.
+        layout: how a decoded picture is drawn.
         restore_size: whether pictures get the original's width and height.
     """
 
-    def __init__(self, *, scales: int | None, strip: bool, restore_size: bool) -> None:
-        self._scales, self._strip, self._restore_size = scales, strip, restore_size
+    def __init__(self, *, scales: int | None, layout: Layout, restore_size: bool) -> None:
+        self._scales, self._layout, self._restore_size = scales, layout, restore_size
 
     def __call__(self, item: Input | None, path: Path, made: TokenMetadata | None) -> str | None:
         """Return how a picture differs, as "256 x 256 pixels, not 512 x 512"; None if its size is the same.
@@ -150,8 +151,7 @@ class PictureComparison:
     def _size(self, image: ImageInfo, scales: int) -> tuple[int, int]:
         """Return the width and height of the decoded picture, in pixels."""
         width, height = (image.width, image.height) if self._restore_size else image.size[::-1]
-        count = min(self._scales or scales, scales) if self._strip else 1
-        return width * count, height
+        return self._layout.size(width, height, min(self._scales or scales, scales))
 
 
 def _picture_size(path: Path) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class Input:
     Attributes:
         name: path below the searched folder, or base name of a file that was named; outputs are named by it.
         kind: "picture", "tar", "table" (Parquet, Arrow) or "tokens"; "dataset" for the folder of a data set
-            of tokens; "folder" for one that cannot be searched.
+            of tokens; "folder" for one that cannot be searched; "checkpoint" where one is drawn.
         place: path or URL of the file; None for a stream.
         stream: the stream; None for a file.
         error: the reason why a folder, list or URL gives no files, or why what a search found is no file to

@@ -11,6 +11,7 @@ from vartok.errors import (
     SourceError,
     TokensError,
     VartokError,
+    counted,
     printable,
     quoted,
     warn,
@@ -88,18 +89,21 @@ class FlatSchedules:
 
 
 class RowSelection:
-    """Reads the rows of inputs: those of some keys, and the first of them.
+    """Reads the rows of inputs: those of some keys or numbers, and the first of them.
 
     Args:
         keys: keys in data sets and arrays, and `image.source` in token files; None for all. Where a picture
             has several views, "a" selects all of them, and "a#1" one.
         limit: largest number of rows of all inputs together, with those that cannot be read; None for all.
+        rows: numbers of rows in each data set, array or file of several images, from 0; None for all.
 
     Raises:
-        ArgumentError: a key is not a text or is empty, or `limit` is below 1.
+        ArgumentError: a key is not a text or is empty, `limit` is below 1, or a number of a row is below 0.
     """
 
-    def __init__(self, keys: Keys = None, limit: int | None = None) -> None:
+    def __init__(
+        self, keys: Keys = None, limit: int | None = None, rows: Iterable[int] | None = None
+    ) -> None:
         if limit is not None and limit < 1:
             raise ArgumentError(f"`limit` must be 1 or more, not {limit}")
         given = [keys] if isinstance(keys, str) else list(keys or ())
@@ -108,6 +112,9 @@ class RowSelection:
                 raise ArgumentError(f"a key is a text that is not empty, not {quoted(key)}")
         self._keys = None if keys is None else dict.fromkeys(given)
         self._limit = limit
+        self._rows = None if rows is None else frozenset(rows)
+        if self._rows is not None and min(self._rows, default=0) < 0:
+            raise ArgumentError(f"rows are counted from 0: there is no row {min(self._rows)}")
 
     def needed(self, inputs: list[Input]) -> list[Input]:
         """Return the inputs without those after the limit; one that is no collection has exactly one row."""
@@ -140,7 +147,7 @@ class RowSelection:
         for item in inputs:
             if left is not None and left <= 0:
                 return
-            for row in item.rows(texts=texts):
+            for row in self._numbered(item, texts):
                 if not isinstance(row.tokens, VartokError) and self._keys is not None:
                     keys = _keys(item, row)
                     example = example or keys[0]
@@ -159,6 +166,21 @@ class RowSelection:
         for key in missing:
             error = SourceError("no row has this key", hint=hint)
             yield Input(PurePath(key), "tokens", key, error=error), Row(error)
+
+    def _numbered(self, item: Input, texts: bool) -> Iterator[Row]:
+        """Yield the rows of an input whose numbers are selected; a number that it lacks is an error."""
+        if self._rows is None or not item.is_collection:
+            yield from item.rows(texts=texts)
+            return
+        last, count = max(self._rows, default=-1), 0
+        for row in item.rows(texts=texts) if self._rows else ():
+            if count in self._rows or isinstance(row.tokens, VartokError):
+                yield row
+            count += 1
+            if count > last:
+                return
+        if lacking := sorted(number for number in self._rows if number >= count):
+            yield Row(SourceError(f"has {counted(count, 'row')}, from 0 on, and no row {lacking[0]}"))
 
 
 def _keys(item: Input, row: Row) -> list[str]:

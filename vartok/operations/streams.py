@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
@@ -338,7 +338,7 @@ def pixels_room(channels: int) -> int:
     return MAX_PIXELS * 3 // max(3, channels)
 
 
-def join_pictures(pictures: list[Pixels], image: ImageInfo, *, restore_size: bool) -> Pixels:
+def join_pictures(pictures: Sequence[Pixels], image: ImageInfo, *, restore_size: bool) -> Pixels:
     """Join pictures side by side.
 
     Args:
@@ -349,10 +349,17 @@ def join_pictures(pictures: list[Pixels], image: ImageInfo, *, restore_size: boo
     Raises:
         ImageError: the fit cannot be undone, see `images.restore_size`.
     """
-    if restore_size:
-        room = pixels_room(pictures[0].shape[2]) // len(pictures)
-        pictures = [
-            scale_back(pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room)
-            for pixels in pictures
-        ]
-    return np.concatenate(pictures, axis=1)
+    return np.concatenate(restore_pictures(pictures, image) if restore_size else pictures, axis=1)
+
+
+def restore_pictures(pictures: Sequence[Pixels], image: ImageInfo) -> list[Pixels]:
+    """Scale pictures, as `join_pictures` takes them, to the width and height of the original.
+
+    Raises:
+        ImageError: the fit cannot be undone, see `images.restore_size`.
+    """
+    room = pixels_room(pictures[0].shape[2]) // len(pictures)
+    return [
+        scale_back(pixels, width=image.width, height=image.height, mode=image.fit, max_pixels=room)
+        for pixels in pictures
+    ]

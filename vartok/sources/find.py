@@ -29,9 +29,9 @@ from vartok.sources.web import (
 )
 from vartok.suffixes import LISTS, TABLES, TARS, TOKEN_ENDINGS, TOKEN_FILES
 
-Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder"]
+Kind: TypeAlias = Literal["picture", "tar", "table", "tokens", "dataset", "folder", "checkpoint"]
 
-DECODED = re.compile(r"\.(decoded|strip)\.(png|jpg|webp|npy)$")
+DECODED = re.compile(r"\.(decoded|strip|animated|maps|beside)\.(png|jpg|webp|npy|gif)$")
 """Ends of the names that `vartok decode` gives to pictures.
 
 A search skips these pictures, since they often lie in the folders of the originals.

@@ -45,7 +45,7 @@ class FrozenTokens:
         """Encode images to tokens, and these to f_hat.
 
         Args:
-            images: [B, 3, H, W] float32 in [-1, 1], on the model's device.
+            images: [B, C, H, W] float32 in [-1, 1], on the model's device.
 
         Returns:
             f_hat, [B, C, h, w] float32 without gradient; and K token maps, map k [B, h_k, w_k] int64.

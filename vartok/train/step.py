@@ -32,7 +32,7 @@ def training_step(
         state: state of the run, changed in place; the caller updates `step` and `ema_model`.
         settings: settings of the run.
         processes: processes of the run.
-        images: [B, 3, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
+        images: [B, C, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
         lpips: network for the LPIPS loss, on the images' device, see `load_lpips`; None: no such loss.
         fraction: fraction of the run that is done, in [0, 1]; it sets the learning rate.
 

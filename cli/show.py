@@ -1,0 +1,299 @@
+"""`vartok show`: draws pictures, tokens and checkpoints in the terminal, or as a PNG."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from vartok.errors import OutputError, VartokError, printable
+
+from .command import command
+from .files import STDIO, output_name, parse_inputs
+from .messages import say
+from .options import ForceOption, InputOptions, MessageOptions, ModelOptions, RowOptions, load_tokenizer
+from .report import Report
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vartok.drawing import Tile
+    from vartok.operations.show import Drawing
+
+MAX_TILES = 400
+"""Largest number of pictures of a sheet."""
+
+MAX_TILE_SIDE = 1024
+"""Longest side in pixels of a picture of a sheet; a larger one is made smaller."""
+
+MAX_ROW = 4
+"""Largest number of pictures that a sheet has in one row; more are laid out in a square."""
+
+MAX_RATIO = 8
+"""Largest width of a picture of a sheet, in heights."""
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Suffixes of a file that can be written."""
+
+MIN_HEIGHT = 256
+"""Smallest height in pixels to which the pictures of a sheet are brought, if their heights differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Options for what is drawn."""
+
+    sheet: Annotated[
+        bool,
+        typer.Option(
+            "--sheet",
+            help="Draw all in one picture, labelled; decoded tokens beside their original, if it is at hand.",
+        ),
+    ] = False
+    build_up: Annotated[
+        bool,
+        typer.Option("--scales", help="Draw the images decoded from the first 1, 2, ... scales of tokens."),
+    ] = False
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="N,N-N,...",
+            help="Take only these rows, counted from 0, of data sets and arrays; without --rows, --keys "
+            "and --limit the first 8.",
+        ),
+    ] = None
+    any_weights: Annotated[
+        bool,
+        typer.Option("--any-weights", help="Also decode tokens that were made with another codebook."),
+    ] = False
+
+
+@command
+def show(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="X", help="Pictures, token files, arrays (.npy), data sets, checkpoints, or - for stdin."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="OUT.png",
+            parser=output_name,
+            help="Write one picture (.png, .jpg, .webp), or - for a PNG on stdout; default: the terminal, or "
+            "stdout if it is none.",
+        ),
+    ] = None,
+    *,
+    options: ShowOptions,
+    selection: RowOptions,
+    model: ModelOptions,
+    force: ForceOption = False,
+    messages: MessageOptions,
+) -> None:
+    """Show pictures, tokens and checkpoints in the terminal.
+
+    Tokens are decoded, and of a checkpoint its atlas is drawn: all codes, similar ones side by
+    side. A caption states size and checkpoint, and PSNR where the original is at hand: named
+    too, or beside the token file. Terminals with sixel or kitty graphics show pictures, others
+    coloured half blocks; TERM=dumb and NO_COLOR letters.
+
+    Examples:
+      vartok show img.png
+      vartok show img.tokens.npz --scales
+      vartok show img.png img.tokens.npz --sheet -o both.png
+      vartok show DATASET --rows 0,7,100-103
+      vartok show light
+    """
+    from vartok.operations.show import draw_files
+
+    given = parse_inputs(inputs, InputOptions())
+    target = _parse_target(output, force)
+    drawings = draw_files(
+        given,
+        load=lambda weights: load_tokenizer(weights, model.device, model.dtype),
+        weights=model.weights,
+        build_up=options.build_up,
+        originals=options.sheet,
+        any_weights=options.any_weights,
+        rows=parse_rows(options.rows),
+        **selection.arguments(),
+    )
+    report = Report(None, verb="shown", quiet=True, debug=messages.debug)
+    with report:
+        succeeded = _succeeded(drawings, report, quiet=messages.quiet)
+        if target is None and not options.sheet:
+            _show_each(succeeded)
+        else:
+            _show_sheet(succeeded, target, options, messages, overwrite=force)
+        report.finish()
+
+
+def parse_rows(text: str | None) -> list[int] | None:
+    """Return the numbers of --rows: "0,7,100-103" is [0, 7, 100, 101, 102, 103].
+
+    Raises:
+        typer.BadParameter: the text is of another form, or names more than a million rows.
+    """
+    if text is None:
+        return None
+    rows: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()) or (dash and not last) or len(part) > 30:
+            raise typer.BadParameter(
+                f"--rows takes numbers and ranges, as 0,7,100-103, not {printable(part)}"
+            )
+        if not 0 <= int(last or first) - int(first) < 1_000_000 - len(rows):
+            raise typer.BadParameter(f"--rows {printable(text, 60)}: a range is empty, or too long")
+        rows += range(int(first), int(last or first) + 1)
+    return rows
+
+
+def _parse_target(output: str | None, force: bool) -> Path | BinaryIO | None:
+    """Return the file of the output, or stdout; None for the terminal.
+
+    Raises:
+        typer.BadParameter: the file has no suffix of a picture, or a PNG would go to the terminal.
+        OutputError: the file exists, and `force` is False.
+    """
+    if output is None:
+        return None if sys.stdout.isatty() else sys.stdout.buffer
+    if output == STDIO:
+        if sys.stdout.isatty():
+            raise typer.BadParameter("a PNG is binary, but stdout is a terminal: leave -o out")
+        return sys.stdout.buffer
+    path = Path(output)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise typer.BadParameter(f"-o {printable(path)}: the name must end in {', '.join(PICTURE_SUFFIXES)}")
+    if path.exists() and not force:
+        raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
+    return path
+
+
+def _succeeded(drawings: Iterator[Drawing], report: Report, *, quiet: bool) -> Iterator[Drawing]:
+    """Yield the drawings that are no failures; report these, and print notes."""
+    for drawing in drawings:
+        if drawing.error is not None:
+            report.fail(drawing.label, drawing.error)
+            continue
+        report.succeed(drawing.label, "shown")
+        for note in drawing.notes if not quiet else ():
+            say(f"{drawing.label}: {note}")
+        yield drawing
+
+
+def _show_each(drawings: Iterator[Drawing]) -> None:
+    from .terminal import Screen
+
+    screen = Screen()
+    for drawing in drawings:
+        screen.show(drawing.tiles, columns=len(drawing.tiles))
+
+
+def _show_sheet(
+    drawings: Iterator[Drawing],
+    target: Path | BinaryIO | None,
+    options: ShowOptions,
+    messages: MessageOptions,
+    *,
+    overwrite: bool,
+) -> None:
+    """Draw all in one picture. A single picture without --sheet goes to a file as it is, without a caption.
+
+    Raises:
+        ImageError: the sheet would be too large.
+        OutputError, OSError: the picture cannot be written.
+    """
+    from vartok.drawing import as_image, sheet
+
+    groups = _collect(drawings)
+    if not groups:
+        return
+    tiles, columns = _lay_out(groups)
+    if target is None:
+        from .terminal import Screen
+
+        Screen().show(tiles, columns=columns)
+    elif options.sheet or len(tiles) > 1:
+        _write(sheet(tiles, columns=columns), target, overwrite)
+    else:
+        _write(as_image(tiles[0].picture), target, overwrite)
+        if not messages.quiet:
+            say(tiles[0].caption.replace("\n", ", "))
+
+
+def _collect(drawings: Iterator[Drawing]) -> list[list[Tile]]:
+    """Return the tiles of every drawing; if there are several, with pictures small enough for a sheet.
+
+    Raises:
+        VartokError: they are more than `MAX_TILES`.
+    """
+    groups: list[list[Tile]] = []
+    for drawing in drawings:
+        groups.append(list(drawing.tiles))
+        if sum(map(len, groups)) > MAX_TILES:
+            raise VartokError(
+                f"one picture holds at most {MAX_TILES} others", hint="set `limit`, or name fewer files"
+            )
+        if len(groups) > 1:
+            groups[-2:] = [[_smaller(tile) for tile in group] for group in groups[-2:]]
+    return groups
+
+
+def _smaller(tile: Tile) -> Tile:
+    """Return a tile whose picture has no side of more than `MAX_TILE_SIDE` pixels."""
+    from vartok.drawing import as_image, fit_inside
+
+    if max(as_image(tile.picture).size) <= MAX_TILE_SIDE:
+        return tile
+    return tile._replace(picture=fit_inside(tile.picture, MAX_TILE_SIDE, MAX_TILE_SIDE))
+
+
+def _lay_out(groups: list[list[Tile]]) -> tuple[list[Tile], int]:
+    """Return the tiles of a sheet, of one height, and its number of columns.
+
+    If a drawing has several pictures, each drawing is a row of its own.
+    """
+    from PIL import Image
+
+    from vartok.drawing import PAPER, Tile, as_image, fit_inside
+
+    columns = max(map(len, groups))
+    tiles = [tile for group in groups for tile in group]
+    heights = {as_image(tile.picture).height for tile in tiles}
+    if columns == 1:
+        columns = len(tiles) if len(tiles) <= MAX_ROW else math.ceil(math.sqrt(len(tiles)))
+    else:
+        blank = Tile(Image.new("RGB", (1, 1), PAPER))
+        tiles = [tile for group in groups for tile in group + [blank] * (columns - len(group))]
+    if len(heights) > 1:
+        height = max(MIN_HEIGHT, min(heights))
+        tiles = [
+            tile._replace(picture=fit_inside(tile.picture, height * MAX_RATIO, height)) for tile in tiles
+        ]
+    return tiles, columns
+
+
+def _write(image: Image.Image, target: Path | BinaryIO, overwrite: bool) -> None:
+    import numpy as np
+
+    from vartok.files import write_bytes
+    from vartok.images import SUFFIXES, encode_picture
+    from vartok.operations.outputs import write_stream
+
+    pixels = np.atleast_3d(np.asarray(image))
+    if isinstance(target, Path):
+        data = encode_picture(pixels, SUFFIXES[target.suffix.lower()])
+        write_bytes(target, data, overwrite=overwrite)
+    else:
+        write_stream(target, encode_picture(pixels, "png"))

@@ -1,0 +1,56 @@
+"""Heat maps of the tokens that differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vartok.drawing import Tile, sheet
+from vartok.errors import TokensError, counted
+from vartok.maps import enlarge
+from vartok.schedule import describe
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vartok.operations.diff import TokensDiff
+
+SIDE = 160
+"""Pixels of the longer side of a scale's map; larger grids have one pixel for each cell."""
+
+COLUMNS = 10
+"""Largest number of maps in a row."""
+
+EQUAL, DIFFERENT = np.array([235, 235, 235]), np.array([178, 24, 43])
+"""RGB levels of cells that never differ, and of those that differ in all pictures."""
+
+
+def draw_diff(diff: TokensDiff) -> NDArray[np.uint8]:
+    """Draw the maps of every scale, labelled; a row, or several, for each schedule.
+
+    Args:
+        diff: the difference, of one picture or more.
+
+    Returns:
+        [H, W, 3] uint8: a cell is light grey if it never differs, red if it differs in all pictures, and in
+        between by its share of them.
+
+    Raises:
+        TokensError: no pictures were compared.
+        ImageError: the picture would be too large.
+    """
+    if not diff.maps:
+        raise TokensError("no pictures were compared: there is nothing to draw")
+    parts = []
+    for schedule, (pictures, counts) in diff.maps.items():
+        tiles = []
+        for k, count in enumerate(counts):
+            h, w = count.shape
+            scale = max(1.0, SIDE / max(h, w))
+            share = (enlarge(count, (round(h * scale), round(w * scale))) / pictures)[..., None]
+            cells = np.rint(EQUAL + share * (DIFFERENT - EQUAL)).astype(np.uint8)
+            tiles.append(Tile(cells, f"scale {k}: {count.sum() / (count.size * pictures):.1%}"))
+        drawn = sheet(tiles, columns=COLUMNS)
+        parts.append(Tile(drawn, f"{describe(schedule)}: {counted(pictures, 'picture')}"))
+    return np.asarray(sheet(parts, columns=1, text_size=14))

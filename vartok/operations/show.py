@@ -1,0 +1,300 @@
+"""Draw pictures, tokens and checkpoints for somebody to look at: the function behind `vartok show`."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from vartok.checkpoints import hub
+from vartok.checkpoints.folders import SUFFIXES as CHECKPOINTS
+from vartok.checkpoints.known import KNOWN, SHIPPED
+from vartok.dataset.schema import is_dataset
+from vartok.drawing import Tile
+from vartok.errors import ArgumentError, ImageError, VartokError, counted, printable, warn
+from vartok.flat_tokens import FlatTokens
+from vartok.images import Fit, Picture, picture_suffixes, read_picture
+from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
+from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs
+from vartok.operations.originals import comparison_tiles, original_tile, read_original
+from vartok.operations.rows import FlatSchedules, Keys, RowSelection
+from vartok.operations.settings import check_model
+from vartok.operations.streams import decode_tokens
+from vartok.sources.places import is_url
+from vartok.suffixes import TABLES, TARS, TOKEN_FILES
+
+if TYPE_CHECKING:
+    from vartok.schedule import ScheduleLike
+    from vartok.token_sources import Row
+    from vartok.tokenizer import Tokenizer
+    from vartok.tokens import ImageTokens
+
+CHECKPOINT: Final = "checkpoint"
+"""The kind of an input that is a checkpoint."""
+
+TOKENS = (b"PK", b"{", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+"""First bytes of token files: npz, JSON, and JSONL that gzip, zstd, bzip2 or xz compressed."""
+
+NATIVE = Fit(mode="native", multiple=1)
+"""The fit that leaves a picture's size as it is."""
+
+FIRST_ROWS = 8
+"""Number of rows of a data set, an array or a file of several images that are drawn if none are selected."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn of a picture, of an image's tokens, or of a checkpoint.
+
+    Attributes:
+        label: its name in messages.
+        tiles: the pictures with their captions; empty if it failed.
+        notes: remarks for the user.
+        error: why it cannot be drawn, or None.
+    """
+
+    label: str
+    tiles: tuple[Tile, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: VartokError | None = None
+
+
+def draw_files(
+    inputs: Iterable[str | BinaryIO],
+    *,
+    load: Callable[[str | None], Tokenizer],
+    weights: str | None = None,
+    build_up: bool = False,
+    originals: bool = False,
+    any_weights: bool = False,
+    keys: Keys = None,
+    rows: Iterable[int] | None = None,
+    limit: int | None = None,
+    schedule: ScheduleLike | None = None,
+) -> Iterator[Drawing]:
+    """Draw pictures, tokens and checkpoints. Torch is imported for tokens and checkpoints only.
+
+    The original of an image's tokens is a picture among `inputs` that has the base name of their
+    `image.source`; else a file of this name in the folder of the token file. PSNR compares with it.
+
+    Args:
+        inputs: pictures (paths or URLs); token files, arrays (.npy, [L] or [B, L] integers), data sets and
+            their shards; checkpoints, by path or by name; or binary streams of pictures or of tokens.
+        load: loads a checkpoint, or the default one for None; called once at most for `weights`.
+        weights: the checkpoint that decodes tokens; the default one if None.
+        build_up: draw the images decoded from the first 1, 2, ... scales.
+        originals: draw the original beside each decoded image, where it is at hand and no input itself.
+        any_weights: also decode tokens that were made with another codebook or other phis.
+        keys: draw only the rows of these keys; a key that is not found is an error.
+        rows: draw only the rows of these numbers, from 0, of each data set, array or file of several images.
+        limit: draw only the first rows, this many of all inputs together. If `keys`, `rows` and `limit` are
+            None, the first `FIRST_ROWS` of each data set, array or file are drawn.
+        schedule: (h, w) of every scale of an array's tokens; the checkpoint's own if None.
+
+    Yields:
+        A drawing of each picture, row of tokens and checkpoint, in the order of the inputs.
+
+    Raises:
+        ArgumentError: an argument is invalid, or a folder has no data set; raised before anything is drawn.
+        CheckpointError, DeviceError: `weights` cannot be loaded; raised at the first tokens.
+
+    Warns:
+        VartokWarning: `keys`, `rows`, `limit` or `schedule` were not used.
+    """
+    items = _find(inputs)
+    tokens = [item for item in items if item.kind not in ("picture", CHECKPOINT)]
+    if not tokens:
+        for name, given in {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up or None}.items():
+            if given is not None:
+                raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
+    if keys is None and rows is None and limit is None:
+        tokens = [_FirstRows(**vars(item)) if item.is_collection else item for item in tokens]
+    schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit, rows)
+    drawn = _Drawer(items, functools.cache(load), weights, schedules, build_up, originals, any_weights)
+    return _draw(items, selection.read(tokens, schedules), drawn)
+
+
+def _draw(items: list[Input], rows: Iterator[tuple[Input, Row]], drawer: _Drawer) -> Iterator[Drawing]:
+    """Draw everything in the order of the inputs; keys that no row has come last."""
+    waiting = [item for item in items if item.kind in ("picture", CHECKPOINT)]
+    places = {id(item): number for number, item in enumerate(items)}
+    for item, row in rows:
+        number = places.get(id(item), len(items))
+        while waiting and places[id(waiting[0])] < number:
+            yield drawer.draw_file(waiting.pop(0))
+        yield drawer.draw_row(item, row)
+    yield from map(drawer.draw_file, waiting)
+    drawer.schedules.warn_if_unused()
+
+
+@dataclass(frozen=True)
+class _Drawer:
+    """Draws inputs; see `draw_files` for the attributes."""
+
+    items: list[Input]
+    load: Callable[[str | None], Tokenizer]
+    weights: str | None
+    schedules: FlatSchedules
+    build_up: bool
+    originals: bool
+    any_weights: bool
+
+    def draw_file(self, item: Input) -> Drawing:
+        """Draw a picture or a checkpoint."""
+        try:
+            if item.error is not None:
+                raise item.error
+            return self._checkpoint(item) if item.kind == CHECKPOINT else _picture(item)
+        except VartokError as error:
+            return Drawing(str(item), error=error)
+        except MemoryError:
+            return Drawing(str(item), error=ImageError("not enough memory to draw it"))
+
+    def draw_row(self, item: Input, row: Row) -> Drawing:
+        """Draw a row of tokens."""
+        label = str(item) if row.key is None else f"{item}: {printable(row.key)}"
+        try:
+            tokens = row.tokens
+            if isinstance(tokens, VartokError):
+                raise tokens
+            tokenizer = self.load(self.weights)
+            if isinstance(tokens, FlatTokens):
+                tokens = self.schedules.complete(tokens, item.source, tokenizer)
+            elif not self.any_weights:
+                check_model(tokens, tokenizer)
+            return self._tokens(item, label, tokens, tokenizer)
+        except VartokError as error:
+            return Drawing(label, error=error)
+        except MemoryError:
+            return Drawing(label, error=ImageError("not enough memory to draw it"))
+
+    def _tokens(self, item: Input, label: str, tokens: ImageTokens, tokenizer: Tokenizer) -> Drawing:
+        [(_, pictures)] = decode_tokens(tokenizer, [(None, tokens)], strip=self.build_up)
+        if isinstance(pictures, VartokError):
+            raise pictures
+        original, notes, drawn = None, [], False
+        if (found := self._find_original(item, tokens)) is not None:
+            place, drawn = found
+            try:
+                original = read_original(place, tokens, tokenizer)
+            except VartokError as error:
+                notes.append(f"not compared with its original: {error}")
+        tiles = comparison_tiles(pictures, tokens, original)
+        if self.originals and original is not None and not drawn:
+            tiles.insert(0, original_tile(original, tokens))
+        return Drawing(label, tuple(tiles), tuple(notes))
+
+    def _find_original(
+        self, item: Input, tokens: ImageTokens
+    ) -> tuple[Callable[[Fit], Picture], bool] | None:
+        """Return what reads the original of tokens, and whether it is an input; None if it is not at hand."""
+        name = PurePath(tokens.image.source).name
+        for other in self.items:
+            if other.kind == "picture" and other.place is not None and other.name.name == name:
+                return functools.partial(_read, other), True
+        if item.kind != "tokens" or item.place is None or not name.lower().endswith(picture_suffixes()):
+            return None
+        path = Path(item.place).parent / name
+        return (functools.partial(read_picture, path), False) if path.is_file() else None
+
+    def _checkpoint(self, item: Input) -> Drawing:
+        from vartok.atlas import draw_atlas  # imports torch
+
+        tokenizer = self.load(item.place)
+        config = tokenizer.config
+        codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
+        text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
+        return Drawing(str(item), (Tile(draw_atlas(tokenizer), text),))
+
+
+def _picture(item: Input) -> Drawing:
+    picture = _read(item, NATIVE)
+    text = f"{item}\n{picture.width} x {picture.height} pixels"
+    return Drawing(str(item), (Tile(picture.pixels, text),), picture.notes)
+
+
+def _read(item: Input, fit: Fit) -> Picture:
+    [(_, sample)] = item.samples()
+    return sample.read(fit)
+
+
+class _FirstRows(Input):
+    """A collection of which the first rows are read only.
+
+    Warns:
+        VartokWarning: there are more; raised while iterating over the rows.
+    """
+
+    def rows(self, *, texts: bool = False) -> Iterator[Row]:
+        """Yield the first rows."""
+        for number, row in enumerate(super().rows(texts=texts)):
+            if number == FIRST_ROWS:
+                warn(f"{self}: only the first {FIRST_ROWS} rows are drawn; name others by key or number")
+                return
+            yield row
+
+
+def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
+    """Return the inputs with their kinds.
+
+    Raises:
+        ArgumentError: a folder holds neither a data set nor a checkpoint.
+    """
+    found: list[Input] = []
+    for source in inputs:
+        kind = _kind_of_stream(source) if not isinstance(source, str) else _kind(source)
+        if kind == CHECKPOINT:
+            assert isinstance(source, str)
+            found.append(Input(PurePath(source), CHECKPOINT, source))
+        else:
+            found += find_inputs(source, PICTURE_KINDS if kind == "picture" else TOKEN_KINDS)
+    return found
+
+
+def _kind(place: str) -> str:
+    """Return "picture", "tokens" or `CHECKPOINT`: by the suffix, and if it tells nothing by the content."""
+    name = place.lower()
+    if os.path.isdir(place):
+        has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
+        return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
+    if name.endswith(CHECKPOINTS) or hub.is_hub(place):
+        return CHECKPOINT
+    if not os.path.lexists(place) and (place in KNOWN or place == SHIPPED):
+        return CHECKPOINT
+    if is_url(place) or (name.endswith(picture_suffixes()) and not name.endswith(".npy")):
+        return "picture"
+    if name.endswith((*(suffix for suffix in TOKEN_FILES if suffix != ".npy"), ".json", *TABLES, *TARS)):
+        return "tokens"
+    if not os.path.isfile(place):  # what is no file fails when it is read
+        return "picture"
+    with contextlib.suppress(OSError), open(place, "rb") as stream:
+        return _kind_of_stream(stream)
+    return "picture"
+
+
+def _kind_of_stream(stream: BinaryIO) -> str:
+    """Return "tokens" for a stream that begins as token files or arrays of tokens do, else "picture"."""
+    head = _peek(stream)
+    if not head.startswith(MAGIC):
+        return "tokens" if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(TOKENS) else "picture"
+    try:
+        header = read_npy_header(io.BytesIO(head))
+    except ValueError:
+        return "tokens"
+    return "tokens" if header.dtype.kind in "iu" and len(header.shape) < 3 else "picture"
+
+
+def _peek(stream: BinaryIO) -> bytes:
+    """Return the first bytes of a stream, which stay to be read."""
+    if hasattr(stream, "peek"):
+        return bytes(stream.peek(MAX_NPY_START)[:MAX_NPY_START])
+    here = stream.tell()
+    head = stream.read(MAX_NPY_START)
+    stream.seek(here)
+    return head

@@ -187,6 +187,7 @@ READ = {
     "tied": (lambda: tied(draw(TINY)), None, TINY, PLAIN, ()),
     "Switti 512": (lambda: draw(of(VAR_512)), {**SWITTI, "reso": 512}, of(VAR_512), (), ()),
     "Switti 1024": (lambda: draw(of(VAR_1024)), {**SWITTI, "reso": 1024}, of(VAR_1024), (), ()),
+    "another's reso": (lambda: draw(TINY), {"reso": 512, "depth": 24}, TINY, PLAIN, ()),
     "HART": (
         hart_tensors,
         HART,

@@ -38,7 +38,7 @@ class KnownCheckpoint:
         license: licence of the weights; None if not known.
         model: name of the checkpoint, which token files record; None: the file's own.
         config: values of the configuration, by their keys in `TokenizerConfig.to_json`, that replace the
-            file's: those by which names of one file differ, and those that no file of the authors states.
+            file's: the schedules by which names of one file differ, and "last_phi".
         expected: values of the configuration as the authors' code sets them, for what the file does not
             state.
         key: key of the tokenizer in a file of several, or None.

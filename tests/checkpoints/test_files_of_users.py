@@ -210,11 +210,18 @@ READ = {
         PLAIN,
         ("config.json beside it is not used: it states 2 phis, but the tensors have 10",),
     ),
+    "a schedule of another length": (
+        lambda: draw(TINY),
+        {"patch_nums": [1, 2, 4]},
+        TINY,
+        PLAIN,
+        ("config.json beside it is not used: it states 3 scales, but the tensors have 10",),
+    ),
     "many configurations": (
         lambda: {
             "model": draw(TINY),
             "config": {"patch_nums": sides(VAR_512)},
-            "args": {"patch_nums": "1_2_3", "using_znorm": True},
+            "args": {"patch_nums": "1_2_3_4_5_6_7_8_9_10", "using_znorm": True},
             **{f"args{i}": {"ch": 64} for i in range(5)},
         },
         None,

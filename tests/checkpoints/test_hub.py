@@ -185,6 +185,18 @@ def test_a_file_of_another_hash_is_not_kept(there: Hub, tmp_path: Path) -> None:
     assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
 
 
+@pytest.mark.parametrize("ref", ["../../../elsewhere", "0" * 99, "\xff", None])
+def test_a_ref_that_is_no_commit_is_not_followed(there: Hub, tmp_path: Path, ref: str | None) -> None:
+    refs = tmp_path / "hub" / "models--me--vae" / "refs"
+    refs.mkdir(parents=True)
+    for folder in (tmp_path / "elsewhere", refs.parent / "snapshots" / ("0" * 99)):
+        folder.mkdir(parents=True)
+        save(folder / "x.safetensors", SMALL)
+        (folder / "config.json").write_text("{}")
+    os.mkfifo(refs / "main") if ref is None else (refs / "main").write_text(ref, "latin-1")
+    assert hub.cached(hub.parse("hf://me/vae/x.safetensors")) is None
+
+
 def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -> None:
     own = tmp_path / "blobs" / "own.pth"
     link = tmp_path / "hub" / "models--me--vae" / "snapshots" / COMMIT / "x.pth"

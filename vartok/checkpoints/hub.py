@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
-from vartok.files import os_error_reason
+from vartok.files import check_regular, os_error_reason
 from vartok.stopping import as_exceptions
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
@@ -114,7 +114,7 @@ def cached(place: HubPlace) -> Path | None:
     with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in a name, or no text
         commit = place.revision
         if not COMMIT.fullmatch(commit):
-            commit = (storage / "refs" / commit).read_text().strip()
+            commit = _read_ref(storage / "refs" / commit)
         folder = storage / "snapshots" / commit
         offline = bool(constants.HF_HUB_OFFLINE)
         for path in _candidates(folder, place, offline=offline):
@@ -123,6 +123,21 @@ def cached(place: HubPlace) -> Path | None:
             if path.is_file() and (known or offline):
                 return path
     return None
+
+
+def _read_ref(path: Path) -> str:
+    """Return the commit that a branch or a tag of the cache names.
+
+    Raises:
+        OSError: the file cannot be read, or is not a regular file.
+        ValueError: it does not hold a commit.
+    """
+    check_regular(path)
+    with open(path) as file:
+        commit = file.read(41).strip()
+    if not COMMIT.fullmatch(commit):
+        raise ValueError(f"{path} holds no commit")
+    return commit
 
 
 def _candidates(snapshot: Path, place: HubPlace, *, offline: bool) -> list[Path]:

@@ -162,6 +162,16 @@ def test_the_checkpoint_of_a_repository_is_chosen(
         assert "the folder has" in refused("hf://me/vae")
 
 
+def test_the_checkpoint_of_a_repository_does_not_depend_on_the_cache(there: Hub, tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "model.safetensors"):
+        there.files[f"me/two/{name}"] = save(tmp_path / name, SMALL).read_bytes()
+    silent("hf://me/two/model.safetensors")
+    silent("hf://me/two")
+    there.requests.clear()
+    assert find_checkpoint("hf://me/two").name == "weights.safetensors"
+    assert not there.requests
+
+
 def test_a_connection_that_breaks_goes_on_where_it_broke(there: Hub) -> None:
     there.files["me/vae/vae.pth"] = data = pth()
     there.cuts = [len(data) // 2, 100]

@@ -106,7 +106,8 @@ def cached(place: HubPlace) -> Path | None:
         place: a file; or a folder, of which a checkpoint of the usual names is taken.
 
     Returns:
-        The path; None if the file, or whether a configuration lies beside it, is not known here.
+        The path; None if the file, whether the folder has one of an earlier name, or whether a configuration
+        lies beside it, is not known here.
     """
     from huggingface_hub import constants
 
@@ -117,11 +118,16 @@ def cached(place: HubPlace) -> Path | None:
             commit = _read_ref(storage / "refs" / commit)
         folder = storage / "snapshots" / commit
         offline = bool(constants.HF_HUB_OFFLINE)
+
+        def is_missing(path: Path) -> bool:  # in the repository, as the hub said
+            return (storage / ".no_exist" / commit / path.relative_to(folder)).exists()
+
         for path in _candidates(folder, place, offline=offline):
-            beside = path.with_name(CONFIG_JSON)
-            known = beside.exists() or (storage / ".no_exist" / commit / beside.relative_to(folder)).exists()
-            if path.is_file() and (known or offline):
-                return path
+            if path.is_file():
+                config = path.with_name(CONFIG_JSON)
+                return path if offline or config.exists() or is_missing(config) else None
+            if not is_missing(path):  # the hub may have it, and then takes it for the folder's checkpoint
+                return None
     return None
 
 
@@ -183,8 +189,7 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
     # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
     with _hub_errors(label, place), as_exceptions():
         _check_connection()
-        name = place.path if place.is_file else _choose(place)
-        path = Path(_download(place, name, told=True))
+        name, path = _download_one(place)
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
         _download_config(place, name, path)
@@ -201,6 +206,24 @@ def _check_connection() -> None:
     get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
+def _download_one(place: HubPlace) -> tuple[str, Path]:
+    """Fetch a file, or a folder's checkpoint, and return its paths in the repository and on this disk.
+
+    The usual names are asked for one by one: huggingface_hub notes in its cache which are missing, so that
+    `cached` takes the same file.
+    """
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if place.is_file:
+        return place.path, _download(place, place.path, told=True)
+    for usual in USUAL:
+        name = f"{place.path}/{usual}" if place.path else usual
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            return name, _download(place, name, told=True)
+    name = _choose(place)
+    return name, _download(place, name, told=True)
+
+
 def _choose(place: HubPlace) -> str:
     """Return the path in the repository of a folder's checkpoint."""
     from huggingface_hub import HfApi
@@ -211,17 +234,18 @@ def _choose(place: HubPlace) -> str:
     return prefix + choose_file([name for name in own if "/" not in name], str(place))
 
 
-def _download(place: HubPlace, name: str, *, told: bool) -> str:
+def _download(place: HubPlace, name: str, *, told: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(
+        path = hf_hub_download(
             place.repository,
             name,
             revision=place.revision,
             library_name="vartok",
             tqdm_class=_progress_bar(place, name, told=told),
         )
+        return Path(path)
     finally:
         if listener is not None:
             listener.end()

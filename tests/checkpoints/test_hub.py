@@ -24,7 +24,7 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
-from vartok.checkpoints import finding, folders, hub, known, read_checkpoint, read_summary
+from vartok.checkpoints import finding, folders, hub, hub_cache, known, read_checkpoint, read_summary
 from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
 from vartok.schedule import NAMED, VAR_1024
@@ -97,7 +97,7 @@ def test_a_file_is_fetched_once_and_then_found_without_a_request(there: Hub) -> 
         assert find_checkpoint(place) == path
     assert find_checkpoint(Path("hf://me/vae/vae.pth")) == path
     assert len(there.requests) == asked
-    hub.fetch(hub.parse("hf://me/vae/vae.pth"))  # asks whether it is the newest
+    hub.fetch(hub_cache.parse("hf://me/vae/vae.pth"))  # asks whether it is the newest
     assert len(there.requests) > asked
     assert sum(request.startswith("GET /cdn") for request in there.requests) == 1
 
@@ -204,7 +204,7 @@ def test_a_ref_that_is_no_commit_is_not_followed(there: Hub, tmp_path: Path, ref
         save(folder / "x.safetensors", SMALL)
         (folder / "config.json").write_text("{}")
     os.mkfifo(refs / "main") if ref is None else (refs / "main").write_text(ref, "latin-1")
-    assert hub.cached(hub.parse("hf://me/vae/x.safetensors")) is None
+    assert hub_cache.cached(hub_cache.parse("hf://me/vae/x.safetensors")) is None
 
 
 def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -
     own.write_bytes(b"mine")
     link.symlink_to(own)
     with pytest.raises(CheckpointError, match="it was not kept"):
-        hub.check_sha256(link, "0" * 64, "x")
+        hub_cache.check_sha256(link, "0" * 64, "x")
     assert own.read_bytes() == b"mine"
     assert not os.path.lexists(link)
 

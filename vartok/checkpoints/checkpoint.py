@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
-from vartok.checkpoints.hub import check_sha256
+from vartok.checkpoints.hub_cache import check_sha256
 from vartok.checkpoints.recognition import HITS, recognize_config
 from vartok.checkpoints.statements import Statement, read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION

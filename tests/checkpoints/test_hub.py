@@ -116,7 +116,7 @@ def test_a_pth_is_read_from_its_converted_copy_the_second_time(there: Hub, tmp_p
     assert summary is not None
     assert (summary[0], summary[1].name) == (first.config, first.name)
     replace(copies[0], b"cut")
-    assert "is neither a safetensors nor a PyTorch file" in refused("hf://me/vae/vae.pth")
+    assert "it was not kept" in refused("hf://me/vae/vae.pth")
 
 
 def test_a_folder_of_caches_that_cannot_be_written_costs_only_time(
@@ -205,6 +205,21 @@ def test_a_ref_that_is_no_commit_is_not_followed(there: Hub, tmp_path: Path, ref
         (folder / "config.json").write_text("{}")
     os.mkfifo(refs / "main") if ref is None else (refs / "main").write_text(ref, "latin-1")
     assert hub_cache.cached(hub_cache.parse("hf://me/vae/x.safetensors")) is None
+
+
+@pytest.mark.parametrize("overrides", [{}, {"using_znorm": True}])
+def test_a_file_that_was_changed_in_the_cache_is_not_read(
+    there: Hub, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    place = "hf://me/vae/vae.safetensors"
+    there.files["me/vae/vae.safetensors"] = save(tmp_path / "a", TEN).read_bytes()
+    silent(place)
+    path = find_checkpoint(place)
+    assert len(list((tmp_path / "cache" / "vartok" / "checked").iterdir())) == 1
+    replace(path.resolve(), save(tmp_path / "b", TEN, draw(TEN, 1)).read_bytes())
+    with pytest.raises(CheckpointError, match=f"^{place}: the file has sha256 .* it was not kept"):
+        read_checkpoint(place, overrides)
+    assert not path.exists()
 
 
 def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, printable
-from vartok.files import check_regular
+from vartok.files import check_regular, os_error_reason, user_cache
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 """Beginning of a place on the hub; a Path of it has lost a slash."""
@@ -23,8 +24,8 @@ COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-_checked: set[tuple[Path, str]] = set()
-"""Files in the cache whose hash this process has checked."""
+_checked: set[Path] = set()
+"""Marks of the files whose hash this process has checked, for where none can be written."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ def blob_sha256(path: Path) -> str | None:
 
 
 def check_sha256(path: Path, expected: str, label: str) -> None:
-    """Check the hash of a file in the cache, once in a process; remove the file if it has another.
+    """Check the hash of a file in the cache, unless it did not change since; remove one that has another.
 
-    A link to a file outside the repository's blobs is removed alone: that file is its owner's.
+    An empty file in vartok's folder of caches marks a file that was checked. A link to a file outside the
+    repository's blobs is removed alone: that file is its owner's.
 
     Args:
         path: the file, in a snapshot folder of the cache.
@@ -147,15 +149,22 @@ def check_sha256(path: Path, expected: str, label: str) -> None:
         label: how messages name it.
 
     Raises:
-        CheckpointError: the hash differs.
+        CheckpointError: the hash differs, or the file cannot be read.
     """
-    if (path, expected) in _checked:
-        return
-    found = file_sha256(path)
-    if found == expected:
-        _checked.add((path, expected))
-        return
     blob = path.resolve()
+    try:
+        status = blob.stat()
+        told = repr((expected, str(blob), status.st_size, status.st_mtime_ns))
+        mark = user_cache() / "checked" / hashlib.sha256(told.encode(errors="replace")).hexdigest()
+        found = expected if mark in _checked or mark.exists() else file_sha256(blob)
+    except OSError as error:
+        raise CheckpointError(f"{label}: {os_error_reason(error)}") from None
+    if found == expected:
+        _checked.add(mark)
+        with contextlib.suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        return
     blobs = [(folder.parent / "blobs").resolve() for folder in path.parents if folder.name == "snapshots"]
     for file in (blob, path) if blob.parent in blobs else (path,):
         with contextlib.suppress(OSError):

@@ -259,6 +259,13 @@ def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> Non
     found = silent("switti-1024")
     assert (found.config.patch_nums, found.name, found.notes) == (VAR_1024, "VQVAE-Switti", ())
     assert read_checkpoint("switti-512").config.patch_nums[-1] == (32, 32)
+    data = save(tmp_path / "b.safetensors", TEN).read_bytes()  # of another repository, in vartok's format
+    there.files["mit-han-lab/hart-0.7b-1024px/tokenizer/model.safetensors"] = data
+    loaded = silent("hart").config
+    summary = read_summary("hart")
+    assert summary is not None
+    assert summary[0] == loaded
+    assert not loaded.last_phi
     file = io.BytesIO()
     torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
     there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()

@@ -24,9 +24,10 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
-from vartok.checkpoints import finding, folders, hub, hub_cache, known, read_checkpoint, read_summary
+from vartok.checkpoints import finding, hub, hub_cache, known, read_checkpoint, read_summary
 from vartok.checkpoints.finding import fetch_known, find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
+from vartok.files import file_sha256
 from vartok.schedule import NAMED, VAR_1024
 
 
@@ -290,7 +291,7 @@ def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_p
     there.requests.clear()
     rows = {row["name"]: row for row in json.loads(vartok("models", "--json").stdout)}
     assert rows["light"]["path"] == str(known.shipped_checkpoint())
-    assert rows["light"]["sha256"] == folders.file_sha256(known.shipped_checkpoint())
+    assert rows["light"]["sha256"] == file_sha256(known.shipped_checkpoint())
     assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
     assert rows["var"]["path"] is None
     assert rows["hart"]["not_verified"]

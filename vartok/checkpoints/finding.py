@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vartok.checkpoints import hub, hub_cache
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
+from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
 from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, printable
@@ -175,7 +175,7 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
             f"{printable(label)}: {known.source} has sha256 {sha256}, not {known.sha256}",
             hint=f"the hub has another file now; name {known.source} if you want that one",
         )
-    generic = path.name in (*USUAL, "pytorch_model.bin")
+    generic = path.name in (*STANDARD_NAMES, "pytorch_model.bin")
     name = known.model or (hub_cache.parse(known.source).repository.partition("/")[2] if generic else None)
     return CheckpointFile(
         path,

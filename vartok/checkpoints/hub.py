@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import USUAL, choose_file
+from vartok.checkpoints.folders import STANDARD_NAMES, choose_file
 from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
@@ -104,7 +104,7 @@ def _download_one(place: HubPlace) -> tuple[str, Path]:
 
     if place.is_file:
         return place.path, _download(place, place.path, told=True)
-    for usual in USUAL:
+    for usual in STANDARD_NAMES:
         name = f"{place.path}/{usual}" if place.path else usual
         with contextlib.suppress(RemoteEntryNotFoundError):
             return name, _download(place, name, told=True)

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, printable
-from vartok.files import check_regular, os_error_reason, user_cache
+from vartok.files import check_regular, file_sha256, os_error_reason, user_cache
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 """Beginning of a place on the hub; a Path of it has lost a slash."""
@@ -129,7 +129,7 @@ def _candidates(snapshot: Path, place: HubPlace, *, offline: bool) -> list[Path]
         return [path]
     if offline:
         return [path / choose_file(os.listdir(path), str(place))]
-    return [path / name for name in USUAL]
+    return [path / name for name in STANDARD_NAMES]
 
 
 def blob_sha256(path: Path) -> str | None:

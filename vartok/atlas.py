@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from vartok.drawing import check_room
 from vartok.images import to_pixels
-from vartok.images.tensors import drawable
+from vartok.images.tensors import as_pil, drawable
 from vartok.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
@@ -20,6 +22,9 @@ Integers = NDArray[np.int64]
 COMPONENTS = 16  # principal components in which codes are compared
 PASSES = 60
 SWAPS = 8  # rounds of swaps in a pass
+
+NUMBER_SIZE, GAP = 13, 4
+"""Height of the numbers of codes, and the space between codes, in pixels."""
 
 
 def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
@@ -110,3 +115,31 @@ def _box_sums(grid: Floats, radius: int) -> Floats:
         window = sums[np.minimum(at + radius + 1, len(grid))] - sums[np.maximum(at - radius, 0)]
         grid = window.swapaxes(0, 1)
     return grid
+
+
+def draw_numbered_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Draw the atlas with the number of every code below its picture, which is enlarged to be as wide.
+
+    Returns:
+        [H, W, 3] uint8: for 4096 codes of 16 pixels, 3584 x 3584.
+
+    Raises:
+        ImageError: the atlas would have more than `drawing.MAX_PIXELS` pixels: that of some 30,000 codes.
+    """
+    codes = tokenizer.config.vocab_size
+    font = ImageFont.load_default(NUMBER_SIZE)
+    _, _, right, bottom = font.getbbox("0" * len(str(codes - 1)))
+    side = tokenizer.config.downsample * math.ceil((right + 4) / tokenizer.config.downsample)
+    columns = math.isqrt(codes - 1) + 1
+    width, height = side + GAP, side + int(bottom) + GAP
+    check_room(columns * width, -(-codes // columns) * height)
+    pictures = to_pixels(tokenizer.draw_codes())
+    order = atlas_order(pictures.reshape(codes, -1).astype(np.float32))
+    sheet = Image.new("RGB", (order.shape[1] * width, order.shape[0] * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for (row, column), code in np.ndenumerate(order):
+        if code >= 0:
+            picture = as_pil(drawable(pictures[code])).resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(picture, (column * width, row * height))
+            draw.text((column * width, row * height + side), str(code), "black", font)
+    return np.asarray(sheet)

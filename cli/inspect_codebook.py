@@ -15,6 +15,7 @@ from vartok.files import write_bytes
 
 from .command import command
 from .files import output_path
+from .html import HtmlOption, check_html, write_html
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -66,6 +67,7 @@ def inspect_codebook(
     numbers: Annotated[
         bool, typer.Option("--numbers", help="With --atlas: write the number of every code below it.")
     ] = False,
+    html: HtmlOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -82,6 +84,7 @@ def inspect_codebook(
       vartok inspect-codebook
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png --numbers
+      vartok inspect-codebook tokens/ --html codes.html
     """
     named = tokens or []
     if usage and not named:
@@ -96,6 +99,7 @@ def inspect_codebook(
     if numbers and atlas is None:
         raise typer.BadParameter("--numbers is only for the atlas: set --atlas")
     _check_atlas(atlas, force)
+    check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
@@ -111,6 +115,10 @@ def inspect_codebook(
         _draw_atlas(atlas, tokenizer, force, numbers=numbers)
         if not as_json:
             say(f"drew {counted(tokenizer.config.vocab_size, 'code')} in {printable(atlas)}")
+    if html:
+        from vartok.reports import codebook_page
+
+        write_html(html, codebook_page(tokenizer, codebook, used), force=force, quiet=as_json)
     report.finish()
 
 

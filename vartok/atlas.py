@@ -36,13 +36,46 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
         [rows * d, columns * d, 3] uint8, d the downsampling factor; [..., 1] for one or two channels. Of more
         than three it shows the first three. Empty cells are white.
     """
+    return draw_ordered_atlas(tokenizer)[0]
+
+
+def draw_ordered_atlas(tokenizer: Tokenizer) -> tuple[NDArray[np.uint8], Integers]:
+    """Draw the atlas as `draw_atlas` does, and return its order, [rows, columns], as `atlas_order` does."""
     pictures = to_pixels(tokenizer.draw_codes())
     count, side = pictures.shape[:2]
     order = atlas_order(pictures.reshape(count, -1).astype(np.float32))
     white = np.full_like(pictures[:1], 255)
     cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
-    return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1))
+    return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1)), order
+
+
+def draw_numbered_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Draw the atlas with the number of every code below its picture, which is enlarged to be as wide.
+
+    Returns:
+        [H, W, 3] uint8: of 4096 codes of 16 pixels, 3328 pixels wide and 4160 high.
+
+    Raises:
+        ImageError: the atlas would have more than `drawing.MAX_PIXELS` pixels: that of some 30,000 codes.
+    """
+    codes, step = tokenizer.config.vocab_size, tokenizer.config.downsample
+    font = ImageFont.load_default(NUMBER_SIZE)
+    _, _, right, bottom = font.getbbox("0" * len(str(codes - 1)))
+    side = step * math.ceil((right + 4) / step)
+    columns = math.isqrt(codes - 1) + 1
+    width, height = side + GAP, side + int(bottom) + GAP
+    sheet = Image.new("RGB", check_room(columns * width, -(-codes // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    pixels, order = draw_ordered_atlas(tokenizer)
+    atlas = as_pil(pixels)
+    for (row, column), code in np.ndenumerate(order):
+        if code >= 0:
+            box = (column * step, row * step, (column + 1) * step, (row + 1) * step)
+            picture = atlas.resize((side, side), Image.Resampling.NEAREST, box)
+            sheet.paste(picture, (column * width, row * height))
+            draw.text((column * width, row * height + side), str(code), "black", font)
+    return np.asarray(sheet)
 
 
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:
@@ -115,31 +148,3 @@ def _box_sums(grid: Floats, radius: int) -> Floats:
         window = sums[np.minimum(at + radius + 1, len(grid))] - sums[np.maximum(at - radius, 0)]
         grid = window.swapaxes(0, 1)
     return grid
-
-
-def draw_numbered_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
-    """Draw the atlas with the number of every code below its picture, which is enlarged to be as wide.
-
-    Returns:
-        [H, W, 3] uint8: for 4096 codes of 16 pixels, 3584 x 3584.
-
-    Raises:
-        ImageError: the atlas would have more than `drawing.MAX_PIXELS` pixels: that of some 30,000 codes.
-    """
-    codes = tokenizer.config.vocab_size
-    font = ImageFont.load_default(NUMBER_SIZE)
-    _, _, right, bottom = font.getbbox("0" * len(str(codes - 1)))
-    side = tokenizer.config.downsample * math.ceil((right + 4) / tokenizer.config.downsample)
-    columns = math.isqrt(codes - 1) + 1
-    width, height = side + GAP, side + int(bottom) + GAP
-    check_room(columns * width, -(-codes // columns) * height)
-    pictures = to_pixels(tokenizer.draw_codes())
-    order = atlas_order(pictures.reshape(codes, -1).astype(np.float32))
-    sheet = Image.new("RGB", (order.shape[1] * width, order.shape[0] * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for (row, column), code in np.ndenumerate(order):
-        if code >= 0:
-            picture = as_pil(drawable(pictures[code])).resize((side, side), Image.Resampling.NEAREST)
-            sheet.paste(picture, (column * width, row * height))
-            draw.text((column * width, row * height + side), str(code), "black", font)
-    return np.asarray(sheet)

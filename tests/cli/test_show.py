@@ -114,6 +114,15 @@ def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: librar
     assert "an animation is of one image, but there are 2" in run.stderr
 
 
+def test_pictures_of_other_channels_fail_alone(
+    vartok: Vartok, pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four = [(None, [np.zeros((8, 8, 4), np.uint8)])]
+    monkeypatch.setattr("vartok.operations.show.decode_tokens", lambda *_, **__: four)
+    run = vartok("show", "img.tokens.npz", "img.png", "-o", "x.png", code=3)
+    assert "vartok: img.tokens.npz: a PIL image has 1 or 3 channels" in run.stderr
+
+
 def test_a_checkpoint_that_is_missing_is_named_once(vartok: Vartok, pair: Path) -> None:
     run = vartok("show", *["img.tokens.npz"] * 2, "-w", "no.safetensors", code=1)
     assert run.stderr == "vartok: no.safetensors: no such file or folder\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vartok.drawing import Tile
 from vartok.errors import ImageError, counted
 from vartok.images import FITS, Fit, Picture
+from vartok.images.tensors import as_pil
 from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
@@ -69,6 +70,9 @@ def comparison_tiles(
 
     Returns:
         A tile for each picture. A single one is also labelled with the image's source and the checkpoint.
+
+    Raises:
+        ImageError: the pictures have neither 1 nor 3 channels.
     """
     last = len(tokens.scales) if scales is None else scales
     height, width = pictures[0].shape[:2]
@@ -86,14 +90,14 @@ def comparison_tiles(
             shown = counted(whole, "scale") if number == whole else f"{number} of {counted(whole, 'scale')}"
             lines = [tokens.image.source, f"{width} x {height} pixels, {shown}, {counted(count, 'token')}"]
             lines.append(", ".join([*quality, tokens.model.name]))
-        tiles.append(Tile(pixels, "\n".join(lines)))
+        tiles.append(Tile(as_pil(pixels), "\n".join(lines)))
     return tiles
 
 
 def original_tile(original: Pixels, tokens: ImageTokens) -> Tile:
     """Label the pixels that were encoded."""
     image = tokens.image
-    return Tile(original, f"original\n{image.width} x {image.height} pixels, {image.fit}")
+    return Tile(as_pil(original), f"original\n{image.width} x {image.height} pixels, {image.fit}")
 
 
 def _psnr(original: Pixels, copy: Pixels) -> float:

@@ -95,6 +95,15 @@ def to_rgb_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     return levels if levels.shape[-1] == 3 else levels.repeat(3, axis=-1)
 
 
+def drawable(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return [..., C] pixels as what a picture can show: 8 bits, and of several channels the first three.
+
+    Returns:
+        [..., 3] uint8, or [..., 1] uint8 for one or two channels.
+    """
+    return to_bytes(pixels[..., : 3 if pixels.shape[-1] >= 3 else 1])
+
+
 def from_pil(images: Image.Image | Sequence[Image.Image]) -> NDArray[np.uint8]:
     """Convert PIL images to RGB pixels by `Image.convert`.
 

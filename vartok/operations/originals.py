@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vartok.drawing import Tile
 from vartok.errors import ImageError, counted
 from vartok.images import FITS, Fit, Picture
-from vartok.images.tensors import as_pil
+from vartok.images.tensors import to_bytes
 from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_original(read: Callable[[Fit], Picture], tokens: ImageTokens, tokenizer
         tokenizer: the tokenizer that decodes them.
 
     Returns:
-        [H, W, C] pixels of the size that was encoded.
+        [H, W, C] uint8, of the size that was encoded; levels of 16 bits are rounded.
 
     Raises:
         ImageError: the picture cannot be read; or it has another size than the original, so that it is
@@ -53,7 +53,7 @@ def read_original(read: Callable[[Fit], Picture], tokens: ImageTokens, tokenizer
         )
     if picture.pixels.shape[:2] != image.size:
         raise ImageError("the picture cannot be brought to the size that was encoded")
-    return picture.pixels
+    return to_bytes(picture.pixels)
 
 
 def comparison_tiles(
@@ -70,9 +70,6 @@ def comparison_tiles(
 
     Returns:
         A tile for each picture. A single one is also labelled with the image's source and the checkpoint.
-
-    Raises:
-        ImageError: the pictures have neither 1 nor 3 channels.
     """
     last = len(tokens.scales) if scales is None else scales
     height, width = pictures[0].shape[:2]
@@ -90,14 +87,14 @@ def comparison_tiles(
             shown = counted(whole, "scale") if number == whole else f"{number} of {counted(whole, 'scale')}"
             lines = [tokens.image.source, f"{width} x {height} pixels, {shown}, {counted(count, 'token')}"]
             lines.append(", ".join([*quality, tokens.model.name]))
-        tiles.append(Tile(as_pil(pixels), "\n".join(lines)))
+        tiles.append(Tile(pixels, "\n".join(lines)))
     return tiles
 
 
 def original_tile(original: Pixels, tokens: ImageTokens) -> Tile:
     """Label the pixels that were encoded."""
     image = tokens.image
-    return Tile(as_pil(original), f"original\n{image.width} x {image.height} pixels, {image.fit}")
+    return Tile(original, f"original\n{image.width} x {image.height} pixels, {image.fit}")
 
 
 def _psnr(original: Pixels, copy: Pixels) -> float:

@@ -21,7 +21,6 @@ from vartok.drawing import Tile
 from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokError, counted, printable, warn
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
-from vartok.images.tensors import as_pil
 from vartok.maps import MapPainter
 from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
 from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs
@@ -206,7 +205,7 @@ class _Drawer:
                 notes.append(f"not compared with its original: {error}")
         tiles = comparison_tiles(pictures, tokens, original)
         if self.maps:
-            drawn_maps = map(as_pil, self.painter(tokenizer).draw_scales(tokens, pictures))
+            drawn_maps = self.painter(tokenizer).draw_scales(tokens, pictures)
             tiles = [tile._replace(picture=image) for tile, image in zip(tiles, drawn_maps, strict=True)]
         if self.originals and original is not None and not drawn:
             tiles.insert(0, original_tile(original, tokens))
@@ -236,7 +235,7 @@ class _Drawer:
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
         text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
-        return Drawing(str(item), (Tile(as_pil(draw_atlas(tokenizer)), text),))
+        return Drawing(str(item), (Tile(draw_atlas(tokenizer), text),))
 
 
 def _picture(item: Input) -> Drawing:

@@ -14,7 +14,7 @@ from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
-from vartok.images.tensors import Pixels, to_bytes
+from vartok.images.tensors import Pixels, drawable
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.tokenizer import Tokenizer
@@ -56,11 +56,8 @@ def validate(
         if len(decoded) < SAMPLE_PICTURES:
             decoded.append(reconstruction)
     usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
-    shown = 3 if config.in_channels >= 3 else 1
     rows = (pictures[:SAMPLE_PICTURES], decoded)
-    sample = np.concatenate(
-        [np.concatenate([to_bytes(pixels[..., :shown]) for pixels in row], axis=1) for row in rows]
-    )
+    sample = np.concatenate([np.concatenate([drawable(pixels) for pixels in row], axis=1) for row in rows])
     validation = Validation(
         step=step,
         pictures=len(pictures),

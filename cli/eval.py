@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ImageError
+from vartok.errors import ImageError, counted
 
 from .command import command
 from .files import parse_inputs
+from .html import HtmlOption, check_html, write_html
 from .messages import print_result, say
 from .options import (
+    ForceOption,
     InputOptions,
     JsonOption,
     MessageOptions,
@@ -28,6 +30,8 @@ from .report import Report
 
 if TYPE_CHECKING:
     from vartok import evaluation
+    from vartok.reports import Gallery
+    from vartok.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ def eval(
     model: ModelOptions,
     inputs: InputOptions,
     work: WorkOptions,
+    html: HtmlOption = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
     messages: MessageOptions,
 ) -> None:
@@ -117,6 +123,7 @@ def eval(
     Examples:
       vartok eval -r photos
       vartok eval -r photos --baselines --worst 10
+      vartok eval -r photos --html report.html
       vartok eval -r photos -w mine.safetensors --compare light --json
       vartok eval -r photos --again 3 --agree bfloat16
     """
@@ -124,12 +131,17 @@ def eval(
     from vartok.operations import find_inputs
 
     picture.check()
+    if force and html is None:
+        raise typer.BadParameter("--force needs --html, the file that it overwrites")
+    check_html(html, force=force)
     configure_pillow(quiet=not messages.debug)
     files = find_inputs(parse_inputs(pictures, inputs), recursive=inputs.recursive)
     checkpoints: list[str | None] = [model.weights, *[measure.compare] * bool(measure.compare)]
     tokenizers = [load_tokenizer(weights, model.device, model.dtype) for weights in checkpoints]
     from vartok.evaluation import evaluate_files
+    from vartok.reports import Gallery
 
+    gallery = Gallery() if html else None
     total = None if any(item.is_collection for item in files) else len(files)
     progress = Report(total, verb="evaluated", quiet=messages.quiet, debug=messages.debug)
     with progress:
@@ -140,6 +152,7 @@ def eval(
                 tokenizer=tokenizers[0],
                 compare=tokenizers[1] if measure.compare else None,
                 **measure.arguments(),
+                gallery=gallery,
                 progress=lambda result: _count(progress, result),
                 **dataclasses.asdict(picture),
                 **dataclasses.asdict(work),
@@ -151,6 +164,9 @@ def eval(
         if report.pictures:
             _explain_missing(report, measure)
             _print(report, measure.worst, checkpoints, as_json=as_json)
+            if html and gallery:
+                page = _page(report, tokenizers[0], gallery, checkpoints)
+                write_html(html, page, force=force, quiet=messages.quiet)
         progress.finish()
 
 
@@ -183,6 +199,20 @@ def _print(
         from .eval_tables import print_report
 
         print_report(report, worst, checkpoints, _versions())
+
+
+def _page(
+    report: evaluation.EvaluationReport, first: Tokenizer, gallery: Gallery, checkpoints: list[str | None]
+) -> str:
+    """Return the HTML page of a report, and print what it leaves out."""
+    from vartok.evaluation.tables import model_labels
+    from vartok.reports import evaluation_page
+
+    if gallery.left_out:
+        left = counted(gallery.left_out, "picture")
+        say(f"{left} of higher PSNR left out of the page, which keeps below 10 MB; its figures count all")
+    labels = model_labels(report, checkpoints)
+    return evaluation_page(report, first, gallery, labels=labels, versions=_versions())
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from vartok.files import write_bytes
 
 from .command import command
 from .files import output_path
+from .html import HtmlOption, check_html, write_html
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -63,6 +64,7 @@ def inspect_codebook(
             help="Write a picture of all codes, each decoded alone; similar codes are neighbours.",
         ),
     ] = None,
+    html: HtmlOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -79,6 +81,7 @@ def inspect_codebook(
       vartok inspect-codebook
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png
+      vartok inspect-codebook tokens/ --html codes.html
     """
     named = tokens or []
     if usage and not named:
@@ -91,6 +94,7 @@ def inspect_codebook(
             "--keys, --limit and --schedule need TOKENS: name files or folders of tokens"
         )
     _check_atlas(atlas, force)
+    check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
     from vartok.codebook import describe_codebook
@@ -106,6 +110,10 @@ def inspect_codebook(
         _draw_atlas(atlas, tokenizer, force)
         if not as_json:
             say(f"drew {counted(tokenizer.config.vocab_size, 'code')} in {printable(atlas)}")
+    if html:
+        from vartok.reports import codebook_page
+
+        write_html(html, codebook_page(tokenizer, codebook, used), force=force, quiet=as_json)
     report.finish()
 
 

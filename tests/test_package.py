@@ -34,7 +34,7 @@ ORDER = (
     ],
     ["buckets"],
     ["compression", "config", "codebook", "images"],
-    ["tokens", "drawing"],
+    ["tokens", "drawing", "reports.gallery"],
     ["token_files", "flat_tokens", "sources", "inputs", "models.layers", "models.packed_conv"],
     ["dataset.encoding"],
     ["dataset.schema", "token_streams"],
@@ -48,8 +48,9 @@ ORDER = (
     ["tokenizer"],
     ["loading", "atlas", "maps", "environment"],
     ["operations", "export"],
-    ["evaluation", "dataset"],
-    ["train", "usage"],
+    ["evaluation", "dataset", "usage"],
+    ["reports"],
+    ["train"],
 )
 UNITS = [f"vartok.{unit}" for line in ORDER for unit in line]
 MODEL = {
@@ -157,7 +158,7 @@ def test_public_names_resolve() -> None:
         vartok.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.export", "vartok.train"])
+@pytest.mark.parametrize("name", ["vartok.dataset", "vartok.export", "vartok.reports", "vartok.train"])
 def test_lazy_names_of_subpackages_resolve(name: str) -> None:
     package = importlib.import_module(name)
     assert dir(package) == sorted(package.__all__)
@@ -261,7 +262,7 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
     installed = {name for name in wheel.namelist() if name.startswith("vartok/")}
     wanted = {"vartok/py.typed"}
     for folder, package in (("vartok", "vartok"), ("cli", "vartok/cli"), ("weights", "vartok/weights")):
-        found = (path for kind in ("*.py", "*.toml") for path in (ROOT / folder).rglob(kind))
+        found = (path for kind in ("*.py", "*.toml", "templates/*") for path in (ROOT / folder).rglob(kind))
         wanted |= {f"{package}/{path.relative_to(ROOT / folder)}" for path in found}
     weights = {f"vartok/weights/{path.name}" for path in (ROOT / "weights").glob("*.[smt]*")}
     assert {"vartok/weights/vartok-light-v1.safetensors", "vartok/weights/vartok-light-v1.md"} <= weights

@@ -31,13 +31,18 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
         [rows * d, columns * d, 3] uint8, d the downsampling factor; [..., 1] for one or two channels. Of more
         than three it shows the first three. Empty cells are white.
     """
+    return draw_ordered_atlas(tokenizer)[0]
+
+
+def draw_ordered_atlas(tokenizer: Tokenizer) -> tuple[NDArray[np.uint8], Integers]:
+    """Draw the atlas as `draw_atlas` does, and return its order, [rows, columns], as `atlas_order` does."""
     pictures = to_pixels(tokenizer.draw_codes())
     count, side = pictures.shape[:2]
     order = atlas_order(pictures.reshape(count, -1).astype(np.float32))
     white = np.full_like(pictures[:1], 255)
     cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
-    return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1))
+    return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1)), order
 
 
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:

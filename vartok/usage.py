@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,14 @@ class TokenUsage:
         schedule: (h, w) of every scale; None if images have several schedules.
         usage: statistics of the usage, by all scales together and by each scale.
         failures: names of files that were not counted, or not in full, and the reasons.
+        counts: [K, V] int64, how often each scale uses each code.
     """
 
     images: int
     schedule: Schedule | None
     usage: UsageReport
     failures: tuple[tuple[str, VartokError], ...]
+    counts: NDArray[np.int64] = field(repr=False, compare=False)
 
 
 def count_usage(
@@ -104,6 +106,7 @@ def count_usage(
         schedule=found.pop() if len(found) == 1 else None,
         usage=describe_usage(counts),
         failures=tuple(failures),
+        counts=counts,
     )
 
 

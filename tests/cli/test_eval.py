@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import Vartok, photo, save
+from noise import SMALL, tokenizer
 
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
@@ -282,3 +283,21 @@ def test_missing_networks_are_named_at_once(
     [line] = vartok("eval", "-r", "in", option, code=1).stderr.splitlines()
     assert f"pip install {package}, and download https://" in line
     assert str(folder / "checkpoints") in line
+
+
+def test_html(vartok: Vartok, here: Path) -> None:
+    tokenizer(here / "small.safetensors", SMALL)
+    save(here / "a.png", 0, 40, 40)
+    quick = ("-w", "small.safetensors", "--size", "16", "a.png", "--html")
+    done = vartok("eval", *quick, "report.html")
+    assert "vartok: wrote report.html; open it in a browser\n" in done.stderr
+    page = (here / "report.html").read_text()
+    assert "Evaluation of small" in page
+    assert vartok("eval", *quick, "report.html", code=1).stderr.endswith(
+        "exists: set --force to replace it\n"
+    )
+    assert (here / "report.html").read_text() == page
+    vartok("eval", *quick, "report.html", "--force", "--json")
+    assert (here / "report.html").read_text() == page
+    assert "must end in .html" in vartok("eval", *quick, "report.pdf", code=2).stderr
+    assert "--force needs --html" in vartok("eval", "a.png", "--force", code=2).stderr

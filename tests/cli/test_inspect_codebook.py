@@ -145,4 +145,8 @@ def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
     tokenizer(here / "small.safetensors", SMALL)
     vartok("inspect-codebook", "-w", "small.safetensors", "--atlas", "atlas.png", "--force")
     assert names(here) == ["atlas.png", "small.safetensors"]
+    done = vartok("inspect-codebook", "-w", "small.safetensors", "--html", "codes.html")
+    assert done.stderr == "vartok: wrote codes.html; open it in a browser\n"
+    assert "Codebook of small" in (here / "codes.html").read_text()
+    assert "codes.html exists" in vartok("inspect-codebook", "--html", "codes.html", code=1).stderr
     assert (here / "atlas.png").read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from vartok.errors import OutputError, TrainError
 from vartok.images import to_tensor
 from vartok.train import Progress, Validation, read_settings
 from vartok.train.folder import SAMPLES, STATE, WEIGHTS
+from vartok.train.history import MAX_POINTS, History
 
 
 def test_a_run_learns_a_few_pictures_and_exports_a_checkpoint(tiles: Path, tmp_path: Path) -> None:
@@ -93,6 +95,46 @@ def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) 
     with Image.open(tmp_path / "run" / SAMPLES / "0000008.png") as sheet:
         assert sheet.size == (64 * min(8, validation.pictures), 128)
     assert list((tmp_path / "run" / "log").glob("events*"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('class="picture"') == min(8, validation.pictures)
+    assert "refresh" not in page
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [one["step"] for one in history["validations"]] == [8]
+
+    go(tiny(run={"steps": 10}), tiles, tmp_path / "run", resume=True)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [one["step"] for one in history["validations"]] == [8, 10]
+    assert [point[0] for point in history["progress"]] == [8, 10]
+    assert "Ended: 10 steps" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_history_is_thinned_and_a_broken_one_begins_anew(tmp_path: Path) -> None:
+    history = History()
+    event = Progress(
+        step=0,
+        fraction=0.5,
+        seconds=1.0,
+        loss=0.5,
+        psnr=20.0,
+        perplexity=(1.0, 2.0),
+        replaced_codes=0,
+        images_per_second=1.0,
+        unreadable=0,
+    )
+    for step in range(1, 2 * MAX_POINTS + 11):
+        history.add(dataclasses.replace(event, step=step))
+    assert len(history.progress) == MAX_POINTS + 10
+    assert [point[0] for point in history.progress[-12:-9]] == [
+        2 * MAX_POINTS - 2,
+        2 * MAX_POINTS,
+        2 * MAX_POINTS + 1,
+    ]
+    history.write(tmp_path)
+    assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
+    assert History.read(tmp_path, 10, scales=3).progress == []
+    for text in ("{", "[]", '{"progress": [["a"]], "validations": []}', '{"progress": 1}'):
+        (tmp_path / "history.json").write_text(text)
+        assert History.read(tmp_path, 10, scales=2).progress == []
 
 
 def test_minutes_end_a_run(tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

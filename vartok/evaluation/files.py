@@ -27,6 +27,7 @@ from vartok.operations import (
     resolve_fit,
 )
 from vartok.operations.inputs import Inputs, Source
+from vartok.reports.gallery import Gallery
 from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.sources.passed_over import warn_of_members
@@ -57,6 +58,7 @@ def evaluate_files(
     scales: bool = True,
     again: int = 0,
     agree: str | Sequence[str] = (),
+    gallery: Gallery | None = None,
     recursive: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -92,6 +94,7 @@ def evaluate_files(
             them, and encodes these again.
         agree: dtypes and devices, one or several: the first checkpoint's tokens in each are compared with
             those in float32 on the CPU. A dtype is computed on `device`, and a device computes in `dtype`.
+        gallery: keeps pictures and their reconstructions for `evaluation_page` of `vartok.reports`.
         recursive: search folders; if False, a folder is an error.
         batch_size: number of pictures that the networks compute together; if None, 32 on a GPU, 1 on a CPU.
         workers: number of threads that read pictures, and of as many that compute metrics; one more than
@@ -150,6 +153,7 @@ def evaluate_files(
         scales=scales,
         again=again,
         agreement=agreement,
+        gallery=gallery,
         **networks,
     )
     results = evaluation.measure(

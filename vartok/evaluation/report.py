@@ -31,6 +31,7 @@ class Reconstruction(NamedTuple):
         lpips: LPIPS distance; None if it was not measured, or the picture is too small.
         features: [D] Inception features; None without rFID.
         round_trips: figures after 1, 2, ... round trips.
+        shown: pixels for a gallery, after 1, 2, ... K scales or after all alone; empty without a gallery.
     """
 
     pixels: Pixels
@@ -40,6 +41,7 @@ class Reconstruction(NamedTuple):
     lpips: float | None
     features: Tensor | None
     round_trips: tuple[RoundTrip, ...]
+    shown: tuple[Pixels, ...] = ()
 
 
 class Totals:
@@ -48,6 +50,9 @@ class Totals:
     Args:
         tokenizer: the tokenizer that is measured.
         device: device of the Inception features.
+
+    Attributes:
+        counts: [K, V] int64, how often each scale used each code.
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
@@ -55,7 +60,7 @@ class Totals:
         self._schedules: set[Schedule] = set()
         self._pixels = 0
         self._bits = 0.0
-        self._counts = np.zeros((0, tokenizer.config.vocab_size), np.int64)
+        self.counts = np.zeros((0, tokenizer.config.vocab_size), np.int64)
         self._steps = np.zeros(4, np.int64)
         self._reference_steps = np.zeros(4, np.int64)
         self._distance = FrechetDistance(device)
@@ -72,9 +77,9 @@ class Totals:
         self._pixels += reference.shape[0] * reference.shape[1]
         self._bits += count_bits(copy.tokens, self._tokenizer)
         maps = [tokens.numpy() for tokens in copy.tokens.maps]
-        more = max(0, len(maps) - len(self._counts))  # pictures of several sizes may differ
-        self._counts = np.pad(self._counts, ((0, more), (0, 0)))
-        self._counts[: len(maps)] += count_codes([maps], self._counts.shape[1], len(maps))
+        more = max(0, len(maps) - len(self.counts))  # pictures of several sizes may differ
+        self.counts = np.pad(self.counts, ((0, more), (0, 0)))
+        self.counts[: len(maps)] += count_codes([maps], self.counts.shape[1], len(maps))
         self._steps += count_steps(to_bytes(copy.pixels), self._tokenizer.config.downsample)
         self._reference_steps += count_steps(to_bytes(reference), self._tokenizer.config.downsample)
         if features is not None and copy.features is not None:
@@ -86,7 +91,7 @@ class Totals:
         Args:
             scores: this tokenizer's scores of every added picture; at least one.
         """
-        usage = describe_usage(self._counts)
+        usage = describe_usage(self.counts)
         return ModelScores(
             psnr=_mean([one.psnr for one in scores]),
             ssim=_mean([one.ssim for one in scores]),

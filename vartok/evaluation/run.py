@@ -24,6 +24,7 @@ from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
+from vartok.reports.gallery import Gallery, shrink
 from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
@@ -52,6 +53,7 @@ class Evaluation:
         scales: also measure the PSNR after each scale, which decodes every picture once per scale.
         again: number of round trips to measure: tokens are decoded, and the pixels encoded again.
         agreement: also compares the tokens of each picture with those on other devices or in other dtypes.
+        gallery: keeps pictures and their reconstructions for an HTML report.
         lpips: network that maps two [B, 3, H, W] batches in [-1, 1] to distances [B, 1, 1, 1], see
             `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
@@ -72,6 +74,7 @@ class Evaluation:
         scales: bool = True,
         again: int = 0,
         agreement: AgreementMeter | None = None,
+        gallery: Gallery | None = None,
         lpips: nn.Module | None = None,
         inception: nn.Module | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class Evaluation:
         self._scales = scales
         self._again = again
         self._agreement = agreement
+        self._gallery = gallery
         # MPS lacks float64, which the Fréchet distance needs.
         self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
         self._lpips = lpips and lpips.to(self._device)
@@ -170,6 +174,7 @@ class Evaluation:
             device=self._tokenizers[0].device.type,
             dtype=self._tokenizers[0].dtype,
             agreements=() if self._agreement is None else self._agreement.results(),
+            code_counts=tuple(totals.counts for totals in self._totals),
         )
 
     def _reconstruct(self, batch: list[Picture]) -> list[_Reconstructed]:
@@ -190,12 +195,13 @@ class Evaluation:
         dtype = pixels.dtype
         unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)
         by_scale: list[list[float]] = []
-        if self._scales:
-            for prefix in tokenizer.decode_prefixes(tokens):
-                copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
+        shown: list[list[Pixels]] = []
+        for prefix in tokenizer.decode_prefixes(tokens) if self._scales else [tokenizer.decode(tokens)]:
+            copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
+            if self._scales:
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
-        else:
-            copies = to_pixels(tokenizer.decode(tokens), dtype)
+            if self._gallery is not None:
+                shown.append([shrink(copy) for copy in copies])
         distances = self._distances(pixels, copies)
         features = self._features(copies)
         trips = make_round_trips(tokenizer, pixels, copies, tokens, self._again)
@@ -209,6 +215,7 @@ class Evaluation:
                 lpips=None if distances is None else distances[b],
                 features=None if features is None else features[b],
                 round_trips=trips[b],
+                shown=tuple(scale[b] for scale in shown),
             )
             for b in range(len(pixels))
         ]
@@ -264,6 +271,9 @@ class Evaluation:
             data = compress(to_bytes(reference), format, int(models[0].size_bytes))
             copied = decompress(data, reference.shape[2]).astype(reference.dtype)
             baselines.append(score(copied * (peak(reference.dtype) // 255), 8 * len(data)))
+        if self._gallery is not None:
+            found_psnr = [one.scale_psnr or (one.psnr,) for one in models]
+            self._gallery.add(name, reference, [copy.shown for copy in found.copies], found_psnr)
         return PictureScores(
             name=name,
             height=height,

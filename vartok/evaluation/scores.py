@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.evaluation import agreement, round_trips
@@ -144,6 +147,7 @@ class EvaluationReport:
             `vartok.sources.passed_over`.
         agreements: agreement of the first checkpoint's tokens with those in float32 on the CPU, for each
             device and dtype that was asked for.
+        code_counts: [K, V] int64 of every checkpoint, how often each scale used each code.
     """
 
     pictures: int
@@ -157,6 +161,7 @@ class EvaluationReport:
     dtype: str
     passed_over: dict[str, int] = field(default_factory=dict)
     agreements: tuple[agreement.Agreement, ...] = ()
+    code_counts: tuple[NDArray[np.int64], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def converted_to_grey(self) -> int:

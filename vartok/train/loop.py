@@ -20,12 +20,14 @@ from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
 from vartok.optional import require
 from vartok.parallel import is_out_of_memory, map_ordered
+from vartok.reports.gallery import Gallery
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
 from vartok.train.event_log import EventLog
 from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
 from vartok.train.frozen import KEPT, FrozenTokens
+from vartok.train.history import History, write_report
 from vartok.train.kmeans import Deadline
 from vartok.train.progress import Event, Meter, Progress
 from vartok.train.settings import RunSettings, TrainSettings
@@ -207,16 +209,20 @@ def _train(
     if processes.is_main:
         write_bytes(run / SETTINGS, dump_settings(settings).encode(), overwrite=True)
     log = EventLog(run) if processes.is_main else None
+    history = (
+        History.read(run, state.step, len(settings.model.patch_nums)) if saved is not None else History()
+    )
 
-    def save_and_validate() -> None:
+    def save_and_validate(*, running: bool) -> None:
         if processes.is_main:
             save_state(run, state, seconds=seconds(), pictures=pictures.fingerprint)
-            validation = None
+            validation, gallery = None, Gallery()
             if validation_pictures:
                 tokenizer = as_tokenizer(state.ema_model, settings, processes.device)
-                validation, sample = validate(tokenizer, validation_pictures, state.step)
+                validation, sample = validate(tokenizer, validation_pictures, state.step, gallery)
                 write_sample(run, sample, state.step)
                 report(validation)
+                history.add(validation)
                 if log is not None:
                     log.add(state.step, **{"validation/psnr": validation.psnr})
                     used = {f"validation/used_{k:02}": float(n) for k, n in enumerate(validation.used)}
@@ -233,6 +239,7 @@ def _train(
                 origin=state.origin,
             )
             write_bytes(run / CARD, card.encode(), overwrite=True)
+            write_report(run, history, gallery, settings, step=state.step, seconds=seconds(), running=running)
         processes.wait()
 
     # ------------------------------------------------------------------------------------------------
@@ -278,16 +285,17 @@ def _train(
                 unreadable=processes.sum(len(unreadable)),
             )
             report(progress)
+            history.add(progress)
             if log is not None:
                 log.add_progress(progress, means, state)
             meter = Meter()
         if processes.any(should_stop()):
             break
         if fraction < 1 and state.step - saved_at >= settings.run.val_every:
-            save_and_validate()
+            save_and_validate(running=True)
             meter, saved_at = Meter(), state.step
 
-    save_and_validate()
+    save_and_validate(running=False)
     if processes.is_main:
         pictures.warn()
     return fraction >= 1

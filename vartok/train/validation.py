@@ -17,6 +17,7 @@ from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, drawable
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
+from vartok.reports.gallery import Gallery
 from vartok.tokenizer import Tokenizer
 from vartok.train.folder import SAMPLES, WEIGHTS
 from vartok.train.progress import Validation
@@ -31,7 +32,10 @@ def as_tokenizer(model: VQVAE, settings: TrainSettings, device: torch.device) ->
 
 
 def validate(
-    tokenizer: Tokenizer, pictures: Sequence[Pixels], step: int
+    tokenizer: Tokenizer,
+    pictures: Sequence[Pixels],
+    step: int,
+    gallery: Gallery | None = None,
 ) -> tuple[Validation, NDArray[np.uint8]]:
     """Measure a tokenizer on the validation pictures.
 
@@ -39,6 +43,7 @@ def validate(
         tokenizer: tokenizer with the weights to validate.
         pictures: arrays [H, W, C] uint8 or uint16 of one size; at least one.
         step: number of steps that the weights were trained for.
+        gallery: gets the pictures of the sample, decoded from 1, 2, ... K scales.
 
     Returns:
         The figures; and a sample, [2 H, n W, 3 or 1] uint8: the first n pictures, at most 8, in a row above
@@ -48,9 +53,14 @@ def validate(
     found: list[float] = []
     maps: list[list[NDArray[np.int64]]] = []
     decoded: list[Pixels] = []
-    for pixels in pictures:
+    for number, pixels in enumerate(pictures, 1):
         tokens = tokenizer.encode(to_tensor(pixels[None]))
-        reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
+        if gallery is not None and number <= SAMPLE_PICTURES:
+            copies = [to_pixels(prefix, pixels.dtype)[0] for prefix in tokenizer.decode_prefixes(tokens)]
+            gallery.add(f"picture {number}", pixels, [copies], [[psnr(pixels, copy) for copy in copies]])
+            reconstruction = copies[-1]
+        else:
+            reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
         found.append(psnr(pixels, reconstruction))
         maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
         if len(decoded) < SAMPLE_PICTURES:

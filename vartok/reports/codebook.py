@@ -1,0 +1,179 @@
+"""The page of a codebook, and the section on the codebook that other pages share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vartok.atlas import draw_ordered_atlas
+from vartok.codebook import EXPLAINED_VARIANCE, CodebookReport, Usage, UsageReport
+from vartok.errors import counted
+from vartok.reports.charts import Chart, bar_chart, line_chart
+from vartok.reports.gallery import picture_uri, shrink
+from vartok.reports.page import render
+from vartok.schedule import describe, phis_by_scale
+from vartok.tokenizer import Tokenizer
+from vartok.usage import TokenUsage
+
+MAX_ATLAS = 1024
+"""Longest side of the atlas in a page, in pixels."""
+
+UNUSED = (200, 50, 40)
+"""Colour of codes that are not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookSection:
+    """What a page shows of a codebook.
+
+    Attributes:
+        codes: number of codes, as text.
+        charts: charts; None stands for one without data.
+        atlas: data: URI of the atlas.
+        use_map: data: URI of a picture of the codes' use, in the order of the atlas; None without usage.
+        use_text: number of codes that are used, and how to read the picture.
+    """
+
+    codes: str
+    charts: tuple[Chart | None, ...]
+    atlas: str
+    use_map: str | None
+    use_text: str
+
+
+def codebook_section(
+    tokenizer: Tokenizer, counts: NDArray[np.int64] | None, usage: UsageReport | None
+) -> CodebookSection:
+    """Draw the atlas of a codebook, and charts and a map of its use.
+
+    Args:
+        tokenizer: the tokenizer with the codebook.
+        counts: [K, V] int64, how often each scale uses each code; None without tokens.
+        usage: statistics of these counts; None without tokens.
+    """
+    pixels, order = draw_ordered_atlas(tokenizer)
+    use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
+    used = f"{usage.overall.used:,} of {usage.vocab_size:,} codes are used" if usage else ""
+    return CodebookSection(
+        codes=f"{tokenizer.config.vocab_size:,}",
+        charts=() if usage is None or counts is None else usage_charts(counts, usage),
+        atlas=picture_uri(shrink(pixels, MAX_ATLAS)),
+        use_map=use_map,
+        use_text=f"{used}; bright codes often, red ones never",
+    )
+
+
+def usage_charts(counts: NDArray[np.int64], usage: UsageReport) -> tuple[Chart | None, ...]:
+    """Return charts of the use by scale, and of the use of all codes from the most to the least used one."""
+    names = [str(k) for k in range(len(usage.scales))]
+    ranked = np.sort(counts.sum(0))[::-1]
+    places = np.unique(np.geomspace(1, len(ranked), 200).round().astype(int))
+    line = [(float(n), float(ranked[n - 1])) for n in places]
+    coverage = [scale.coverage for scale in usage.scales]
+    perplexity = [round(scale.perplexity) for scale in usage.scales]
+    ranking = "Tokens of each code, most used code first"
+    return (
+        bar_chart("Coverage: codes used of those possible", coverage, names, "scale", percent=True),
+        bar_chart("Perplexity by scale", perplexity, names, "scale"),
+        line_chart(ranking, {"tokens": line}, "rank of the code", log=True, digits=0),
+    )
+
+
+def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | None = None) -> str:
+    """Return the HTML page of a codebook's statistics, with its atlas.
+
+    Args:
+        tokenizer: the tokenizer with the codebook.
+        codebook: statistics of the codes.
+        used: usage of the codes by tokens; None if none were counted.
+    """
+    counts, usage = (used.counts, used.usage) if used else (None, None)
+    section = codebook_section(tokenizer, counts, usage)
+    explained = codebook.explained[:64]
+    dimensions = bar_chart(
+        "Variance explained by principal components",
+        explained,
+        [str(k + 1) for k in range(len(explained))],
+        "component",
+        percent=True,
+    )
+    failures = [] if used is None else [(name, str(error)) for name, error in used.failures]
+    return render(
+        "codebook.html",
+        title=f"Codebook of {tokenizer.name}",
+        subtitle=f"{counted(codebook.vocab_size, 'code')} of {counted(codebook.channels, 'channel')}"
+        + (f", used by the tokens of {counted(used.images, 'image')}" if used else ""),
+        notes=[],
+        statistics=_statistics(tokenizer, codebook),
+        dimensions=dimensions,
+        usage=_usage_table(used) if used else None,
+        codebook=section,
+        failures=failures,
+    )
+
+
+def _statistics(tokenizer: Tokenizer, codebook: CodebookReport) -> list[tuple[str, str]]:
+    config, norm, nearest = tokenizer.config, codebook.norm, codebook.nearest
+    phis = phis_by_scale(len(config.patch_nums), config.phi_count)
+    rows = [
+        ("fingerprint", tokenizer.fingerprint),
+        ("size", f"{codebook.size_bytes:,} bytes as float32"),
+        ("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}"),
+    ]
+    if nearest:
+        spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
+        rows.append(("distance to the nearest code", spread))
+    return [
+        *rows,
+        ("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near"),
+        (
+            "dimensions",
+            f"{codebook.effective_dimensions} of {codebook.channels} explain {EXPLAINED_VARIANCE:.0%}",
+        ),
+        ("schedule", describe(config.patch_nums)),
+        ("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are"),
+    ]
+
+
+def _usage_table(used: TokenUsage) -> tuple[list[str], list[list[str]]]:
+    headings = [
+        *("scale", "grid", "tokens", "used", "coverage", "dead", "perplexity", "entropy, bits"),
+        *("divergence", "by chance", "most used codes"),
+    ]
+    usage = used.usage
+    rows = [
+        [
+            str(k),
+            "x".join(map(str, used.schedule[k])) if used.schedule else "",
+            *_usage_cells(scale),
+            f"{usage.divergence[k]:.2f}",
+            f"{usage.chance[k]:.2f}",
+            _top(scale),
+        ]
+        for k, scale in enumerate(usage.scales)
+    ]
+    return headings, [*rows, ["all", "", *_usage_cells(usage.overall), "", "", _top(usage.overall)]]
+
+
+def _usage_cells(usage: Usage) -> list[str]:
+    return [
+        *(f"{usage.tokens:,}", f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.dead:,}"),
+        *(f"{usage.perplexity:,.0f}", f"{usage.entropy:.2f}"),
+    ]
+
+
+def _top(usage: Usage) -> str:
+    return ", ".join(f"{code.code} ({code.share:.1%})" for code in usage.top[:3])
+
+
+def _draw_use(counts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return a picture of the use of codes, [rows, columns, 3] uint8: dark to bright by its logarithm."""
+    found = np.append(counts, 0)[order]
+    shade = np.log1p(found) / max(np.log1p(counts.max()), 1e-9)
+    channels = zip((20, 24, 60), (30, 120, 150), (250, 235, 120), strict=True)  # dark, middle, bright
+    colors = np.stack([np.interp(shade, (0, 0.5, 1), levels) for levels in channels], axis=-1)
+    colors[found == 0] = UNUSED
+    colors[order < 0] = 255
+    return colors.round().astype(np.uint8)

@@ -1,0 +1,172 @@
+"""The pictures of a report, compressed as they come: originals, and what the first 1, 2, ... scales give."""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import io
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vartok.images.tensors import Pixels, as_pil, drawable
+
+MAX_CHARACTERS = 8_400_000
+"""Limit of all pictures of a page together, in characters of data: URIs; it keeps a page below 10 MB."""
+
+MAX_SIDE = 512
+"""Longest side of a picture in a page, in pixels; a larger picture is scaled down."""
+
+MAX_COPIES = 12
+"""Largest number of copies of a picture by one checkpoint, one after each of so many scales."""
+
+QUALITY = 80
+"""WebP's quality. At 80, a photo of 256 pixels a side and its ten copies have 33 kB together."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A picture that was decoded from the first scales.
+
+    Attributes:
+        scales: number of the scales.
+        total: number of all scales.
+        psnr: PSNR in dB.
+        uri: data: URI of the pixels.
+    """
+
+    scales: int
+    total: int
+    psnr: float
+    uri: str
+
+    @property
+    def text(self) -> str:
+        """The caption of the copy."""
+        part = f"after {self.scales} of {self.total} scales" if self.total > 1 else "decoded"
+        return f"{part}: {self.psnr:.2f} dB"
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A picture of a gallery.
+
+    Attributes:
+        name: path or name of the picture.
+        width: width in the page, in pixels.
+        height: height in the page, in pixels.
+        uri: data: URI of the original.
+        copies: copies by every checkpoint, fewest scales first.
+    """
+
+    name: str
+    width: int
+    height: int
+    uri: str
+    copies: tuple[tuple[Copy, ...], ...]
+
+    @property
+    def characters(self) -> int:
+        """Number of characters of all URIs."""
+        return len(self.uri) + sum(len(copy.uri) for copies in self.copies for copy in copies)
+
+
+class Gallery:
+    """Keeps pictures in compressed form, the worst ones, up to a limit of their data. Threads may share it.
+
+    The pictures kept are the same in whatever order they are added: the longest list that fits, from the
+    lowest PSNR on.
+
+    Args:
+        max_characters: limit of the data, in characters of data: URIs.
+
+    Attributes:
+        left_out: number of pictures that were added and are not kept.
+    """
+
+    def __init__(self, max_characters: int = MAX_CHARACTERS) -> None:
+        self.left_out = 0
+        self._room = max_characters
+        self._limit = (math.inf, "")  # PSNR and name of the first picture that does not fit
+        self._kept: list[tuple[tuple[float, str], Exhibit]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def pictures(self) -> list[Exhibit]:
+        """The pictures kept, lowest PSNR first."""
+        return [exhibit for _, exhibit in self._kept]
+
+    def add(
+        self,
+        name: str,
+        reference: Pixels,
+        copies: Sequence[Sequence[Pixels]],
+        psnr: Sequence[Sequence[float]],
+    ) -> None:
+        """Add a picture.
+
+        Args:
+            name: path or name of the picture.
+            reference: [H, W, C] uint8 or uint16, the pixels that were encoded.
+            copies: pixels that every checkpoint decoded from 1, 2, ... K scales, or from all scales alone.
+            psnr: PSNR of every copy, in dB. The last one of the first checkpoint ranks the picture.
+        """
+        rank = (psnr[0][-1], name)
+        if rank >= self._limit:
+            self.left_out += 1
+            return
+        original = shrink(reference)
+        height, width = original.shape[:2]
+        exhibit = Exhibit(
+            name,
+            width,
+            height,
+            picture_uri(original),
+            tuple(_compress(*both) for both in zip(copies, psnr, strict=True)),
+        )
+        with self._lock:
+            bisect.insort(self._kept, (rank, exhibit), key=lambda kept: kept[0])
+            self._room -= exhibit.characters
+            while self._room < 0:
+                self._limit, dropped = self._kept.pop()
+                self._room += dropped.characters
+                self.left_out += 1
+            while self._kept and self._kept[-1][0] >= self._limit:  # added while another one was dropped
+                _, dropped = self._kept.pop()
+                self._room += dropped.characters
+                self.left_out += 1
+
+
+def _compress(copies: Sequence[Pixels], psnr: Sequence[float]) -> tuple[Copy, ...]:
+    """Return a checkpoint's copies, at most `MAX_COPIES`, the last one included."""
+    total = len(copies)
+    chosen = sorted({round(k) for k in np.linspace(0, total - 1, min(total, MAX_COPIES))})
+    return tuple(Copy(k + 1, total, psnr[k], picture_uri(shrink(copies[k]))) for k in chosen)
+
+
+def shrink(pixels: Pixels, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:
+    """Return [H, W, C] pixels as `drawable` does, scaled down if a side has more than `max_side` pixels."""
+    levels = drawable(pixels)
+    height, width = levels.shape[:2]
+    if max(height, width) <= max_side:
+        return levels
+    scale = max_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = as_pil(levels).resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return np.asarray(small).reshape(size[1], size[0], -1)
+
+
+def picture_uri(pixels: NDArray[np.uint8], *, lossless: bool = False) -> str:
+    """Return the data: URI of [H, W, 1 or 3] uint8 pixels: WebP of quality `QUALITY`, or PNG."""
+    stream = io.BytesIO()
+    if lossless:
+        as_pil(pixels).save(stream, "png", optimize=True)
+    else:
+        as_pil(pixels).save(stream, "webp", quality=QUALITY, method=2)
+    kind = "png" if lossless else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,56 @@
+"""Fills the templates of reports, and makes the page's Content-Security-Policy."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vartok.errors import printable
+
+MAX_NAME = 300
+"""Largest number of characters of a text that comes from files or users."""
+
+
+def render(template: str, **values: Any) -> str:
+    """Return the HTML text of a page, escaped throughout.
+
+    Args:
+        template: name of the template.
+        values: what the template shows.
+    """
+    style, script = (_resource(name) for name in ("style.css", "script.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = _environment().get_template(template)
+    return page.render(**values, policy=policy, style=Markup(style), script=Markup(script))
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vartok.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["name"] = lambda text: printable(text, MAX_NAME)
+    return environment
+
+
+@functools.cache
+def _resource(name: str) -> str:
+    return (files("vartok.reports") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """Return the source of a Content-Security-Policy that allows an element of this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,60 @@
+"use strict";
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const model = document.getElementById("model");
+
+function cut(picture, percent) {
+  picture.querySelector(".cut").value = percent;
+  picture.querySelector(".frame").style.setProperty("--cut", percent + "%");
+}
+
+function show(picture) {
+  const chosen = model ? model.value : "0";
+  const copies = all(".copy", picture).filter((copy) => copy.dataset.model === chosen);
+  const slider = picture.querySelector(".scales");
+  const at = Math.min(slider ? Number(slider.value) : copies.length, copies.length) - 1;
+  for (const copy of all(".copy", picture)) copy.hidden = copy !== copies[at];
+  picture.querySelector(".text").value = copies[at].dataset.text;
+  if (slider) slider.setAttribute("aria-valuetext", copies[at].dataset.text);
+}
+
+const pictures = all(".picture");
+for (const picture of pictures) {
+  picture.querySelector(".cut").addEventListener("input", (event) => cut(picture, event.target.value));
+  picture.querySelector(".scales")?.addEventListener("input", () => show(picture));
+  cut(picture, picture.querySelector(".cut").value); // browsers keep the values of sliders over a reload
+  show(picture);
+}
+
+model?.addEventListener("input", () => pictures.forEach(show));
+document.getElementById("all-cuts")?.addEventListener("input", (event) => {
+  for (const picture of pictures) cut(picture, event.target.value);
+});
+const scales = document.getElementById("all-scales");
+scales?.addEventListener("input", () => {
+  for (const picture of pictures) {
+    const slider = picture.querySelector(".scales");
+    if (slider) slider.value = scales.value;
+    show(picture);
+  }
+  const last = scales.value === scales.max;
+  document.getElementById("all-scales-text").value = last ? "all scales" : `step ${scales.value} of ${scales.max}`;
+});
+
+for (const button of all(".sortable button")) {
+  button.addEventListener("click", () => {
+    const heading = button.closest("th");
+    const column = heading.cellIndex;
+    const descending = heading.getAttribute("aria-sort") === "ascending";
+    const body = button.closest("table").tBodies[0];
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === ""); // figures that are missing come last
+      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
+      return descending ? -order : order;
+    };
+    body.append(...[...body.rows].sort(compare));
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+  });
+}

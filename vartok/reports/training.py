@@ -1,0 +1,102 @@
+"""The page of a training run, which is written anew at every validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vartok.errors import counted
+from vartok.reports.charts import Points, line_chart
+from vartok.reports.gallery import Gallery
+from vartok.reports.page import render
+from vartok.schedule import Schedule
+
+RELOAD = 60
+"""Seconds after which a browser loads the page of a running run again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """The figures of a run so far; every curve is pairs of a step and a value.
+
+    Attributes:
+        name: name of the checkpoint.
+        step: number of steps done.
+        seconds: time of the run in seconds, over all sessions.
+        running: whether the run goes on.
+        pictures: number of validation pictures.
+        loss: total loss.
+        psnr: PSNR of training crops, in dB.
+        validation_psnr: PSNR of the validation pictures, in dB.
+        used: number of codes that the validation pictures use, for each scale.
+        total_used: number of codes that they use on all scales together.
+        perplexity: perplexity of the codebook's usage in training, for each scale.
+        validation_perplexity: perplexity of the usage by the validation pictures, the last values alone.
+        schedule: (h, w) of every scale.
+        vocab_size: number of codes.
+        settings: the settings of the run, as TOML.
+    """
+
+    name: str
+    step: int
+    seconds: float
+    running: bool
+    pictures: int
+    loss: Points
+    psnr: Points
+    validation_psnr: Points
+    used: Sequence[Points]
+    total_used: Points
+    perplexity: Sequence[Points]
+    validation_perplexity: Sequence[float]
+    schedule: Schedule
+    vocab_size: int
+    settings: str
+
+
+def training_page(figures: RunFigures, gallery: Gallery) -> str:
+    """Return the HTML page of a run. While the run goes on, browsers load it again every minute.
+
+    Args:
+        figures: the figures of the run.
+        gallery: validation pictures and their reconstructions; pictures are shown in the order of names.
+    """
+    scales = [f"{h}x{w}" for h, w in figures.schedule]
+    state = "Running" if figures.running else "Ended"
+    exhibits = sorted(gallery.pictures, key=lambda exhibit: (len(exhibit.name), exhibit.name))
+    psnr = {"training crops": figures.psnr, "validation": figures.validation_psnr}
+    return render(
+        "training.html",
+        title=f"Training of {figures.name}",
+        subtitle=f"{state}: {counted(figures.step, 'step')} in {figures.seconds / 60:.1f} minutes.",
+        notes=[] if figures.pictures else ["No validation: no readable picture is held out."],
+        reload=RELOAD if figures.running else None,
+        charts=[
+            line_chart("Loss", {"loss": figures.loss}, "step", digits=4),
+            line_chart("PSNR, dB", psnr, "step"),
+            line_chart("Codes used by all scales", {"codes": figures.total_used}, "step", digits=0),
+            _by_scale("Codes used by scale, validation", scales, figures.used),
+            _by_scale("Perplexity by scale, training", scales, figures.perplexity),
+        ],
+        latest=_latest(figures, scales),
+        exhibits=exhibits,
+        pictures=figures.pictures,
+        settings=figures.settings,
+    )
+
+
+def _by_scale(title: str, scales: Sequence[str], curves: Sequence[Points]) -> object:
+    names = [f"{k}: {grid}" for k, grid in enumerate(scales)]
+    return line_chart(title, dict(zip(names, curves, strict=False)), "step", ordered=True, digits=0)
+
+
+def _latest(figures: RunFigures, scales: Sequence[str]) -> tuple[list[str], list[list[str]]] | None:
+    """Return headings and rows of the table of the last validation; None before the first."""
+    if not figures.total_used:
+        return None
+    both = zip(scales, figures.used, figures.validation_perplexity, strict=True)
+    rows = [
+        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found:,.0f}"] for k, (grid, used, found) in enumerate(both)
+    ]
+    total = ["all", "", f"{figures.total_used[-1][1]:,.0f} of {figures.vocab_size:,}", ""]
+    return ["scale", "grid", "codes used", "perplexity"], [*rows, total]

@@ -203,5 +203,8 @@ def test_charts_stay_within_their_axes(values: list[float]) -> None:
         for x, y in [(dot.x, dot.y) for dot in dots] + [(chart.left, tick.at) for tick in chart.y_ticks]:
             assert chart.left - 1e-6 <= x <= chart.right + 1e-6
             assert chart.top - 1e-6 <= y <= chart.bottom + 1e-6
+    counts = bar_chart("t", [1, 2], ["a", "b"], "x")
+    assert counts is not None
+    assert [tick.text for tick in counts.y_ticks] == ["0", "1", "2"]
     assert line_chart("t", {"a": [(0, math.nan)]}, "x") is None
     assert bar_chart("t", [], [], "x") is None

@@ -24,10 +24,10 @@ from vartok.reports.gallery import MAX_SIDE, QUALITY, Gallery
 from vartok.reports.page import render
 from vartok.tokenizer import Tokenizer
 
-MAX_ROWS = 1000
+MAX_ROWS = 500
 """Largest number of pictures in the table, those of lowest PSNR."""
 
-MAX_FAILURES = 100
+MAX_FAILURES = 50
 """Largest number of failures in a page."""
 
 

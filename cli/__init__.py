@@ -12,6 +12,7 @@ from .dataset import app as dataset
 from .decode import decode
 from .diff import diff
 from .encode import encode
+from .env import env
 from .eval import eval
 from .export import export
 from .inspect import inspect
@@ -28,7 +29,7 @@ app = typer.Typer(
     cls=Group,
     epilog="vartok COMMAND --help shows a command's options and examples.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -46,6 +47,7 @@ for command in (
     train,
     convert,
     export,
+    env,
 ):
     app.command(name=command.__name__.replace("_", "-"), cls=Command)(command)
 app.add_typer(models, name="models", help="List, fetch or find known checkpoints.")

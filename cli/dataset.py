@@ -17,10 +17,12 @@ from vartok.stopping import Terminated, as_exceptions, stop
 from .command import Command, Default, DefaultCommand, command
 from .dataset_export import export
 from .dataset_options import EngineOptions, FailureOptions, ShardOptions, SourceOptions, ViewOptions
+from .dataset_plan import print_plan
 from .display import Display
 from .files import output_path
 from .messages import FAILED, INTERRUPTED, SOME_FAILED, TERMINATED, duration, explain, print_result, say
 from .options import (
+    DryRunOption,
     JsonOption,
     MessageOptions,
     ModelOptions,
@@ -59,6 +61,7 @@ def make(
     engine: EngineOptions,
     failures: FailureOptions,
     messages: MessageOptions,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build a data set of tokens from many pictures.
@@ -90,6 +93,10 @@ def make(
         | engine.arguments()
     )
     limit = failures.limit()
+    if dry_run:
+        pictures.check(buckets=pictures.buckets)
+        print_plan(sources, output, options, as_json=as_json, quiet=messages.quiet)
+        return
     _prepare_process(messages.debug)
     view = _View(output, quiet=messages.quiet)
     with _stop_message(), contextlib.closing(view), view.errors(messages.debug):

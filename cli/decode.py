@@ -139,6 +139,6 @@ def decode(
         target,
         lambda result: f"decoded to {printable(result.output or 'stdout')}",
         verb="decoded",
-        force=write.force,
+        write=write,
         messages=messages,
     )

@@ -96,4 +96,4 @@ def encode(
         count = token_count(result.tokens.grids) if result.tokens else 0
         return f"{counted(count, 'token')} in {printable(result.output or 'stdout')}"
 
-    report_results(results, target, describe, verb="encoded", force=write.force, messages=messages)
+    report_results(results, target, describe, verb="encoded", write=write, messages=messages)

@@ -180,6 +180,12 @@ SkipExistingOption = Annotated[
         "tokens and sizes of pictures are compared, contents are not.",
     ),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", "-n", help="Print what would be read and written, but write nothing and load no model."
+    ),
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(
@@ -332,6 +338,7 @@ class WriteOptions:
     full_names: FullNamesOption = False
     force: ForceOption = False
     skip_existing: SkipExistingOption = False
+    dry_run: DryRunOption = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the options as keyword arguments of `encode_files` and `decode_files`."""
@@ -339,6 +346,7 @@ class WriteOptions:
             "full_names": self.full_names,
             "overwrite": self.force,
             "skip_existing": self.skip_existing,
+            "dry_run": self.dry_run,
         }
 
 

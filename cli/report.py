@@ -15,13 +15,13 @@ from vartok.errors import VartokError, printable
 from vartok.stopping import stop
 
 from .display import Display
-from .messages import FAILED, SOME_FAILED, duration, explain, say
+from .messages import FAILED, SOME_FAILED, duration, explain, print_result, say
 
 if TYPE_CHECKING:
     from vartok.operations import FileResult
     from vartok.operations.outputs import FileResults
 
-    from .options import MessageOptions
+    from .options import MessageOptions, WriteOptions
 
 
 MAX_LINES = 3
@@ -198,7 +198,7 @@ def report_results(
     describe: Callable[[FileResult], str],
     *,
     verb: str,
-    force: bool,
+    write: WriteOptions,
     messages: MessageOptions,
 ) -> None:
     """Run `encode_files` or `decode_files` to its end, and report every result; see `Report`.
@@ -208,7 +208,7 @@ def report_results(
         output: name of the output, a stream, or None.
         describe: returns what is printed of a success if the command has one input.
         verb: what was done to an input, as "encoded".
-        force: whether the run replaces files that exist.
+        write: the options for outputs; with --dry-run every input and its output is printed on stdout.
         messages: the options for messages.
 
     Raises:
@@ -216,10 +216,10 @@ def report_results(
     """
     report = Report(
         results.total,
-        verb=verb,
+        verb=f"dry run: to be {verb}" if write.dry_run else verb,
         quiet=messages.quiet,
         debug=messages.debug,
-        after_stop=after_stop(results, output, force=force),
+        after_stop=after_stop(results, output, force=write.force),
     )
     with report:
         for result in results:
@@ -227,10 +227,19 @@ def report_results(
                 report.fail(result.input, result.error)
             elif result.skipped:
                 report.skip()
+            elif write.dry_run:
+                print_result(_planned(result))
+                report.succeed(result.input, "")
             else:
                 damaged = result.tokens is not None and result.tokens.image.damaged is not None
                 report.succeed(result.input, describe(result), result.notes, damaged=damaged)
         report.finish()
+
+
+def _planned(result: FileResult) -> str:
+    """Return an input of a dry run and its output, as "img.png -> img.tokens.npz"."""
+    notes = f" ({', '.join(result.notes)})" if result.notes else ""
+    return f"{result.input} -> {printable(result.output or 'stdout')}{notes}"
 
 
 def _reason(reason: Exception | str) -> tuple[type, str]:

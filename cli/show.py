@@ -59,6 +59,16 @@ class ShowOptions:
         bool,
         typer.Option("--scales", help="Draw the images decoded from the first 1, 2, ... scales of tokens."),
     ] = False
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--tokens", help="Draw the token maps, in the colours of their codes, above what each scale adds."
+        ),
+    ] = False
+    animate: Annotated[
+        bool,
+        typer.Option("--animate", help="Write the build-up of an image's tokens as an animation to -o."),
+    ] = False
     rows: Annotated[
         str | None,
         typer.Option(
@@ -89,8 +99,8 @@ def show(
             "-o",
             metavar="OUT.png",
             parser=output_name,
-            help="Write one picture (.png, .jpg, .webp), or - for a PNG on stdout; default: the terminal, or "
-            "stdout if it is none.",
+            help="Write one picture (.png, .jpg, .webp; with --animate .webp, .gif, .apng), or - for a PNG "
+            "on stdout; default: the terminal, or stdout if it is none.",
         ),
     ] = None,
     *,
@@ -110,6 +120,8 @@ def show(
     Examples:
       vartok show img.png
       vartok show img.tokens.npz --scales
+      vartok show img.tokens.npz --tokens
+      vartok show img.tokens.npz --animate -o img.webp
       vartok show img.png img.tokens.npz --sheet -o both.png
       vartok show DATASET --rows 0,7,100-103
       vartok show light
@@ -117,12 +129,15 @@ def show(
     from vartok.operations.show import draw_files
 
     given = parse_inputs(inputs, InputOptions())
-    target = _parse_target(output, force)
+    if options.animate and (options.sheet or options.maps):
+        raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
+    target = _parse_target(output, force, animate=options.animate)
     drawings = draw_files(
         given,
         load=lambda weights: load_tokenizer(weights, model.device, model.dtype),
         weights=model.weights,
-        build_up=options.build_up,
+        build_up=options.build_up or options.animate,
+        maps=options.maps,
         originals=options.sheet,
         any_weights=options.any_weights,
         rows=parse_rows(options.rows),
@@ -159,13 +174,18 @@ def parse_rows(text: str | None) -> list[int] | None:
     return rows
 
 
-def _parse_target(output: str | None, force: bool) -> Path | BinaryIO | None:
+def _parse_target(output: str | None, force: bool, *, animate: bool = False) -> Path | BinaryIO | None:
     """Return the file of the output, or stdout; None for the terminal.
 
     Raises:
-        typer.BadParameter: the file has no suffix of a picture, or a PNG would go to the terminal.
+        typer.BadParameter: the file has no suffix of a picture or of an animation, an animation has no file,
+            or a PNG would go to the terminal.
         OutputError: the file exists, and `force` is False.
     """
+    from vartok.images.animation import ANIMATIONS
+
+    if animate and output in (None, STDIO):
+        raise typer.BadParameter("--animate needs a file: -o OUT.webp, OUT.gif or OUT.apng")
     if output is None:
         return None if sys.stdout.isatty() else sys.stdout.buffer
     if output == STDIO:
@@ -173,8 +193,9 @@ def _parse_target(output: str | None, force: bool) -> Path | BinaryIO | None:
             raise typer.BadParameter("a PNG is binary, but stdout is a terminal: leave -o out")
         return sys.stdout.buffer
     path = Path(output)
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise typer.BadParameter(f"-o {printable(path)}: the name must end in {', '.join(PICTURE_SUFFIXES)}")
+    suffixes = tuple(ANIMATIONS) if animate else PICTURE_SUFFIXES
+    if path.suffix.lower() not in suffixes:
+        raise typer.BadParameter(f"-o {printable(path)}: the name must end in {', '.join(suffixes)}")
     if path.exists() and not force:
         raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
     return path
@@ -218,6 +239,9 @@ def _show_sheet(
 
     groups = _collect(drawings)
     if not groups:
+        return
+    if options.animate:
+        _write_animation(groups, target, overwrite)
         return
     tiles, columns = _lay_out(groups)
     if target is None:
@@ -297,3 +321,24 @@ def _write(image: Image.Image, target: Path | BinaryIO, overwrite: bool) -> None
         write_bytes(target, data, overwrite=overwrite)
     else:
         write_stream(target, encode_picture(pixels, "png"))
+
+
+def _write_animation(groups: list[list[Tile]], target: object, overwrite: bool) -> None:
+    """Write the build-up of one image's tokens.
+
+    Raises:
+        VartokError: there are several images.
+    """
+    import numpy as np
+
+    from vartok.files import write_bytes
+    from vartok.images.animation import ANIMATIONS, encode_animation
+
+    assert isinstance(target, Path)
+    if len(groups) > 1:
+        raise VartokError(
+            f"an animation is of one image, but there are {len(groups)}",
+            hint="vartok decode --animate writes one for each",
+        )
+    frames = [np.atleast_3d(np.asarray(tile.picture)) for tile in groups[0]]
+    write_bytes(target, encode_animation(frames, ANIMATIONS[target.suffix.lower()]), overwrite=overwrite)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vartok.drawing import GAP, Tile, as_image, fit_inside, sheet
+from vartok.drawing import GAP, Tile, as_image, fit_inside, label, sheet
 from vartok.errors import printable
 
 from .messages import print_result
@@ -29,6 +29,12 @@ LETTERS = " .:-=+*#%@"
 
 TILE_CELLS = 20
 """Smallest width in cells of a picture of a sheet, where there is more than one column."""
+
+MIN_TILE_LINES = 8
+"""Smallest height in lines of a picture that is made smaller so that all fit the window."""
+
+SILENT = ("linux", "eterm")
+"""Starts of TERM of terminals that would print a query of their graphics as text."""
 
 CELL = 10
 """Width in pixels of a cell, where pictures are laid out for a graphics protocol."""
@@ -57,8 +63,8 @@ class Screen:
             print_result(self._render(self._graphics(as_image(tiles[0].picture), "auto", "auto")))
             print_result(_caption(tiles[0]))
         else:
-            whole = self._window(tiles, columns)
-            print_result(self._render(self._graphics(whole, "auto", "auto")))
+            for row in self._rows(tiles, columns):
+                print_result(self._render(self._graphics(row, "auto", "auto")))
 
     @cached_property
     def has_colors(self) -> bool:
@@ -75,6 +81,8 @@ class Screen:
     def _graphics(self) -> Any:
         """The class of textual-image that draws by the terminal's protocol; None if it has none."""
         if not (self.has_colors and sys.stdin.isatty() and sys.stdout.isatty()) or _window_is_empty():
+            return None
+        if os.environ["TERM"].startswith(SILENT):
             return None
         try:
             from textual_image import renderable  # asks the terminal, and waits 0.1 s for each answer
@@ -102,13 +110,27 @@ class Screen:
             self._console.print(renderable, height=self._console.height)
         return "\n".join(line.rstrip(" ") for line in text.get().rstrip("\n").split("\n"))
 
-    def _window(self, tiles: Sequence[Tile], columns: int) -> Image.Image:
-        """Draw the tiles on a sheet about as wide as the window."""
+    def _rows(self, tiles: Sequence[Tile], columns: int) -> Iterator[Image.Image]:
+        """Draw the tiles in rows of one width, as many in each as the window has room for."""
         columns = self._fitting(columns, GAP + max(as_image(tile.picture).width for tile in tiles), CELL)
-        return sheet(tiles, columns=columns)
+        rows = [sheet(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
+        for row in rows:
+            yield label(row, "", width=max(other.width for other in rows))
 
     def _fitting(self, columns: int, width: int, cell: int = 1) -> int:
         return max(1, min(columns, self.columns * cell // width))
+
+    def _largest(self, tiles: Sequence[Tile]) -> int:
+        """Return the number of columns that makes tiles largest where all fit the window; 0 for none."""
+        wide = max(as_image(tile.picture).width / as_image(tile.picture).height for tile in tiles)
+        text = max(len(tile.caption.split("\n")) for tile in tiles)
+        best, found = 0.0, 0
+        for columns in range(1, self._fitting(len(tiles), TILE_CELLS) + 1):
+            height = (self.lines - 1) // math.ceil(len(tiles) / columns) - text
+            width = min((self.columns + 1) // columns - 1, 2 * height * wide)
+            if height >= MIN_TILE_LINES and width > best:
+                best, found = width, columns
+        return found
 
     def _cells(self, tiles: Sequence[Tile], columns: int) -> RenderableType:
         """Lay pictures of cells out in columns, each above its caption."""
@@ -116,14 +138,16 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        columns = self._fitting(columns, TILE_CELLS)
+        reflow = self._largest(tiles) if columns == len(tiles) > 1 else 0
+        columns = reflow or self._fitting(columns, TILE_CELLS)
         columns = math.ceil(len(tiles) / math.ceil(len(tiles) / columns))  # rows of one length
         width = (self.columns - columns + 1) // columns
         grid = Table.grid(padding=(0, 1), pad_edge=False)
         cells = []
         for tile in tiles:
             caption = Text(_caption(tile), overflow="fold")
-            lines = max(self.lines - 2 - len(tile.caption.split("\n")), 1)
+            lines = (self.lines - 1) // (math.ceil(len(tiles) / columns) if reflow else 1)
+            lines = max(lines - len(tile.caption.split("\n")), 1)
             picture = fit_inside(tile.picture, width, 2 * lines)
             cells.append(Group(_Cells(picture, self.has_colors), caption))
         for _ in range(columns):
@@ -166,7 +190,7 @@ class _Cells:
         pixels = np.asarray(self._picture).tolist()
         for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
             yield [
-                Segment(HALF, Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
+                Segment(HALF, Style.from_color(Color.from_rgb(*above), Color.from_rgb(*below)))
                 for above, below in zip(upper, lower, strict=True)
             ]
 

@@ -268,6 +268,27 @@ def _load(tar: tarfile.TarFile, name: str) -> NDArray[Any]:
     return found
 
 
+def test_what_is_drawn_of_16_bits_and_of_five_channels(
+    vartok: Vartok, here: Path, grey: Path, grey_tokenizer: library.Tokenizer
+) -> None:
+    Image.fromarray(np.arange(1 << 12, dtype=np.uint16).reshape(64, 64) * 16).save("ramp.png")
+    vartok("encode", "ramp.png", "-w", grey)
+    shown = vartok("show", "ramp.tokens.npz", "-w", grey, "-o", "one.png").stderr
+    vartok("show", "ramp.tokens.npz", "-w", grey, "--sheet", "-o", "sheet.png")  # with the original
+    levels = read_picture(Path("ramp.png"), Fit(size=64)).pixels[..., :1]
+    copy = to_pixels(grey_tokenizer.decode(library.load_tokens("ramp.tokens.npz")))[0]
+    assert f"{psnr(levels, copy):.2f} dB" in shown
+    five = save(here / "five.safetensors", CONFIGS["light", 5])
+    vartok("inspect-codebook", "-w", five, "--atlas", "atlas.png")
+    with Image.open("atlas.png") as atlas:
+        assert atlas.mode == "RGB"
+    array(Path("five.npy"), 5)
+    vartok("encode", "five.npy", "-w", five, "--size", "32")
+    for option in ("--maps", "--animate"):
+        vartok("decode", "five.tokens.npz", "-w", five, option)
+    assert {"five.maps.png", "five.animated.webp"} <= {path.name for path in here.iterdir()}
+
+
 # Training.
 
 

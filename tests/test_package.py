@@ -46,7 +46,7 @@ ORDER = (
     ["runner", "metrics"],
     ["generation"],
     ["tokenizer"],
-    ["loading", "atlas", "maps"],
+    ["loading", "atlas", "maps", "environment"],
     ["operations", "export"],
     ["evaluation", "dataset", "usage"],
     ["reports"],

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.images import to_pixels
+from vartok.images.tensors import drawable
 from vartok.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
@@ -27,8 +28,8 @@ def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
     In a real picture, codes interact: the codes of all scales are summed, and the decoder blends neighbours.
 
     Returns:
-        [rows * d, columns * d, C] uint8, d the downsampling factor, C the number of channels; empty cells
-        are white.
+        [rows * d, columns * d, 3] uint8, d the downsampling factor; [..., 1] for one or two channels. Of more
+        than three it shows the first three. Empty cells are white.
     """
     return draw_ordered_atlas(tokenizer)[0]
 
@@ -41,7 +42,7 @@ def draw_ordered_atlas(tokenizer: Tokenizer) -> tuple[NDArray[np.uint8], Integer
     white = np.full_like(pictures[:1], 255)
     cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
-    return cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1), order
+    return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1)), order
 
 
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:

@@ -6,20 +6,19 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vartok.errors import ImageError, printable
 from vartok.images import MAX_PIXELS
-from vartok.images.tensors import as_pil
+from vartok.images.tensors import as_pil, drawable
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from vartok.images.tensors import Pixels
 
     Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-Drawable: TypeAlias = "Image.Image | NDArray[np.uint8]"
-"""A PIL image of any mode, or [H, W, 3] or [H, W, 1] uint8 pixels."""
+Drawable: TypeAlias = "Image.Image | Pixels"
+"""A PIL image of any mode, or [H, W, C] uint8 or uint16 pixels, drawn as `drawable` shows them."""
 
 PAPER, INK = (255, 255, 255), (0, 0, 0)
 """RGB levels of the background and of the text."""
@@ -167,9 +166,9 @@ def as_image(picture: Drawable) -> Image.Image:
     """Return a picture as a PIL image.
 
     Raises:
-        ImageError: an array is not [H, W, 3] or [H, W, 1] uint8.
+        ImageError: an array is not [H, W, C] pixels.
     """
-    return picture if isinstance(picture, Image.Image) else as_pil(picture)
+    return picture if isinstance(picture, Image.Image) else as_pil(drawable(picture))
 
 
 def check_room(width: int, height: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vartok.checkpoints import build_model, locate_checkpoint, read_checkpoint
+from vartok.checkpoints import build_model, dropping_pages, locate_checkpoint, read_checkpoint
 from vartok.errors import DeviceError, quoted, warn
 from vartok.runtime import DTYPES, choose_device
 from vartok.tokenizer import Tokenizer
@@ -53,12 +53,14 @@ def load(
     checkpoint = read_checkpoint(file)
     for note in checkpoint.notes:
         warn(f"{file.label}: {note}")
-    return Tokenizer(
-        build_model(checkpoint),
-        checkpoint.config,
-        name=checkpoint.name,
-        device=chosen,
-        dtype=name,
-        compile=compile,
-        differentiable=differentiable,
-    )
+    model = build_model(checkpoint)
+    with dropping_pages(dict(model.named_parameters()), checkpoint.tensors):
+        return Tokenizer(
+            model,
+            checkpoint.config,
+            name=checkpoint.name,
+            device=chosen,
+            dtype=name,
+            compile=compile,
+            differentiable=differentiable,
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vartok.images import to_pixels
-from vartok.images.tensors import to_bytes
+from vartok.images.tensors import drawable, to_bytes
 from vartok.tokens import ImageTokens, TokenMaps
 
 if TYPE_CHECKING:
@@ -74,12 +74,16 @@ class MapPainter:
             pictures: the images decoded from the first 1, 2, ... K scales: [H, W, C] uint8 or uint16.
 
         Returns:
-            [2 H, K W, C] uint8.
+            [2 H, K W, 3 or 1] uint8, as `drawable` shows the channels.
         """
+        return np.concatenate(list(self.draw_scales(tokens, pictures)), axis=1)
+
+    def draw_scales(self, tokens: ImageTokens, pictures: Sequence[Pixels]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the map of each scale above what the scale adds, [2 H, W, 3 or 1] uint8; see `draw`."""
         size = pictures[0].shape[0], pictures[0].shape[1]
-        maps = [self.draw_map(scale, size) for scale in tokens.scales[: len(pictures)]]
-        added = [*self.draw_additions(tokens.schedule[-1], pictures)]
-        return np.concatenate([np.concatenate(maps, axis=1), np.concatenate(added, axis=1)])
+        additions = self.draw_additions(tokens.schedule[-1], pictures)
+        for scale, added in zip(tokens.scales, additions, strict=False):
+            yield drawable(np.concatenate([self.draw_map(scale, size), added]))
 
     def draw_map(self, scale: NDArray[Any], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Draw one token map: [h, w] indices in [0, V) -> [H, W, C] uint8; `size` is (H, W)."""

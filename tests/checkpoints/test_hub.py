@@ -265,6 +265,8 @@ def test_tokens_are_sent(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         ("hf://me", "the place of a file on the hub is hf://OWNER/REPO"),
         ("hf://me/vae/../vae.pth", "the place of a file on the hub is hf://OWNER/REPO"),
         ("hf://me/vae/vae.pth@../x", "the place of a file on the hub is hf://OWNER/REPO"),
+        ("hf://me/vae//etc/vae.pth", "the place of a file on the hub is hf://OWNER/REPO"),
+        ("hf://me/vae/vae.pth@/etc/x", "the place of a file on the hub is hf://OWNER/REPO"),
         ("hf://me/vae/vae.pth@", "the place of a file on the hub is hf://OWNER/REPO"),
     ],
 )
@@ -356,6 +358,9 @@ def test_a_misspelt_name_is_said(here: Path, name: str, hint: str) -> None:
 
 
 def test_the_shipped_checkpoint_has_a_name(here: Path) -> None:
+    save(here / "model.safetensors", SMALL)
+    with pytest.raises(CheckpointError, match="the name of the checkpoint is empty"):
+        find_checkpoint("")
     assert find_checkpoint("light") == find_checkpoint("shipped") == known.shipped_checkpoint()
     entry = known.KNOWN["light"]
     assert entry.license == read_checkpoint("light").license

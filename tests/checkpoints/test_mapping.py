@@ -7,7 +7,7 @@ import pytest
 from checkpoint_cases import TEN, same
 from noise import draw, save
 
-from vartok.checkpoints import build_model, read_checkpoint
+from vartok.checkpoints import build_model, dropping_pages, read_checkpoint
 from vartok.checkpoints.mapping import MAPS
 
 SMAPS = Path(MAPS).with_name("smaps")
@@ -28,9 +28,13 @@ def test_pages_of_freed_weights_leave_the_memory(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(path)
     assert resident(path) > 0.9 * size  # all values were checked
     model = build_model(checkpoint)
-    assert resident(path) < 0.5 * size
-    assert same(model.state_dict(), draw(TEN))
-    assert resident(path) > 0.9 * size
-    del model
+    parameters = dict(model.named_parameters())
+    with dropping_pages(parameters, checkpoint.tensors):
+        assert resident(path) < 0.5 * size
+        assert same(model.state_dict(), draw(TEN))
+        assert resident(path) > 0.9 * size
+        del model, parameters
+        assert resident(path) < 0.5 * size
+        assert same(checkpoint.tensors, draw(TEN))
     assert resident(path) < 0.5 * size
     assert same(checkpoint.tensors, draw(TEN))

@@ -81,6 +81,7 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         "train",
         "convert",
         "export",
+        "env",
         "dataset",
         "dataset verify",
         "models",
@@ -115,3 +116,14 @@ def test_choices_are_those_of_the_library() -> None:
     assert get_args(options.FitMode) == images.FITS
     assert get_args(options.PictureFormat) == (*images.FORMATS, "gif")
     assert get_args(options.Dtype) == tuple(runtime.DTYPES)
+
+
+def test_completion(vartok: Vartok, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_VARTOK_COMPLETE", "complete_bash")
+    for words, expected in (
+        ("vartok dec", "decode"),
+        ("vartok decode --format ", "png\njpg\nwebp\nnpy\ngif"),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+        assert vartok().stdout.strip() == expected

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,37 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
         ["img.png\n90 x 60 pixels"],
         [decoded],
     ]
-    [[_, first, second]] = captions(["img.tokens.npz"], tokenizer, originals=True, build_up=True)
+    (pair / "img.tokens.npz").rename(pair / "img.npz")
+    tokens = tokens_of((pair / "img.npz").read_bytes())[0]
+    keyed = replace(tokens, image=replace(tokens.image, source="img"))  # as a data set has it
+    keyed.save("row.npz")
+    assert " dB" in captions(["img.png", "row.npz"], tokenizer)[1][0]
+    [[_, first, second]] = captions(["img.npz"], tokenizer, originals=True, build_up=True)
     assert re.fullmatch(r"scale 1, 1x1\n1 token\n[0-9.]+ dB", first)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
+
+
+def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
+    vartok("decode", "img.tokens.npz", "--maps")
+    vartok("show", "img.tokens.npz", "--tokens", "-o", "maps.png")
+    whole, sheet = pixels(pair / "img.maps.png"), pixels(pair / "maps.png")
+    assert np.array_equal(sheet[:128, 104:168], whole[:, 64:])  # a column has the width of a label
+    vartok("decode", "img.tokens.npz", "--animate")
+    vartok("show", "img.tokens.npz", "--animate", "-o", "build.webp")
+    assert (pair / "build.webp").read_bytes() == (pair / "img.animated.webp").read_bytes()
+    for said, *options in (
+        ("-o OUT.webp",),
+        (".webp, .gif", "-o", "x.jpg"),
+        ("--sheet", "--sheet", "-o", "x.gif"),
+    ):
+        assert said in vartok("show", "img.tokens.npz", "--animate", *options, code=2).output
+    run = vartok("show", *["img.tokens.npz"] * 2, "--animate", "-o", "x.gif", code=1)
+    assert "an animation is of one image, but there are 2" in run.stderr
+
+
+def test_a_checkpoint_that_is_missing_is_named_once(vartok: Vartok, pair: Path) -> None:
+    run = vartok("show", *["img.tokens.npz"] * 2, "-w", "no.safetensors", code=1)
+    assert run.stderr == "vartok: no.safetensors: no such file or folder\n"
 
 
 def test_another_picture_is_not_compared(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
@@ -127,6 +156,7 @@ def test_rows_of_a_collection(vartok: Vartok, here: Path, tokenizer: library.Tok
     run = vartok("show", "s.npy", "--schedule", "1,4", "--rows", "0,8-10", code=3)
     assert run.stderr == "vartok: s.npy: has 10 rows, from 0 on, and no row 10\n"
     assert Image.open(io.BytesIO(run.stdout_bytes)).width == 3 * 96 + 16
+    assert "--rows is for data sets" in vartok("show", "t.tokens.npz", "--rows", "0", code=2).output
     for text in ("x", "3-", "-3", "5-2", "1,,2", "0-99999999"):
         assert "--rows" in vartok("show", "s.npy", "--rows", text, code=2).output
 
@@ -141,6 +171,9 @@ def test_a_checkpoint_is_drawn_as_its_atlas(
     (here / "run").mkdir()
     shutil.copy(library.checkpoints.shipped_checkpoint(), "run/weights.safetensors")
     vartok("show", "run", "-o", "run.png")
+    run = vartok("show", "lihgt", "-o", "x.png", code=1)
+    assert run.stderr.startswith("vartok: lihgt: no such file or folder: did you mean light?")
+    assert vartok("show", "no.pth", code=1).stderr == "vartok: no.pth: no such file or folder\n"
 
 
 def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path, other_weights: Path) -> None:
@@ -156,7 +189,7 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path, other_weights
     vartok("show", "img.tokens.npz", "-w", other_weights, "--any-weights")
     (pair / "empty").mkdir()
     assert "folder without a data set" in vartok("show", "empty", code=2).output
-    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"]):
+    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"], ["--tokens"]):
         assert f"{option[0]} is for tokens" in vartok("show", "img.png", *option, code=2).output
 
 
@@ -211,10 +244,26 @@ def test_letters(
     bright = Tile(Image.new("L", (10, 20), 255), "bright")
     text = shown(monkeypatch, capsys, [BLOCK, bright], **environment)
     lines = text.splitlines()
-    assert lines[0] == ":" * 29 + " " + "@" * 17
-    assert lines[7] == "red.png" + " " * 23 + "@" * 17
+    assert lines[0] == ":" * 29 + " " + "@" * 18
+    assert lines[7] == "red.png" + " " * 23 + "@" * 18
     assert "\x1b" not in text
     assert max(map(len, lines)) <= 60
+
+
+def test_pictures_fill_the_window(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiles = [Tile(Image.new("L", (50, 50), 99), f"scale {k}\n3 tokens") for k in range(10)]
+    text = shown(monkeypatch, capsys, tiles, TERM="dumb", COLUMNS="200", LINES="50")
+    assert text.splitlines()[20].split() == [word for k in range(5) for word in ("scale", str(k))]
+    assert len(text.splitlines()) == 2 * (20 + 2)
+    text = shown(
+        monkeypatch, capsys, tiles, TERM="dumb", COLUMNS="80", LINES="24"
+    )  # too small for all at once
+    assert len(text.splitlines()) == 3 * (10 + 2)
+    wide = screen(monkeypatch, COLUMNS="16")
+    rows = [row.size for row in wide._rows([Tile(Image.new("L", (50, 50)))] * 3, 3)]
+    assert rows == [(108, 50), (108, 50)]  # pixels of two pictures, for a graphics protocol
 
 
 # In a pseudo-terminal.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from vartok.checkpoints.folders import RUN_STATE, RUN_WEIGHTS, file_sha256
     from vartok.checkpoints.known import KNOWN, PUBLISHED_NAME, PUBLISHED_SHA256, shipped_checkpoint
+    from vartok.checkpoints.mapping import dropping_pages
     from vartok.checkpoints.recognition import HITS
     from vartok.checkpoints.summary import CODEBOOK, FORMAT, VERSION, read_summary
 
@@ -37,6 +38,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointFile",
     "build_model",
+    "dropping_pages",
     "fetch_known",
     "file_sha256",
     "find_checkpoint",
@@ -59,6 +61,7 @@ MODULES = {
     ),
     "folders": ("RUN_STATE", "RUN_WEIGHTS", "file_sha256"),
     "known": ("KNOWN", "PUBLISHED_NAME", "PUBLISHED_SHA256", "shipped_checkpoint"),
+    "mapping": ("dropping_pages",),
     "recognition": ("HITS",),
     "summary": ("CODEBOOK", "FORMAT", "VERSION", "read_summary"),
 }

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
 from vartok.checkpoints.hub import check_sha256
-from vartok.checkpoints.mapping import drop_pages_with
 from vartok.checkpoints.recognition import HITS, recognize_config
 from vartok.checkpoints.statements import read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
@@ -152,14 +151,12 @@ def _write(path: str | Path, checkpoint: Checkpoint, *, overwrite: bool, notes: 
 def build_model(checkpoint: Checkpoint) -> VQVAE:
     """Return the model with the checkpoint's tensors in float32, for inference.
 
-    The model is created on the meta device, which initializes no weights. float32 tensors stay memory-mapped,
-    and must not be changed in place. The pages of those that are freed leave the memory.
+    The model is created on the meta device, which initializes no weights. float32 tensors stay memory-mapped.
     """
     with torch.device("meta"):
         model = VQVAE(checkpoint.config)
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     model.load_state_dict(tensors, assign=True)
-    drop_pages_with(dict(model.named_parameters()), checkpoint.tensors)
     return model.eval().requires_grad_(False)
 
 

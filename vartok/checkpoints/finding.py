@@ -85,6 +85,8 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
     text = SHIPPED if weights is None else str(weights)
     if text == SHIPPED:
         return CheckpointFile(shipped_checkpoint(), text)
+    if not text:  # as of an unset variable of a shell: not the working folder
+        raise CheckpointError("the name of the checkpoint is empty", hint=suggest_name(text))
     known = None if os.path.lexists(text) else _known_or_hub(text)
     if known is not None:
         return locate_known(text, known)

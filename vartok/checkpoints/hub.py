@@ -90,8 +90,8 @@ def parse(text: str) -> HubPlace:
         CheckpointError: the text has another form.
     """
     match = PLACE.fullmatch(text)
-    parts = [] if match is None else f"{match[1]}/{match[2] or ''}/{match[3] or ''}".split("/")
-    if match is None or {".", ".."} & {*parts} or "\\" in text or not text.isprintable():
+    parts = [] if match is None else "/".join(part for part in match.groups() if part).split("/")
+    if match is None or {"", ".", ".."} & {*parts} or "\\" in text or not text.isprintable():
         raise CheckpointError(
             f"{printable(text)}: the place of a file on the hub is hf://OWNER/REPO[/FILE][@REVISION]",
             hint="as hf://FoundationVision/var/vae_ch160v4096z32.pth@main",

@@ -9,7 +9,7 @@ import mmap
 import re
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -17,25 +17,33 @@ MAPS = "/proc/self/maps"
 """The mappings of this process, on Linux."""
 
 
-def drop_pages_with(owners: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Drop the pages of a file that tensors are mapped from, now and when their owners are freed.
+@contextlib.contextmanager
+def dropping_pages(owners: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Drop the pages of a file that tensors are mapped from: before, when an owner is freed, and after.
 
     The pages count as memory of the process until the file is unmapped, although the system may take them
-    back. A model that is optimized copies its weights, so that the process would hold them twice. Pages are
-    read again, mostly from the system's cache, when they are used again.
+    back. A model that is optimized or moved copies its weights, so that the process would hold them twice.
+    Pages are read again, mostly from the system's cache, when they are used again.
 
     Args:
-        owners: parameters of a model, by name.
+        owners: parameters of a model, by name, some of which the block frees.
         tensors: what the parameters were made of, by the same names; not changed since they were mapped.
     """
     files = _mapped_files()
-    for name, owner in owners.items():
-        tensor = tensors[name]
-        pages = _whole_pages(files, tensor)
-        if pages is not None:
-            _drop(*pages)
-            # The finalizer keeps the file mapped: another mapping must not get the addresses before it runs.
-            weakref.finalize(owner, _drop, *pages, tensor.detach()).atexit = False
+    found = [(owner, _whole_pages(files, tensors[name])) for name, owner in owners.items()]
+    pages = [place for _, place in found if place is not None]
+    for place in pages:
+        _drop(*place)
+    # `tensors` keep the file mapped, so that nothing else gets the addresses before the block ends.
+    finalizers = [weakref.finalize(owner, _drop, *place) for owner, place in found if place is not None]
+    del owners, found  # else they would keep the parameters
+    try:
+        yield
+    finally:
+        for finalizer in finalizers:
+            finalizer.detach()
+        for place in pages:
+            _drop(*place)
 
 
 def _mapped_files() -> list[tuple[int, int]]:
@@ -58,5 +66,5 @@ def _whole_pages(files: list[tuple[int, int]], tensor: Tensor) -> tuple[int, int
     return (first, last - first) if is_mapped and first < last and tensor.is_contiguous() else None
 
 
-def _drop(start: int, size: int, mapped: Tensor | None = None) -> None:
+def _drop(start: int, size: int) -> None:
     ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

@@ -18,6 +18,7 @@ from vartok.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vartok.dataset.builder import build
+    from vartok.dataset.dry_run import BuildPlan, preview
     from vartok.dataset.exporter import ExportSummary, export
     from vartok.dataset.loader import TokenDataset
     from vartok.dataset.progress import Progress, Summary
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BucketBatchSampler",
+    "BuildPlan",
     "ExportSummary",
     "Progress",
     "Report",
@@ -35,6 +37,7 @@ __all__ = [
     "TokenStream",
     "build",
     "export",
+    "preview",
     "verify",
 ]
 
@@ -42,6 +45,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "BucketBatchSampler": "sampling",
+        "BuildPlan": "dry_run",
         "ExportSummary": "exporter",
         "Progress": "progress",
         "Report": "verification",
@@ -50,6 +54,7 @@ __getattr__ = lazy_names(
         "TokenStream": "stream",
         "build": "builder",
         "export": "exporter",
+        "preview": "dry_run",
         "verify": "verification",
     },
 )

@@ -48,35 +48,16 @@ second on two idle cores, and 7 beside other work."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """The data set that a call of `build` makes.
+class ShardFolder:
+    """The files of the shards of a data set.
 
     Attributes:
         out: folder of the data set.
         format: format of its shards, one of `FORMATS`.
-        shard_size: largest number of samples in a shard, failed ones included; each is a row for every view.
-        encoding: settings that all tokens of the data set share.
-        fit: how pictures become pixels; it agrees with `encoding`.
-        keep_pictures: store the picture files with their tokens.
-        classes: names of the labels, if folders or tables give them; else empty.
-        label_names: True if tables have names in `classes` as labels; False if they have whole numbers.
-        passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
     """
 
     out: Path
     format: str
-    shard_size: int
-    encoding: Encoding
-    fit: Fit
-    keep_pictures: bool = False
-    classes: tuple[str, ...] = ()
-    label_names: bool = False
-    passed_over: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def bucket_names(self) -> list[str]:
-        """Names of the buckets; without buckets "" alone, the name of every shard's only file."""
-        return [bucket_name(bucket.size) for bucket in self.encoding.buckets] or [""]
 
     def shard_path(self, shard: ShardId, bucket: str = "") -> Path:
         """Return the path of a shard's file, with buckets that of one bucket."""
@@ -91,6 +72,34 @@ class Job:
             )
         except FileNotFoundError:
             return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ShardFolder):
+    """The data set that a call of `build` makes.
+
+    Attributes:
+        shard_size: largest number of samples in a shard, failed ones included; each is a row for every view.
+        encoding: settings that all tokens of the data set share.
+        fit: how pictures become pixels; it agrees with `encoding`.
+        keep_pictures: store the picture files with their tokens.
+        classes: names of the labels, if folders or tables give them; else empty.
+        label_names: True if tables have names in `classes` as labels; False if they have whole numbers.
+        passed_over: (suffix, number) of the files in the sources that are of kinds that are not read.
+    """
+
+    shard_size: int
+    encoding: Encoding
+    fit: Fit
+    keep_pictures: bool = False
+    classes: tuple[str, ...] = ()
+    label_names: bool = False
+    passed_over: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def bucket_names(self) -> list[str]:
+        """Names of the buckets; without buckets "" alone, the name of every shard's only file."""
+        return [bucket_name(bucket.size) for bucket in self.encoding.buckets] or [""]
 
     def describe(self) -> dict[str, Any]:
         """Return the settings in dataset.json: every run that adds to the data set must have the same."""
@@ -183,11 +192,13 @@ def remove_leftovers(job: Job) -> None:
         remove_stale_temp_files(job.out / folder)
 
 
-def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = False) -> list[InputTask]:
+def plan_tasks(
+    folder: ShardFolder, shards: Sequence[InputShard], *, retry_failed: bool = False
+) -> list[InputTask]:
     """Return the input shards with work left, in order.
 
     Args:
-        job: the data set; `prepare_folder` has prepared its folder.
+        folder: the data set.
         shards: all input shards of the data set.
         retry_failed: treat shards in which samples failed as not done.
 
@@ -197,13 +208,13 @@ def plan_tasks(job: Job, shards: Sequence[InputShard], *, retry_failed: bool = F
     """
     done: dict[int, set[int]] = {}
     ends: dict[int, int] = {}
-    for (index, part), stats in read_stats(job.out).items():
+    for (index, part), stats in read_stats(folder.out).items():
         identity = shards[index].identity if index < len(shards) else None
         if stats.input != identity:
             if identity is not None and not stats.pictures:
                 continue  # no rows are lost; e.g. the image column was not named before
-            _refuse_other_source(job.out, (index, part), stats.input, identity)
-        if job.has_shard((index, part), stats) and not (retry_failed and stats.failed):
+            _refuse_other_source(folder.out, (index, part), stats.input, identity)
+        if folder.has_shard((index, part), stats) and not (retry_failed and stats.failed):
             done.setdefault(index, set()).add(part)
             if stats.last:
                 ends[index] = part
@@ -271,6 +282,17 @@ def _check_description(job: Job) -> None:
         )
 
 
+def check_no_other_files(out: Path) -> None:
+    """Check that a path does not exist, or is a folder that holds nothing but a data set.
+
+    Raises:
+        DatasetError: the folder holds other files, or is a file.
+        OSError: the folder cannot be read.
+    """
+    if out.exists() and (not out.is_dir() or not all(map(_is_ours, out.iterdir()))):
+        raise DatasetError(f"{out} exists and holds no data set", hint="name a new folder")
+
+
 def _create_folder(job: Job) -> None:
     """Create the files of an empty data set; several processes may call this at once.
 
@@ -278,8 +300,7 @@ def _create_folder(job: Job) -> None:
         DatasetError: the folder holds files that are not those of a data set, or is a file.
         OSError: the folder cannot be written.
     """
-    if job.out.exists() and (not job.out.is_dir() or not all(map(_is_ours, job.out.iterdir()))):
-        raise DatasetError(f"{job.out} exists and holds no data set", hint="name a new folder")
+    check_no_other_files(job.out)
     for folder in (DATA, STATS):
         (job.out / folder).mkdir(parents=True, exist_ok=True)
     if not (job.out / README).exists():  # an existing one may have the user's additions

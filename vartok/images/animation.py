@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vartok.errors import ArgumentError, ImageError, quoted
-from vartok.images.tensors import as_pil
+from vartok.images.tensors import as_pil, drawable
 
 if TYPE_CHECKING:
     from vartok.images.tensors import Pixels
@@ -51,7 +51,7 @@ def encode_animation(
     which bounds the size of the file. With the same Pillow, the same frames give the same bytes.
 
     Args:
-        frames: [H, W, 3] or [H, W, 1] uint8 pixels, one or more of one size.
+        frames: [H, W, C] pixels, one or more of one size, shown as by `drawable`.
         format: "webp", "png" or "gif"; `ANIMATIONS` maps a file name's suffix to it.
         frame_time: time of each frame in seconds, from 0.02 to 10; GIF rounds it to hundredths.
         loops: number of times that the animation plays, up to 1000; 0 for no end.
@@ -70,7 +70,7 @@ def encode_animation(
         raise ImageError("an animation has one or more frames, all of one size")
     height, width = frames[0].shape[:2]
     size = animated_size(width, height)
-    pictures = [as_pil(frame) for frame in frames]
+    pictures = [as_pil(drawable(frame)) for frame in frames]
     if size != (width, height):
         pictures = [picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures]
     milliseconds = [round(1000 * frame_time)] * len(pictures)

@@ -95,10 +95,11 @@ def to_rgb_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     return levels if levels.shape[-1] == 3 else levels.repeat(3, axis=-1)
 
 
-def to_visible(pixels: Pixels) -> NDArray[np.uint8]:
-    """Return [..., C] pixels as a picture shows them, [..., 3 or 1] uint8.
+def drawable(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return [..., C] pixels as what a picture can show: 8 bits, and of several channels the first three.
 
-    It shows the first channel of two, and the first three of more.
+    Returns:
+        [..., 3] uint8, or [..., 1] uint8 for one or two channels.
     """
     return to_bytes(pixels[..., : 3 if pixels.shape[-1] >= 3 else 1])
 

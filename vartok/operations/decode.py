@@ -18,6 +18,7 @@ from vartok.operations.layouts import make_layout
 from vartok.operations.names import stem
 from vartok.operations.outputs import FileResults, Output, choose_format, resolve_target
 from vartok.operations.plan import OutputPlan
+from vartok.operations.preview import preview
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model, default_batch_size, default_workers, resolve_tokenizer
 from vartok.operations.streams import decode_tokens
@@ -112,6 +113,7 @@ def decode_files(
     full_names: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
+    dry_run: bool = False,
     tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
@@ -160,6 +162,8 @@ def decode_files(
         overwrite: replace files that exist.
         skip_existing: skip tokens whose output exists and has the size that it would get; one of another size
             is kept, and is an error. The picture itself is not compared.
+        dry_run: write nothing, and load no tokenizer: the results say what would be read and written, see
+            `operations.preview`.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if there is work. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
@@ -225,12 +229,14 @@ def decode_files(
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
     if keys is not None:  # which files hold them is known when they are read
         plan.todo, plan.refused = found, []
+    if dry_run:
+        return preview(plan, target)
     total = None if collections or keys is not None else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)
     loaded = resolve_tokenizer(tokenizer, weights, device, dtype, compile=compile)
     channels = loaded.config.in_channels
-    if chosen != "npy" and channels not in (1, 3):
+    if "npy" in layout.suffixes.values() and chosen != "npy" and channels not in (1, 3):
         raise ArgumentError(
             f"{chosen} cannot hold the {channels} channels of this checkpoint's pictures",
             hint="set `format` to npy",

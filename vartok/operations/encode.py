@@ -30,6 +30,7 @@ from vartok.operations.outputs import (
     write_stream,
 )
 from vartok.operations.plan import OutputPlan
+from vartok.operations.preview import preview
 from vartok.operations.settings import (
     default_batch_size,
     default_workers,
@@ -127,6 +128,7 @@ def encode_files(
     full_names: bool = False,
     overwrite: bool = False,
     skip_existing: bool = False,
+    dry_run: bool = False,
     tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
@@ -169,6 +171,8 @@ def encode_files(
             size, fit, zoom, resampling, background, dtype and schedule. One that was made with others is
             kept, and is an error, and so is one of a damaged picture without `allow_damaged`. The picture
             itself is not compared.
+        dry_run: write nothing, and load no tokenizer unless `skip_existing` has to compare with it: the
+            results say what would be read and written, see `operations.preview`.
         tokenizer: a loaded tokenizer, or a function that loads one, called only if it is needed. If None,
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
@@ -250,6 +254,8 @@ def encode_files(
 
     compare = TokenComparison(encoder, fit=fitted, size=size, schedule=grids, scales=scales)
     plan = OutputPlan(target, found, overwrite=overwrite, skip_existing=skip_existing, compare=compare)
+    if dry_run:
+        return preview(plan, target)
     total = None if collections else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vartok.drawing import Tile
 from vartok.errors import ImageError, counted
 from vartok.images import FITS, Fit, Picture
+from vartok.images.tensors import to_bytes
 from vartok.tokens import ImageTokens
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def read_original(read: Callable[[Fit], Picture], tokens: ImageTokens, tokenizer
         tokenizer: the tokenizer that decodes them.
 
     Returns:
-        [H, W, C] pixels of the size that was encoded.
+        [H, W, C] uint8, of the size that was encoded; levels of 16 bits are rounded.
 
     Raises:
         ImageError: the picture cannot be read; or it has another size than the original, so that it is
@@ -52,7 +53,7 @@ def read_original(read: Callable[[Fit], Picture], tokens: ImageTokens, tokenizer
         )
     if picture.pixels.shape[:2] != image.size:
         raise ImageError("the picture cannot be brought to the size that was encoded")
-    return picture.pixels
+    return to_bytes(picture.pixels)
 
 
 def comparison_tiles(

@@ -7,8 +7,9 @@ import contextlib
 import functools
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -17,9 +18,10 @@ from vartok.checkpoints.folders import SUFFIXES as CHECKPOINTS
 from vartok.checkpoints.known import KNOWN, SHIPPED
 from vartok.dataset.schema import is_dataset
 from vartok.drawing import Tile
-from vartok.errors import ArgumentError, ImageError, VartokError, counted, printable, warn
+from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokError, counted, printable, warn
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
+from vartok.maps import MapPainter
 from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
 from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs
 from vartok.operations.originals import comparison_tiles, original_tile, read_original
@@ -71,6 +73,7 @@ def draw_files(
     load: Callable[[str | None], Tokenizer],
     weights: str | None = None,
     build_up: bool = False,
+    maps: bool = False,
     originals: bool = False,
     any_weights: bool = False,
     keys: Keys = None,
@@ -81,7 +84,8 @@ def draw_files(
     """Draw pictures, tokens and checkpoints. Torch is imported for tokens and checkpoints only.
 
     The original of an image's tokens is a picture among `inputs` that has the base name of their
-    `image.source`; else a file of this name in the folder of the token file. PSNR compares with it.
+    `image.source`, with or without suffix; else a file of this name in the folder of the token file.
+    PSNR compares with it.
 
     Args:
         inputs: pictures (paths or URLs); token files, arrays (.npy, [L] or [B, L] integers), data sets and
@@ -89,6 +93,8 @@ def draw_files(
         load: loads a checkpoint, or the default one for None; called once at most for `weights`.
         weights: the checkpoint that decodes tokens; the default one if None.
         build_up: draw the images decoded from the first 1, 2, ... scales.
+        maps: draw the token map of each scale above what the scale adds to the picture; see
+            `vartok.maps.MapPainter`.
         originals: draw the original beside each decoded image, where it is at hand and no input itself.
         any_weights: also decode tokens that were made with another codebook or other phis.
         keys: draw only the rows of these keys; a key that is not found is an error.
@@ -109,15 +115,20 @@ def draw_files(
     """
     items = _find(inputs)
     tokens = [item for item in items if item.kind not in ("picture", CHECKPOINT)]
-    if not tokens:
-        for name, given in {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up or None}.items():
-            if given is not None:
-                raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
+    if build_up and maps:
+        raise ArgumentError("`build_up` and `maps` contradict each other: choose one")
+    settings = {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up, "maps": maps}
+    for name in (name for name, value in settings.items() if value not in (None, False) and not tokens):
+        raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
+    if rows is not None and not any(item.is_collection for item in tokens):
+        raise ArgumentError(
+            "`rows` is for data sets, arrays and files of several images, but no input is one"
+        )
     if keys is None and rows is None and limit is None:
         tokens = [_FirstRows(**vars(item)) if item.is_collection else item for item in tokens]
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit, rows)
-    drawn = _Drawer(items, functools.cache(load), weights, schedules, build_up, originals, any_weights)
-    return _draw(items, selection.read(tokens, schedules), drawn)
+    drawer = _Drawer(items, functools.cache(load), weights, schedules, build_up, maps, originals, any_weights)
+    return _draw(items, selection.read(tokens, schedules), drawer)
 
 
 def _draw(items: list[Input], rows: Iterator[tuple[Input, Row]], drawer: _Drawer) -> Iterator[Drawing]:
@@ -142,8 +153,10 @@ class _Drawer:
     weights: str | None
     schedules: FlatSchedules
     build_up: bool
+    maps: bool
     originals: bool
     any_weights: bool
+    painter: Callable[[Tokenizer], MapPainter] = field(default_factory=lambda: functools.cache(MapPainter))
 
     def draw_file(self, item: Input) -> Drawing:
         """Draw a picture or a checkpoint."""
@@ -157,13 +170,17 @@ class _Drawer:
             return Drawing(str(item), error=ImageError("not enough memory to draw it"))
 
     def draw_row(self, item: Input, row: Row) -> Drawing:
-        """Draw a row of tokens."""
+        """Draw a row of tokens.
+
+        Raises:
+            CheckpointError, DeviceError: the checkpoint that decodes them cannot be loaded.
+        """
         label = str(item) if row.key is None else f"{item}: {printable(row.key)}"
+        tokens = row.tokens
+        if isinstance(tokens, VartokError):
+            return Drawing(label, error=tokens)
+        tokenizer = self.load(self.weights)
         try:
-            tokens = row.tokens
-            if isinstance(tokens, VartokError):
-                raise tokens
-            tokenizer = self.load(self.weights)
             if isinstance(tokens, FlatTokens):
                 tokens = self.schedules.complete(tokens, item.source, tokenizer)
             elif not self.any_weights:
@@ -175,7 +192,8 @@ class _Drawer:
             return Drawing(label, error=ImageError("not enough memory to draw it"))
 
     def _tokens(self, item: Input, label: str, tokens: ImageTokens, tokenizer: Tokenizer) -> Drawing:
-        [(_, pictures)] = decode_tokens(tokenizer, [(None, tokens)], strip=self.build_up)
+        strip = self.build_up or self.maps
+        [(_, pictures)] = decode_tokens(tokenizer, [(None, tokens)], strip=strip)
         if isinstance(pictures, VartokError):
             raise pictures
         original, notes, drawn = None, [], False
@@ -186,6 +204,9 @@ class _Drawer:
             except VartokError as error:
                 notes.append(f"not compared with its original: {error}")
         tiles = comparison_tiles(pictures, tokens, original)
+        if self.maps:
+            drawn_maps = self.painter(tokenizer).draw_scales(tokens, pictures)
+            tiles = [tile._replace(picture=image) for tile, image in zip(tiles, drawn_maps, strict=True)]
         if self.originals and original is not None and not drawn:
             tiles.insert(0, original_tile(original, tokens))
         return Drawing(label, tuple(tiles), tuple(notes))
@@ -196,7 +217,8 @@ class _Drawer:
         """Return what reads the original of tokens, and whether it is an input; None if it is not at hand."""
         name = PurePath(tokens.image.source).name
         for other in self.items:
-            if other.kind == "picture" and other.place is not None and other.name.name == name:
+            is_picture = other.kind == "picture" and other.place is not None
+            if is_picture and name in (other.name.name, other.name.stem):  # keys of data sets have no suffix
                 return functools.partial(_read, other), True
         if item.kind != "tokens" or item.place is None or not name.lower().endswith(picture_suffixes()):
             return None
@@ -206,7 +228,10 @@ class _Drawer:
     def _checkpoint(self, item: Input) -> Drawing:
         from vartok.atlas import draw_atlas  # imports torch
 
-        tokenizer = self.load(item.place)
+        try:
+            tokenizer = self.load(item.place)
+        except CheckpointError as error:  # its message names the checkpoint too
+            raise CheckpointError(str(error).removeprefix(f"{item}: "), hint=error.hint) from None
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
         text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
@@ -261,18 +286,20 @@ def _kind(place: str) -> str:
     """Return "picture", "tokens" or `CHECKPOINT`: by the suffix, and if it tells nothing by the content."""
     name = place.lower()
     if os.path.isdir(place):
-        has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
-        return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
+        with contextlib.suppress(OSError):  # find_inputs says what is wrong
+            has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
+            return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
+        return "tokens"
     if name.endswith(CHECKPOINTS) or hub.is_hub(place):
         return CHECKPOINT
-    if not os.path.lexists(place) and (place in KNOWN or place == SHIPPED):
+    if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):
         return CHECKPOINT
     if is_url(place) or (name.endswith(picture_suffixes()) and not name.endswith(".npy")):
         return "picture"
     if name.endswith((*(suffix for suffix in TOKEN_FILES if suffix != ".npy"), ".json", *TABLES, *TARS)):
         return "tokens"
-    if not os.path.isfile(place):  # what is no file fails when it is read
-        return "picture"
+    if not os.path.isfile(place):  # it fails when it is read; a word may be a misspelt name of a checkpoint
+        return "picture" if os.path.lexists(place) or not re.fullmatch(r"[\w-]+", place) else CHECKPOINT
     with contextlib.suppress(OSError), open(place, "rb") as stream:
         return _kind_of_stream(stream)
     return "picture"

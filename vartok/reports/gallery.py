@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vartok.images.tensors import Pixels, as_pil, to_visible
+from vartok.images.tensors import Pixels, as_pil, drawable
 
 MAX_CHARACTERS = 8_000_000
 """Limit of all pictures of a page together, in characters of HTML; it keeps a page below 10 MB."""
@@ -149,8 +149,8 @@ def _compress(copies: Sequence[Pixels], psnr: Sequence[float]) -> tuple[Copy, ..
 
 
 def shrink(pixels: Pixels, max_side: int = MAX_SIDE) -> NDArray[np.uint8]:
-    """Return [H, W, C] pixels as `to_visible` does, scaled down if a side has more than `max_side` pixels."""
-    levels = to_visible(pixels)
+    """Return [H, W, C] pixels as `drawable` does, scaled down if a side has more than `max_side` pixels."""
+    levels = drawable(pixels)
     height, width = levels.shape[:2]
     if max(height, width) <= max_side:
         return levels

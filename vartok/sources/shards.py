@@ -89,7 +89,7 @@ class InputShard:
         for file in self.files:
             if file.key == key:
                 return shorten_path(as_unicode(file.place))
-        name = self._shown
+        name = self.shown
         return name if key == name else f"{name}: {key}"
 
     def samples(
@@ -121,14 +121,14 @@ class InputShard:
             else:
                 yield from self._file_samples()
         except VartokError as error:
-            yield Sample(self._shown, error, final=True)
+            yield Sample(self.shown, error, final=True)
         except Exception as error:  # any error of a remote file system's library, or of Arrow
             hint = "set `retry_failed` to make its shard again" if is_url(self.name) else None
             reason = ImageError(f"cannot be read to its end: {os_error_reason(error)}", hint=hint)
-            yield Sample(self._shown, reason, final=True)
+            yield Sample(self.shown, reason, final=True)
 
     @property
-    def _shown(self) -> str:
+    def shown(self) -> str:
         """The name without the secrets of a URL, which is also the key of an error that ends the shard."""
         return as_unicode(hide_secrets(self.name))
 

@@ -14,7 +14,7 @@ from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
 from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
-from vartok.images.tensors import Pixels, to_visible
+from vartok.images.tensors import Pixels, drawable
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
 from vartok.reports.gallery import Gallery
@@ -67,7 +67,7 @@ def validate(
             decoded.append(reconstruction)
     usage = describe_usage(count_codes(maps, config.vocab_size, len(config.patch_nums)))
     rows = (pictures[:SAMPLE_PICTURES], decoded)
-    sample = np.concatenate([np.concatenate([to_visible(pixels) for pixels in row], axis=1) for row in rows])
+    sample = np.concatenate([np.concatenate([drawable(pixels) for pixels in row], axis=1) for row in rows])
     validation = Validation(
         step=step,
         pictures=len(pictures),

@@ -1,0 +1,66 @@
+"""Tell what a run of `encode_files` or `decode_files` would read and write, for `dry_run`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vartok.errors import SourceError, VartokError
+from vartok.files import os_error_reason
+from vartok.operations.inputs import Input
+from vartok.operations.outputs import FileResult, FileResults, Target
+from vartok.operations.plan import OutputPlan
+from vartok.sources.places import is_url
+
+EACH = "a file for each picture"
+"""The note of a collection, whose pictures are not read, so that their names are not known."""
+
+
+def preview(plan: OutputPlan, target: Target) -> FileResults:
+    """Return the results of a run that reads no picture and writes nothing.
+
+    Args:
+        plan: the plan of the run.
+        target: the destination.
+
+    Returns:
+        A result for each input: skipped or with an error where the run would give that; else with the file
+        that would be written as `output`, or for a collection the folder, and the note `EACH`. Errors that
+        only reading would tell are not among them.
+    """
+    return FileResults(_results(plan, target), None, separate=target.separate)
+
+
+def _results(plan: OutputPlan, target: Target) -> Iterator[FileResult]:
+    yield from plan.refused
+    for item in plan.todo:
+        error = item.error or _missing(item)
+        if error is not None:
+            yield FileResult(str(item), error=error)
+            continue
+        try:
+            yield _result(item, target)
+        except VartokError as refused:  # a URL, which has no folder
+            yield FileResult(str(item), error=refused)
+
+
+def _result(item: Input, target: Target) -> FileResult:
+    if target.stream is not None or target.file is not None:
+        return FileResult(str(item), output=target.file)
+    if item.is_collection:
+        folder = target.folder or Path(item.place or "").parent
+        return FileResult(str(item), output=folder, notes=(EACH,))
+    place = target.place(item)
+    return FileResult(str(item), output=place and place.path)
+
+
+def _missing(item: Input) -> VartokError | None:
+    """Return why a local file cannot be read, as far as its name tells; else None."""
+    if item.place is None or is_url(item.place):
+        return None
+    try:
+        os.stat(item.place)
+    except (OSError, ValueError) as error:
+        return SourceError(os_error_reason(error))
+    return None

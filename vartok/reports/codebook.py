@@ -12,7 +12,7 @@ from vartok.codebook import USAGE_METHODS, CodebookReport, Usage, UsageReport, s
 from vartok.errors import counted
 from vartok.reports.charts import Chart, bar_chart, line_chart
 from vartok.reports.gallery import picture_uri, shrink
-from vartok.reports.page import render
+from vartok.reports.page import failure_rows, render
 from vartok.schedule import describe, phis_by_scale
 from vartok.tokenizer import Tokenizer
 from vartok.usage import TokenUsage
@@ -99,7 +99,6 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
         "component",
         percent=True,
     )
-    failures = [] if used is None else [(name, str(error)) for name, error in used.failures]
     return render(
         "codebook.html",
         title=f"Codebook of {tokenizer.name}",
@@ -111,7 +110,7 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
         usage=_usage_table(used) if used else None,
         usage_methods=USAGE_METHODS,
         codebook=section,
-        failures=failures,
+        failures=failure_rows(used.failures if used else ()),
     )
 
 

@@ -221,25 +221,17 @@ def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | 
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
+    from vartok.codebook import statistic_rows
     from vartok.schedule import describe, phis_by_scale
 
     config = tokenizer.config
     table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
-    norm, nearest = codebook.norm, codebook.nearest
     phis = phis_by_scale(len(config.patch_nums), config.phi_count)
-    table.add_row(
-        "codes",
-        f"{codebook.vocab_size:,} of {counted(codebook.channels, 'channel')}, {codebook.size_bytes:,} bytes",
-    )
-    table.add_row("fingerprint", tokenizer.fingerprint)
-    table.add_row("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}")
-    if nearest:
-        spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
-        table.add_row("nearest code", spread)
-    table.add_row("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near")
-    dimensions = f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % "
-    bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(dimensions))
-    table.add_row("dimensions", dimensions + _bars(codebook.explained[: max(bars, 0)]))
+    codes, *statistics = statistic_rows(codebook)
+    for name, text in (codes, ("fingerprint", tokenizer.fingerprint), *statistics):
+        bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(text) - 1)
+        chart = f" {_bars(codebook.explained[: max(bars, 0)])}" if name == "dimensions" else ""
+        table.add_row(name, text + chart)
     table.add_row("schedule", describe(config.patch_nums))
     table.add_row("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are")
     return table
@@ -250,6 +242,8 @@ def _usage_tables(used: TokenUsage) -> list[Table]:
 
 
 def _usage_table(used: TokenUsage) -> Table:
+    from vartok.codebook import USAGE_METHODS
+
     narrow = table_width() < NARROW
     table = new_table("Use of the codes", "scale", "grid", "tokens", "used", "coverage")
     if not narrow:
@@ -263,11 +257,7 @@ def _usage_table(used: TokenUsage) -> Table:
         table.add_row(str(k), grid, *cells, f"{divergence:.2f} ({chance:.2f})")
     table.add_section()
     table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
-    table.caption = (
-        "coverage: codes used / min(number of codes, tokens). entropy: in bits. perplexity: 2 ** entropy. "
-        "divergence: Jensen-Shannon divergence from the mean of the other scales, 0 (equal) to 1 (disjoint); "
-        "chance: its value for as many tokens drawn at random from the distribution of all scales."
-    )
+    table.caption = USAGE_METHODS
     table.caption_justify = "left"
     return table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.errors import CheckpointError, TokensError
+from vartok.errors import CheckpointError, TokensError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,13 @@ its nearest other code. Swapping two such codes changes no picture visibly."""
 
 EXPLAINED_VARIANCE = 0.95
 """Share of the variance that the effective dimensions explain."""
+
+USAGE_METHODS = (
+    "coverage: codes used / min(number of codes, tokens). entropy: in bits. perplexity: 2 ** entropy. "
+    "divergence: Jensen-Shannon divergence from the mean of the other scales, 0 (equal) to 1 (disjoint); "
+    "chance: its value for as many tokens drawn at random from the distribution of all scales."
+)
+"""How the figures of a `UsageReport` are computed, as tables say it."""
 
 TOP_CODES = 10
 """Largest number of codes in a report's list of the most used ones."""
@@ -69,6 +76,19 @@ class CodebookReport:
     near_duplicates: int
     effective_dimensions: int
     explained: tuple[float, ...]
+
+
+def statistic_rows(report: CodebookReport) -> list[tuple[str, str]]:
+    """Return the statistics of a codebook as tables show them: names and texts."""
+    channels = counted(report.channels, "channel")
+    rows = [("codes", f"{report.vocab_size:,} of {channels}, {report.size_bytes:,} bytes")]
+    for name, spread in (("norm", report.norm), ("nearest code", report.nearest)):
+        if spread is not None:
+            text = f"{spread.minimum:.3g} to {spread.maximum:.3g}, median {spread.median:.3g}"
+            rows.append((name, text))
+    explain = f"{report.effective_dimensions} of {report.channels} explain {100 * EXPLAINED_VARIANCE:.0f} %"
+    duplicates = f"{report.exact_duplicates:,} exact, {report.near_duplicates:,} near"
+    return [*rows, ("duplicates", duplicates), ("dimensions", explain)]
 
 
 def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookReport:

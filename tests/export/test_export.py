@@ -104,7 +104,10 @@ def test_a_failed_export_leaves_earlier_files_as_they_were(
     command = ["export", "out", "--to", "onnx", "-w", checkpoint]
     assert "torch cannot export the decoder" in vartok(*command, "-f", code=1).stderr
     vartok(*command, code=1)
-    vartok("export", "other", "--to", "onnx", "-w", "missing.safetensors", code=1)
+    (here / "empty").mkdir()
+    for folder in ("empty", "other"):
+        vartok("export", folder, "--to", "onnx", "-w", "missing.safetensors", code=1)
+    assert {path.name for path in here.iterdir()} == {"empty", "out"}
     assert names(here) == ["out/decoder.onnx"]
     assert (here / "out" / "decoder.onnx").read_text() == "earlier"
 

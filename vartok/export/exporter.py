@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,7 @@ def export_checkpoint(
     grids = None if schedule is None else as_schedule(schedule)
     if grids and math.prod(grids[-1]) > MAX_CELLS:
         raise ScheduleError(f"the last grid, {describe(grids[-1:])}, has more than {MAX_CELLS:,} cells")
+    existed = os.path.lexists(out)
     try:
         with contextlib.ExitStack() as stack:
             files = {
@@ -109,8 +111,9 @@ def export_checkpoint(
                 warn(f"{file.label}: {note}")
             return _write(checkpoint, chosen, grids or checkpoint.config.patch_nums, files, paths, progress)
     except BaseException:
-        with contextlib.suppress(OSError):
-            Path(out).rmdir()  # if it is empty
+        if not existed:
+            with contextlib.suppress(OSError):
+                Path(out).rmdir()
         raise
 
 

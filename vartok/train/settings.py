@@ -229,15 +229,16 @@ class TrainSettings:
             )
         height, width = self.model.image_size
         values = self.model.in_channels * self.model.downsample**2
-        if self.model.z_channels > values:
-            raise ConfigError(
-                f"[model] z_channels must be at most {values:,}, the number of values in a patch"
-            )
-        if not self.start.weights and values > max(MAX_PATCH_VALUES, 3 * self.model.downsample**2):
-            raise ConfigError(
-                f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more than "
-                f"the {MAX_PATCH_VALUES:,} whose principal components can be computed"
-            )
+        if not self.start.weights:  # from scratch, principal components of patches are computed
+            if self.model.z_channels > values:
+                raise ConfigError(
+                    f"[model] z_channels must be at most {values:,}, the number of values in a patch"
+                )
+            if values > max(MAX_PATCH_VALUES, 3 * self.model.downsample**2):
+                raise ConfigError(
+                    f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more "
+                    f"than the {MAX_PATCH_VALUES:,} whose principal components can be computed"
+                )
         if loss.lpips and self.model.in_channels not in (1, 3):
             raise ConfigError("[loss] lpips needs a model of 1 or 3 channels: set it to 0")
         cells = self.start.init_pictures * height * width // self.model.downsample**2

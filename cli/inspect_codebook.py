@@ -64,6 +64,9 @@ def inspect_codebook(
             help="Write a picture of all codes, each decoded alone; similar codes are neighbours.",
         ),
     ] = None,
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="With --atlas: write the number of every code below it.")
+    ] = False,
     html: HtmlOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
@@ -80,7 +83,7 @@ def inspect_codebook(
     Examples:
       vartok inspect-codebook
       vartok inspect-codebook --usage tokens/ more/*.npz
-      vartok inspect-codebook --atlas codes.png
+      vartok inspect-codebook --atlas codes.png --numbers
       vartok inspect-codebook tokens/ --html codes.html
     """
     named = tokens or []
@@ -93,6 +96,8 @@ def inspect_codebook(
         raise typer.BadParameter(
             "--keys, --limit and --schedule need TOKENS: name files or folders of tokens"
         )
+    if numbers and atlas is None:
+        raise typer.BadParameter("--numbers is only for the atlas: set --atlas")
     _check_atlas(atlas, force)
     check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
@@ -107,7 +112,7 @@ def inspect_codebook(
     else:
         print_tables(_codebook_table(tokenizer, codebook), *(_usage_tables(used) if used else ()))
     if atlas:
-        _draw_atlas(atlas, tokenizer, force)
+        _draw_atlas(atlas, tokenizer, force, numbers=numbers)
         if not as_json:
             say(f"drew {counted(tokenizer.config.vocab_size, 'code')} in {printable(atlas)}")
     if html:
@@ -130,11 +135,12 @@ def _check_atlas(atlas: Path | None, force: bool) -> None:
         raise OutputError(f"{printable(atlas)} exists", hint="set `overwrite` to replace it")
 
 
-def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
-    from vartok.atlas import draw_atlas
+def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool, *, numbers: bool) -> None:
+    from vartok.atlas import draw_atlas, draw_numbered_atlas
     from vartok.images import encode_picture
 
-    write_bytes(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
+    drawn = (draw_numbered_atlas if numbers else draw_atlas)(tokenizer)
+    write_bytes(atlas, encode_picture(drawn, "png"), overwrite=force)
 
 
 def _count_usage(

@@ -11,7 +11,10 @@ from noise import SMALL, tokenizer
 from PIL import Image
 
 import vartok as library
+from vartok import drawing
+from vartok.atlas import GAP, draw_numbered_atlas
 from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.errors import ImageError
 from vartok.images import to_pixels
 from vartok.token_files import parse_json, parse_npz
 from vartok.tokens import ImageTokens
@@ -150,3 +153,20 @@ def test_atlas_overwrites_only_by_force(vartok: Vartok, here: Path) -> None:
     assert "Codebook of small" in (here / "codes.html").read_text()
     assert "codes.html exists" in vartok("inspect-codebook", "--html", "codes.html", code=1).stderr
     assert (here / "atlas.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbered_atlas(vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "set --atlas" in vartok("inspect-codebook", "--numbers", code=2).stderr
+    small = tokenizer(here / "small.safetensors", SMALL)
+    vartok("inspect-codebook", "-w", "small.safetensors", "--atlas", "a.png", "--numbers")
+    with Image.open("a.png") as image:
+        atlas = np.asarray(image)
+    height, width = atlas.shape[0] // 8, atlas.shape[1] // 8
+    side = width - GAP
+    cells = atlas.reshape(8, height, 8, width, 3).swapaxes(1, 2).reshape(64, height, width, 3)
+    shown = cells[:, : side : side // 2, : side : side // 2].reshape(64, -1)  # pictures of 2 pixels a side
+    assert sorted(map(bytes, shown)) == sorted(bytes(code) for code in to_pixels(small.draw_codes()))
+    assert (cells[:, side:] < 100).any((1, 2, 3)).all()  # a number below each
+    monkeypatch.setattr(drawing, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="more than 1,000"):
+        draw_numbered_atlas(small)

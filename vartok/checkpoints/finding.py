@@ -98,7 +98,16 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
             f"{printable(shorten_path(text))}: a checkpoint is not read from a URL",
             hint="download it, and name the file; or name it as hf://OWNER/REPO/FILE if it is on the hub",
         )
-    path = _find_path(text)
+    try:
+        path = _find_path(text)
+    except CheckpointError as error:
+        if text not in KNOWN:
+            raise
+        kind = "folder" if os.path.isdir(text) else "file"
+        raise CheckpointError(
+            f"{error}; a {kind} {text} is here, and hides the checkpoint of that name",
+            hint=f"use another working folder, or name {KNOWN[text].source or SHIPPED}",
+        ) from None
     return CheckpointFile(path, str(path))
 
 

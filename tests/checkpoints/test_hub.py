@@ -383,6 +383,7 @@ def test_the_shipped_checkpoint_has_a_name(here: Path) -> None:
     save(here / "model.safetensors", SMALL)
     with pytest.raises(CheckpointError, match="the name of the checkpoint is empty"):
         find_checkpoint("")
+    assert finding.known_on_disk("shipped") == finding.fetch_known("light") == known.shipped_checkpoint()
     assert find_checkpoint("light") == find_checkpoint("shipped") == known.shipped_checkpoint()
     entry = known.KNOWN["light"]
     assert entry.license == read_checkpoint("light").license

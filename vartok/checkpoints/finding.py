@@ -151,7 +151,7 @@ def _known_or_hub(text: str) -> KnownCheckpoint | None:
     """Return what is known of a name or of a place on the hub; None for any other text."""
     if hub.is_hub(text):
         return KnownCheckpoint("", "", (), source=text)
-    return KNOWN.get(text)
+    return KNOWN.get("light" if text == SHIPPED else text)
 
 
 def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:

@@ -107,9 +107,12 @@ def test_two_and_four_channels_of_16_bits_and_orientation() -> None:
         (tiff(values(5, np.uint8), extra={317: 3}), "compressed in a way that vartok cannot read"),
         (tiff(values(5, np.uint8), extra={258: 4}), "is a TIFF of 5 x 4-bit unsigned integers"),
         (tiff(values(5, np.uint8), extra={256: 1 << 17, 257: 1 << 17}), "more than the limit of"),
+        (tiff(values(5, np.uint8), extra={262: 34892}), "is a raw file of a camera"),
+        (tiff(values(5, np.uint8), extra={254: 1}), "whose first page is a thumbnail"),
+        (tiff(values(5, np.uint8), extra={262: 0}), "in which white is 0"),
         (b"MM\0+\0\x08\0\0" + bytes(100), "is a TIFF that vartok cannot read"),
     ],
-    ids=["channels", "jpeg", "predictor", "4 bits", "size", "big"],
+    ids=["channels", "jpeg", "predictor", "4 bits", "size", "raw", "reduced", "white", "big"],
 )
 def test_files_of_other_kinds_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError) as error:

@@ -134,6 +134,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
+            refuse_raw(stream)
             if is_array(stream) or (fit.channels not in (1, 3) and is_tiff(stream)):
                 return _read_values(stream, fit, key)
             return _read(stream, fit, key)
@@ -213,7 +214,6 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
     stream: BinaryIO = counted
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
-    refuse_raw(stream)
     _check_icon(stream, fit.max_pixels)
     notes: list[str] = []
     stream.seek(0)

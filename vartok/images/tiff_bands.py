@@ -18,7 +18,7 @@ from vartok.images.arrays import check_values, from_values
 from vartok.images.bands import UPRIGHT, Bands
 from vartok.images.channels import channels_error
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode
-from vartok.images.tiff import MARKS, first_tags, unsupported_tiff
+from vartok.images.tiff import MARKS, first_tags, is_reduced, unsupported_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,6 +62,13 @@ def read_tiff_bands(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image
         raise channels_error(channels if isinstance(channels, int) else 1, fit.channels)
     width, height = tags.get(WIDTH), tags.get(HEIGHT)
     check_values(width, height, channels, fit.max_pixels)
+    if is_reduced(tags):
+        raise ImageError("is a TIFF whose first page is a thumbnail", hint="save the full page alone")
+    if tags.get(PHOTOMETRIC) == 0:
+        raise ImageError(
+            "is a TIFF of several channels in which white is 0, which vartok cannot read",
+            hint="save it with black as 0",
+        )
     if (_only(tags, BITS), _only(tags, FORMAT)) not in KINDS:
         raise ImageError(unsupported_tiff(stream) or "is a TIFF of channels of several kinds")
     if tags.get(COMPRESSION, 1) not in COMPRESSIONS or tags.get(PREDICTOR, 1) not in (1, 2):

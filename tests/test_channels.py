@@ -184,7 +184,7 @@ def test_encode_and_decode_five_channels(vartok: Vartok, here: Path) -> None:
     array(Path("array.npy"), 5)
     photo(0, 32, 32).save("photo.png")
     refused = vartok("encode", "array.npy", "photo.png", "-w", weights, "--fit", "native", code=3).stderr
-    assert "photo.png: has 3 channels, but the checkpoint takes 5" in refused
+    assert "photo.png: has 3 channels (RGB), but the checkpoint takes 5" in refused
     assert "set --format to npy" in vartok("decode", "array.tokens.npz", "-w", weights, code=2).stderr
     command = ("decode", "array.tokens.npz", "-w", weights, "--format", "npy")
     vartok(*command)

@@ -58,3 +58,31 @@ for (const button of all(".sortable button")) {
     heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
   });
 }
+
+const book = document.getElementById("codebook")?.dataset ?? {};
+if (book.order) {
+  const order = book.order.split(" ");
+  const counts = book.counts ? book.counts.split(" ") : null;
+  const columns = Number(book.columns);
+  const rows = Math.ceil(order.length / columns);
+  const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  let at = 0;
+  const tell = (place) => {
+    if (!(place >= 0 && place < order.length)) return;
+    at = place;
+    const used = counts ? `: ${Number(counts[at]).toLocaleString("en")} tokens` : "";
+    document.getElementById("code").value = `Code ${order[at]}${used}`;
+  };
+  for (const atlas of all(".atlas")) {
+    atlas.addEventListener("pointermove", (event) => {
+      const column = Math.min(Math.floor((event.offsetX / atlas.clientWidth) * columns), columns - 1);
+      const row = Math.min(Math.floor((event.offsetY / atlas.clientHeight) * rows), rows - 1);
+      tell(row * columns + column);
+    });
+    atlas.addEventListener("keydown", (event) => {
+      if (!(event.key in move)) return;
+      event.preventDefault();
+      tell(at + move[event.key]);
+    });
+  }
+}

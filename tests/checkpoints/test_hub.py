@@ -185,6 +185,19 @@ def test_a_file_of_another_hash_is_not_kept(there: Hub, tmp_path: Path) -> None:
     assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
 
 
+def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "blobs" / "own.pth"
+    link = tmp_path / "hub" / "models--me--vae" / "snapshots" / COMMIT / "x.pth"
+    for path in (own, link):
+        path.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    link.symlink_to(own)
+    with pytest.raises(CheckpointError, match="it was not kept"):
+        hub.check_sha256(link, "0" * 64, "x")
+    assert own.read_bytes() == b"mine"
+    assert not os.path.lexists(link)
+
+
 def test_a_known_checkpoint_has_the_known_hash_and_configuration(
     there: Hub, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:

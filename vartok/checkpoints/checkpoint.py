@@ -17,7 +17,7 @@ from torch import Tensor
 from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
 from vartok.checkpoints.hub import check_sha256
 from vartok.checkpoints.recognition import HITS, recognize_config
-from vartok.checkpoints.statements import read_config_json
+from vartok.checkpoints.statements import Statement, read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
 from vartok.checkpoints.tensor_files import read_tensors
 from vartok.checkpoints.writing import safetensors_parts
@@ -164,6 +164,11 @@ def _read(file: CheckpointFile, overrides: Mapping[str, Any], key: str | None) -
     metadata, tensors, statements, notes = read_tensors(file.path, key)
     if metadata.get("format") != FORMAT:
         statements += read_config_json(file.path)
+        # One statement a value: a file that states one of them otherwise leaves the others.
+        statements += [
+            Statement(f"the {key} known of {file.label}", {key: value})
+            for key, value in file.expected.items()
+        ]
         config, assumed = recognize_config(tensors, overrides, statements)
         notes += assumed
     elif metadata.get("version") != VERSION:

@@ -31,6 +31,7 @@ class CheckpointFile:
         path: the file.
         label: how messages name it.
         config: values that replace those of its configuration, as `KnownCheckpoint.config`.
+        expected: values for what it does not state, as `KnownCheckpoint.expected`.
         key: key of the tokenizer in a file of several, or None.
         name: name of the checkpoint if the file states none; None: the stem of the file.
         license: its licence if the file states none.
@@ -40,6 +41,7 @@ class CheckpointFile:
     path: Path
     label: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
     name: str | None = None
     license: str | None = None
@@ -57,7 +59,8 @@ def converted_copy(file: CheckpointFile) -> Path | None:
     """
     if file.sha256 is None or file.path.suffix == ".safetensors":
         return None
-    told = repr((READER, file.sha256, file.key, file.name, file.path.stem, file.license, dict(file.config)))
+    configs = dict(file.config), dict(file.expected)
+    told = repr((READER, file.sha256, file.key, file.name, file.path.stem, file.license, configs))
     digest = hashlib.sha256(told.encode(errors="replace"))
     with contextlib.suppress(OSError), open(file.path.with_name(CONFIG_JSON), "rb") as beside:
         digest.update(beside.read(MAX_CONFIG_BYTES))
@@ -174,7 +177,16 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
         )
     generic = path.name in (*USUAL, "pytorch_model.bin")
     name = known.model or (hub.parse(known.source).repository.partition("/")[2] if generic else None)
-    return CheckpointFile(path, label, known.config, known.key, name, known.license, sha256 or known.sha256)
+    return CheckpointFile(
+        path,
+        label,
+        config=known.config,
+        expected=known.expected,
+        key=known.key,
+        name=name,
+        license=known.license,
+        sha256=sha256 or known.sha256,
+    )
 
 
 def _find_path(text: str) -> Path:

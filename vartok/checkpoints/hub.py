@@ -226,8 +226,10 @@ def _download_config(place: HubPlace, name: str, path: Path) -> None:
 def check_sha256(path: Path, expected: str, label: str) -> None:
     """Check the hash of a file in the cache, once in a process; remove the file if it has another.
 
+    A link to a file outside the repository's blobs is removed alone: that file is its owner's.
+
     Args:
-        path: the file.
+        path: the file, in a snapshot folder of the cache.
         expected: 64 hex digits.
         label: how messages name it.
 
@@ -240,7 +242,9 @@ def check_sha256(path: Path, expected: str, label: str) -> None:
     if found == expected:
         _checked.add((path, expected))
         return
-    for file in (path.resolve(), path):
+    blob = path.resolve()
+    blobs = [(folder.parent / "blobs").resolve() for folder in path.parents if folder.name == "snapshots"]
+    for file in (blob, path) if blob.parent in blobs else (path,):
         with contextlib.suppress(OSError):
             file.unlink()
     raise CheckpointError(

@@ -150,5 +150,7 @@ def _undo_predictor(values: NDArray[Any], tags: Any) -> NDArray[Any]:
     width = values.shape[1]
     step = tags.get(TILE_WIDTH, width) if TILE_OFFSETS in tags else width
     values = values.astype(values.dtype.newbyteorder("="))
-    parts = (values[:, left : left + step] for left in range(0, width, step))
-    return np.concatenate([part.cumsum(axis=1, dtype=part.dtype) for part in parts], axis=1)
+    words = values.view(f"u{values.itemsize}")  # libtiff takes differences of floats as if they were integers
+    parts = (words[:, left : left + step] for left in range(0, width, step))
+    summed = np.concatenate([part.cumsum(axis=1, dtype=words.dtype) for part in parts], axis=1)
+    return summed.view(values.dtype)

@@ -140,7 +140,10 @@ def diff_tokens(
                     side if side.is_collection else _Side(source, None, None, schedules)
                     for side, source in zip(sides, (a, b), strict=True)
                 ]
-            one, other = (_read_single(side, schedules) for side in sides)
+            found = {}
+            for n in sorted((0, 1), key=lambda n: sides[n].is_collection):  # a missing file is told first
+                found[n] = _read_single(sides[n], schedules)
+            one, other = found[0], found[1]
             diff.compare(sides[0].name, one, other)
     schedules.warn_if_unused()
     return diff.result

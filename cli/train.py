@@ -128,9 +128,10 @@ def train(
 ) -> None:
     """Train a multi-scale tokenizer on pictures.
 
-    RUN will hold the checkpoint (weights.safetensors) and its card, the settings, the state to resume
-    from, reconstructions of validation pictures (samples/), and TensorBoard logs (log/). Other commands
-    take RUN with -w. Training needs pip install '.[train]' in a clone of the repository.
+    RUN will hold the checkpoint (weights.safetensors) and its card, a report to watch in a browser
+    (report.html), the settings, the state to resume from, reconstructions of validation pictures
+    (samples/), and TensorBoard logs (log/). Other commands take RUN with -w. Training needs
+    pip install '.[train]' in a clone of the repository.
 
     Examples:
       vartok train photos -o run --minutes 30

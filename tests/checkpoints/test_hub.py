@@ -419,10 +419,20 @@ def test_a_misspelt_name_is_said(here: Path, name: str, hint: str) -> None:
     assert text.endswith("vartok models lists known names")
 
 
+@pytest.mark.parametrize(("name", "other"), [("var", known.KNOWN["var"].source), ("light", "shipped")])
+def test_a_folder_that_hides_a_name_is_said(here: Path, name: str, other: str) -> None:
+    (here / name).mkdir()
+    assert refused(name) == (
+        f"the folder has no checkpoint; a folder {name} is here, and hides the checkpoint of that name: "
+        f"use another working folder, or name {other}"
+    )
+
+
 def test_the_shipped_checkpoint_has_a_name(here: Path) -> None:
     save(here / "model.safetensors", SMALL)
     with pytest.raises(CheckpointError, match="the name of the checkpoint is empty"):
         find_checkpoint("")
+    assert finding.known_on_disk("shipped") == finding.fetch_known("light") == known.shipped_checkpoint()
     assert find_checkpoint("light") == find_checkpoint("shipped") == known.shipped_checkpoint()
     entry = known.KNOWN["light"]
     assert entry.license == read_checkpoint("light").license

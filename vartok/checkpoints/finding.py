@@ -98,7 +98,16 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
             f"{printable(shorten_path(text))}: a checkpoint is not read from a URL",
             hint="download it, and name the file; or name it as hf://OWNER/REPO/FILE if it is on the hub",
         )
-    path = _find_path(text)
+    try:
+        path = _find_path(text)
+    except CheckpointError as error:
+        if text not in KNOWN:
+            raise
+        kind = "folder" if os.path.isdir(text) else "file"
+        raise CheckpointError(
+            f"{error}; a {kind} {text} is here, and hides the checkpoint of that name",
+            hint=f"use another working folder, or name {KNOWN[text].source or SHIPPED}",
+        ) from None
     return CheckpointFile(path, str(path))
 
 
@@ -142,7 +151,7 @@ def _known_or_hub(text: str) -> KnownCheckpoint | None:
     """Return what is known of a name or of a place on the hub; None for any other text."""
     if hub_cache.is_hub(text):
         return KnownCheckpoint("", "", (), source=text)
-    return KNOWN.get(text)
+    return KNOWN.get("light" if text == SHIPPED else text)
 
 
 def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:

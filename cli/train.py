@@ -17,7 +17,7 @@ from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 from .command import command
 from .display import Display
 from .files import output_path
-from .messages import INTERRUPTED, TERMINATED, duration
+from .messages import INTERRUPTED, TERMINATED, duration, with_options
 from .options import AllowDamagedOption, DeviceOption, MessageOptions
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def _show(display: Display, event: Event) -> None:
     elif isinstance(event, Progress):
         display.update(_status_line(event), [_usage_line(event)])
     else:
-        display.say(event)
+        display.say(with_options(event))
 
 
 def _validation_line(validation: Validation) -> str:

@@ -18,6 +18,8 @@ from tiny_run import TINY
 from vartok.stopping import stop
 from vartok.train.folder import STATE
 
+NOTHING_SAVED = "the run had saved nothing yet; the same command begins it again"
+
 
 def command(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -48,7 +50,8 @@ def test_the_command_trains_and_says_so(vartok: Vartok, tiles: Path, tmp_path: P
     ("arguments", "code", "reason"),
     [
         (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no file that can be read (no such file or folder)"),
-        (["{tiles}", "-o", "empty", "--resume"], 1, "holds no run"),
+        (["{tiles}", "-o", "empty", "--resume"], 1, "no run in empty: leave --resume out"),
+        (["{tiles}", "-o", "run", "--resume"], 1, "there is no run in run: leave --resume out"),
         (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
         (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
         (["{tiles}", "-o", "run", "--resume", "--keep-tokens"], 2, "leave --keep-tokens out"),
@@ -84,8 +87,27 @@ def test_a_second_signal_says_what_is_kept(
     vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
-    vartok("train", "nowhere", "-o", "run", code=1)
-    assert stop.describe_progress() == "what was saved is kept"
+    vartok("train", "nowhere", "-o", "run", "--device", "cpu", code=1)
+    assert stop.describe_progress() == NOTHING_SAVED
+    (here / "run").mkdir()
+    (here / "run" / STATE).touch()
+    assert stop.describe_progress() == (
+        "what was saved is kept. Continue: vartok train nowhere -o run --device cpu --resume"
+    )
+
+
+def test_an_interruption_before_the_first_step_has_one_wording(
+    vartok: Vartok, tiles: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("vartok.train.loop.check_packages", "vartok.train.train"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stop, "describe_progress", lambda: "nothing was written")
+            patch.setattr(place, interrupt)
+            message = vartok("train", tiles, "-o", "run", code=130).stderr
+        assert message == f"vartok: interrupted; {NOTHING_SAVED}\n"
 
 
 def test_a_signal_while_stderr_is_written_stops_after_the_step() -> None:
@@ -114,7 +136,7 @@ def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "vartok: stopped at once; the run had saved nothing yet"
+    assert err.splitlines()[-1] == f"vartok: interrupted; {NOTHING_SAVED}"
     assert not (tmp_path / "run").exists()
 
 

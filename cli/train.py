@@ -247,7 +247,8 @@ def _run(
         launcher = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
         display.say(f"stopped; everything is saved. Continue{launcher}: {again}")
         raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
-    display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} img.png")
+    picture = "img.png" if settings.model.in_channels in (1, 3) else "array.npy"
+    display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} {picture}")
 
 
 class _Stopper:

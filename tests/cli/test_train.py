@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def test_a_second_signal_says_what_is_kept(
     assert stop.describe_progress() == (
         "what was saved is kept. Continue: vartok train nowhere -o run --device cpu --resume"
     )
+
+
+@pytest.mark.parametrize(("channels", "picture"), [("1", "img.png"), ("3", "img.png"), ("5", "array.npy")])
+def test_the_end_names_an_input_of_the_checkpoint(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch, channels: str, picture: str
+) -> None:
+    def train(*_: object, report: Callable[[str], None], **__: object) -> bool:
+        report("raise it in a settings file, given by `preset`")
+        return True
+
+    monkeypatch.setattr("vartok.train.train", train)
+    said = vartok("train", "data", "-o", "run", "--channels", channels).stderr.splitlines()
+    assert said == [
+        "vartok: raise it in a settings file, given by --preset",
+        f"vartok: trained; to use it: vartok encode -w run {picture}",
+    ]
 
 
 def test_an_interruption_before_the_first_step_has_one_wording(

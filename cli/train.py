@@ -13,6 +13,7 @@ import typer
 
 from vartok.checkpoints import RUN_STATE
 from vartok.errors import ConfigError, VartokError, counted, printable
+from vartok.metadata import MAX_IMAGE_CHANNELS
 from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 
 from .command import command
@@ -88,7 +89,7 @@ ChannelsOption = Annotated[
         "--channels",
         metavar="C",
         min=1,
-        max=256,
+        max=MAX_IMAGE_CHANNELS,
         help="Channels of a new tokenizer's pictures: 1 for grey levels; default: the preset's 3.",
     ),
 ]

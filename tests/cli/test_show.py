@@ -95,6 +95,24 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
 
 
+def test_the_original_of_two_of_one_name(here: Path, tokenizer: library.Tokenizer) -> None:
+    for folder, color in (("a", "red"), ("b", "blue"), ("c", "red")):
+        (here / folder).mkdir()
+        Image.new("RGB", (64, 64), color).save(f"{folder}/x.png")
+    os.remove("c/x.png")
+    tokens = library.encode_file("b/x.png", tokenizer=tokenizer, size=64, schedule="1,4")
+    tokens.save("b/x.npz")
+    tokens.save("c/x.npz")
+    [[alone]] = captions(["b/x.npz"], tokenizer)
+    assert " dB" in alone
+    assert captions(["a/x.png", "b/x.png", "b/x.npz"], tokenizer)[2] == [alone]
+    assert captions(["a/x.png", "b/x.npz"], tokenizer)[1] == [alone]
+    assert captions(["b/x.png", "./b/x.png", "c/x.npz"], tokenizer)[2] == [alone]
+    *_, drawn = draw_files(["a/x.png", "b/x.png", "c/x.npz"], load=lambda _: tokenizer)
+    assert " dB" not in drawn.tiles[0].caption
+    assert drawn.notes == ("not compared with its original: 2 of the pictures may be it: name one only",)
+
+
 def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
     vartok("decode", "img.tokens.npz", "--maps")
     vartok("show", "img.tokens.npz", "--tokens", "-o", "maps.png")

@@ -95,6 +95,16 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
 
 
+def test_a_caption_has_three_lines(here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=64, height=64)
+    tokens = library.encode_file("img.png", tokenizer=tokenizer, size=64, schedule="1,4")
+    tokens = replace(tokens, image=replace(tokens.image, source="\n" * 4000))
+    replace(tokens, model=replace(tokens.model, name="a\nb")).save("x.npz")
+    [[caption]] = captions(["x.npz"], tokenizer)
+    assert len(caption.split("\n")) == 3
+    assert len(caption) < 1200
+
+
 def test_the_original_of_two_of_one_name(here: Path, tokenizer: library.Tokenizer) -> None:
     for folder, color in (("a", "red"), ("b", "blue"), ("c", "red")):
         (here / folder).mkdir()

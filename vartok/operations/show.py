@@ -246,7 +246,7 @@ class _Drawer:
             raise CheckpointError(str(error).removeprefix(f"{item}: "), hint=error.hint) from None
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
-        text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
+        text = f"{printable(tokenizer.name)}\n{codes}, each decoded alone; similar codes are neighbours"
         return Drawing(str(item), (Tile(draw_atlas(tokenizer), text),))
 
 

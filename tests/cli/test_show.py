@@ -55,6 +55,12 @@ def test_a_picture_goes_to_a_pipe_or_a_file_as_it_is(vartok: Vartok, here: Path)
     )
     vartok("show", "img.png", "-o", "out/copy.webp", "--force")
     assert "must end in .png" in vartok("show", "img.png", "-o", "copy", code=2).output
+    before = (here / "img.png").read_bytes()
+    assert (
+        "an input, which would be lost"
+        in vartok("show", "img.png", "-o", "./img.png", "--force", code=2).output
+    )
+    assert (here / "img.png").read_bytes() == before
     assert np.array_equal(
         pixels(vartok("show", "-", stdin=(here / "img.png").read_bytes()).stdout_bytes),
         pixels(here / "img.png"),

@@ -63,6 +63,7 @@ def test_a_report_in_chromium(tmp_path: Path) -> None:
             page.run("document.getElementById('all-scales').focus()")
             page.press("Home")
             assert [text[:7] for text in page.run(SHOWN)] == ["after 1"] * 3
+            assert page.run("document.getElementById('all-scales-text').value") == "1 of 3 scales"
             page.run("document.getElementById('model').focus()")
             page.press("ArrowDown")
             shown = "document.querySelector('.copy:not([hidden])').dataset.model"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vartok.checkpoints import hub
+from vartok.checkpoints import hub, hub_cache
 from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
 from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
@@ -98,7 +98,16 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
             f"{printable(shorten_path(text))}: a checkpoint is not read from a URL",
             hint="download it, and name the file; or name it as hf://OWNER/REPO/FILE if it is on the hub",
         )
-    path = _find_path(text)
+    try:
+        path = _find_path(text)
+    except CheckpointError as error:
+        if text not in KNOWN:
+            raise
+        kind = "folder" if os.path.isdir(text) else "file"
+        raise CheckpointError(
+            f"{error}; a {kind} {text} is here, and hides the checkpoint of that name",
+            hint=f"use another working folder, or name {KNOWN[text].source or SHIPPED}",
+        ) from None
     return CheckpointFile(path, str(path))
 
 
@@ -111,8 +120,8 @@ def known_on_disk(text: str) -> Path | None:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.cached(hub.parse(known.source))
-    is_another = path is not None and known.sha256 not in (None, hub.blob_sha256(path))
+    path = hub_cache.cached(hub_cache.parse(known.source))
+    is_another = path is not None and known.sha256 not in (None, hub_cache.blob_sha256(path))
     return None if is_another else path
 
 
@@ -125,7 +134,7 @@ def fetch_known(text: str) -> Path:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.fetch(hub.parse(known.source), sha256=known.sha256, label=text)
+    path = hub.fetch(hub_cache.parse(known.source), sha256=known.sha256, label=text)
     return describe_fetched(text, known, path).path
 
 
@@ -140,9 +149,9 @@ def _known(text: str) -> KnownCheckpoint:
 
 def _known_or_hub(text: str) -> KnownCheckpoint | None:
     """Return what is known of a name or of a place on the hub; None for any other text."""
-    if hub.is_hub(text):
+    if hub_cache.is_hub(text):
         return KnownCheckpoint("", "", (), source=text)
-    return KNOWN.get(text)
+    return KNOWN.get("light" if text == SHIPPED else text)
 
 
 def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
@@ -157,8 +166,8 @@ def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
     """
     if known.source is None:
         return CheckpointFile(shipped_checkpoint(), label)
-    source = hub.parse(known.source)
-    path = hub.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
+    source = hub_cache.parse(known.source)
+    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
     return describe_fetched(label, known, path)
 
 
@@ -169,14 +178,14 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
         CheckpointError: it has another sha256 than the known checkpoint.
     """
     assert known.source is not None
-    sha256 = hub.blob_sha256(path)
+    sha256 = hub_cache.blob_sha256(path)
     if known.sha256 and sha256 and sha256 != known.sha256:
         raise CheckpointError(
             f"{printable(label)}: {known.source} has sha256 {sha256}, not {known.sha256}",
             hint=f"the hub has another file now; name {known.source} if you want that one",
         )
     generic = path.name in (*USUAL, "pytorch_model.bin")
-    name = known.model or (hub.parse(known.source).repository.partition("/")[2] if generic else None)
+    name = known.model or (hub_cache.parse(known.source).repository.partition("/")[2] if generic else None)
     return CheckpointFile(
         path,
         label,

@@ -36,8 +36,8 @@ scales?.addEventListener("input", () => {
     if (slider) slider.value = scales.value;
     show(picture);
   }
-  const last = scales.value === scales.max;
-  document.getElementById("all-scales-text").value = last ? "all scales" : `step ${scales.value} of ${scales.max}`;
+  const [part] = pictures[0].querySelector(".text").value.replace("after ", "").split(":");
+  document.getElementById("all-scales-text").value = scales.value === scales.max ? "all scales" : part;
 });
 
 for (const button of all(".sortable button")) {

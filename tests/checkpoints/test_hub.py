@@ -25,7 +25,7 @@ from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
 from vartok.checkpoints import finding, folders, hub, hub_cache, known, read_checkpoint, read_summary
-from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
+from vartok.checkpoints.finding import fetch_known, find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
 from vartok.schedule import NAMED, VAR_1024
 
@@ -259,6 +259,13 @@ def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> Non
     found = silent("switti-1024")
     assert (found.config.patch_nums, found.name, found.notes) == (VAR_1024, "VQVAE-Switti", ())
     assert read_checkpoint("switti-512").config.patch_nums[-1] == (32, 32)
+    data = save(tmp_path / "b.safetensors", TEN).read_bytes()  # of another repository, in vartok's format
+    there.files["mit-han-lab/hart-0.7b-1024px/tokenizer/model.safetensors"] = data
+    loaded = silent("hart").config
+    summary = read_summary("hart")
+    assert summary is not None
+    assert summary[0] == loaded
+    assert not loaded.last_phi
     file = io.BytesIO()
     torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
     there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()
@@ -342,6 +349,10 @@ def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pyt
     )
     assert same(read_checkpoint("hf://me/vae/vae.pth").tensors, draw(TEN))
     assert "http://127.0.0.1:9 cannot be reached (" in refused("hf://me/vae/other.pth")
+    with pytest.warns(VartokWarning, match="^hf://me/vae: .* cannot be reached; took vae.pth in the cache$"):
+        assert find_checkpoint("hf://me/vae").name == "vae.pth"
+    with pytest.raises(CheckpointError, match="cannot be reached"):  # there may be a newer one
+        fetch_known("hf://me/vae")
 
 
 def test_offline_only_the_cache_is_read(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
     if known.source is None:
         return CheckpointFile(shipped_checkpoint(), label)
     source = hub_cache.parse(known.source)
-    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
+    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label, or_cached=True)
     return describe_fetched(label, known, path)
 
 

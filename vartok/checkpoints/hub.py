@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vartok.checkpoints.folders import USUAL, choose_file
-from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, check_sha256
+from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, warn
 from vartok.files import os_error_reason
@@ -39,7 +39,9 @@ listener: FetchListener | None = None
 """Hears of every file that is fetched. If None, a warning says what is fetched, and tqdm shows a bar."""
 
 
-def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = None) -> Path:
+def fetch(
+    place: HubPlace, *, sha256: str | None = None, label: str | None = None, or_cached: bool = False
+) -> Path:
     """Fetch a file into the hub's cache, with the config.json beside it, and check its hash.
 
     A file that is there already is not fetched again, but the hub is asked whether it has a newer one.
@@ -48,6 +50,7 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         place: a file, or a folder, of which `choose_file` takes a file.
         sha256: the expected sha256; None for the one that the hub tells.
         label: how messages name it; None: `place` itself.
+        or_cached: if the hub cannot be reached, take a file in the cache, with a warning.
 
     Returns:
         Path of the file in the cache.
@@ -65,7 +68,15 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         )
     # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
     with _hub_errors(label, place), as_exceptions():
-        _check_connection()
+        try:
+            _check_connection()
+        except Exception as error:
+            found = cached(place, offline=True) if or_cached and _is_of_connection(error) else None
+            if found is None:
+                raise
+            name = printable(found.name)
+            warn(f"{label}: {constants.ENDPOINT} cannot be reached; took {name} in the cache")
+            return found
         name, path = _download_one(place)
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
@@ -189,6 +200,11 @@ def _hub_errors(label: str, place: HubPlace) -> Iterator[None]:
         raise CheckpointError(f"{label}: cannot fetch {what}: {reason}", hint=hint) from None
 
 
+def _is_of_connection(error: BaseException) -> bool:
+    """Return whether an error is one of the HTTP client of huggingface_hub, of any of its versions."""
+    return type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore"))
+
+
 def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     """Return why a file cannot be fetched, and what to do about it."""
     from huggingface_hub import constants, errors
@@ -217,7 +233,7 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
         token = "set HF_TOKEN to a token that may read it"
         hint = token if status in (401, 403) else "try again later" if status >= 500 else None
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
-    if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
+    if _is_of_connection(error):
         kind = type(error).__name__
         if kind.startswith(("Remote", "Read")):
             return "the connection broke", "try again"

@@ -89,7 +89,7 @@ def diff(
         print_tables(_table(found))
         print_result(f"\n{_summary(found)}")
     if output is not None and found.pictures:
-        _draw(output, found, force=force, quiet=as_json)
+        _draw(output, found, (a, b), force=force, quiet=as_json)
     if not found.equal:
         raise typer.Exit(TROUBLE if found.failed else DIFFER)
 
@@ -114,11 +114,11 @@ def _check(a: str, b: str, output: Path | None, force: bool) -> None:
         raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
 
 
-def _draw(output: Path, found: TokensDiff, *, force: bool, quiet: bool) -> None:
+def _draw(output: Path, found: TokensDiff, names: tuple[str, str], *, force: bool, quiet: bool) -> None:
     from vartok.images import encode_picture
     from vartok.operations.diff_maps import draw_diff
 
-    write_bytes(output, encode_picture(draw_diff(found), "png"), overwrite=force)
+    write_bytes(output, encode_picture(draw_diff(found, names), "png"), overwrite=force)
     if found.uncharted:
         say(f"note: {counted(found.uncharted, 'picture')} of further schedules are not drawn")
     if not quiet:

@@ -97,7 +97,7 @@ def show_code(
     if as_json:
         print_result(json.dumps(_as_json(tokenizer, report, uses)))
     else:
-        print_tables(_code_table(report), *([] if uses is None else [_uses_table(uses)]))
+        print_tables(_code_table(report, tokenizer.name), *([] if uses is None else [_uses_table(uses)]))
         if uses is not None:
             print_result(f"\n{_summary(uses)}")
     if picture is not None:
@@ -115,8 +115,8 @@ def _as_json(tokenizer: Tokenizer, report: CodeReport, uses: CodeUses | None) ->
     return {"model": dataclasses.asdict(tokenizer.info), **dataclasses.asdict(report), "uses": told}
 
 
-def _code_table(report: CodeReport) -> Table:
-    table = new_table(f"Code {report.code}", "", "")
+def _code_table(report: CodeReport, checkpoint: str) -> Table:
+    table = new_table(f"Code {report.code} of {printable(checkpoint)}", "", "")
     table.add_row("norm", f"{report.norm:.3g}")
     for n, (code, distance) in enumerate(report.neighbours):
         table.add_row("nearest codes" if n == 0 else "", f"{code}, distance {distance:.3g}")

@@ -9,7 +9,7 @@ from vartok.codebook import CodeReport
 from vartok.drawing import Tile, enlarge, fit_inside, sheet
 from vartok.errors import counted
 from vartok.images import to_pixels
-from vartok.operations.diff_maps import SIDE, draw_shares
+from vartok.operations.diff_maps import SIDE, draw_headed, draw_shares
 from vartok.tokenizer import Tokenizer
 from vartok.usage import CodeUses
 
@@ -38,9 +38,9 @@ def draw_code_sheet(
     pictures = [enlarge(picture, factor) for picture in to_pixels(tokenizer.draw_codes(codes))]
     captions = [f"code {report.code}", *(f"{code}\n{distance:.3g}" for code, distance in report.neighbours)]
     parts = [
-        Tile(
-            sheet(list(map(Tile, pictures, captions)), columns=COLUMNS),
+        (
             "decoded alone, and the nearest codes with their distances",
+            sheet(list(map(Tile, pictures, captions)), columns=COLUMNS),
         )
     ]
     scales = [
@@ -49,12 +49,12 @@ def draw_code_sheet(
             zip(to_pixels(tokenizer.draw_code(report.code)), tokenizer.config.patch_nums, strict=True)
         )
     ]
-    parts.append(Tile(sheet(scales, columns=COLUMNS), "in the middle cell of each scale, and nothing else"))
+    parts.append(("in the middle cell of each scale, and nothing else", sheet(scales, columns=COLUMNS)))
     if uses is not None:
         maps = [
             Tile(draw_shares(count / max(1, count.max())), f"scale {k}: {used:,} of {tokens:,}")
             for k, (count, (tokens, used)) in enumerate(zip(uses.maps, uses.scales, strict=False))
         ]
-        told = f"where {counted(uses.mapped, 'picture')} of one schedule have it: red most often"
-        parts.append(Tile(sheet(maps, columns=COLUMNS), told))
-    return np.asarray(sheet(parts, columns=1, text_size=16))
+        told = f"where it is in {counted(uses.mapped, 'picture')} of one schedule: red most often"
+        parts.append((told, sheet(maps, columns=COLUMNS)))
+    return np.asarray(draw_headed(parts, text_size=16))

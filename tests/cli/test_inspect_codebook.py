@@ -204,6 +204,10 @@ def test_picture_of_one_code(vartok: Vartok, here: Path) -> None:
     assert f"drew code {code} in c.png" in told
     with Image.open("c.png") as image:
         assert image.width >= 9 * 96
+        drawn = (np.asarray(image) < 255).any(-1)
+    assert drawn[:16].any()  # the heading
+    assert drawn[40:90, :64].all()  # its row is below
+    assert f"Code {code} of small" in vartok(*given, "--code", code).stdout
     for options, exit_code, text in (
         (["--code", 64], 2, "index 64 is outside the vocabulary of 64"),
         (["--picture", "d.png"], 2, "set --code"),

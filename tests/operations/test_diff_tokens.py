@@ -37,7 +37,11 @@ def test_two_files_of_one_image(here: Path) -> None:
     diff = diff_tokens("a.npz", "b.json")
     assert not diff.equal
     assert (diff.pictures, diff.differing, diff.scales) == (1, 1, [ScaleDiff(1, 0), ScaleDiff(6, 1)])
-    first, second = draw_diff(diff)[:107, :160], draw_diff(diff)[:107, 168:328]
+    drawn = draw_diff(diff)
+    top = (drawn[:, 0] == EQUAL).all(-1).argmax()
+    assert (drawn[:top] == 0).any()  # the heading is above
+    assert len(draw_diff(diff, ("a.npz", "b.json"))) > len(drawn)  # the names are two lines more
+    first, second = drawn[top : top + 107, :160], drawn[top : top + 107, 168:328]
     assert (first == EQUAL).all()
     assert (second[54:, 107:] == DIFFERENT).all()  # the last of 2x3 cells in 107 x 160 pixels
     assert (second[:54] == EQUAL).all()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from vartok.drawing import Tile, sheet
+from vartok.drawing import Tile, label, sheet
 from vartok.errors import TokensError, counted
 from vartok.maps import enlarge
 from vartok.schedule import describe
@@ -26,11 +28,12 @@ EQUAL, DIFFERENT = np.array([235, 235, 235]), np.array([178, 24, 43])
 """RGB levels of cells that never differ, and of those that differ in all pictures."""
 
 
-def draw_diff(diff: TokensDiff) -> NDArray[np.uint8]:
-    """Draw the maps of every scale, labelled; a row, or several, for each schedule.
+def draw_diff(diff: TokensDiff, names: tuple[str, str] | None = None) -> NDArray[np.uint8]:
+    """Draw the maps of every scale, labelled, below a legend; a row, or several, for each schedule.
 
     Args:
         diff: the difference, of one picture or more.
+        names: the two sides, which are then named above the maps.
 
     Returns:
         [H, W, 3] uint8: a cell is light grey if it never differs, red if it differs in all pictures, and in
@@ -49,8 +52,31 @@ def draw_diff(diff: TokensDiff) -> NDArray[np.uint8]:
             cells = draw_shares(count / pictures)
             tiles.append(Tile(cells, f"scale {k}: {count.sum() / (count.size * pictures):.1%}"))
         drawn = sheet(tiles, columns=COLUMNS)
-        parts.append(Tile(drawn, f"{describe(schedule)}: {counted(pictures, 'picture')}"))
-    return np.asarray(sheet(parts, columns=1, text_size=14))
+        parts.append((f"{describe(schedule)}: {counted(pictures, 'picture')}", drawn))
+    legend = "grey: equal; red: differs"
+    if any(pictures > 1 for pictures, _ in diff.maps.values()):
+        legend += ", the redder in the more pictures"
+    told = [f"{side}: {name}" for side, name in zip("AB", names or (), strict=False)]
+    parts[0] = ("\n".join([*told, legend, parts[0][0]]), parts[0][1])
+    return np.asarray(draw_headed(parts, text_size=14))
+
+
+def draw_headed(parts: Sequence[tuple[str, Image.Image]], *, text_size: int) -> Image.Image:
+    """Draw pictures one below the other, each below its heading.
+
+    Args:
+        parts: headings, of one or several lines, and their pictures.
+        text_size: height of the font in pixels.
+
+    Raises:
+        ImageError: the result would have more than `MAX_PIXELS` pixels.
+    """
+    nothing = Image.new("RGB", (max(picture.width for _, picture in parts), 0))
+    tiles = []
+    for n, (heading, picture) in enumerate(parts):
+        apart = "\n" if n else ""  # an empty line, so that a heading is nearer to its own picture
+        tiles += [Tile(label(nothing, f"{apart}{heading}", text_size=text_size)), Tile(picture)]
+    return sheet(tiles, columns=1)
 
 
 def draw_shares(shares: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -205,11 +205,16 @@ def _status(progress: Progress) -> str:
     parts = [
         counted(progress.pictures, "picture"),
         f"{progress.pictures / seconds:.1f}/s",
-        f"{progress.bytes / 1e6:,.1f} MB",
+        _size(progress.bytes),
         f"{progress.failed:,} failed",
         f"{done:.0%}" + (f", {duration(seconds / done * (1 - done))} left" if done > 0.01 else ""),
     ]
     return ", ".join(parts)
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as text: in kB below 1 MB."""
+    return f"{count / 1e3:,.1f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"
 
 
 def _worker_rows(progress: Progress) -> list[str]:
@@ -241,7 +246,7 @@ def _print_summary(summary: Summary, *, as_json: bool, quiet: bool) -> None:
         views = "" if summary.views == 1 else f" of {summary.views} views"
         counts = f"{counted(summary.pictures, 'picture')}{views} in {counted(summary.shards, 'shard')}"
         counts += f" ({summary.damaged:,} damaged)" * bool(summary.damaged)
-        rest = f"{summary.bytes / 1e6:,.1f} MB, {summary.failed:,} failed"
+        rest = f"{_size(summary.bytes)}, {summary.failed:,} failed"
         rest += " (--retry-failed tries them again)" * (summary.failed > run.failed)  # in earlier runs
         say(f"{did}; the data set is {state}: {counts}, {rest}")
 

@@ -16,7 +16,7 @@ from vartok.metadata import MAX_TEXT
 
 from .command import command
 from .files import output_path
-from .messages import print_result
+from .messages import print_result, with_options
 from .options import DebugOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors),
         "parameters": sum(t.numel() for key, t in checkpoint.tensors.items() if key != HITS),
         "config": json.loads(checkpoint.config.to_json()),
-        "notes": checkpoint.notes,
+        "notes": [with_options(note) for note in checkpoint.notes],
     }
 
 

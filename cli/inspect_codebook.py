@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -16,6 +17,7 @@ from vartok.files import write_bytes
 from .command import command
 from .files import output_path
 from .html import HtmlOption, check_html, write_html
+from .inspect_code import CodeOptions, show_code
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from vartok.codebook import CodebookReport, Usage, UsageReport
     from vartok.tokenizer import Tokenizer
-    from vartok.usage import TokenUsage
+    from vartok.usage import CodeUses, TokenUsage
 
 MAX_BARS = 64
 """Largest number of principal components that are drawn as bars, of one character each."""
@@ -64,7 +66,11 @@ def inspect_codebook(
             help="Write a picture of all codes, each decoded alone; similar codes are neighbours.",
         ),
     ] = None,
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="With --atlas: write the number of every code below it.")
+    ] = False,
     html: HtmlOption = None,
+    one: CodeOptions,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -80,8 +86,9 @@ def inspect_codebook(
     Examples:
       vartok inspect-codebook
       vartok inspect-codebook --usage tokens/ more/*.npz
-      vartok inspect-codebook --atlas codes.png
+      vartok inspect-codebook --atlas codes.png --numbers
       vartok inspect-codebook tokens/ --html codes.html
+      vartok inspect-codebook tokens/ --code 1234 --picture code.png
     """
     named = tokens or []
     if usage and not named:
@@ -93,10 +100,21 @@ def inspect_codebook(
         raise typer.BadParameter(
             "--keys, --limit and --schedule need TOKENS: name files or folders of tokens"
         )
+    if numbers and atlas is None:
+        raise typer.BadParameter("--numbers is only for the atlas: set --atlas")
+    if one.code is not None and (atlas or html):
+        raise typer.BadParameter("--code shows one code: leave --atlas and --html out")
+    one.check(force=force)
     _check_atlas(atlas, force)
     check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
+    if one.code is not None:
+        find = _uses_finder(one.code, named, tokenizer, report, selected) if named else None
+        with report:
+            show_code(one.code, one.picture, tokenizer, find, force=force, as_json=as_json)
+            report.finish()
+        return
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
@@ -107,7 +125,7 @@ def inspect_codebook(
     else:
         print_tables(_codebook_table(tokenizer, codebook), *(_usage_tables(used) if used else ()))
     if atlas:
-        _draw_atlas(atlas, tokenizer, force)
+        _draw_atlas(atlas, tokenizer, force, numbers=numbers)
         if not as_json:
             say(f"drew {counted(tokenizer.config.vocab_size, 'code')} in {printable(atlas)}")
     if html:
@@ -130,11 +148,12 @@ def _check_atlas(atlas: Path | None, force: bool) -> None:
         raise OutputError(f"{printable(atlas)} exists", hint="set `overwrite` to replace it")
 
 
-def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool) -> None:
-    from vartok.atlas import draw_atlas
+def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool, *, numbers: bool) -> None:
+    from vartok.atlas import draw_atlas, draw_numbered_atlas
     from vartok.images import encode_picture
 
-    write_bytes(atlas, encode_picture(draw_atlas(tokenizer), "png"), overwrite=force)
+    drawn = (draw_numbered_atlas if numbers else draw_atlas)(tokenizer)
+    write_bytes(atlas, encode_picture(drawn, "png"), overwrite=force)
 
 
 def _count_usage(
@@ -148,18 +167,44 @@ def _count_usage(
     """
     from vartok.usage import count_usage
 
+    try:
+        return count_usage(_sources(names), tokenizer, **selected, progress=_progress(report))
+    except VartokError:
+        report.finish()  # exits if a failure was printed: it explains why there are no tokens
+        raise
+
+
+def _uses_finder(
+    code: int, names: list[str], tokenizer: Tokenizer, report: Report, selected: dict[str, Any]
+) -> Callable[[], CodeUses]:
+    """Return a function that finds where token files have a code; see `_count_usage` for failures."""
+
+    def find() -> CodeUses:
+        from vartok.usage import find_uses
+
+        try:
+            return find_uses(_sources(names), tokenizer, code, **selected, progress=_progress(report))
+        except VartokError:
+            report.finish()
+            raise
+
+    return find
+
+
+def _sources(names: list[str]) -> list[str | BinaryIO]:
+    return [sys.stdin.buffer if name == "-" else name for name in names]
+
+
+def _progress(report: Report) -> Callable[[str, VartokError | None], None]:
+    """Return a function that counts successes and failures in `report`."""
+
     def tell(name: str, error: VartokError | None) -> None:
         if error is None:
             report.succeed(printable(name), "counted")
         else:
             report.fail(printable(name), error)
 
-    try:
-        sources = [sys.stdin.buffer if name == "-" else name for name in names]
-        return count_usage(sources, tokenizer, **selected, progress=tell)
-    except VartokError:
-        report.finish()  # exits if a failure was printed: it explains why there are no tokens
-        raise
+    return tell
 
 
 def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | None) -> dict[str, Any]:
@@ -176,25 +221,17 @@ def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | 
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
+    from vartok.codebook import statistic_rows
     from vartok.schedule import describe, phis_by_scale
 
     config = tokenizer.config
     table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
-    norm, nearest = codebook.norm, codebook.nearest
     phis = phis_by_scale(len(config.patch_nums), config.phi_count)
-    table.add_row(
-        "codes",
-        f"{codebook.vocab_size:,} of {counted(codebook.channels, 'channel')}, {codebook.size_bytes:,} bytes",
-    )
-    table.add_row("fingerprint", tokenizer.fingerprint)
-    table.add_row("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}")
-    if nearest:
-        spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
-        table.add_row("nearest code", spread)
-    table.add_row("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near")
-    dimensions = f"{codebook.effective_dimensions} of {codebook.channels} explain 95 % "
-    bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(dimensions))
-    table.add_row("dimensions", dimensions + _bars(codebook.explained[: max(bars, 0)]))
+    codes, *statistics = statistic_rows(codebook)
+    for name, text in (codes, ("fingerprint", tokenizer.fingerprint), *statistics):
+        bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(text) - 1)
+        chart = f" {_bars(codebook.explained[: max(bars, 0)])}" if name == "dimensions" else ""
+        table.add_row(name, text + chart)
     table.add_row("schedule", describe(config.patch_nums))
     table.add_row("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are")
     return table
@@ -205,6 +242,8 @@ def _usage_tables(used: TokenUsage) -> list[Table]:
 
 
 def _usage_table(used: TokenUsage) -> Table:
+    from vartok.codebook import USAGE_METHODS
+
     narrow = table_width() < NARROW
     table = new_table("Use of the codes", "scale", "grid", "tokens", "used", "coverage")
     if not narrow:
@@ -218,11 +257,7 @@ def _usage_table(used: TokenUsage) -> Table:
         table.add_row(str(k), grid, *cells, f"{divergence:.2f} ({chance:.2f})")
     table.add_section()
     table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
-    table.caption = (
-        "coverage: codes used / min(number of codes, tokens). entropy: in bits. perplexity: 2 ** entropy. "
-        "divergence: Jensen-Shannon divergence from the mean of the other scales, 0 (equal) to 1 (disjoint); "
-        "chance: its value for as many tokens drawn at random from the distribution of all scales."
-    )
+    table.caption = USAGE_METHODS
     table.caption_justify = "left"
     return table
 

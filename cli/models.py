@@ -28,12 +28,14 @@ def models(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 
     For each, print whose it is, whose tokens it makes, its schedules, the size of its file, and
     whether it is on this disk (*). A question mark is what was never checked against the file; --json
-    says more. Nothing is fetched.
+    says more. Nothing is fetched. `vartok models fetch NAME` fetches one, and `vartok models path
+    NAME` prints where it lies on this disk.
 
     Examples:
       vartok models
       vartok models --json
       vartok models fetch var
+      vartok models path var
     """
     rows = _rows()
     print_result(json.dumps(rows)) if as_json else print_tables(_table(rows))

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vartok.drawing import GAP, Tile, as_image, fit_inside, label, sheet
 from vartok.errors import printable
+from vartok.stopping import as_exceptions
 
 from .messages import print_result
 
@@ -85,7 +86,8 @@ class Screen:
         if os.environ["TERM"].startswith(SILENT):
             return None
         try:
-            from textual_image import renderable  # asks the terminal, and waits 0.1 s for each answer
+            with as_exceptions():  # Ctrl-C must not leave the terminal without echo
+                from textual_image import renderable  # asks the terminal, and waits 0.1 s for each answer
         except Exception:  # keys pressed meanwhile make an answer of any form
             return None
         found = renderable.Image

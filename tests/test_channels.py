@@ -306,7 +306,9 @@ def test_training_of_one_channel(vartok: Vartok, here: Path) -> None:
     (here / "tiny.toml").write_text(TINY.replace("[loss]", "[loss]\nadversarial = 0.1"))
     command = ("train", "list.txt", "-o", "run", "--device", "cpu")
     assert "leave --channels out" in vartok(*command, "--channels", 1, "--from", "shipped", code=2).stderr
-    assert "grey levels" in vartok(*command, "--preset", "tiny.toml", "--channels", 1).stderr
+    said = vartok(*command, "--preset", "tiny.toml", "--channels", 1).stderr
+    assert "grey levels" in said
+    assert "[data] grayscale_prob is not used: the model has 1 channel, not 3" in said
     vartok(*command, "--resume", "--steps", "10")
     assert read_checkpoint(here / "run").config.in_channels == 1
     assert "| Channels | 1 |" in (here / "run" / CARD).read_text()

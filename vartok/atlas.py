@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from vartok.drawing import check_room
 from vartok.images import to_pixels
-from vartok.images.tensors import drawable
+from vartok.images.tensors import as_pil, drawable
 from vartok.tokenizer import Tokenizer
 
 Floats = NDArray[np.float64]
@@ -20,6 +22,9 @@ Integers = NDArray[np.int64]
 COMPONENTS = 16  # principal components in which codes are compared
 PASSES = 60
 SWAPS = 8  # rounds of swaps in a pass
+
+NUMBER_SIZE, GAP = 13, 4
+"""Height of the numbers of codes, and the space between codes, in pixels."""
 
 
 def draw_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
@@ -43,6 +48,34 @@ def draw_ordered_atlas(tokenizer: Tokenizer) -> tuple[NDArray[np.uint8], Integer
     cells = np.concatenate([pictures, white])[order]  # index -1, an empty cell, is the white picture
     rows, columns = order.shape
     return drawable(cells.swapaxes(1, 2).reshape(rows * side, columns * side, -1)), order
+
+
+def draw_numbered_atlas(tokenizer: Tokenizer) -> NDArray[np.uint8]:
+    """Draw the atlas with the number of every code below its picture, which is enlarged to be as wide.
+
+    Returns:
+        [H, W, 3] uint8: of 4096 codes of 16 pixels, 3328 pixels wide and 4160 high.
+
+    Raises:
+        ImageError: the atlas would have more than `drawing.MAX_PIXELS` pixels: that of some 30,000 codes.
+    """
+    codes, step = tokenizer.config.vocab_size, tokenizer.config.downsample
+    font = ImageFont.load_default(NUMBER_SIZE)
+    _, _, right, bottom = font.getbbox("0" * len(str(codes - 1)))
+    side = step * math.ceil((right + 4) / step)
+    columns = math.isqrt(codes - 1) + 1
+    width, height = side + GAP, side + int(bottom) + GAP
+    sheet = Image.new("RGB", check_room(columns * width, -(-codes // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    pixels, order = draw_ordered_atlas(tokenizer)
+    atlas = as_pil(pixels)
+    for (row, column), code in np.ndenumerate(order):
+        if code >= 0:
+            box = (column * step, row * step, (column + 1) * step, (row + 1) * step)
+            picture = atlas.resize((side, side), Image.Resampling.NEAREST, box)
+            sheet.paste(picture, (column * width, row * height))
+            draw.text((column * width, row * height + side), str(code), "black", font)
+    return np.asarray(sheet)
 
 
 def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None) -> Integers:

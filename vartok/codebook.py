@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.errors import CheckpointError, TokensError
+from vartok.errors import CheckpointError, TokensError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,13 @@ its nearest other code. Swapping two such codes changes no picture visibly."""
 
 EXPLAINED_VARIANCE = 0.95
 """Share of the variance that the effective dimensions explain."""
+
+USAGE_METHODS = (
+    "coverage: codes used / min(number of codes, tokens). entropy: in bits. perplexity: 2 ** entropy. "
+    "divergence: Jensen-Shannon divergence from the mean of the other scales, 0 (equal) to 1 (disjoint); "
+    "chance: its value for as many tokens drawn at random from the distribution of all scales."
+)
+"""How the figures of a `UsageReport` are computed, as tables say it."""
 
 TOP_CODES = 10
 """Largest number of codes in a report's list of the most used ones."""
@@ -71,6 +78,19 @@ class CodebookReport:
     explained: tuple[float, ...]
 
 
+def statistic_rows(report: CodebookReport) -> list[tuple[str, str]]:
+    """Return the statistics of a codebook as tables show them: names and texts."""
+    channels = counted(report.channels, "channel")
+    rows = [("codes", f"{report.vocab_size:,} of {channels}, {report.size_bytes:,} bytes")]
+    for name, spread in (("norm", report.norm), ("nearest code", report.nearest)):
+        if spread is not None:
+            text = f"{spread.minimum:.3g} to {spread.maximum:.3g}, median {spread.median:.3g}"
+            rows.append((name, text))
+    explain = f"{report.effective_dimensions} of {report.channels} explain {100 * EXPLAINED_VARIANCE:.0f} %"
+    duplicates = f"{report.exact_duplicates:,} exact, {report.near_duplicates:,} near"
+    return [*rows, ("duplicates", duplicates), ("dimensions", explain)]
+
+
 def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookReport:
     """Compute the statistics of a codebook.
 
@@ -106,6 +126,45 @@ def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookRepo
         near_duplicates=int((nearest < NEAR_DUPLICATE * np.median(nearest)).sum()),
         effective_dimensions=int(enough.argmax()) + 1 if enough.any() else 0,
         explained=tuple(explained.tolist()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeReport:
+    """A code among the others.
+
+    Attributes:
+        code: its index.
+        norm: its Euclidean norm.
+        neighbours: index and Euclidean distance of the nearest other codes, nearest first.
+    """
+
+    code: int
+    norm: float
+    neighbours: tuple[tuple[int, float], ...]
+
+
+def describe_code(codes: NDArray[np.floating[Any]] | Tensor, code: int, neighbours: int = 8) -> CodeReport:
+    """Find the codes that are nearest to one.
+
+    Args:
+        codes: [V, C] floating point: an array, or a tensor on the CPU.
+        code: index in [0, V).
+        neighbours: largest number of other codes.
+
+    Raises:
+        TokensError: the index is outside the vocabulary.
+    """
+    vectors = np.asarray(codes, np.float64)
+    if not 0 <= code < len(vectors):
+        raise TokensError(f"index {code} is outside the vocabulary of {len(vectors)}")
+    distances = np.linalg.norm(vectors - vectors[code], axis=1)
+    distances[code] = np.inf
+    nearest = np.argsort(distances, kind="stable")[: min(neighbours, len(vectors) - 1)]
+    return CodeReport(
+        code=code,
+        norm=float(np.linalg.norm(vectors[code])),
+        neighbours=tuple((int(n), float(distances[n])) for n in nearest),
     )
 
 

@@ -279,7 +279,7 @@ def test_the_ema_weights_of_two_tokenizers_are_read(tmp_path: Path, first: str, 
     found = read_checkpoint(path)
     assert same(found.tensors, draw(TEN, 1))
     assert found.notes[0].startswith("the file holds 2 tokenizers, under [")
-    assert ", the EMA weights; vartok convert writes another" in found.notes[0]
+    assert ", the EMA weights; vartok convert writes the other with `key` " in found.notes[0]
     for seed, key in enumerate((first, second)):
         found = read_checkpoint(path, key=key.removesuffix("."))
         assert same(found.tensors, draw(TEN, seed))

@@ -20,7 +20,7 @@ from noise import bare, draw
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from vartok.checkpoints import CODEBOOK, HITS, read_checkpoint
+from vartok.checkpoints import CODEBOOK, HITS, CheckpointFile, read_checkpoint
 from vartok.checkpoints.known import KNOWN
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import CheckpointError
@@ -187,6 +187,7 @@ READ = {
     "tied": (lambda: tied(draw(TINY)), None, TINY, PLAIN, ()),
     "Switti 512": (lambda: draw(of(VAR_512)), {**SWITTI, "reso": 512}, of(VAR_512), (), ()),
     "Switti 1024": (lambda: draw(of(VAR_1024)), {**SWITTI, "reso": 1024}, of(VAR_1024), (), ()),
+    "another's reso": (lambda: draw(TINY), {"reso": 512, "depth": 24}, TINY, PLAIN, ()),
     "HART": (
         hart_tensors,
         HART,
@@ -209,11 +210,18 @@ READ = {
         PLAIN,
         ("config.json beside it is not used: it states 2 phis, but the tensors have 10",),
     ),
+    "a schedule of another length": (
+        lambda: draw(TINY),
+        {"patch_nums": [1, 2, 4]},
+        TINY,
+        PLAIN,
+        ("config.json beside it is not used: it states 3 scales, but the tensors have 10",),
+    ),
     "many configurations": (
         lambda: {
             "model": draw(TINY),
             "config": {"patch_nums": sides(VAR_512)},
-            "args": {"patch_nums": "1_2_3", "using_znorm": True},
+            "args": {"patch_nums": "1_2_3_4_5_6_7_8_9_10", "using_znorm": True},
             **{f"args{i}": {"ch": 64} for i in range(5)},
         },
         None,
@@ -409,8 +417,22 @@ def test_a_broken_config_json_is_refused_unless_the_file_tells_all(
     assert read_checkpoint(path).notes == ()
 
 
+def named(path: Path, name: str) -> CheckpointFile:
+    known = KNOWN[name]
+    return CheckpointFile(path, name, config=known.config, expected=known.expected, key=known.key)
+
+
 def test_a_name_tells_what_the_file_of_varsr_does_not(tmp_path: Path) -> None:
     torch.save(trainer_file(VAR_512), tmp_path / "VQVAE.pth")
-    known = KNOWN["varsr"]
-    found = read_checkpoint(tmp_path / "VQVAE.pth", known.config, key=known.key)
+    found = read_checkpoint(named(tmp_path / "VQVAE.pth", "varsr"))
     assert (found.config, found.notes) == (of(VAR_512, last_phi=False), ())
+
+
+def test_what_a_file_states_wins_over_what_is_known_of_its_name(tmp_path: Path) -> None:
+    beside(tmp_path, {"v_patch_nums": [1, 2, 4], "share_quant_resi": 0, "using_znorm": True})
+    found = read_checkpoint(named(bare(tmp_path / "model.safetensors", draw(THREE)), "hart"))
+    assert found.config == dataclasses.replace(THREE, last_phi=False)
+    assert found.notes == (
+        "the using_znorm known of hart is not used: it states another using_znorm",
+        "the patch_nums known of hart is not used: it states 14 phis, but the tensors have 3",
+    )

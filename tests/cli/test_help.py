@@ -100,11 +100,15 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         assert shown.startswith(f"Usage: vartok {name} [OPTIONS]")
         for example in examples:
             assert f"vartok {name} " in f"{example} "
-            if example.startswith(("vartok dataset verify", "vartok models fetch")) and " " not in name:
+            if (
+                example.startswith(("vartok dataset verify", "vartok models fetch", "vartok models path"))
+                and " " not in name
+            ):
                 continue
             assert f"    {example}\n" in shown
             first = example.partition(f"vartok {name}")[2].partition("|")[0]
             assert {word for word in shlex.split(first) if word.startswith("-")} <= known
+    assert "`vartok models path NAME`" in " ".join(vartok("models", "-h").stdout.split())
     assert vartok("--version").stdout == f"vartok {library.__version__}\n"
     assert vartok(code=2).output.startswith("Usage: ")
 

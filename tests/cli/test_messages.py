@@ -72,7 +72,6 @@ def test_a_file_that_cannot_be_read_is_named(vartok: Vartok, here: Path, args: s
         "train {} -o run",
         "train img.png -o run -p {}.toml",
         "train img.png -o run --from {}",
-        "train img.png -o {} --resume",
         "convert {}.pth out.safetensors",
         "dataset {} -o out",
         "dataset img.png -o out -w {}",

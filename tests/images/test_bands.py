@@ -52,10 +52,9 @@ def test_no_grey_level_is_lost(data: bytes, wanted: NDArray[Any]) -> None:
 
 def test_floats_that_do_not_define_white_are_rescaled_and_said() -> None:
     depth = np.linspace(2, 12, 64, dtype=np.float32).reshape(8, 8)
-    depth[0, 0] = np.nan
     for data in (npy(depth), saved(Image.fromarray(depth), "TIFF")):
         picture = read_picture(data, Fit(channels=1, size=8))
-        assert (np.diff(picture.pixels.ravel()[1:].astype(int)) > 0).all()
+        assert (np.diff(picture.pixels.ravel().astype(int)) > 0).all()
         assert picture.pixels[-1, -1, 0] == 65535
         assert "rescaled its range" in picture.notes[0]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from picture_files import AS_IS, MAGENTA, Pixels, chunk, photo, png, profile, read, saved, tiff
 from PIL import Image, ImageCms
 
+from vartok.errors import ImageError
 from vartok.images import Fit, read_picture
 
 
@@ -37,9 +38,9 @@ def test_color_of_16_bits() -> None:
 
 
 def test_floats_from_0_to_1_are_rescaled() -> None:
-    values = np.array([[0, 0.25, 0.5, 1, np.nan]], np.float32)
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
     picture = read_picture(saved(Image.fromarray(values), "TIFF"), AS_IS)
-    assert picture.pixels[0, :, 0].tolist() == [0, 64, 128, 255, 0]
+    assert picture.pixels[0, :, 0].tolist() == [0, 64, 128, 255]
     assert picture.notes == ()
 
 
@@ -51,17 +52,20 @@ def test_grey_without_a_white_of_its_own_is_stretched_with_a_note(kind: type) ->
     assert picture.notes == ("its values do not define white: rescaled its range, -1000 to 3000",)
 
 
-def test_floats_that_are_not_finite() -> None:
-    values = np.array([[-np.inf, 2, 4, np.inf, np.nan]], np.float32)
-    assert read_picture(saved(Image.fromarray(values), "TIFF"), AS_IS).pixels[0, :, 0].tolist() == [
-        0,
-        0,
-        255,
-        255,
-        0,
-    ]
-    nothing = np.full((2, 2), np.nan, np.float32)
-    assert read(saved(Image.fromarray(nothing), "TIFF")) == [[[0] * 3] * 2] * 2
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_floats_that_are_not_finite_are_refused(value: float, channels: int) -> None:
+    values = np.full((3, 2, channels), 0.5, np.float32)
+    values[1, 1, 0] = value
+    array = io.BytesIO()
+    np.save(array, values)
+    tiff = saved(Image.fromarray(values[..., 0]), "TIFF")
+    for data, taken in ((array.getvalue(), channels), (tiff, 1), (tiff, 3)):
+        with pytest.raises(ImageError, match="holds NaN or infinite values"):
+            read_picture(data, Fit(mode="native", multiple=1, channels=taken))
+
+
+def test_one_level_alone_is_black() -> None:
     flat = np.full((2, 2), 7, np.float32)
     assert read(saved(Image.fromarray(flat), "TIFF")) == [[[0] * 3] * 2] * 2
 

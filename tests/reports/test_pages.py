@@ -1,7 +1,9 @@
 """HTML reports: complete, escaped, bounded, and the same for the same results."""
 
 import base64
+import dataclasses
 import hashlib
+import io
 import math
 import random
 import re
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 from conftest import save
 from noise import SMALL, tokenizer
+from PIL import Image
 
 import vartok
 from vartok.codebook import describe_codebook
-from vartok.evaluation import EvaluationReport, evaluate_files
+from vartok.errors import ImageError
+from vartok.evaluation import EvaluationReport, Failure, evaluate_files
 from vartok.reports import Gallery, RunFigures, codebook_page, evaluation_page, training_page
 from vartok.reports.charts import bar_chart, line_chart
 from vartok.reports.gallery import MAX_COPIES, MAX_SIDE, shrink
@@ -82,7 +86,7 @@ def evaluated(
     small: vartok.Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[EvaluationReport, Gallery]:
     folder = tmp_path_factory.mktemp("in")
-    for seed, name in enumerate((HOSTILE, "b'\"&.png", "c.png")):
+    for seed, name in enumerate((HOSTILE, "b'\"&\udcff.png", "c.png")):
         save(folder / name, seed, 40, 36)
     (folder / "<b>bad.png").write_bytes(b"no picture")
     gallery = Gallery()
@@ -96,13 +100,19 @@ def test_an_evaluation(small: vartok.Tokenizer, evaluated: tuple[EvaluationRepor
     report, gallery = evaluated
     page = evaluation_page(report, small, gallery, labels=["<i>one</i>", "<i>one</i>"])
     found = check(page)
-    for text in (HOSTILE, "b'\"&.png", "<i>one</i> (2)", "1 picture not measured; see below.", "Round trips"):
+    for text in (
+        HOSTILE,
+        "b'\"&?.png",
+        "<i>one</i> (2)",
+        "1 picture not measured; see below.",
+        "Round trips",
+    ):
         assert any(text in one for one in found.texts), text
     assert any("<b>bad.png" in text for text in found.texts)
     pictures = [one for tag, one in found.elements if tag == "img" and one.get("class") == "copy"]
     assert len(pictures) == 3 * 2 * 3  # pictures, checkpoints, scales
     assert sum("hidden" not in one for one in pictures) == 3
-    worst = [Path(scores.name).name for scores in report.worst(3)]
+    worst = [Path(scores.name).name.replace("\udcff", "?") for scores in report.worst(3)]
     rows = [text for text in found.texts if text in worst]
     assert rows == worst * 2  # below the pictures, and in the table
     assert any(one.get("data-value") == repr(report.worst(1)[0].models[0].psnr) for _, one in found.elements)
@@ -116,6 +126,32 @@ def test_what_is_left_out_is_said(
     gallery.add("a", np.zeros((4, 4, 3), np.uint8), [[np.zeros((4, 4, 3), np.uint8)]], [[20.0]])
     found = check(evaluation_page(report, small, gallery))
     assert any("1 picture of higher PSNR not shown" in text for text in found.texts)
+
+
+def test_a_page_is_bounded_whatever_the_number_of_pictures_and_their_names(
+    small: vartok.Tokenizer, evaluated: tuple[EvaluationReport, Gallery]
+) -> None:
+    report, filled = evaluated
+    [first, *_] = report.by_picture
+    names = [f"{n:04}" + '"' * 1000 for n in range(600)]
+    many = dataclasses.replace(
+        report,
+        pictures=len(names),
+        by_picture=tuple(dataclasses.replace(first, name=name) for name in names),
+        failures=tuple(Failure(name, ImageError(name)) for name in names),
+    )
+    gallery = Gallery()
+    [exhibit, *_] = filled.pictures
+    large = dataclasses.replace(exhibit, uri=f"data:image/webp;base64,{'A' * 50_000}")
+    for name in names:
+        gallery.keep(20.0, dataclasses.replace(large, name=name))
+    page = evaluation_page(many, small, gallery)
+    assert 8_000_000 < len(page.encode()) < 10_000_000
+    shown = len(gallery.pictures)
+    assert 100 < shown < 200
+    assert gallery.left_out == 600 - shown
+    left = f"{600 - shown} pictures of higher PSNR not shown"
+    assert all(text in page for text in (left, "The 500 of lowest PSNR.", "550 others"))
 
 
 def test_a_codebook(small: vartok.Tokenizer) -> None:
@@ -184,6 +220,15 @@ def test_a_gallery_keeps_the_worst_pictures_that_fit_whatever_their_order() -> N
 
 def test_pictures_of_a_gallery_are_bounded() -> None:
     assert shrink(np.zeros((1, 5000, 1), np.uint16)).shape == (1, MAX_SIDE, 1)
+    for channels in (1, 2, 3, 5):
+        deep = np.full((20, 30, channels), 40_000, np.uint16)
+        channel_gallery = Gallery()
+        channel_gallery.add("deep", deep, [[deep]], [[100.0]])
+        [exhibit] = channel_gallery.pictures
+        data = base64.b64decode(exhibit.copies[0][0].uri.partition(",")[2])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (30, 20)
+            assert abs(np.asarray(picture).mean() - 40_000 / 257) < 2
     gallery = Gallery()
     gallery.add("many", noise(0), [[noise(0)] * 40], [[float(k) for k in range(40)]])
     [exhibit] = gallery.pictures
@@ -203,5 +248,8 @@ def test_charts_stay_within_their_axes(values: list[float]) -> None:
         for x, y in [(dot.x, dot.y) for dot in dots] + [(chart.left, tick.at) for tick in chart.y_ticks]:
             assert chart.left - 1e-6 <= x <= chart.right + 1e-6
             assert chart.top - 1e-6 <= y <= chart.bottom + 1e-6
+    counts = bar_chart("t", [1, 2], ["a", "b"], "x")
+    assert counts is not None
+    assert [tick.text for tick in counts.y_ticks] == ["0", "1", "2"]
     assert line_chart("t", {"a": [(0, math.nan)]}, "x") is None
     assert bar_chart("t", [], [], "x") is None

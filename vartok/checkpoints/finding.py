@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vartok.checkpoints import hub
+from vartok.checkpoints import hub, hub_cache
 from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
 from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
@@ -31,6 +31,7 @@ class CheckpointFile:
         path: the file.
         label: how messages name it.
         config: values that replace those of its configuration, as `KnownCheckpoint.config`.
+        expected: values for what it does not state, as `KnownCheckpoint.expected`.
         key: key of the tokenizer in a file of several, or None.
         name: name of the checkpoint if the file states none; None: the stem of the file.
         license: its licence if the file states none.
@@ -40,6 +41,7 @@ class CheckpointFile:
     path: Path
     label: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
     name: str | None = None
     license: str | None = None
@@ -57,7 +59,8 @@ def converted_copy(file: CheckpointFile) -> Path | None:
     """
     if file.sha256 is None or file.path.suffix == ".safetensors":
         return None
-    told = repr((READER, file.sha256, file.key, file.name, file.path.stem, file.license, dict(file.config)))
+    configs = dict(file.config), dict(file.expected)
+    told = repr((READER, file.sha256, file.key, file.name, file.path.stem, file.license, configs))
     digest = hashlib.sha256(told.encode(errors="replace"))
     with contextlib.suppress(OSError), open(file.path.with_name(CONFIG_JSON), "rb") as beside:
         digest.update(beside.read(MAX_CONFIG_BYTES))
@@ -95,7 +98,16 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
             f"{printable(shorten_path(text))}: a checkpoint is not read from a URL",
             hint="download it, and name the file; or name it as hf://OWNER/REPO/FILE if it is on the hub",
         )
-    path = _find_path(text)
+    try:
+        path = _find_path(text)
+    except CheckpointError as error:
+        if text not in KNOWN:
+            raise
+        kind = "folder" if os.path.isdir(text) else "file"
+        raise CheckpointError(
+            f"{error}; a {kind} {text} is here, and hides the checkpoint of that name",
+            hint=f"use another working folder, or name {KNOWN[text].source or SHIPPED}",
+        ) from None
     return CheckpointFile(path, str(path))
 
 
@@ -108,8 +120,8 @@ def known_on_disk(text: str) -> Path | None:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.cached(hub.parse(known.source))
-    is_another = path is not None and known.sha256 not in (None, hub.blob_sha256(path))
+    path = hub_cache.cached(hub_cache.parse(known.source))
+    is_another = path is not None and known.sha256 not in (None, hub_cache.blob_sha256(path))
     return None if is_another else path
 
 
@@ -122,7 +134,7 @@ def fetch_known(text: str) -> Path:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.fetch(hub.parse(known.source), sha256=known.sha256, label=text)
+    path = hub.fetch(hub_cache.parse(known.source), sha256=known.sha256, label=text)
     return describe_fetched(text, known, path).path
 
 
@@ -137,9 +149,9 @@ def _known(text: str) -> KnownCheckpoint:
 
 def _known_or_hub(text: str) -> KnownCheckpoint | None:
     """Return what is known of a name or of a place on the hub; None for any other text."""
-    if hub.is_hub(text):
+    if hub_cache.is_hub(text):
         return KnownCheckpoint("", "", (), source=text)
-    return KNOWN.get(text)
+    return KNOWN.get("light" if text == SHIPPED else text)
 
 
 def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
@@ -154,8 +166,8 @@ def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
     """
     if known.source is None:
         return CheckpointFile(shipped_checkpoint(), label)
-    source = hub.parse(known.source)
-    path = hub.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
+    source = hub_cache.parse(known.source)
+    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label, or_cached=True)
     return describe_fetched(label, known, path)
 
 
@@ -166,15 +178,24 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
         CheckpointError: it has another sha256 than the known checkpoint.
     """
     assert known.source is not None
-    sha256 = hub.blob_sha256(path)
+    sha256 = hub_cache.blob_sha256(path)
     if known.sha256 and sha256 and sha256 != known.sha256:
         raise CheckpointError(
             f"{printable(label)}: {known.source} has sha256 {sha256}, not {known.sha256}",
             hint=f"the hub has another file now; name {known.source} if you want that one",
         )
     generic = path.name in (*USUAL, "pytorch_model.bin")
-    name = known.model or (hub.parse(known.source).repository.partition("/")[2] if generic else None)
-    return CheckpointFile(path, label, known.config, known.key, name, known.license, sha256 or known.sha256)
+    name = known.model or (hub_cache.parse(known.source).repository.partition("/")[2] if generic else None)
+    return CheckpointFile(
+        path,
+        label,
+        config=known.config,
+        expected=known.expected,
+        key=known.key,
+        name=name,
+        license=known.license,
+        sha256=sha256 or known.sha256,
+    )
 
 
 def _find_path(text: str) -> Path:

@@ -38,7 +38,9 @@ class KnownCheckpoint:
         license: licence of the weights; None if not known.
         model: name of the checkpoint, which token files record; None: the file's own.
         config: values of the configuration, by their keys in `TokenizerConfig.to_json`, that replace the
-            file's.
+            file's: the schedules by which names of one file differ, and "last_phi".
+        expected: values of the configuration as the authors' code sets them, for what the file does not
+            state.
         key: key of the tokenizer in a file of several, or None.
         unverified: what was never checked against the file itself.
     """
@@ -52,18 +54,17 @@ class KnownCheckpoint:
     license: str | None = None
     model: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    expected: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
     unverified: tuple[str, ...] = ()
 
 
-def _config(schedule: Schedule, *, last_phi: bool = True) -> Mapping[str, Any]:
-    """Return what the code of VAR, Switti, HART and VARSR sets alike, with the values that differ."""
-    return {
-        "patch_nums": to_json(schedule),
-        "using_znorm": False,
-        "quant_resi": 0.5,
-        "last_phi": last_phi,
-    }
+EUCLIDEAN: Mapping[str, Any] = {"using_znorm": False, "quant_resi": 0.5}
+"""What the code of VAR, Switti, HART and VARSR sets alike."""
+
+
+def _grids(schedule: Schedule) -> Mapping[str, Any]:
+    return {"patch_nums": to_json(schedule)}
 
 
 KNOWN: Mapping[str, KnownCheckpoint] = {
@@ -86,7 +87,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         sha256=PUBLISHED_SHA256,
         license="MIT",
         model=PUBLISHED_NAME,
-        config=_config(VAR_256),
+        expected={**EUCLIDEAN, **_grids(VAR_256)},
         unverified=("the file was never at hand; size and sha256 are as others state them",),
     ),
     # github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
@@ -96,7 +97,8 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("switti-512",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
-        config=_config(VAR_512),
+        config=_grids(VAR_512),
+        expected=EUCLIDEAN,
         unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
     ),
     "switti-1024": KnownCheckpoint(
@@ -105,7 +107,8 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("switti-1024",),
         source="hf://yresearch/VQVAE-Switti/model.safetensors",
         model="VQVAE-Switti",
-        config=_config(VAR_1024),
+        config=_grids(VAR_1024),
+        expected=EUCLIDEAN,
         unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
     ),
     # github.com/mit-han-lab/hart: README.md, hart_transformer_t2i.py, configuration.py
@@ -115,7 +118,8 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("var-1024",),
         source="hf://mit-han-lab/hart-0.7b-1024px/tokenizer",
         model="hart-0.7b-1024px",
-        config=_config(VAR_1024, last_phi=False),
+        config={"last_phi": False},
+        expected={**EUCLIDEAN, **_grids(VAR_1024)},
         unverified=("file", "size", "sha256", "schedule", "licence of the weights (the code's is MIT)"),
     ),
     # github.com/qyp2000/VARSR: README.md, test_varsr.py, utils/arg_util.py
@@ -125,7 +129,8 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         schedules=("var-512", "varsr-512"),
         source="hf://qyp2000/VARSR/VQVAE.pth",
         model="VARSR-VQVAE",
-        config=_config(VAR_512, last_phi=False),
+        config={"last_phi": False},
+        expected={**EUCLIDEAN, **_grids(VAR_512)},
         key="trainer.vae_local",
         unverified=("size", "sha256", "licence"),
     ),

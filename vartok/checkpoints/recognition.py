@@ -94,6 +94,8 @@ def _contradiction(stated: Mapping[str, Any], values: Mapping[str, Any], scales:
         return str(error)
     if config.phi_count != phis:
         return f"it states {counted(config.phi_count, 'phi')}, but the tensors have {phis}"
+    if scales and "patch_nums" in stated and len(config.patch_nums) != scales:
+        return f"it states {counted(len(config.patch_nums), 'scale')}, but the tensors have {scales}"
     return None
 
 

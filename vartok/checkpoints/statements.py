@@ -50,6 +50,9 @@ QUANTIZER_TYPE, RESO = "quantizer_type", "reso"
 NAMES = frozenset({QUANTIZER_TYPE, RESO, *(name for names in ALIASES.values() for name in names)})
 """All names that `Statement.values` are read from."""
 
+SWITTI_KEYS = {RESO, "vocab_size", "z_channels", "ch"}
+"""Keys of Switti's config.json; a `reso` without the others is not Switti's."""
+
 SWITTI_SCHEDULES = {256: schedules.VAR_256, 512: schedules.VAR_512, 1024: schedules.VAR_1024}
 """Schedules by the `reso` of Switti's config.json, as in its RESOLUTION_PATCH_NUMS_MAPPING."""
 
@@ -168,7 +171,8 @@ def _values(own: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("using_znorm") in (0, 1):
         values["using_znorm"] = bool(values["using_znorm"])
     # `VQVAEHF` of github.com/yandex-research/switti takes the schedule from `reso`, and fixes the others.
-    schedule = SWITTI_SCHEDULES.get(own[RESO]) if isinstance(own.get(RESO), int) else None
+    is_switti = own.keys() >= SWITTI_KEYS and isinstance(own[RESO], int)
+    schedule = SWITTI_SCHEDULES.get(own[RESO]) if is_switti else None
     if schedule and "patch_nums" not in values:
         grids = schedules.to_json(schedule)
         values = {"using_znorm": False, "quant_resi": 0.5, **values, "patch_nums": grids}

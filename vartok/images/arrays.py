@@ -47,7 +47,8 @@ def read_array(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image.Imag
 
     Raises:
         DamagedImageError: the file ends too early, and `fit.allow_damaged` is not set.
-        ImageError: the array has the shape, dtype or number of channels of no picture, or is too large.
+        ImageError: the array has the shape, dtype or number of channels of no picture, holds NaN or infinite
+            values, or is too large.
     """
     try:
         header = read_npy_header(stream)
@@ -115,6 +116,9 @@ def from_values(values: NDArray[Any], channels: int, notes: list[str]) -> Image.
         values: [H, W, C] of one of `DTYPES`; True is white, and floats are as in `color.value_range`.
         channels: number of channels of the picture: C, or 1 for 3, or 3 for 1.
         notes: remarks for the user, to which this may add.
+
+    Raises:
+        ImageError: a float is NaN or infinite.
     """
     if values.dtype == bool:
         values = values * np.uint8(255)

@@ -45,6 +45,9 @@ def grey_scale(source: ImageFile, notes: list[str]) -> tuple[float, float]:
 
     If the picture does not define them, they are its minimum and maximum, and a note is added to `notes`.
     `to_rgb` ignores the result for any other picture.
+
+    Raises:
+        ImageError: a value is NaN or infinite.
     """
     tags: Any = getattr(source, "tag_v2", {})
     black, white = 0.0, 255.0
@@ -62,12 +65,17 @@ def value_range(
 ) -> tuple[float, float]:
     """Return the values of black and white of levels that do not define them, such as floats.
 
-    Floats from 0 to 1 have these. For any others the range of the finite values is taken, with a note.
+    Floats from 0 to 1 have these. For any others the range of the values is taken, with a note.
+
+    Raises:
+        ImageError: a value is NaN or infinite.
     """
-    finite = (values[np.isfinite(values)] for values in parts)
-    ranges = [(values.min(), values.max()) for values in finite if values.size]
-    black = float(min((low for low, _ in ranges), default=0))
-    white = float(max((high for _, high in ranges), default=1))
+    lows, highs = zip(*((values.min(), values.max()) for values in parts), strict=True)
+    black, white = float(np.min(lows)), float(np.max(highs))  # NaN if any value is
+    if not np.isfinite([black, white]).all():
+        raise ImageError(
+            "holds NaN or infinite values", hint="replace them, in a map of depths by the largest depth, say"
+        )
     if floats and black >= 0 and white <= 1:
         return 0.0, 1.0
     notes.append(f"its values do not define white: rescaled its range, {black:g} to {white:g}")
@@ -75,7 +83,7 @@ def value_range(
 
 
 def scaled(values: NDArray[Any], grey: tuple[float, float]) -> NDArray[np.float64]:
-    """Return values on the scale on which black is 0 and white 1, clipped to it; NaN is black."""
+    """Return values on the scale on which black is 0 and white 1, clipped to it."""
     black, white = grey
     return np.nan_to_num(np.clip((values.astype(np.float64) - black) / (white - black or 1), 0, 1))
 

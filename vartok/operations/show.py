@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from vartok.checkpoints import hub
 from vartok.checkpoints.folders import SUFFIXES as CHECKPOINTS
+from vartok.checkpoints.hub_cache import is_hub
 from vartok.checkpoints.known import KNOWN, SHIPPED
 from vartok.dataset.schema import is_dataset
 from vartok.drawing import Tile
@@ -290,7 +290,7 @@ def _kind(place: str) -> str:
             has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
             return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
         return "tokens"
-    if name.endswith(CHECKPOINTS) or hub.is_hub(place):
+    if name.endswith(CHECKPOINTS) or is_hub(place):
         return CHECKPOINT
     if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):
         return CHECKPOINT

@@ -92,7 +92,7 @@ def line_chart(
 
     Args:
         title: heading.
-        series: points of each line, by its name.
+        series: points of each line, by its name; x are whole numbers.
         x_label: title of the x axis.
         log: logarithmic axes; only points above 0 are drawn.
         ordered: the lines have an order, and get the colours of a ramp.
@@ -107,8 +107,8 @@ def line_chart(
     if not every:
         return None
     xs, ys = ([point[axis] for point in every] for axis in (0, 1))
-    x_axis = _Axis(min(xs), max(xs), LEFT, RIGHT, log=log, tight=True)
-    y_axis = _Axis(min(ys), max(ys), BOTTOM, TOP, log=log)
+    x_axis = _Axis(min(xs), max(xs), LEFT, RIGHT, log=log, tight=True, whole=True)
+    y_axis = _Axis(min(ys), max(ys), BOTTOM, TOP, log=log, whole=digits == 0)
     last = max(len(usable) - 1, 1)
     lines = []
     for number, (name, points) in enumerate(usable.items()):
@@ -135,7 +135,8 @@ def bar_chart(
     """
     if not values:
         return None
-    y_axis = _Axis(0.0, max(max(values), 1e-9), BOTTOM, TOP)
+    whole = all(value == int(value) for value in values)
+    y_axis = _Axis(0.0, max(max(values), 1e-9), BOTTOM, TOP, whole=whole and not percent)
     step = (RIGHT - LEFT) / len(values)
     middles = [LEFT + step * (k + 0.5) for k in range(len(values))]
     bars = tuple(
@@ -160,10 +161,19 @@ class _Axis:
         last: position of its upper end.
         log: a logarithmic axis; values are then above 0.
         tight: the axis ends at the values, not at ticks.
+        whole: all values are whole numbers, and so are the ticks.
     """
 
     def __init__(
-        self, low: float, high: float, first: float, last: float, *, log: bool = False, tight: bool = False
+        self,
+        low: float,
+        high: float,
+        first: float,
+        last: float,
+        *,
+        log: bool = False,
+        tight: bool = False,
+        whole: bool = False,
     ) -> None:
         self._first, self._last, self._log = first, last, log
         if log:
@@ -171,6 +181,7 @@ class _Axis:
             self._step = max(1.0, math.ceil((high - low) / 5))
         else:
             self._step = _nice((high - low) / (6 if tight else 4) or max(abs(high), 1.0) / 2)
+            self._step = max(self._step, 1.0) if whole else self._step
         if not tight or low == high:
             low = self._step * math.floor(low / self._step + 1e-9)
             high = self._step * max(math.ceil(high / self._step - 1e-9), low / self._step + 1)

@@ -8,17 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.atlas import draw_ordered_atlas
-from vartok.codebook import EXPLAINED_VARIANCE, CodebookReport, Usage, UsageReport
+from vartok.codebook import USAGE_METHODS, CodebookReport, Usage, UsageReport, statistic_rows
 from vartok.errors import counted
 from vartok.reports.charts import Chart, bar_chart, line_chart
 from vartok.reports.gallery import picture_uri, shrink
-from vartok.reports.page import render
+from vartok.reports.page import failure_rows, render
 from vartok.schedule import describe, phis_by_scale
 from vartok.tokenizer import Tokenizer
 from vartok.usage import TokenUsage
 
 MAX_ATLAS = 1024
 """Longest side of the atlas in a page, in pixels."""
+
+MAX_NAMED = 16_384
+"""Largest number of codes whose indices and counts a page holds."""
 
 UNUSED = (200, 50, 40)
 """Colour of codes that are not used."""
@@ -34,6 +37,9 @@ class CodebookSection:
         atlas: data: URI of the atlas.
         use_map: data: URI of a picture of the codes' use, in the order of the atlas; None without usage.
         use_text: number of codes that are used, and how to read the picture.
+        columns: number of columns of the atlas.
+        order: indices of its codes, row by row, divided by spaces; "" for more than `MAX_NAMED` codes.
+        counts: number of tokens of each code, likewise; "" without usage.
     """
 
     codes: str
@@ -41,6 +47,9 @@ class CodebookSection:
     atlas: str
     use_map: str | None
     use_text: str
+    columns: int
+    order: str
+    counts: str
 
 
 def codebook_section(
@@ -55,6 +64,7 @@ def codebook_section(
     """
     pixels, order = draw_ordered_atlas(tokenizer)
     use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
+    codes = order[order >= 0] if tokenizer.config.vocab_size <= MAX_NAMED else order[:0].ravel()
     used = f"{usage.overall.used:,} of {usage.vocab_size:,} codes are used" if usage else ""
     return CodebookSection(
         codes=f"{tokenizer.config.vocab_size:,}",
@@ -62,6 +72,9 @@ def codebook_section(
         atlas=picture_uri(shrink(pixels, MAX_ATLAS)),
         use_map=use_map,
         use_text=f"{used}; bright codes often, red ones never",
+        columns=order.shape[1],
+        order=" ".join(map(str, codes)),
+        counts="" if counts is None else " ".join(map(str, counts.sum(0)[codes])),
     )
 
 
@@ -99,7 +112,6 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
         "component",
         percent=True,
     )
-    failures = [] if used is None else [(name, str(error)) for name, error in used.failures]
     return render(
         "codebook.html",
         title=f"Codebook of {tokenizer.name}",
@@ -109,29 +121,20 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
         statistics=_statistics(tokenizer, codebook),
         dimensions=dimensions,
         usage=_usage_table(used) if used else None,
+        usage_methods=USAGE_METHODS,
         codebook=section,
-        failures=failures,
+        failures=failure_rows(used.failures if used else ()),
     )
 
 
 def _statistics(tokenizer: Tokenizer, codebook: CodebookReport) -> list[tuple[str, str]]:
-    config, norm, nearest = tokenizer.config, codebook.norm, codebook.nearest
+    config = tokenizer.config
     phis = phis_by_scale(len(config.patch_nums), config.phi_count)
-    rows = [
-        ("fingerprint", tokenizer.fingerprint),
-        ("size", f"{codebook.size_bytes:,} bytes as float32"),
-        ("norm", f"{norm.minimum:.3g} to {norm.maximum:.3g}, median {norm.median:.3g}"),
-    ]
-    if nearest:
-        spread = f"{nearest.minimum:.3g} to {nearest.maximum:.3g}, median {nearest.median:.3g}"
-        rows.append(("distance to the nearest code", spread))
+    codes, *statistics = statistic_rows(codebook)
     return [
-        *rows,
-        ("duplicates", f"{codebook.exact_duplicates:,} exact, {codebook.near_duplicates:,} near"),
-        (
-            "dimensions",
-            f"{codebook.effective_dimensions} of {codebook.channels} explain {EXPLAINED_VARIANCE:.0%}",
-        ),
+        codes,
+        ("fingerprint", tokenizer.fingerprint),
+        *statistics,
         ("schedule", describe(config.patch_nums)),
         ("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are"),
     ]
@@ -139,8 +142,8 @@ def _statistics(tokenizer: Tokenizer, codebook: CodebookReport) -> list[tuple[st
 
 def _usage_table(used: TokenUsage) -> tuple[list[str], list[list[str]]]:
     headings = [
-        *("scale", "grid", "tokens", "used", "coverage", "dead", "perplexity", "entropy, bits"),
-        *("divergence", "by chance", "most used codes"),
+        *("scale", "grid", "tokens", "used", "coverage", "dead", "perplexity", "entropy"),
+        *("divergence", "chance", "most used codes"),
     ]
     usage = used.usage
     rows = [

@@ -21,14 +21,11 @@ from vartok.evaluation.tables import (
 from vartok.reports.charts import bar_chart, line_chart
 from vartok.reports.codebook import codebook_section
 from vartok.reports.gallery import MAX_SIDE, QUALITY, Gallery
-from vartok.reports.page import render
+from vartok.reports.page import failure_rows, render
 from vartok.tokenizer import Tokenizer
 
-MAX_ROWS = 1000
+MAX_ROWS = 500
 """Largest number of pictures in the table, those of lowest PSNR."""
-
-MAX_FAILURES = 100
-"""Largest number of failures in a page."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,17 @@ def evaluation_page(
         ],
         agreement=agreement_rows(report.agreements) if report.agreements else None,
         codebook=codebook_section(tokenizer, report.code_counts[0], first.usage),
-        failures=[(one.name, str(one.error)) for one in report.failures[:MAX_FAILURES]],
-        failures_text=_more(len(report.failures) - MAX_FAILURES),
-        settings=method_rows(report, versions or {}),
+        failures=failure_rows([(one.name, one.error) for one in report.failures]),
+        settings=[*_checkpoint_rows(report, labels), *method_rows(report, versions or {})],
     )
+
+
+def _checkpoint_rows(report: EvaluationReport, labels: Sequence[str]) -> list[list[str]]:
+    models = [scores.model for scores in report.models]
+    return [
+        [label, f"{model.vocab_size:,} codes, fingerprint {model.fingerprint}"]
+        for label, model in zip(labels, models, strict=True)
+    ]
 
 
 def _distinct(labels: Sequence[str]) -> list[str]:
@@ -182,7 +186,3 @@ def _cell(figure: Figure, scores: Scores) -> tuple[str, str]:
     """Return the value of a figure for sorting, "" if there is none, and its text."""
     text = figure_text(figure, scores)
     return ("" if text == NO_VALUE else repr(float(getattr(scores, figure.name))), text)
-
-
-def _more(count: int) -> str:
-    return f"{counted(count, 'other')} not named here." if count > 0 else ""

@@ -16,8 +16,11 @@ from PIL import Image
 
 from vartok.images.tensors import Pixels, as_pil, drawable
 
-MAX_CHARACTERS = 8_400_000
-"""Limit of all pictures of a page together, in characters of data: URIs; it keeps a page below 10 MB."""
+MAX_CHARACTERS = 8_000_000
+"""Limit of all pictures of a page together, in characters of HTML; it keeps a page below 10 MB."""
+
+MARKUP = 6000
+"""Number of characters that a picture's name and markup take at most, beside its data: URIs."""
 
 MAX_SIDE = 512
 """Longest side of a picture in a page, in pixels; a larger picture is scaled down."""
@@ -72,8 +75,8 @@ class Exhibit:
 
     @property
     def characters(self) -> int:
-        """Number of characters of all URIs."""
-        return len(self.uri) + sum(len(copy.uri) for copies in self.copies for copy in copies)
+        """Number of characters that the picture takes in a page, at most."""
+        return MARKUP + len(self.uri) + sum(len(copy.uri) for copies in self.copies for copy in copies)
 
 
 class Gallery:
@@ -83,7 +86,7 @@ class Gallery:
     lowest PSNR on.
 
     Args:
-        max_characters: limit of the data, in characters of data: URIs.
+        max_characters: limit of what they take in a page, in characters.
 
     Attributes:
         left_out: number of pictures that were added and are not kept.
@@ -117,27 +120,23 @@ class Gallery:
             psnr: PSNR of every copy, in dB. The last one of the first checkpoint ranks the picture.
         """
         rank = (psnr[0][-1], name)
-        if rank >= self._limit:
-            self.left_out += 1
-            return
+        with self._lock:
+            if rank >= self._limit:
+                self.left_out += 1
+                return
         original = shrink(reference)
         height, width = original.shape[:2]
-        exhibit = Exhibit(
-            name,
-            width,
-            height,
-            picture_uri(original),
-            tuple(_compress(*both) for both in zip(copies, psnr, strict=True)),
-        )
+        compressed = tuple(_compress(*both) for both in zip(copies, psnr, strict=True))
+        self.keep(rank[0], Exhibit(name, width, height, picture_uri(original), compressed))
+
+    def keep(self, psnr: float, exhibit: Exhibit) -> None:
+        """Add a picture in compressed form, ranked by a PSNR in dB."""
         with self._lock:
-            bisect.insort(self._kept, (rank, exhibit), key=lambda kept: kept[0])
+            bisect.insort(self._kept, ((psnr, exhibit.name), exhibit), key=lambda kept: kept[0])
             self._room -= exhibit.characters
-            while self._room < 0:
-                self._limit, dropped = self._kept.pop()
-                self._room += dropped.characters
-                self.left_out += 1
-            while self._kept and self._kept[-1][0] >= self._limit:  # added while another one was dropped
-                _, dropped = self._kept.pop()
+            while self._room < 0 or (self._kept and self._kept[-1][0] >= self._limit):
+                rank, dropped = self._kept.pop()
+                self._limit = min(self._limit, rank)
                 self._room += dropped.characters
                 self.left_out += 1
 

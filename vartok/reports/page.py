@@ -5,16 +5,28 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vartok.errors import printable
+from vartok.errors import counted, printable
 
 MAX_NAME = 300
 """Largest number of characters of a text that comes from files or users."""
+
+
+MAX_FAILURES = 50
+"""Largest number of failures that a page names."""
+
+
+def failure_rows(failures: Sequence[tuple[str, Exception]]) -> list[tuple[str, str]]:
+    """Return names and reasons of at most `MAX_FAILURES` failures, and the number of the others."""
+    rows = [(name, str(error)) for name, error in failures[:MAX_FAILURES]]
+    others = len(failures) - len(rows)
+    return rows + [(counted(others, "other"), "not named here")] * bool(others)
 
 
 def render(template: str, **values: Any) -> str:

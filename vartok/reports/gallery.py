@@ -74,6 +74,11 @@ class Exhibit:
     copies: tuple[tuple[Copy, ...], ...]
 
     @property
+    def most_copies(self) -> int:
+        """Largest number of copies by one checkpoint."""
+        return max(map(len, self.copies))
+
+    @property
     def characters(self) -> int:
         """Number of characters that the picture takes in a page, at most."""
         return MARKUP + len(self.uri) + sum(len(copy.uri) for copies in self.copies for copy in copies)

@@ -15,7 +15,7 @@ from vartok.tokens import TokenMaps
 
 METHOD = (
     "a trip decodes tokens to 8-bit pixels, as a PNG stores them, and encodes these again. After it: tokens "
-    "that equal the picture's own, and PSNR of what they decode to, to the original and to the trip's pixels"
+    "that equal the picture's own, and PSNR of what they decode to, to the original and to the trip before"
 )
 """How round trips are measured."""
 

@@ -304,7 +304,13 @@ def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pyt
         constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(address, "http://127.0.0.1:9"),
     )
     assert same(read_checkpoint("hf://me/vae/vae.pth").tensors, draw(TEN))
-    assert "http://127.0.0.1:9 cannot be reached (" in refused("hf://me/vae/other.pth")
+    text = refused("hf://me/vae/other.pth")
+    assert "http://127.0.0.1:9 cannot be reached (" in text
+    assert text.endswith(
+        "check the network; or fetch the file elsewhere, and give its path as the checkpoint"
+    )
+    monkeypatch.setattr(constants, "ENDPOINT", "127.0.0.1:9")
+    assert "HF_ENDPOINT is '127.0.0.1:9', without http:// or https://" in refused("hf://me/vae/other.pth")
 
 
 def test_offline_only_the_cache_is_read(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
-from vartok.errors import CheckpointError, one_line, printable, warn
+from vartok.errors import CheckpointError, one_line, printable, quoted, warn
 from vartok.files import os_error_reason
 from vartok.stopping import as_exceptions
 
@@ -27,6 +27,9 @@ SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 
 PLACE = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:/([^@]*[^@/]))?/?(?:@([^@]+))?", re.IGNORECASE)
 """A place on the hub: hf://OWNER/REPO[/FILE][@REVISION]."""
+
+ELSEWHERE = "or fetch the file elsewhere, and give its path as the checkpoint"
+"""End of the hints for a hub that cannot be reached."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -324,18 +327,25 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     if isinstance(error, errors.FileMetadataError):
         return (
             f"{constants.ENDPOINT} does not answer as a hub does",
-            "check HF_ENDPOINT, and a proxy's settings",
+            f"check HF_ENDPOINT, and a proxy's settings; {ELSEWHERE}",
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         token = "set HF_TOKEN to a token that may read it"
-        hint = token if status in (401, 403) else "try again later" if status >= 500 else None
+        hint = (
+            token if status in (401, 403) else f"try again later; {ELSEWHERE}" if status >= 500 else ELSEWHERE
+        )
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        return f"HF_ENDPOINT is {quoted(constants.ENDPOINT)}, without http:// or https://", "set it to a URL"
     if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
         kind = type(error).__name__
         if kind.startswith(("Remote", "Read")):
-            return "the connection broke", "try again"
-        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})", "check the network"
+            return "the connection broke", f"try again; {ELSEWHERE}"
+        return (
+            f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})",
+            f"check the network; {ELSEWHERE}",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_reason(error), "HF_HOME names the folder of the cache"
     if "Consistency check failed" in str(error):

@@ -420,3 +420,5 @@ def test_the_checkpoint_of_a_folder_is_chosen(tmp_path: Path) -> None:
     save(tmp_path / "other.pth", SMALL)
     assert "the folder has 2 checkpoints: mine.pt, other.pth: name one of them" in refused(str(tmp_path))
     assert find_checkpoint(save(tmp_path / "model.safetensors", SMALL)) == find_checkpoint(tmp_path)
+    bare(tmp_path / "model.safetensors", draw(TEN))
+    assert read_checkpoint(tmp_path).name == tmp_path.name  # not "model"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ArgumentError, CheckpointError, OutputError, printable, quoted
-from vartok.files import named_errors
+from vartok.files import file_sha256, named_errors
 from vartok.metadata import MAX_TEXT
 
 from .command import command
@@ -125,14 +125,15 @@ def _read(
 
     def hashed() -> str:
         with named_errors(file.path):
-            return checkpoints.file_sha256(file.path)
+            return file_sha256(file.path)
 
     if sha256 and (found := hashed()) != sha256.lower():
         raise CheckpointError(f"{printable(file.label)}: has sha256 {found}, not {printable(sha256)}")
     checkpoint = checkpoints.read_checkpoint(file, overrides, key=key)  # refuses a large file of another kind
     found = hashed()
     if found == checkpoints.PUBLISHED_SHA256:
-        checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
+        name, license = checkpoints.PUBLISHED_NAME, checkpoints.KNOWN["var"].license
+        checkpoint = dataclasses.replace(checkpoint, name=name, license=license, notes=())
     return checkpoint, found
 
 

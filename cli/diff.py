@@ -14,7 +14,7 @@ from vartok.errors import OutputError, VartokError, counted, printable
 from vartok.files import write_bytes
 
 from .command import command
-from .files import STDIO, output_path
+from .files import STDIO, output_path, protect_inputs
 from .messages import print_result, say
 from .options import DebugOption, DeviceOption, ForceOption, JsonOption, RowOptions, WeightsOption
 from .report import Report
@@ -98,7 +98,8 @@ def _check(a: str, b: str, output: Path | None, force: bool) -> None:
     """Check the arguments.
 
     Raises:
-        typer.BadParameter: a name is empty, stdin is named twice, or `output` does not end in .png.
+        typer.BadParameter: a name is empty, stdin is named twice, or `output` is an input or does not end in
+            .png.
         OutputError: the file `output` exists, and `force` is False.
     """
     if "" in (a, b):
@@ -107,6 +108,8 @@ def _check(a: str, b: str, output: Path | None, force: bool) -> None:
         raise typer.BadParameter("standard input is named twice, but can be read only once")
     if output is not None and output.suffix.lower() != ".png":
         raise typer.BadParameter(f"-o {printable(output)}: the name must end in .png")
+    if output is not None:
+        protect_inputs(output, [a, b])
     if output is not None and output.exists() and not force:
         raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
 

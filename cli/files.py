@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,6 +37,16 @@ def output_name(name: str) -> str:
 def output_path(name: str) -> Path:
     """Return the path of an output after checking it as `output_name` does."""
     return Path(output_name(name))
+
+
+def protect_inputs(output: str | Path, inputs: list[str]) -> None:
+    """Check that an output replaces no input.
+
+    Raises:
+        typer.BadParameter: it is one of the inputs.
+    """
+    if os.path.realpath(output) in map(os.path.realpath, inputs):
+        raise typer.BadParameter(f"{printable(output)} is an input, which would be lost")
 
 
 def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | BinaryIO]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -16,6 +17,7 @@ from vartok.files import write_bytes
 from .command import command
 from .files import output_path
 from .html import HtmlOption, check_html, write_html
+from .inspect_code import CodeOptions, show_code
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from vartok.codebook import CodebookReport, Usage, UsageReport
     from vartok.tokenizer import Tokenizer
-    from vartok.usage import TokenUsage
+    from vartok.usage import CodeUses, TokenUsage
 
 MAX_BARS = 64
 """Largest number of principal components that are drawn as bars, of one character each."""
@@ -68,6 +70,7 @@ def inspect_codebook(
         bool, typer.Option("--numbers", help="With --atlas: write the number of every code below it.")
     ] = False,
     html: HtmlOption = None,
+    one: CodeOptions,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     force: ForceOption = False,
@@ -85,6 +88,7 @@ def inspect_codebook(
       vartok inspect-codebook --usage tokens/ more/*.npz
       vartok inspect-codebook --atlas codes.png --numbers
       vartok inspect-codebook tokens/ --html codes.html
+      vartok inspect-codebook tokens/ --code 1234 --picture code.png
     """
     named = tokens or []
     if usage and not named:
@@ -98,10 +102,19 @@ def inspect_codebook(
         )
     if numbers and atlas is None:
         raise typer.BadParameter("--numbers is only for the atlas: set --atlas")
+    if one.code is not None and (atlas or html):
+        raise typer.BadParameter("--code shows one code: leave --atlas and --html out")
+    one.check(force=force)
     _check_atlas(atlas, force)
     check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
+    if one.code is not None:
+        find = _uses_finder(one.code, named, tokenizer, report, selected) if named else None
+        with report:
+            show_code(one.code, one.picture, tokenizer, find, force=force, as_json=as_json)
+            report.finish()
+        return
     from vartok.codebook import describe_codebook
 
     codebook = describe_codebook(tokenizer.codebook.cpu().numpy())
@@ -154,18 +167,44 @@ def _count_usage(
     """
     from vartok.usage import count_usage
 
+    try:
+        return count_usage(_sources(names), tokenizer, **selected, progress=_progress(report))
+    except VartokError:
+        report.finish()  # exits if a failure was printed: it explains why there are no tokens
+        raise
+
+
+def _uses_finder(
+    code: int, names: list[str], tokenizer: Tokenizer, report: Report, selected: dict[str, Any]
+) -> Callable[[], CodeUses]:
+    """Return a function that finds where token files have a code; see `_count_usage` for failures."""
+
+    def find() -> CodeUses:
+        from vartok.usage import find_uses
+
+        try:
+            return find_uses(_sources(names), tokenizer, code, **selected, progress=_progress(report))
+        except VartokError:
+            report.finish()
+            raise
+
+    return find
+
+
+def _sources(names: list[str]) -> list[str | BinaryIO]:
+    return [sys.stdin.buffer if name == "-" else name for name in names]
+
+
+def _progress(report: Report) -> Callable[[str, VartokError | None], None]:
+    """Return a function that counts successes and failures in `report`."""
+
     def tell(name: str, error: VartokError | None) -> None:
         if error is None:
             report.succeed(printable(name), "counted")
         else:
             report.fail(printable(name), error)
 
-    try:
-        sources = [sys.stdin.buffer if name == "-" else name for name in names]
-        return count_usage(sources, tokenizer, **selected, progress=tell)
-    except VartokError:
-        report.finish()  # exits if a failure was printed: it explains why there are no tokens
-        raise
+    return tell
 
 
 def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | None) -> dict[str, Any]:

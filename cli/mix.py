@@ -9,7 +9,7 @@ import typer
 from vartok.errors import ArgumentError, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_output
+from .files import STDIO, output_name, parse_output, protect_inputs
 from .messages import say
 from .options import DebugOption, ForceOption
 
@@ -52,6 +52,7 @@ def mix(
     target = parse_output(output, [], binary="use -o FILE")
     if output != STDIO and not output.lower().endswith((".npz", ".json", ".jsonl")):
         raise ArgumentError(f"-o {printable(output)}: the name must end in .npz, .json or .jsonl")
+    protect_inputs(output, [coarse, fine])
     tokens = mix_tokens(load_tokens(coarse), load_tokens(fine), scales)
     if target is None or isinstance(target, str):
         save_tokens(tokens, output, overwrite=force)

@@ -14,7 +14,7 @@ import typer
 from vartok.errors import OutputError, VartokError, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_inputs
+from .files import STDIO, output_name, parse_inputs, protect_inputs
 from .messages import say
 from .options import ForceOption, InputOptions, MessageOptions, ModelOptions, RowOptions, load_tokenizer
 from .report import Report
@@ -132,6 +132,8 @@ def show(
     if options.animate and (options.sheet or options.maps):
         raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
     target = _parse_target(output, force, animate=options.animate)
+    if isinstance(target, Path):
+        protect_inputs(target, [name for name in given if isinstance(name, str)])
     drawings = draw_files(
         given,
         load=lambda weights: load_tokenizer(weights, model.device, model.dtype),

@@ -13,6 +13,7 @@ import typer
 
 from vartok.checkpoints import RUN_STATE
 from vartok.errors import ConfigError, VartokError, counted, printable
+from vartok.metadata import MAX_IMAGE_CHANNELS
 from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 
 from .command import command
@@ -88,7 +89,7 @@ ChannelsOption = Annotated[
         "--channels",
         metavar="C",
         min=1,
-        max=256,
+        max=MAX_IMAGE_CHANNELS,
         help="Channels of a new tokenizer's pictures: 1 for grey levels; default: the preset's 3.",
     ),
 ]
@@ -129,9 +130,10 @@ def train(
 ) -> None:
     """Train a multi-scale tokenizer on pictures.
 
-    RUN will hold the checkpoint (weights.safetensors) and its card, the settings, the state to resume
-    from, reconstructions of validation pictures (samples/), and TensorBoard logs (log/). Other commands
-    take RUN with -w. Training needs pip install '.[train]' in a clone of the repository.
+    RUN will hold the checkpoint (weights.safetensors) and its card, a report to watch in a browser
+    (report.html), the settings, the state to resume from, reconstructions of validation pictures
+    (samples/), and TensorBoard logs (log/). Other commands take RUN with -w. Training needs
+    pip install '.[train]' in a clone of the repository.
 
     Examples:
       vartok train photos -o run --minutes 30

@@ -9,12 +9,17 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """Path of an installed Chromium; None without one."""
+
+
+TIMEOUT = 180.0
+"""Time in seconds after which a browser is killed, so that a test fails rather than hangs."""
 
 
 class Page:
@@ -147,10 +152,13 @@ def chromium(profile: Path) -> Iterator[Page]:
     )
     os.close(their_input)
     os.close(their_output)
+    watchdog = threading.Timer(TIMEOUT, process.kill)
+    watchdog.start()
     try:
         with open(our_output, "wb") as commands, open(our_input, "rb") as answers:
             yield Page(commands, answers)
     finally:
+        watchdog.cancel()
         process.terminate()
         try:
             process.wait(10)

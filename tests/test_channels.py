@@ -20,7 +20,7 @@ from tiny_run import TINY, take, tiny
 import vartok as library
 from vartok.checkpoints import build_model, read_checkpoint
 from vartok.config import LightConfig, TokenizerConfig
-from vartok.errors import CheckpointError, ConfigError, ImageError
+from vartok.errors import CheckpointError, ConfigError, ImageError, VartokWarning
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.metrics import psnr
 from vartok.models.vqvae import VQVAE
@@ -113,10 +113,14 @@ def test_images_of_every_form_become_one_channel(checkpoint: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*tokenizer.config.image_size, channels), np.uint8)
     wanted = tokenizer.encode(to_tensor(pixels[None])).flatten()
     forms: list[Any] = [pixels, pixels.astype(np.uint16) * 257, torch.from_numpy(pixels), [pixels]]
+    forms.append((pixels.astype(np.uint16) * 257).astype(">u2"))
     if channels == 1:
         deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
         assert deep.mode == "I;16"
-        forms += [Image.fromarray(pixels[..., 0]), Image.fromarray(pixels.repeat(3, 2)), deep]
+        forms += [Image.fromarray(pixels[..., 0]), deep]
+        with pytest.warns(VartokWarning, match="converted the colours of 2 pictures to grey levels"):
+            grey = tokenizer.encode([Image.fromarray(pixels.repeat(3, 2))] * 2)
+        assert torch.equal(grey.flatten(), wanted.repeat(2, 1))
     for form in forms:
         assert torch.equal(tokenizer.encode(form).flatten(), wanted)
     tokens = tokenizer.encode(pixels)
@@ -184,7 +188,7 @@ def test_encode_and_decode_five_channels(vartok: Vartok, here: Path) -> None:
     array(Path("array.npy"), 5)
     photo(0, 32, 32).save("photo.png")
     refused = vartok("encode", "array.npy", "photo.png", "-w", weights, "--fit", "native", code=3).stderr
-    assert "photo.png: has 3 channels, but the checkpoint takes 5" in refused
+    assert "photo.png: has 3 channels (RGB), but the checkpoint takes 5" in refused
     assert "set --format to npy" in vartok("decode", "array.tokens.npz", "-w", weights, code=2).stderr
     command = ("decode", "array.tokens.npz", "-w", weights, "--format", "npy")
     vartok(*command)
@@ -302,7 +306,9 @@ def test_training_of_one_channel(vartok: Vartok, here: Path) -> None:
     (here / "tiny.toml").write_text(TINY.replace("[loss]", "[loss]\nadversarial = 0.1"))
     command = ("train", "list.txt", "-o", "run", "--device", "cpu")
     assert "leave --channels out" in vartok(*command, "--channels", 1, "--from", "shipped", code=2).stderr
-    assert "grey levels" in vartok(*command, "--preset", "tiny.toml", "--channels", 1).stderr
+    said = vartok(*command, "--preset", "tiny.toml", "--channels", 1).stderr
+    assert "grey levels" in said
+    assert "[data] grayscale_prob is not used: the model has 1 channel, not 3" in said
     vartok(*command, "--resume", "--steps", "10")
     assert read_checkpoint(here / "run").config.in_channels == 1
     assert "| Channels | 1 |" in (here / "run" / CARD).read_text()
@@ -333,6 +339,15 @@ def test_crops_of_16_bits_are_varied_and_stay_in_range(here: Path) -> None:
     [batch] = take(plain, 1, size=4)
     for crop in batch.pixels:
         assert np.array_equal(crop, values) or np.array_equal(crop, values[:, ::-1])
+
+
+def test_pictures_in_colour_are_counted_once_however_often_they_are_read(here: Path) -> None:
+    for i in range(2):
+        photo(i, 64, 64).save(f"{i}.png")
+    source = Pictures(["0.png", "1.png"], DataSettings(val_fraction=0), (64, 64), 0, channels=1)
+    take(source, 3, size=4)
+    with pytest.warns(VartokWarning, match="the colours of 2 pictures to grey levels"):
+        source.warn()
 
 
 @pytest.mark.parametrize(

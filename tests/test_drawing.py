@@ -67,6 +67,8 @@ def test_a_sheet_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         sheet([Tile(plain(50, 10))] * 2)
     with pytest.raises(ImageError, match="at least one"):
         sheet([])
+    with pytest.raises(ImageError, match="96 x 72 pixels"):
+        label(plain(10, 10), "a\n" * 3 + "b")
 
 
 def test_pictures_are_scaled() -> None:

@@ -49,7 +49,7 @@ ORDER = (
     ["loading", "atlas", "maps", "environment"],
     ["operations", "export"],
     ["evaluation", "dataset", "usage"],
-    ["reports"],
+    ["reports", "code_picture"],
     ["train"],
 )
 UNITS = [f"vartok.{unit}" for line in ORDER for unit in line]

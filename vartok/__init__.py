@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         export,
         images,
         maps,
+        reports,
         train,
         usage,
     )
@@ -103,6 +104,7 @@ SUBMODULES = (
     "export",
     "images",
     "maps",
+    "reports",
     "train",
     "usage",
 )

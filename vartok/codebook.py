@@ -129,6 +129,45 @@ def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookRepo
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CodeReport:
+    """A code among the others.
+
+    Attributes:
+        code: its index.
+        norm: its Euclidean norm.
+        neighbours: index and Euclidean distance of the nearest other codes, nearest first.
+    """
+
+    code: int
+    norm: float
+    neighbours: tuple[tuple[int, float], ...]
+
+
+def describe_code(codes: NDArray[np.floating[Any]] | Tensor, code: int, neighbours: int = 8) -> CodeReport:
+    """Find the codes that are nearest to one.
+
+    Args:
+        codes: [V, C] floating point: an array, or a tensor on the CPU.
+        code: index in [0, V).
+        neighbours: largest number of other codes.
+
+    Raises:
+        TokensError: the index is outside the vocabulary.
+    """
+    vectors = np.asarray(codes, np.float64)
+    if not 0 <= code < len(vectors):
+        raise TokensError(f"index {code} is outside the vocabulary of {len(vectors)}")
+    distances = np.linalg.norm(vectors - vectors[code], axis=1)
+    distances[code] = np.inf
+    nearest = np.argsort(distances, kind="stable")[: min(neighbours, len(vectors) - 1)]
+    return CodeReport(
+        code=code,
+        norm=float(np.linalg.norm(vectors[code])),
+        neighbours=tuple((int(n), float(distances[n])) for n in nearest),
+    )
+
+
 def _nearest_distances(codes: Floats) -> Floats:
     """Return the Euclidean distance between every row of [V, C], V > 1, and its nearest other row: [V]."""
     # The smallest |a - b|^2 is the largest a.b - |b|^2 / 2: a product of [a, 1] and [b, -|b|^2 / 2].

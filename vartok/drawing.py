@@ -67,9 +67,8 @@ def label(picture: Drawable, caption: str, *, width: int = 0, text_size: int | N
     font = _font(text_size or text_size_for(width))
     lines = wrap(caption, font, width)
     line_height = sum(_metrics(font))
-    labelled = Image.new(
-        "RGB", (width, picture.height + (len(lines) * line_height + 2 if lines else 0)), PAPER
-    )
+    height = picture.height + (len(lines) * line_height + 2 if lines else 0)
+    labelled = Image.new("RGB", check_room(width, height), PAPER)
     labelled.paste(picture)
     draw = ImageDraw.Draw(labelled)
     for number, line in enumerate(lines):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, counted, quoted, warn
 from vartok.images import to_tensor
+from vartok.images.channels import warn_of_grey
+from vartok.images.color import GREY_MODES
 from vartok.metadata import ModelInfo
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
@@ -45,9 +47,12 @@ def image_batch(
         ImageError: a type or shape that the encoder cannot take, or a value outside [-1, 1] on the CPU.
 
     Warns:
-        VartokWarning: float pixels that seem to lie in [0, 1].
+        VartokWarning: float pixels that seem to lie in [0, 1]; or PIL images in colour, for one channel.
     """
     batch = _as_tensor(images, channels)
+    if channels == 1:
+        given: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        warn_of_grey(sum(hasattr(image, "convert") and image.mode not in GREY_MODES for image in given))
     if batch.ndim != 4 or batch.shape[1] != channels or not len(batch) or not batch.is_floating_point():
         hint: str | None = "convert pixels of 0 to 255 to uint8"
         if batch.is_floating_point():
@@ -93,7 +98,7 @@ def _as_tensor(images: Images, channels: int) -> Tensor:
         return torch.cat(batches)
     is_numpy = isinstance(images, np.ndarray)
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
     elif not isinstance(images, Tensor):
         if not hasattr(images, "convert"):  # PIL images have it; this needs no import of PIL
             hint = "read a file with `vartok.images.read_picture`, or encode it with `vartok.encode_file`"

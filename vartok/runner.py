@@ -125,6 +125,27 @@ class ModelRunner:
                 return sums, None
             return sums, torch.cat([scale_inputs(part, schedule[k + 1]) for part in sums])
 
+    def code_latents(self, code: int, schedule: Schedule) -> Tensor:
+        """Compute what one cell of each scale adds to f_hat if it holds a code, and the others nothing.
+
+        Args:
+            code: index in [0, V); it is in the middle cell.
+            schedule: (h, w) of all K scales.
+
+        Returns:
+            [K, C, h, w] float32.
+        """
+        vector = self._quantizer.embedding.weight.detach()[code]
+        added = []
+        with exact_float32(self._device):
+            for k, (rows, columns) in enumerate(schedule):
+                h = vector.new_zeros(1, len(vector), rows, columns)
+                h[0, :, rows // 2, columns // 2] = vector
+                if k < len(schedule) - 1:
+                    h = self._quantizer.upsample(h, schedule[-1])
+                added.append(self._quantizer.refine(h, k, len(schedule)))
+        return torch.cat(added)
+
     def _precision(self) -> AbstractContextManager[None]:
         return exact_float32(self._device, grad=self._differentiable)
 

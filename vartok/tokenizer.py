@@ -422,6 +422,22 @@ class Tokenizer:
             ]
         return torch.cat(pictures)
 
+    def draw_code(self, code: int) -> Tensor:
+        """Decode one cell of each scale that holds a code, in the middle of a picture without any other.
+
+        Args:
+            code: index in [0, V).
+
+        Returns:
+            [K, C, H, W] float32 in [-1, 1], of the checkpoint's own schedule and size.
+
+        Raises:
+            TokensError: the index is outside the vocabulary.
+        """
+        if not 0 <= code < self.config.vocab_size:
+            raise TokensError(f"index {code} is outside the vocabulary of {self.config.vocab_size}")
+        return self.decode_latent(self._runner.code_latents(code, self.config.patch_nums))
+
     def _first(self, tokens: TokenMaps, scales: int | None) -> tuple[Tensor, ...]:
         """Return the maps of the first `scales` scales, after checking their number and all indices."""
         found = len(first_scales(tokens.grids, scales))

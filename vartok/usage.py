@@ -19,6 +19,9 @@ from vartok.token_sources import Found
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import ImageTokens
 
+TOP_IMAGES = 5
+"""Largest number of images that are named as those with most tokens of a code."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenUsage:
@@ -107,6 +110,95 @@ def count_usage(
         usage=describe_usage(counts),
         failures=tuple(failures),
         counts=counts,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeUses:
+    """Where tokens have one code.
+
+    Attributes:
+        images: number of images that were read.
+        with_code: number of those that have the code.
+        scales: for each scale the number of its tokens, and of those that are the code.
+        schedule: (h, w) of every scale of the first image.
+        maps: array k is [h_k, w_k] int64: the number of images of this schedule with the code in a cell.
+        mapped: number of the images of this schedule.
+        top: name and number of tokens of the images that have the code most often, five at most.
+    """
+
+    images: int
+    with_code: int
+    scales: tuple[tuple[int, int], ...]
+    schedule: Schedule
+    maps: tuple[NDArray[np.int64], ...]
+    mapped: int
+    top: tuple[tuple[str, int], ...]
+
+
+def find_uses(
+    sources: Source | Iterable[Source],
+    tokenizer: Tokenizer,
+    code: int,
+    *,
+    schedule: ScheduleLike | None = None,
+    keys: Keys = None,
+    limit: int | None = None,
+    progress: Callable[[str, VartokError | None], None] | None = None,
+) -> CodeUses:
+    """Find where tokens have one code; see `count_usage` for the arguments, and for what is raised.
+
+    Args:
+        sources: see there.
+        tokenizer: see there.
+        code: index in [0, V).
+        schedule: see there.
+        keys: see there.
+        limit: see there.
+        progress: see there.
+    """
+    schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit)
+    schedules.default = tokenizer.config.patch_nums
+    images = with_code = mapped = 0
+    grids: Schedule = ()
+    scales: list[tuple[int, int]] = []
+    maps: list[NDArray[np.int64]] = []
+    top: list[tuple[str, int]] = []
+    for item, row in selection.read(find_inputs(sources, TOKEN_KINDS, recursive=True), schedules):
+        error: VartokError | None = None
+        try:
+            tokens = _checked(item, row.tokens, tokenizer, schedules)
+            found = [scale == code for scale in tokens.scales]
+            counts = [int(cells.sum()) for cells in found]
+            scales += [(0, 0)] * (len(found) - len(scales))
+            for k, (cells, count) in enumerate(zip(found, counts, strict=True)):
+                scales[k] = scales[k][0] + cells.size, scales[k][1] + count
+            grids = grids or tokens.schedule
+            if tokens.schedule == grids:
+                mapped += 1
+                maps += [np.zeros(cells.shape, np.int64) for cells in found[len(maps) :]]
+                for total, cells in zip(maps, found, strict=False):
+                    total += cells
+            images += 1
+            with_code += any(counts)
+            if any(counts):
+                top.append((str(item) if row.key is None else f"{item}: {row.key}", sum(counts)))
+                top = sorted(top, key=lambda entry: -entry[1])[:TOP_IMAGES]
+        except VartokError as failure:
+            error = failure
+        if progress is not None:
+            progress(str(item), error)
+    schedules.warn_if_unused()
+    if not images:
+        raise TokensError("there are no tokens to count: every source failed or is empty")
+    return CodeUses(
+        images=images,
+        with_code=with_code,
+        scales=tuple(scales),
+        schedule=grids,
+        maps=tuple(maps),
+        mapped=mapped,
+        top=tuple(top),
     )
 
 

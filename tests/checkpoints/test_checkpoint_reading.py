@@ -20,7 +20,6 @@ from vartok.checkpoints import (
     HITS,
     Checkpoint,
     build_model,
-    file_sha256,
     find_checkpoint,
     read_checkpoint,
     shipped_checkpoint,
@@ -28,6 +27,7 @@ from vartok.checkpoints import (
 )
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import CheckpointError, OutputError
+from vartok.files import file_sha256
 from vartok.schedule import VAR_256, square
 from vartok.train import read_settings
 

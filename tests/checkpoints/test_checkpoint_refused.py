@@ -26,11 +26,11 @@ from vartok.checkpoints import (
     CODEBOOK,
     HITS,
     build_model,
-    file_sha256,
     read_checkpoint,
     shipped_checkpoint,
 )
 from vartok.errors import CheckpointError
+from vartok.files import file_sha256
 from vartok.schedule import square
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

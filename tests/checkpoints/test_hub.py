@@ -24,9 +24,10 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
-from vartok.checkpoints import finding, folders, hub, known, read_checkpoint, read_summary
-from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
+from vartok.checkpoints import finding, hub, hub_cache, known, read_checkpoint, read_summary
+from vartok.checkpoints.finding import fetch_known, find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
+from vartok.files import file_sha256
 from vartok.schedule import NAMED, VAR_1024
 
 
@@ -97,7 +98,7 @@ def test_a_file_is_fetched_once_and_then_found_without_a_request(there: Hub) -> 
         assert find_checkpoint(place) == path
     assert find_checkpoint(Path("hf://me/vae/vae.pth")) == path
     assert len(there.requests) == asked
-    hub.fetch(hub.parse("hf://me/vae/vae.pth"))  # asks whether it is the newest
+    hub.fetch(hub_cache.parse("hf://me/vae/vae.pth"))  # asks whether it is the newest
     assert len(there.requests) > asked
     assert sum(request.startswith("GET /cdn") for request in there.requests) == 1
 
@@ -116,7 +117,7 @@ def test_a_pth_is_read_from_its_converted_copy_the_second_time(there: Hub, tmp_p
     assert summary is not None
     assert (summary[0], summary[1].name) == (first.config, first.name)
     replace(copies[0], b"cut")
-    assert "is neither a safetensors nor a PyTorch file" in refused("hf://me/vae/vae.pth")
+    assert "it was not kept" in refused("hf://me/vae/vae.pth")
 
 
 def test_a_folder_of_caches_that_cannot_be_written_costs_only_time(
@@ -162,6 +163,16 @@ def test_the_checkpoint_of_a_repository_is_chosen(
         assert "the folder has" in refused("hf://me/vae")
 
 
+def test_the_checkpoint_of_a_repository_does_not_depend_on_the_cache(there: Hub, tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "model.safetensors"):
+        there.files[f"me/two/{name}"] = save(tmp_path / name, SMALL).read_bytes()
+    silent("hf://me/two/model.safetensors")
+    silent("hf://me/two")
+    there.requests.clear()
+    assert find_checkpoint("hf://me/two").name == "weights.safetensors"
+    assert not there.requests
+
+
 def test_a_connection_that_breaks_goes_on_where_it_broke(there: Hub) -> None:
     there.files["me/vae/vae.pth"] = data = pth()
     there.cuts = [len(data) // 2, 100]
@@ -185,6 +196,33 @@ def test_a_file_of_another_hash_is_not_kept(there: Hub, tmp_path: Path) -> None:
     assert same(silent("hf://me/vae/vae.pth").tensors, draw(TEN))
 
 
+@pytest.mark.parametrize("ref", ["../../../elsewhere", "0" * 99, "\xff", None])
+def test_a_ref_that_is_no_commit_is_not_followed(there: Hub, tmp_path: Path, ref: str | None) -> None:
+    refs = tmp_path / "hub" / "models--me--vae" / "refs"
+    refs.mkdir(parents=True)
+    for folder in (tmp_path / "elsewhere", refs.parent / "snapshots" / ("0" * 99)):
+        folder.mkdir(parents=True)
+        save(folder / "x.safetensors", SMALL)
+        (folder / "config.json").write_text("{}")
+    os.mkfifo(refs / "main") if ref is None else (refs / "main").write_text(ref, "latin-1")
+    assert hub_cache.cached(hub_cache.parse("hf://me/vae/x.safetensors")) is None
+
+
+@pytest.mark.parametrize("overrides", [{}, {"using_znorm": True}])
+def test_a_file_that_was_changed_in_the_cache_is_not_read(
+    there: Hub, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    place = "hf://me/vae/vae.safetensors"
+    there.files["me/vae/vae.safetensors"] = save(tmp_path / "a", TEN).read_bytes()
+    silent(place)
+    path = find_checkpoint(place)
+    assert len(list((tmp_path / "cache" / "vartok" / "checked").iterdir())) == 1
+    replace(path.resolve(), save(tmp_path / "b", TEN, draw(TEN, 1)).read_bytes())
+    with pytest.raises(CheckpointError, match=f"^{place}: the file has sha256 .* it was not kept"):
+        read_checkpoint(place, overrides)
+    assert not path.exists()
+
+
 def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -> None:
     own = tmp_path / "blobs" / "own.pth"
     link = tmp_path / "hub" / "models--me--vae" / "snapshots" / COMMIT / "x.pth"
@@ -193,7 +231,7 @@ def test_a_file_outside_the_cache_is_never_removed(there: Hub, tmp_path: Path) -
     own.write_bytes(b"mine")
     link.symlink_to(own)
     with pytest.raises(CheckpointError, match="it was not kept"):
-        hub.check_sha256(link, "0" * 64, "x")
+        hub_cache.check_sha256(link, "0" * 64, "x")
     assert own.read_bytes() == b"mine"
     assert not os.path.lexists(link)
 
@@ -222,6 +260,13 @@ def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> Non
     found = silent("switti-1024")
     assert (found.config.patch_nums, found.name, found.notes) == (VAR_1024, "VQVAE-Switti", ())
     assert read_checkpoint("switti-512").config.patch_nums[-1] == (32, 32)
+    data = save(tmp_path / "b.safetensors", TEN).read_bytes()  # of another repository, in vartok's format
+    there.files["mit-han-lab/hart-0.7b-1024px/tokenizer/model.safetensors"] = data
+    loaded = silent("hart").config
+    summary = read_summary("hart")
+    assert summary is not None
+    assert summary[0] == loaded
+    assert not loaded.last_phi
     file = io.BytesIO()
     torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
     there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()
@@ -246,7 +291,7 @@ def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_p
     there.requests.clear()
     rows = {row["name"]: row for row in json.loads(vartok("models", "--json").stdout)}
     assert rows["light"]["path"] == str(known.shipped_checkpoint())
-    assert rows["light"]["sha256"] == folders.file_sha256(known.shipped_checkpoint())
+    assert rows["light"]["sha256"] == file_sha256(known.shipped_checkpoint())
     assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
     assert rows["var"]["path"] is None
     assert rows["hart"]["not_verified"]
@@ -309,6 +354,10 @@ def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pyt
     assert text.endswith(
         "check the network; or fetch the file elsewhere, and give its path as the checkpoint"
     )
+    with pytest.warns(VartokWarning, match="^hf://me/vae: .* cannot be reached; took vae.pth in the cache$"):
+        assert find_checkpoint("hf://me/vae").name == "vae.pth"
+    with pytest.raises(CheckpointError, match="cannot be reached"):  # there may be a newer one
+        fetch_known("hf://me/vae")
     monkeypatch.setattr(constants, "ENDPOINT", "127.0.0.1:9")
     assert "HF_ENDPOINT is '127.0.0.1:9', without http:// or https://" in refused("hf://me/vae/other.pth")
 

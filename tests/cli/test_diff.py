@@ -9,7 +9,7 @@ from conftest import Vartok, save
 import vartok as library
 
 
-def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> None:
+def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, other_weights: Path) -> None:
     for n, name in enumerate("ab"):
         save(here / f"{name}.png", n, 64, 64)
         vartok("encode", f"{name}.png", *QUICK, "--zoom", 1.5)
@@ -25,6 +25,7 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) 
     assert (pixels(here / "mixed.png") == decoded_pixels(tokenizer, item)).all()
     assert "mixed.npz exists" in vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz", code=1).stderr
     assert "--scales must be from 1 to 1" in vartok("mix", a, b, "--scales", 2, "-o", "x.npz", code=1).stderr
+    assert "is an input" in vartok("mix", a, b, "--scales", 1, "-o", b, "-f", code=2).stderr
     assert ".npz, .json or .jsonl" in vartok("mix", a, b, "--scales", 1, "-o", "x.png", code=2).stderr
 
     shown = vartok("diff", "-", a, "-o", "d.png", stdin=mixed, code=1)
@@ -39,6 +40,8 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) 
         (("missing.npz",), "missing.npz: no such file or folder"),
         (("",), "empty"),
         (("a.npz", "-o", "d.jpg"), "must end in .png"),
+        (("a.png", "-o", "a.png", "--force"), "a.png is an input"),
+        (("a.png", "-w", other_weights), "give the checkpoint of the tokens as --weights"),
     ):
         assert told in " ".join(vartok("diff", a, *arguments, code=2).stderr.split())
 

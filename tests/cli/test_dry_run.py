@@ -54,6 +54,8 @@ def test_decode(vartok: Vartok, here: Path) -> None:
         "a.tokens.npz -> out/a.maps.png",
         "b.npy -> out (a file for each picture)",
     ]
+    keyed = vartok("decode", "a.tokens.npz", "--keys", "x", "-n").stdout
+    assert keyed == "a.tokens.npz -> a.decoded.png (if it has one of the keys)\n"
     assert names(here) == ["a.tokens.npz", "b.npy"]
 
 

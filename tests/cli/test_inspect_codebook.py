@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Vartok, names, save
 from noise import SMALL, tokenizer
 from PIL import Image
@@ -14,7 +15,7 @@ import vartok as library
 from vartok import drawing
 from vartok.atlas import GAP, draw_numbered_atlas
 from vartok.checkpoints import read_checkpoint, shipped_checkpoint, write_checkpoint
-from vartok.errors import ImageError
+from vartok.errors import ImageError, TokensError
 from vartok.images import to_pixels
 from vartok.token_files import parse_json, parse_npz
 from vartok.tokens import ImageTokens
@@ -170,3 +171,57 @@ def test_numbered_atlas(vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(drawing, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="more than 1,000"):
         draw_numbered_atlas(small)
+
+
+def test_one_code(vartok: Vartok, tokens: list[ImageTokens], here: Path) -> None:
+    code = int(np.bincount(np.concatenate([item.flatten() for item in tokens])).argmax())
+    found = json.loads(vartok("inspect-codebook", "tokens", "--code", code, "--json").stdout)
+    codes = library.load(device="cpu").codebook
+    distances = (codes - codes[code]).norm(dim=1)
+    nearest = distances.argsort()[1:9]
+    assert [index for index, _ in found["neighbours"]] == nearest.tolist()
+    assert [d for _, d in found["neighbours"]] == pytest.approx(distances[nearest].tolist(), rel=1e-5)
+    uses = found["uses"]
+    for k, (count, used) in enumerate(uses["scales"]):
+        cells = sum((item.scales[k] == code).astype(int) for item in tokens)
+        assert (count, used) == (3 * cells.size, cells.sum())
+        assert uses["maps"][k] == cells.tolist()
+    each = [int((item.flatten() == code).sum()) for item in tokens]
+    assert (uses["images"], uses["with_code"]) == (3, sum(n > 0 for n in each))
+    assert [n for _, n in uses["top"]] == sorted((n for n in each if n), reverse=True)
+    assert (
+        f"in {uses['with_code']} of 3 pictures" in vartok("inspect-codebook", "tokens", "--code", code).stdout
+    )
+
+
+def test_picture_of_one_code(vartok: Vartok, here: Path) -> None:
+    small = tokenizer(here / "small.safetensors", SMALL)
+    maps = small.encode(np.zeros((1, 8, 8, 3), np.uint8))
+    small.image_tokens(maps, ["a.png"])[0].save("a.npz")
+    code = int(maps.maps[0].item())
+    given = ["inspect-codebook", "-w", "small.safetensors"]
+    told = vartok(*given, "a.npz", "--code", code, "--picture", "c.png").stderr
+    assert f"drew code {code} in c.png" in told
+    with Image.open("c.png") as image:
+        assert image.width >= 9 * 96
+    for options, exit_code, text in (
+        (["--code", 64], 2, "index 64 is outside the vocabulary of 64"),
+        (["--picture", "d.png"], 2, "set --code"),
+        (["--code", 1, "--picture", "d.jpg"], 2, "must end in .png"),
+        (["--code", 1, "--atlas", "d.png"], 2, "leave --atlas and --html out"),
+        (["--code", 1, "--picture", "c.png"], 1, "c.png exists: set --force"),
+        (["missing.npz", "--code", 1], 1, "missing.npz: no such file or folder"),
+    ):
+        assert text in " ".join(vartok(*given, *options, code=exit_code).stderr.split())
+
+
+def test_a_code_of_the_first_scale_fills_the_picture(tmp_path: Path) -> None:
+    small = tokenizer(tmp_path / "small.safetensors", SMALL)
+    drawn = small.draw_code(3)
+    assert drawn.shape == (3, 3, 8, 8)
+    first = small.decode_latent(
+        small._model.quantize.scale_latent(torch.tensor([[[3]]]), 0, SMALL.patch_nums)
+    )
+    assert torch.allclose(drawn[:1], first, atol=1e-6)
+    with pytest.raises(TokensError, match="index 64 is outside"):
+        small.draw_code(64)

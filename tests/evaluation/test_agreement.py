@@ -1,6 +1,7 @@
 """Agreement of tokens between dtypes and devices."""
 
 import dataclasses
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from noise import SMALL, bare, draw
 from noise import save as save_checkpoint
 
 import vartok
+from vartok.codebook import Spread
 from vartok.errors import ArgumentError, DeviceError, VartokWarning
-from vartok.evaluation import evaluate_files
+from vartok.evaluation import AgreementMeter, evaluate_files
+from vartok.evaluation.agreement import Differences, MarginHistogram
+from vartok.evaluation.equality import describe_equal
 from vartok.images import Fit, read_picture, to_tensor
 from vartok.schedule import VAR_256
 
@@ -116,3 +120,30 @@ def test_a_picture_that_overflows_in_a_dtype_fails_alone(files: list[Path], tmp_
     with pytest.raises(vartok.ImageError, match="NaN or infinite values in float16"):
         evaluate_files(files, weights=weights, device="cpu", size=16, scales=False, agree="float16")
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 1000])
+def test_the_histogram_gives_the_spread_of_margins(count: int) -> None:
+    margins = (10.0 ** np.random.default_rng(count).uniform(-6, 0, count)).astype(np.float32)
+    margins[0], margins[-1] = 0, 1
+    histogram = MarginHistogram()
+    assert histogram.spread() is None
+    for part in np.array_split(margins, 3):
+        histogram.add(part)
+    spread = histogram.spread()
+    assert spread is not None
+    assert (histogram.count, spread.minimum, spread.maximum) == (count, margins.min(), margins.max())
+    assert spread.median == pytest.approx(np.median(margins), rel=1e-4)
+
+
+def test_a_meter_keeps_no_margins_of_pictures(tokenizer: vartok.Tokenizer) -> None:
+    meter = AgreementMeter(tokenizer, {"same": tokenizer})
+    margins = np.full(3, 0.5, np.float32)
+    kept = weakref.ref(margins)
+    for equal in ([1, 0], [0, 1]):
+        meter.add((Differences(describe_equal([1, 4], equal), margins, 1),))
+    del margins
+    assert kept() is None
+    [result] = meter.results()
+    assert (result.equal.equal, result.equal.tokens) == ((1, 1), (2, 8))
+    assert (result.differences, result.first_differences, result.margin) == (6, 2, Spread(0.5, 0.5, 0.5))

@@ -34,8 +34,10 @@ from vartok.evaluation import (
     Failure,
     ModelScores,
     PictureScores,
+    round_trips,
 )
 from vartok.evaluation.baselines import compress
+from vartok.evaluation.figures import figures
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
 from vartok.sources import Sample
@@ -404,3 +406,15 @@ def test_every_figure_has_one_name_and_one_title(
         "lpips",
         "rfid",
     }
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_methods_speak_of_colours_only_for_three_channels(
+    scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport], channels: int
+) -> None:
+    report = replace(scores_and_report[1], fit=Fit(channels=channels))
+    texts = [*report.methods().values(), round_trips.method(channels)]
+    texts += [figure.method for figure in figures(channels) if figure.optional]
+    said = "\n".join(texts)
+    assert [word in said for word in ("RGB", "4:2:0")] == [channels == 3] * 2
+    assert [word in said for word in ("16 bits", "16-bit", "uint16", "three times")] == [channels != 3] * 4

@@ -20,6 +20,7 @@ from vartok.export import Agreement, export_checkpoint, exporter
 from vartok.export.agreement import check, soft_images
 from vartok.export.formats import FORMATS, Format, Run
 from vartok.export.parts import Part
+from vartok.schedule import as_schedule
 
 FILES = ["decoder.onnx", "dequantizer.onnx", "encoder.onnx", "quantizer.onnx"]
 
@@ -104,7 +105,10 @@ def test_a_failed_export_leaves_earlier_files_as_they_were(
     command = ["export", "out", "--to", "onnx", "-w", checkpoint]
     assert "torch cannot export the decoder" in vartok(*command, "-f", code=1).stderr
     vartok(*command, code=1)
-    vartok("export", "other", "--to", "onnx", "-w", "missing.safetensors", code=1)
+    (here / "empty").mkdir()
+    for folder in ("empty", "other"):
+        vartok("export", folder, "--to", "onnx", "-w", "missing.safetensors", code=1)
+    assert {path.name for path in here.iterdir()} == {"empty", "out"}
     assert names(here) == ["out/decoder.onnx"]
     assert (here / "out" / "decoder.onnx").read_text() == "earlier"
 
@@ -121,8 +125,6 @@ def test_without_a_runtime_the_files_are_not_checked(
 def test_arguments_are_checked_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArgumentError, match="exported to onnx or torch-export, not 'tflite'"):
         export_checkpoint("missing", "out", "tflite")
-    with pytest.raises(ScheduleError, match="300, has more than 65,536 cells"):
-        export_checkpoint("missing", "out", schedule="1,300x300")
     Path("file").touch()
     with pytest.raises(OutputError, match="file is not a folder"):
         export_checkpoint("missing", "file")
@@ -130,6 +132,26 @@ def test_arguments_are_checked_first(here: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(VartokError, match=r"not installed: onnx, onnxscript \(needed for export to onnx\)"):
         export_checkpoint("missing", "out")
     assert names(here) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("codes", "schedule", "reason"),
+    [
+        (64, "1,300", "the last grid, 300, has more than 65,536 cells"),
+        (8192, "1,256", r"2 scales up to 256 and 8,192 codes need 8\.6 GB of memory .* more than 5\.4 GB"),
+        (2, "1x16380,1x16381,1x16382,1x16384", r"4 scales up to 1x16384 and 2 codes need 6\.4 GB"),
+    ],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_a_schedule_that_needs_too_much_memory_is_refused(
+    here: Path, untraced: Untraced, codes: int, schedule: str, reason: str, own: bool
+) -> None:
+    config = dataclasses.replace(LINEAR, vocab_size=codes)
+    given = as_schedule(schedule)
+    weights = save(here / "w.safetensors", dataclasses.replace(config, patch_nums=given) if own else config)
+    with pytest.raises(ScheduleError, match=reason):
+        export_checkpoint(weights, "out", schedule=None if own else given)
+    assert names(here) == ["w.safetensors"]
 
 
 def test_what_is_no_number_is_no_agreement() -> None:

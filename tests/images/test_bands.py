@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from picture_files import photo
+from picture_files import photo, png
 from PIL import Image
 
 from vartok.errors import DamagedImageError, ImageError
@@ -128,6 +128,24 @@ def test_alpha_is_a_channel_of_two_and_of_four() -> None:
         assert np.array_equal(pixels, np.asarray(image.convert(mode)))
 
 
+def png16(values: NDArray[Any]) -> bytes:
+    """Return a 16-bit PNG of [H, W, C] levels; two channels are grey and alpha."""
+    rows = [row.astype(">u2").tobytes() for row in values]
+    return png(values.shape[1], 16, {2: 4, 3: 2, 4: 6}[values.shape[2]], rows)
+
+
+def test_the_lost_bits_of_16_are_said_and_grey_with_alpha_is_no_colour() -> None:
+    values = np.random.default_rng(0).integers(0, 1 << 16, (8, 8, 4), np.uint16)
+    lost = "kept the high 8 bits of its 16"
+    for stored, channels in ((2, 2), (4, 4)):
+        picture = read_picture(png16(values[..., :stored]), Fit(size=8, channels=channels))
+        assert np.array_equal(picture.pixels, values[..., :stored] >> 8)
+        assert picture.notes == (lost,)
+    assert read_picture(png16(values[..., :2]), Fit(size=8, channels=1)).notes == (lost,)
+    assert read_picture(png16(values[..., :3]), Fit(size=8, channels=1)).notes == (lost, CONVERTED)
+    assert not read_picture(png16(values), Fit(size=8)).notes
+
+
 def test_arrays_for_rgb_checkpoints() -> None:
     image = np.asarray(photo(20, 16))
     fit = Fit(size=(16, 20))
@@ -164,8 +182,14 @@ def test_arrays_for_rgb_checkpoints() -> None:
         (npy(np.zeros((16, 17, 1), np.uint8)), 1, "more than the limit of 256", "`max_pixels` higher"),
         (npy(np.zeros((16, 16, 4), np.uint8)), 4, "1,024 values are more than three", "`max_pixels` higher"),
         (b"\x93NUMPY\x03\x00", 1, "is an array that cannot be read", ""),
-        (saved(photo(8, 8)), 5, "has 3 channels, but the checkpoint takes 5", "as .npy"),
-        (saved(photo(8, 8).convert("L")), 2, "has 1 channel, but the checkpoint takes 2", "as .npy"),
+        (saved(photo(8, 8)), 5, "has 3 channels (RGB), but the checkpoint takes 5", "as .npy"),
+        (saved(photo(8, 8).convert("L")), 2, "has 1 channel (L), but the checkpoint takes 2 (LA)", "as .npy"),
+        (
+            saved(photo(8, 8).convert("CMYK"), "JPEG"),
+            4,
+            "has 4 channels (CMYK), but the checkpoint takes 4 (RGBA)",
+            "",
+        ),
     ],
 )
 def test_pictures_of_other_channels_are_refused(data: bytes, channels: int, reason: str, hint: str) -> None:

@@ -1,7 +1,10 @@
 """TIFF files of several channels, which Pillow does not read."""
 
+import os
 import struct
+import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +46,8 @@ def tiff(
                 if tile:
                     part = np.pad(part, ((0, rows - part.shape[0]), (0, columns - part.shape[1]), (0, 0)))
                 if predictor:
-                    part = np.concatenate([part[:, :1], np.diff(part, axis=1)], axis=1)
+                    words = part.view(f"u{part.itemsize}")  # as libtiff, of floats too
+                    part = np.concatenate([words[:, :1], np.diff(words, axis=1)], axis=1)
                 data = part.astype(part.dtype.newbyteorder(order)).tobytes()
                 parts.append(zlib.compress(data) if deflate else data)
     body, offsets = b"", []
@@ -80,8 +84,6 @@ def test_every_layout(dtype: Any, order: str, planar: bool, tile: tuple[int, int
     array = values(5, dtype)
     wanted = np.rint(array.astype(float) * 65535).astype(np.uint16) if dtype == np.float32 else array
     for deflate, predictor in ((False, False), (True, False), (True, True)):
-        if predictor and dtype == np.float32:
-            continue
         options: Any = {"order": order, "planar": planar, "tile": tile}
         data = tiff(array, deflate=deflate, predictor=predictor, **options)
         found = read_picture(data, Fit(channels=5, size=SIZE)).pixels
@@ -105,9 +107,12 @@ def test_two_and_four_channels_of_16_bits_and_orientation() -> None:
         (tiff(values(5, np.uint8), extra={317: 3}), "compressed in a way that vartok cannot read"),
         (tiff(values(5, np.uint8), extra={258: 4}), "is a TIFF of 5 x 4-bit unsigned integers"),
         (tiff(values(5, np.uint8), extra={256: 1 << 17, 257: 1 << 17}), "more than the limit of"),
+        (tiff(values(5, np.uint8), extra={262: 34892}), "is a raw file of a camera"),
+        (tiff(values(5, np.uint8), extra={254: 1}), "whose first page is a thumbnail"),
+        (tiff(values(5, np.uint8), extra={262: 0}), "in which white is 0"),
         (b"MM\0+\0\x08\0\0" + bytes(100), "is a TIFF that vartok cannot read"),
     ],
-    ids=["channels", "jpeg", "predictor", "4 bits", "size", "big"],
+    ids=["channels", "jpeg", "predictor", "4 bits", "size", "raw", "reduced", "white", "big"],
 )
 def test_files_of_other_kinds_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(ImageError) as error:
@@ -128,6 +133,64 @@ def test_damaged_files() -> None:
         read_picture(bytes(broken), Fit(channels=5, size=SIZE))
     picture = read_picture(bytes(broken), Fit(channels=5, allow_damaged=True, size=SIZE))
     assert picture.damage
+
+
+def directory_first(array: NDArray[Any], offset: int) -> bytes:
+    """Return an uncompressed TIFF file of [H, W, C] values, whose only strip lies last, at an offset."""
+    height, width, channels = array.shape
+    tags = {256: width, 257: height, 258: 8, 262: 1, 273: offset, 277: channels, 278: height, 279: array.size}
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(offset, b"\0") + array.tobytes()
+
+
+def test_what_there_is_of_a_truncated_file() -> None:
+    array = values(5, np.uint8)
+    whole = directory_first(array, 200)
+    assert np.array_equal(read_picture(whole, Fit(channels=5, size=SIZE)).pixels, array)
+    with pytest.raises(DamagedImageError, match="truncated"):
+        read_picture(whole[:-700], Fit(channels=5, size=SIZE))
+    fit = Fit(channels=5, allow_damaged=True, size=SIZE)
+    picture = read_picture(whole[:-700], fit)
+    assert picture.damage
+    assert np.array_equal(picture.pixels.ravel()[:-700], array.ravel()[:-700])
+    with pytest.raises(DamagedImageError):
+        read_picture(whole[:200], fit)
+
+
+def test_only_the_bytes_of_the_strips_are_read(tmp_path: Path) -> None:
+    array = values(5, np.uint8)
+    sparse = tmp_path / "sparse.tif"
+    sparse.write_bytes(tiff(array, planar=True))
+    os.truncate(sparse, 1 << 30)
+    tracemalloc.start()
+    try:
+        found = read_picture(sparse, Fit(channels=5, size=SIZE)).pixels
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found, array)
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({259: 8, 278: HEIGHT, 273: 8, 279: 1 << 29}, "more data than its pixels have"),
+        ({278: HEIGHT, 273: 8, 279: 1 << 29}, None),  # the sizes of data as they are follow
+        ({278: 1, 273: 8}, "are not all there"),
+        ({278: 0}, "have no size"),
+        ({322: 1 << 17, 323: 1 << 17, 324: 8, 325: 1 << 29}, "much larger than its picture"),
+    ],
+)
+def test_strips_are_checked_before_memory_is_taken(tags: dict[int, int], reason: str | None) -> None:
+    data = tiff(values(5, np.uint8), extra=tags)
+    fit = Fit(channels=5, size=SIZE)
+    if reason is None:
+        read_picture(data, fit)
+    else:
+        with pytest.raises(ImageError, match=reason):
+            read_picture(data, fit)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, np.int16])

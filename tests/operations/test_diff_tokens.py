@@ -81,6 +81,8 @@ def test_what_cannot_be_compared(here: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):
         with pytest.raises(kind, match=told):
             diff_tokens("a.npz", other)
+    with pytest.raises(TokenFileError, match=r"missing.npz: no such file or folder"):
+        diff_tokens("many.jsonl", "missing.npz")
     with pytest.raises(ArgumentError, match="both are pictures"):
         diff_tokens("a.png", "b.JPG")
     (here / "empty.jsonl").touch()

@@ -1,5 +1,6 @@
 """A report in a real browser: its controls work by keyboard, and nothing else runs."""
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_a_report_in_chromium(tmp_path: Path) -> None:
             page.run("document.getElementById('all-scales').focus()")
             page.press("Home")
             assert [text[:7] for text in page.run(SHOWN)] == ["after 1"] * 3
+            assert page.run("document.getElementById('all-scales-text').value") == "1 of 3 scales"
             page.run("document.getElementById('model').focus()")
             page.press("ArrowDown")
             shown = "document.querySelector('.copy:not([hidden])').dataset.model"
@@ -78,6 +80,14 @@ def test_a_report_in_chromium(tmp_path: Path) -> None:
                 assert page.run(f"{button}.closest('th').getAttribute('aria-sort')") == order
             page.run("document.querySelector('.sortable button').click()")
             assert page.run(f"{NAMES}.filter(name => name !== {HOSTILE!r})") == ["b.png", "c.png"]
+
+            # The atlas tells the codes' indices and counts.
+            page.run("document.querySelector('.atlas').focus()")
+            page.press("ArrowDown")
+            page.press("ArrowRight")
+            text = page.run("document.getElementById('code').value")
+            code = int(re.fullmatch(r"Code (\d+): (\d+) tokens", text)[1])  # type: ignore[index]
+            assert text.endswith(f": {report.code_counts[0].sum(0)[code]} tokens")
 
             page.open(file, width=390, dark=True)
             width, window = page.run(WIDTHS)

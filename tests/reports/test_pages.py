@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import io
 import math
 import random
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import save
 from noise import SMALL, tokenizer
+from PIL import Image
 
 import vartok
 from vartok.codebook import describe_codebook
@@ -218,6 +220,15 @@ def test_a_gallery_keeps_the_worst_pictures_that_fit_whatever_their_order() -> N
 
 def test_pictures_of_a_gallery_are_bounded() -> None:
     assert shrink(np.zeros((1, 5000, 1), np.uint16)).shape == (1, MAX_SIDE, 1)
+    for channels in (1, 2, 3, 5):
+        deep = np.full((20, 30, channels), 40_000, np.uint16)
+        channel_gallery = Gallery()
+        channel_gallery.add("deep", deep, [[deep]], [[100.0]])
+        [exhibit] = channel_gallery.pictures
+        data = base64.b64decode(exhibit.copies[0][0].uri.partition(",")[2])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (30, 20)
+            assert abs(np.asarray(picture).mean() - 40_000 / 257) < 2
     gallery = Gallery()
     gallery.add("many", noise(0), [[noise(0)] * 40], [[float(k) for k in range(40)]])
     [exhibit] = gallery.pictures

@@ -18,9 +18,9 @@ from vartok.images import to_tensor
 from vartok.models.vqvae import VQVAE
 from vartok.train import Progress, TrainSettings, Validation, parse_settings, read_settings
 from vartok.train.folder import STATE, WEIGHTS
-from vartok.train.frozen import FrozenTokens
+from vartok.train.frozen import FROZEN_NOTE, FrozenTokens
 from vartok.train.objective import TrainingModel, latent_loss
-from vartok.train.settings import QuantizerSettings
+from vartok.train.settings import UNUSED_IF_TOKENS_ARE_KEPT, QuantizerSettings
 from vartok.train.settings_file import dump_settings
 
 FROZEN = ("encoder.", "quant_conv.", "quantize.")
@@ -109,7 +109,11 @@ def test_tokens_are_kept(tiles: Path, trained: Path, tmp_path: Path) -> None:
     settings = keeping(trained, tmp_path, run={"steps": 8})
     assert settings == parse_settings(dump_settings(settings))
     events = go(settings, tiles, tmp_path / "run")
-    assert any("encoder, codebook and phis are frozen" in event for event in events if type(event) is str)
+    assert FROZEN_NOTE in events
+    for name in UNUSED_IF_TOKENS_ARE_KEPT:
+        table, _, key = name.partition("] ")
+        assert hasattr(getattr(settings, table.removeprefix("[")), key)
+    assert "encoder_warmup_steps" in FROZEN_NOTE
     before, after = (event for event in events if isinstance(event, Validation))
     assert (before.used, before.perplexity) == (after.used, after.perplexity)
     assert after.psnr > before.psnr + 0.1

@@ -55,3 +55,16 @@ def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
 def test_a_wrong_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match="'lihgt' is no preset"):
         read_settings("lihgt")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"z_channels": 769}, "z_channels must be at most 768"),
+        ({"in_channels": 33}, "patches of 8,448 values"),
+    ],
+)
+def test_only_training_from_scratch_limits_principal_components(model: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        tiny(model=model)
+    assert tiny(model=model, start={"weights": "w"}).start.weights == "w"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vartok.checkpoints.finding import CheckpointFile, converted_copy, locate_checkpoint
-from vartok.checkpoints.hub import check_sha256
+from vartok.checkpoints.hub_cache import check_sha256
 from vartok.checkpoints.recognition import HITS, recognize_config
 from vartok.checkpoints.statements import Statement, read_config_json
 from vartok.checkpoints.summary import FORMAT, VERSION
@@ -87,34 +87,25 @@ def read_checkpoint(
             only one, or for the only one whose key says EMA (exponential moving average).
 
     Raises:
-        CheckpointError: there is no such file, or it is not a checkpoint that vartok can run. The message
-            begins with the path, or the name; for a wrong tensor it states the name, and the shape or dtype
-            expected.
+        CheckpointError: there is no such file, it has another sha256 than the hub states, or it is not a
+            checkpoint that vartok can run. The message begins with the path, or the name; for a wrong tensor
+            it states the name, and the shape or dtype expected.
     """
     file = weights if isinstance(weights, CheckpointFile) else locate_checkpoint(weights)
     copy = converted_copy(file) if key is None and not overrides else None
     if copy is not None and copy.exists():
         with contextlib.suppress(CheckpointError, ConfigError):  # a broken copy is made again
             return _read(CheckpointFile(copy, file.label), {}, None)
+    if file.sha256 is not None:
+        check_sha256(file.path, file.sha256, printable(file.label))
     try:
         checkpoint = _read(file, {**file.config, **overrides}, file.key if key is None else key)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{printable(file.label)}: {error}", hint=error.hint) from None
     if copy is not None:
-        _keep_copy(copy, file, checkpoint)
+        with contextlib.suppress(OutputError):  # the folder of caches cannot be written
+            _write(copy, checkpoint, overwrite=True, notes=True)
     return checkpoint
-
-
-def _keep_copy(copy: Path, file: CheckpointFile, checkpoint: Checkpoint) -> None:
-    """Write the converted copy of a checkpoint, unless the folder of caches cannot be written.
-
-    Raises:
-        CheckpointError: the file has another sha256 than the hub states.
-    """
-    if file.sha256 is not None:
-        check_sha256(file.path, file.sha256, printable(file.label))
-    with contextlib.suppress(OutputError):
-        _write(copy, checkpoint, overwrite=True, notes=True)
 
 
 def write_checkpoint(path: str | Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vartok.checkpoints import hub
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
+from vartok.checkpoints import hub, hub_cache
+from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
 from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, printable
@@ -121,8 +121,8 @@ def known_on_disk(text: str) -> Path | None:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.cached(hub.parse(known.source))
-    is_another = path is not None and known.sha256 not in (None, hub.blob_sha256(path))
+    path = hub_cache.cached(hub_cache.parse(known.source))
+    is_another = path is not None and known.sha256 not in (None, hub_cache.blob_sha256(path))
     return None if is_another else path
 
 
@@ -135,7 +135,7 @@ def fetch_known(text: str) -> Path:
     known = _known(text)
     if known.source is None:
         return shipped_checkpoint()
-    path = hub.fetch(hub.parse(known.source), sha256=known.sha256, label=text)
+    path = hub.fetch(hub_cache.parse(known.source), sha256=known.sha256, label=text)
     return describe_fetched(text, known, path).path
 
 
@@ -150,7 +150,7 @@ def _known(text: str) -> KnownCheckpoint:
 
 def _known_or_hub(text: str) -> KnownCheckpoint | None:
     """Return what is known of a name or of a place on the hub; None for any other text."""
-    if hub.is_hub(text):
+    if hub_cache.is_hub(text):
         return KnownCheckpoint("", "", (), source=text)
     return KNOWN.get("light" if text == SHIPPED else text)
 
@@ -167,8 +167,8 @@ def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
     """
     if known.source is None:
         return CheckpointFile(shipped_checkpoint(), label)
-    source = hub.parse(known.source)
-    path = hub.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
+    source = hub_cache.parse(known.source)
+    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label, or_cached=True)
     return describe_fetched(label, known, path)
 
 
@@ -179,13 +179,13 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
         CheckpointError: it has another sha256 than the known checkpoint.
     """
     assert known.source is not None
-    sha256 = hub.blob_sha256(path)
+    sha256 = hub_cache.blob_sha256(path)
     if known.sha256 and sha256 and sha256 != known.sha256:
         raise CheckpointError(
             f"{printable(label)}: {known.source} has sha256 {sha256}, not {known.sha256}",
             hint=f"the hub has another file now; name {known.source} if you want that one",
         )
-    repository = hub.parse(known.source).repository.partition("/")[2]
+    repository = hub_cache.parse(known.source).repository.partition("/")[2]
     name = known.model or (repository if _has_usual_name(path) else None)
     return CheckpointFile(
         path,
@@ -201,7 +201,7 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
 
 def _has_usual_name(path: Path) -> bool:
     """Return whether many checkpoints have a file's name, so that it does not tell one from another."""
-    return path.name in (*USUAL, "pytorch_model.bin")
+    return path.name in (*STANDARD_NAMES, "pytorch_model.bin")
 
 
 def _find_path(text: str) -> Path:

@@ -1,8 +1,8 @@
-"""Files of the Hugging Face hub: huggingface_hub fetches them, and its cache is looked up without a request.
+"""Fetch files of the Hugging Face hub by huggingface_hub, into its cache.
 
 huggingface_hub decides where the cache and the hub are, and which token is sent: HF_HOME, HF_HUB_CACHE,
-HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN. It is imported here only, when a file must be fetched, since that takes
-as long as a tenth of a command; the folders of its cache are looked up without it.
+HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN. It is imported when a file must be fetched only, since that takes as
+long as a tenth of a command; `hub_cache` looks up the folders of its cache.
 """
 
 from __future__ import annotations
@@ -10,58 +10,19 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.folders import STANDARD_NAMES, choose_file
+from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, quoted, warn
 from vartok.files import os_error_reason
 from vartok.stopping import as_exceptions
 
-SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
-"""Beginning of a place on the hub; a Path of it has lost a slash."""
-
-PLACE = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:/([^@]*[^@/]))?/?(?:@([^@]+))?", re.IGNORECASE)
-"""A place on the hub: hf://OWNER/REPO[/FILE][@REVISION]."""
-
 ELSEWHERE = "or fetch the file elsewhere, and give its path as the checkpoint"
 """End of the hints for a hub that cannot be reached."""
-
-COMMIT = re.compile("[0-9a-f]{40}")
-SHA256 = re.compile("[0-9a-f]{64}")
-
-
-_checked: set[tuple[Path, str]] = set()
-"""Files in the cache whose hash this process has checked."""
-
-
-@dataclass(frozen=True)
-class HubPlace:
-    """A place on the hub.
-
-    Attributes:
-        repository: OWNER/REPO.
-        path: a file or a folder in it; "" for the whole repository.
-        revision: a branch, a tag or a commit.
-    """
-
-    repository: str
-    path: str = ""
-    revision: str = "main"
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the path names a file, by its suffix."""
-        return self.path.endswith(SUFFIXES)
-
-    def __str__(self) -> str:
-        path = f"/{self.path}" if self.path else ""
-        revision = "" if self.revision == "main" else f"@{self.revision}"
-        return f"hf://{self.repository}{path}{revision}"
 
 
 class FetchListener(Protocol):
@@ -81,70 +42,9 @@ listener: FetchListener | None = None
 """Hears of every file that is fetched. If None, a warning says what is fetched, and tqdm shows a bar."""
 
 
-def is_hub(text: str) -> bool:
-    """Return True for a place on the hub."""
-    return bool(SCHEME.match(text)) and not os.path.lexists(text)
-
-
-def parse(text: str) -> HubPlace:
-    """Return the place that hf://OWNER/REPO[/FILE][@REVISION] names.
-
-    Raises:
-        CheckpointError: the text has another form.
-    """
-    match = PLACE.fullmatch(text)
-    parts = [] if match is None else "/".join(part for part in match.groups() if part).split("/")
-    if match is None or {"", ".", ".."} & {*parts} or "\\" in text or not text.isprintable():
-        raise CheckpointError(
-            f"{printable(text)}: the place of a file on the hub is hf://OWNER/REPO[/FILE][@REVISION]",
-            hint="as hf://FoundationVision/var/vae_ch160v4096z32.pth@main",
-        )
-    return HubPlace(match[1], match[2] or "", match[3] or "main")
-
-
-def cached(place: HubPlace) -> Path | None:
-    """Return the path of a file that the hub's cache holds, without asking the hub.
-
-    Args:
-        place: a file; or a folder, of which a checkpoint of the usual names is taken.
-
-    Returns:
-        The path; None if the file, or whether a configuration lies beside it, is not known here.
-    """
-    from huggingface_hub import constants
-
-    storage = Path(constants.HF_HUB_CACHE, f"models--{place.repository.replace('/', '--')}")
-    with contextlib.suppress(OSError, ValueError):  # ValueError: a NUL in a name, or no text
-        commit = place.revision
-        if not COMMIT.fullmatch(commit):
-            commit = (storage / "refs" / commit).read_text().strip()
-        folder = storage / "snapshots" / commit
-        offline = bool(constants.HF_HUB_OFFLINE)
-        for path in _candidates(folder, place, offline=offline):
-            beside = path.with_name(CONFIG_JSON)
-            known = beside.exists() or (storage / ".no_exist" / commit / beside.relative_to(folder)).exists()
-            if path.is_file() and (known or offline):
-                return path
-    return None
-
-
-def _candidates(snapshot: Path, place: HubPlace, *, offline: bool) -> list[Path]:
-    """Return the paths at which a place's checkpoint may be in a snapshot folder of the cache."""
-    path = snapshot / place.path
-    if place.is_file:
-        return [path]
-    if offline:
-        return [path / choose_file(os.listdir(path), str(place))]
-    return [path / name for name in USUAL]
-
-
-def blob_sha256(path: Path) -> str | None:
-    """Return the sha256 of a file in the hub's cache, from its blob's name; None if that is another hash."""
-    name = path.resolve().name
-    return name if SHA256.fullmatch(name) else None
-
-
-def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = None) -> Path:
+def fetch(
+    place: HubPlace, *, sha256: str | None = None, label: str | None = None, or_cached: bool = False
+) -> Path:
     """Fetch a file into the hub's cache, with the config.json beside it, and check its hash.
 
     A file that is there already is not fetched again, but the hub is asked whether it has a newer one.
@@ -153,6 +53,7 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         place: a file, or a folder, of which `choose_file` takes a file.
         sha256: the expected sha256; None for the one that the hub tells.
         label: how messages name it; None: `place` itself.
+        or_cached: if the hub cannot be reached, take a file in the cache, with a warning.
 
     Returns:
         Path of the file in the cache.
@@ -170,9 +71,16 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         )
     # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
     with _hub_errors(label, place), as_exceptions():
-        _check_connection()
-        name = place.path if place.is_file else _choose(place)
-        path = Path(_download(place, name, told=True))
+        try:
+            _check_connection()
+        except Exception as error:
+            found = cached(place, offline=True) if or_cached and _is_of_connection(error) else None
+            if found is None:
+                raise
+            name = printable(found.name)
+            warn(f"{label}: {constants.ENDPOINT} cannot be reached; took {name} in the cache")
+            return found
+        name, path = _download_one(place)
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
         _download_config(place, name, path)
@@ -189,6 +97,24 @@ def _check_connection() -> None:
     get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
+def _download_one(place: HubPlace) -> tuple[str, Path]:
+    """Fetch a file, or a folder's checkpoint, and return its paths in the repository and on this disk.
+
+    The usual names are asked for one by one: huggingface_hub notes in its cache which are missing, so that
+    `cached` takes the same file.
+    """
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if place.is_file:
+        return place.path, _download(place, place.path, told=True)
+    for usual in STANDARD_NAMES:
+        name = f"{place.path}/{usual}" if place.path else usual
+        with contextlib.suppress(RemoteEntryNotFoundError):
+            return name, _download(place, name, told=True)
+    name = _choose(place)
+    return name, _download(place, name, told=True)
+
+
 def _choose(place: HubPlace) -> str:
     """Return the path in the repository of a folder's checkpoint."""
     from huggingface_hub import HfApi
@@ -199,17 +125,18 @@ def _choose(place: HubPlace) -> str:
     return prefix + choose_file([name for name in own if "/" not in name], str(place))
 
 
-def _download(place: HubPlace, name: str, *, told: bool) -> str:
+def _download(place: HubPlace, name: str, *, told: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(
+        path = hf_hub_download(
             place.repository,
             name,
             revision=place.revision,
             library_name="vartok",
             tqdm_class=_progress_bar(place, name, told=told),
         )
+        return Path(path)
     finally:
         if listener is not None:
             listener.end()
@@ -224,36 +151,6 @@ def _download_config(place: HubPlace, name: str, path: Path) -> None:
     at = HubPlace(place.repository, place.path, commit)
     with contextlib.suppress(RemoteEntryNotFoundError):
         _download(at, f"{folder}/{CONFIG_JSON}" if folder else CONFIG_JSON, told=False)
-
-
-def check_sha256(path: Path, expected: str, label: str) -> None:
-    """Check the hash of a file in the cache, once in a process; remove the file if it has another.
-
-    A link to a file outside the repository's blobs is removed alone: that file is its owner's.
-
-    Args:
-        path: the file, in a snapshot folder of the cache.
-        expected: 64 hex digits.
-        label: how messages name it.
-
-    Raises:
-        CheckpointError: the hash differs.
-    """
-    if (path, expected) in _checked:
-        return
-    found = file_sha256(path)
-    if found == expected:
-        _checked.add((path, expected))
-        return
-    blob = path.resolve()
-    blobs = [(folder.parent / "blobs").resolve() for folder in path.parents if folder.name == "snapshots"]
-    for file in (blob, path) if blob.parent in blobs else (path,):
-        with contextlib.suppress(OSError):
-            file.unlink()
-    raise CheckpointError(
-        f"{label}: the file has sha256 {found}, not {expected}; it was not kept",
-        hint="try again, as it may have been damaged on its way",
-    )
 
 
 def _progress_bar(place: HubPlace, name: str, *, told: bool) -> Any:
@@ -306,6 +203,11 @@ def _hub_errors(label: str, place: HubPlace) -> Iterator[None]:
         raise CheckpointError(f"{label}: cannot fetch {what}: {reason}", hint=hint) from None
 
 
+def _is_of_connection(error: BaseException) -> bool:
+    """Return whether an error is one of the HTTP client of huggingface_hub, of any of its versions."""
+    return type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore"))
+
+
 def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     """Return why a file cannot be fetched, and what to do about it."""
     from huggingface_hub import constants, errors
@@ -338,7 +240,7 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
     if not constants.ENDPOINT.startswith(("http://", "https://")):
         return f"HF_ENDPOINT is {quoted(constants.ENDPOINT)}, without http:// or https://", "set it to a URL"
-    if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
+    if _is_of_connection(error):
         kind = type(error).__name__
         if kind.startswith(("Remote", "Read")):
             return "the connection broke", f"try again; {ELSEWHERE}"

@@ -26,102 +26,116 @@ class Figure:
     optional: bool = False
 
 
-FIGURES = (
-    Figure(
-        name="psnr",
-        title="PSNR, dB",
-        digits=2,
-        method="over a picture's RGB levels, peak 255, at most 100 (an exact copy); mean over pictures",
-    ),
-    Figure(
-        name="unquantized_psnr",
-        title="unquantized PSNR, dB",
-        digits=2,
-        method="PSNR of the latent decoded without quantization: the autoencoder's own loss",
-    ),
-    Figure(
-        name="ssim",
-        title="SSIM",
-        digits=4,
-        method=f"torchmetrics' defaults: Gaussian window of {SSIM_WINDOW} pixels, each RGB channel; "
-        "mean over pictures",
-    ),
-    Figure(
-        name="ms_ssim",
-        title="MS-SSIM",
-        digits=4,
-        method=f"torchmetrics' defaults: five scales; mean over pictures with sides of {MS_SSIM_MIN_SIDE} "
-        "pixels or more",
-    ),
-    Figure(
-        name="lpips",
-        title="LPIPS",
-        digits=4,
-        method=f"AlexNet, as in torchmetrics; mean over pictures with sides of {LPIPS_MIN_SIDE} pixels "
-        "or more",
-        optional=True,
-    ),
-    Figure(
-        name="rfid",
-        title="rFID",
-        digits=2,
-        method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
-        "torch-fidelity's Inception",
-        optional=True,
-    ),
-    Figure(
-        name="bits_per_pixel",
-        title="bits per pixel",
-        digits=4,
-        method="bits / pixels of all pictures; a token has log2(codes) bits, without entropy coding",
-    ),
-    Figure(
-        name="size_bytes",
-        title="bytes per picture",
-        digits=0,
-        method="bits of a picture's tokens / 8, rounded up, or size of its file; mean over pictures",
-    ),
-    Figure(
-        name="over_budget",
-        title="pictures over budget",
-        digits=0,
-        method="pictures whose smallest file is larger than the first checkpoint's tokens",
-        optional=True,
-    ),
-    Figure(
-        name="within_budget_psnr",
-        title="PSNR within budget, dB",
-        digits=2,
-        method="mean PSNR of the files that are not over budget",
-        optional=True,
-    ),
-    Figure(
-        name="tokens_within_budget_psnr",
-        title="tokens' PSNR there, dB",
-        digits=2,
-        method="mean PSNR of the first checkpoint on the pictures that are not over budget",
-        optional=True,
-    ),
-    Figure(
-        name="blockiness",
-        title="blockiness",
-        digits=3,
-        method="mean difference of neighbouring pixels across patch borders / inside patches, all pictures",
-    ),
-    Figure(
-        name="reference_blockiness",
-        title="reference blockiness",
-        digits=3,
-        method="blockiness of the references, at the same borders",
-    ),
-    Figure(
-        name="codes_used",
-        title="codes used",
-        digits=0,
-        method="different codes in the tokens of all pictures",
-    ),
-)
-"""The figures of all pictures together, in the order of the table's rows."""
+def figures(channels: int) -> tuple[Figure, ...]:
+    """Return the figures of all pictures together, in the order of the table's rows.
+
+    Args:
+        channels: number of channels of the pictures, on which some methods depend.
+    """
+    rgb = channels == 3
+    levels = "RGB levels, peak 255" if rgb else "levels, peak 255, or 65535 of 16 bits"
+    each = "each RGB channel" if rgb else "each channel"
+    repeated = "" if rgb else ", which gets the grey level three times"
+    return (
+        Figure(
+            name="psnr",
+            title="PSNR, dB",
+            digits=2,
+            method=f"over a picture's {levels}, at most 100 (an exact copy); mean over pictures",
+        ),
+        Figure(
+            name="unquantized_psnr",
+            title="unquantized PSNR, dB",
+            digits=2,
+            method="PSNR of the latent decoded without quantization: the autoencoder's own loss",
+        ),
+        Figure(
+            name="ssim",
+            title="SSIM",
+            digits=4,
+            method=f"torchmetrics' defaults: Gaussian window of {SSIM_WINDOW} pixels, {each}; "
+            "mean over pictures",
+        ),
+        Figure(
+            name="ms_ssim",
+            title="MS-SSIM",
+            digits=4,
+            method="torchmetrics' defaults: five scales; mean over pictures with sides of "
+            f"{MS_SSIM_MIN_SIDE} pixels or more",
+        ),
+        Figure(
+            name="lpips",
+            title="LPIPS",
+            digits=4,
+            method=f"AlexNet, as in torchmetrics{repeated}; mean over pictures with sides of "
+            f"{LPIPS_MIN_SIDE} pixels or more",
+            optional=True,
+        ),
+        Figure(
+            name="rfid",
+            title="rFID",
+            digits=2,
+            method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
+            f"torch-fidelity's Inception{repeated}",
+            optional=True,
+        ),
+        Figure(
+            name="bits_per_pixel",
+            title="bits per pixel",
+            digits=4,
+            method="bits / pixels of all pictures; a token has log2(codes) bits, without entropy coding",
+        ),
+        Figure(
+            name="size_bytes",
+            title="bytes per picture",
+            digits=0,
+            method="bits of a picture's tokens / 8, rounded up, or size of its file; mean over pictures",
+        ),
+        Figure(
+            name="over_budget",
+            title="pictures over budget",
+            digits=0,
+            method="pictures whose smallest file is larger than the first checkpoint's tokens",
+            optional=True,
+        ),
+        Figure(
+            name="within_budget_psnr",
+            title="PSNR within budget, dB",
+            digits=2,
+            method="mean PSNR of the files that are not over budget",
+            optional=True,
+        ),
+        Figure(
+            name="tokens_within_budget_psnr",
+            title="tokens' PSNR there, dB",
+            digits=2,
+            method="mean PSNR of the first checkpoint on the pictures that are not over budget",
+            optional=True,
+        ),
+        Figure(
+            name="blockiness",
+            title="blockiness",
+            digits=3,
+            method="mean difference of neighbouring pixels across patch borders / inside patches, all "
+            "pictures",
+        ),
+        Figure(
+            name="reference_blockiness",
+            title="reference blockiness",
+            digits=3,
+            method="blockiness of the references, at the same borders",
+        ),
+        Figure(
+            name="codes_used",
+            title="codes used",
+            digits=0,
+            method="different codes in the tokens of all pictures",
+        ),
+    )
+
+
+FIGURES = figures(channels=3)
+"""The figures of all pictures together, for three channels."""
 
 SCALE_FIGURES = (
     Figure(
@@ -147,30 +161,36 @@ SCALE_FIGURES = (
 )
 """The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
 
-REFERENCE = "the uint8 pixels that entered the encoder; decoded pictures are clamped and rounded to uint8"
-"""The reference of all comparisons. Another reference, such as the picture before it was resized, gives other
-figures for the same checkpoint."""
 
-BASELINES = {
-    "jpeg": "4:2:0, optimized; the highest quality whose file is no larger than the first checkpoint's "
-    "tokens, or quality 0 if there is none",
-    "webp": "lossy, method 6; the highest quality whose file is no larger than the first checkpoint's "
-    "tokens, or quality 0 if there is none",
-}
-"""Formats that are measured as baselines, and the settings of their files."""
+def reference(channels: int) -> str:
+    """Return the reference of all comparisons, for pictures of so many channels.
+
+    Another reference, such as the picture before it was resized, gives other figures for the same checkpoint.
+    """
+    dtype = "uint8" if channels == 3 else "uint8 or uint16"
+    return f"the {dtype} pixels that entered the encoder; decoded pictures are clamped and rounded to {dtype}"
 
 
-def methods_of_channels(methods: dict[str, str]) -> dict[str, str]:
-    """Return the texts of `EvaluationReport.methods` as they are for other numbers of channels than three."""
-    changes = {
-        "a picture's RGB levels, peak 255": "a picture's levels, peak 255, or 65535 of 16 bits",
-        "each RGB channel": "each channel",
-        "uint8": "uint8 or uint16",
-        "AlexNet, as in torchmetrics": "AlexNet, as in torchmetrics, which gets the grey level three times",
-        "torch-fidelity's Inception": "torch-fidelity's Inception, which gets the grey level three times",
-        "4:2:0, ": "",
-        "8-bit": "8-bit or 16-bit",
+REFERENCE = reference(channels=3)
+"""The reference of all comparisons, for three channels."""
+
+
+def baselines(channels: int) -> dict[str, str]:
+    """Return the formats that are measured as baselines, and the settings of their files.
+
+    Args:
+        channels: number of channels of the pictures.
+    """
+    subsampling = "4:2:0, " if channels == 3 else ""
+    quality = (
+        "the highest quality whose file is no larger than the first checkpoint's tokens, or quality 0 if "
+        "there is none"
+    )
+    return {
+        "jpeg": f"{subsampling}optimized; {quality}",
+        "webp": f"lossy, method 6; {quality}",
     }
-    for old, new in changes.items():
-        methods = {name: text.replace(old, new) for name, text in methods.items()}
-    return methods
+
+
+BASELINES = baselines(channels=3)
+"""Formats that are measured as baselines, and the settings of their files, for three channels."""

@@ -13,11 +13,15 @@ from vartok.metrics import psnr
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
 
-METHOD = (
-    "a trip decodes tokens to 8-bit pixels, as a PNG stores them, and encodes these again. After it: tokens "
-    "that equal the picture's own, and PSNR of what they decode to, to the original and to the trip before"
-)
-"""How round trips are measured."""
+
+def method(channels: int) -> str:
+    """Return how round trips are measured, for pictures of so many channels."""
+    pixels = "8-bit" if channels == 3 else "8-bit or 16-bit"
+    return (
+        f"a trip decodes tokens to {pixels} pixels, as a PNG stores them, and encodes these again. After "
+        "it: tokens that equal the picture's own, and PSNR of what they decode to, to the original and to "
+        "the trip before"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vartok.codebook import UsageReport
 from vartok.errors import VartokError
 from vartok.evaluation import agreement, round_trips
-from vartok.evaluation.figures import BASELINES, FIGURES, REFERENCE, SCALE_FIGURES, methods_of_channels
+from vartok.evaluation.figures import SCALE_FIGURES, baselines, figures, reference
 from vartok.images import Fit
 from vartok.images.channels import CONVERTED
 from vartok.metadata import ModelInfo
@@ -182,18 +182,19 @@ class EvaluationReport:
         The names are "reference", those of the figures, and those of the baseline formats, whose texts are
         the settings of the files. Optional figures that were not measured are left out.
         """
+        channels = self.fit.channels
         columns = [*self.models, *self.baselines]
         usage = [model.usage.overall for model in self.models]
-        figures = [
-            figure
-            for figure in (*FIGURES, *SCALE_FIGURES)
-            if not figure.optional
-            or any(getattr(one, figure.name, None) is not None for one in [*columns, *usage])
-        ]
-        formats = {one.format: BASELINES[one.format] for one in self.baselines}
+        methods = {"reference": reference(channels)}
+        for figure in (*figures(channels), *SCALE_FIGURES):
+            if not figure.optional or any(
+                getattr(one, figure.name, None) is not None for one in [*columns, *usage]
+            ):
+                methods[figure.name] = figure.method
+        settings = baselines(channels)
+        methods |= {one.format: settings[one.format] for one in self.baselines}
         if any(model.round_trips for model in self.models):
-            formats["round_trips"] = round_trips.METHOD
+            methods["round_trips"] = round_trips.method(channels)
         if self.agreements:
-            formats["agreements"] = agreement.METHOD
-        methods = {"reference": REFERENCE, **{figure.name: figure.method for figure in figures}, **formats}
-        return methods if self.fit.channels == 3 else methods_of_channels(methods)
+            methods["agreements"] = agreement.METHOD
+        return methods

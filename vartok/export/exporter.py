@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from vartok.checkpoints import Checkpoint, build_model, locate_checkpoint, read_checkpoint
 from vartok.errors import ArgumentError, ScheduleError, VartokError, one_line, quoted, warn
-from vartok.export.agreement import Agreement, check, compare
+from vartok.export.agreement import IMAGES, Agreement, check, compare
 from vartok.export.formats import FORMATS, Format, write_part
 from vartok.export.parts import parts
 from vartok.files import open_output
@@ -29,7 +30,13 @@ NAMES = ("encoder", "quantizer", "dequantizer", "decoder")
 
 
 MAX_CELLS = 1 << 16
-"""Largest number of cells of a given schedule's last grid: their distances to 4096 codes take 1 GiB."""
+"""Largest number of cells of a schedule's last grid: a picture of 4096x4096 pixels, if downsample is 16."""
+
+MAX_MEMORY = 5 << 30
+"""Largest number of bytes that an export may need for the quantizer: 4 GiB for the distances of `MAX_CELLS`
+cells to 4096 codes, and 1 GiB for matrices."""
+
+SMALLER = "export a smaller `schedule`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,8 @@ def export_checkpoint(
 
     Raises:
         ArgumentError: there is no format `to`.
-        ScheduleError: `schedule` is not a schedule, or its last grid has more than `MAX_CELLS` cells.
+        ScheduleError: `schedule` is not a schedule. Or the schedule, given or the checkpoint's own, ends in a
+            grid of more than `MAX_CELLS` cells, or needs more than `MAX_MEMORY` bytes.
         CheckpointError: `weights` does not exist, or is not a checkpoint that vartok can run.
         OutputError: a file exists and `overwrite` is false, or it cannot be written.
         VartokError: a package that the format needs is not installed; or torch cannot export a part; or the
@@ -95,8 +103,7 @@ def export_checkpoint(
     require(*chosen.packages, extra="onnx", purpose=f"export to {to}")
     paths = {name: Path(out, f"{name}{chosen.suffix}") for name in NAMES}
     grids = None if schedule is None else as_schedule(schedule)
-    if grids and math.prod(grids[-1]) > MAX_CELLS:
-        raise ScheduleError(f"the last grid, {describe(grids[-1:])}, has more than {MAX_CELLS:,} cells")
+    existed = os.path.lexists(out)
     try:
         with contextlib.ExitStack() as stack:
             files = {
@@ -105,13 +112,41 @@ def export_checkpoint(
             }
             file = locate_checkpoint(weights)
             checkpoint = read_checkpoint(file)
+            grids = grids or checkpoint.config.patch_nums
+            _check_memory(grids, checkpoint.config.vocab_size)
             for note in checkpoint.notes:
                 warn(f"{file.label}: {note}")
-            return _write(checkpoint, chosen, grids or checkpoint.config.patch_nums, files, paths, progress)
+            return _write(checkpoint, chosen, grids, files, paths, progress)
     except BaseException:
-        with contextlib.suppress(OSError):
-            Path(out).rmdir()  # if it is empty
+        if not existed:
+            with contextlib.suppress(OSError):
+                Path(out).rmdir()
         raise
+
+
+def _check_memory(schedule: Schedule, vocab_size: int) -> None:
+    """Refuse a schedule that is too large to export.
+
+    `compare` quantizes `IMAGES` latents at once, and a runtime holds up to two tables of their float32
+    distances to all codes. `MatrixQuantizer` has two float32 matrices for each side of a coarser grid.
+
+    Raises:
+        ScheduleError: the last grid has more than `MAX_CELLS` cells, or all that takes over `MAX_MEMORY`.
+    """
+    *coarser, latent = schedule
+    cells = math.prod(latent)
+    if cells > MAX_CELLS:
+        raise ScheduleError(
+            f"the last grid, {describe((latent,))}, has more than {MAX_CELLS:,} cells", hint=SMALLER
+        )
+    resized = {pair for grid in coarser for pair in zip(grid, latent, strict=True)}
+    values = 2 * IMAGES * cells * vocab_size + 2 * sum(math.prod(pair) for pair in resized)
+    if 4 * values > MAX_MEMORY:
+        raise ScheduleError(
+            f"{len(schedule)} scales up to {describe((latent,))} and {vocab_size:,} codes need "
+            f"{4 * values / 1e9:,.1f} GB of memory for the export, more than {MAX_MEMORY / 1e9:.1f} GB",
+            hint=SMALLER,
+        )
 
 
 def _write(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from vartok.errors import ImageError, counted, warn
 from vartok.images.bands import Bands, grey_level
@@ -13,6 +14,9 @@ from vartok.images.tensors import peak
 CONVERTED = "converted its colours to grey levels, as the checkpoint has one channel"
 """Note of a picture; `warn_of_grey` says how many pictures have it."""
 
+WITH_ALPHA = {2: "LA", 4: "RGBA"}
+"""Modes of pictures that have as many channels, which are taken as they are stored."""
+
 
 def to_bands(
     image: Image.Image,
@@ -20,6 +24,7 @@ def to_bands(
     background: tuple[int, int, int],
     grey: tuple[float, float],
     notes: list[str],
+    stored: str = "",
 ) -> Bands:
     """Convert a decoded picture to the channels of a checkpoint that has not three.
 
@@ -33,10 +38,13 @@ def to_bands(
         background: RGB, 0 to 255, under transparency; its grey level counts.
         grey: values of black and white, see `grey_scale`.
         notes: remarks for the user, to which this may add.
+        stored: Pillow's raw mode of the picture in its file, see `raw_mode`.
 
     Raises:
-        ImageError: the picture has another number of channels.
+        ImageError: the picture has another number of channels, or other ones.
     """
+    if stored == "LA;16B":  # Pillow makes RGBA of it
+        image = image.convert("LA")
     if channels == 1 and image.mode[0] in "IF":
         if image.info.get("icc_profile"):
             notes.append("ignored its colour profile: levels of more than 8 bits are kept as they are")
@@ -50,19 +58,30 @@ def to_bands(
             levels[top : top + strip.height] = part
             top += strip.height
         return Bands([Image.fromarray(levels)])
+    has_alpha = image.mode == WITH_ALPHA.get(channels)
+    if ";16" in stored and (channels == 1 or has_alpha):
+        notes.append("kept the high 8 bits of its 16")
     if channels == 1:
         if image.mode not in GREY_MODES:
             notes.append(CONVERTED)
         return Bands([to_rgb(image, background, grey, notes).convert("L")])
-    if (image.mode, channels) in (("LA", 2), ("RGBA", 4)):
+    if has_alpha:
         return Bands(image.split())
-    raise channels_error(len(image.getbands()), channels)
+    raise channels_error(len(image.getbands()), channels, image.mode)
 
 
-def channels_error(found: int, channels: int) -> ImageError:
-    """Return the error for a picture with a number of channels that the checkpoint does not take."""
+def raw_mode(source: ImageFile) -> str:
+    """Return Pillow's name of the levels that an opened picture's file stores, such as "RGBA;16B", or ""."""
+    args = source.tile[0].args if source.tile else ""
+    name = args[0] if isinstance(args, tuple) and args else args
+    return name if isinstance(name, str) else ""
+
+
+def channels_error(found: int, channels: int, mode: str = "") -> ImageError:
+    """Return the error for a picture whose channels the checkpoint does not take; `mode` is Pillow's."""
+    has, takes = (f" ({name})" if mode and name else "" for name in (mode, WITH_ALPHA.get(channels)))
     return ImageError(
-        f"has {counted(found, 'channel')}, but the checkpoint takes {channels}",
+        f"has {counted(found, 'channel')}{has}, but the checkpoint takes {channels}{takes}",
         hint=f"give an array of [height, width, {channels}] as .npy, or another checkpoint",
     )
 

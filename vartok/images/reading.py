@@ -24,7 +24,7 @@ from vartok.files import os_error_reason
 from vartok.images import libtiff
 from vartok.images.arrays import is_array, read_array
 from vartok.images.bands import UPRIGHT, Bands
-from vartok.images.channels import to_bands
+from vartok.images.channels import raw_mode, to_bands
 from vartok.images.color import grey_scale, to_rgb
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode, describe_damage, filled_up, is_damage
 from vartok.images.fit import MAX_BYTES, PIXELS_HINT, Fit, check_size, fitted
@@ -134,6 +134,7 @@ def read_picture(file: str | Path | bytes, fit: Fit | None = None, *, key: str =
         if isinstance(file, bytes) and len(file) > fit.max_bytes:
             raise bytes_error(fit.max_bytes)
         with _open(file) as stream:
+            refuse_raw(stream)
             if is_array(stream) or (fit.channels not in (1, 3) and is_tiff(stream)):
                 return _read_values(stream, fit, key)
             return _read(stream, fit, key)
@@ -213,7 +214,6 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
     stream: BinaryIO = counted
     Image.init()
     formats = [name for name in READABLE if name in Image.OPEN]
-    refuse_raw(stream)
     _check_icon(stream, fit.max_pixels)
     notes: list[str] = []
     stream.seek(0)
@@ -259,6 +259,7 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         _scale_transparency(source)
         if source.format == "TIFF":
             read_planes(source)
+        stored = raw_mode(source)
         found = decode(source, stream, allow_damaged=fit.allow_damaged)
         damage = damage or found
         check_size(source.width, source.height, max_pixels, hint=PIXELS_HINT)  # again, once decoded
@@ -267,7 +268,8 @@ def _read(counted: _File | _Bytes, fit: Fit, key: str) -> Picture:
         del source
         if fit.channels == 3:
             return _fitted(to_rgb(image, fit.background, grey, notes), fit, key, notes, damage)
-        return _fitted(to_bands(image, fit.channels, fit.background, grey, notes), fit, key, notes, damage)
+        bands = to_bands(image, fit.channels, fit.background, grey, notes, stored)
+        return _fitted(bands, fit, key, notes, damage)
 
 
 def _read_values(stream: BinaryIO, fit: Fit, key: str) -> Picture:

@@ -65,7 +65,7 @@ def refuse_raw(stream: BinaryIO) -> None:
         raise _raw("DNG")
     maker = str(tags.get(_MAKE, "")).lower()
     name = next((name for prefix, name in _MAKERS.items() if maker.startswith(prefix)), "DNG, NEF, ARW, ...")
-    if tags.get(_PHOTOMETRIC) in (_CFA, _LINEAR_RAW) or (_SUB_IFDS in tags and _is_reduced(tags)):
+    if tags.get(_PHOTOMETRIC) in (_CFA, _LINEAR_RAW) or (_SUB_IFDS in tags and is_reduced(tags)):
         raise _raw(name)
 
 
@@ -76,7 +76,7 @@ def seek_full_page(source: ImageFile, pages: int) -> int:
     """
     for page in range(min(pages, 16)):
         source.seek(page)
-        if not _is_reduced(source.tag_v2):  # type: ignore[attr-defined]
+        if not is_reduced(source.tag_v2):  # type: ignore[attr-defined]
             return page
     source.seek(0)
     return 0
@@ -146,7 +146,7 @@ def read_planes(source: ImageFile) -> None:
         source.tile = [_Tile("libtiff", (0, 0, width, height), 0, (rawmode, False, tags.offset))]
 
 
-def _is_reduced(tags: Any) -> bool:
+def is_reduced(tags: Any) -> bool:
     """Return True if a directory of a TIFF file calls its picture a reduced one of another."""
     subfile = tags.get(_SUBFILE, 0)
     return bool(isinstance(subfile, int) and subfile & 1) or tags.get(_OLD_SUBFILE) == 2

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from vartok.errors import ImageError
+from vartok.errors import DamagedImageError, ImageError
 from vartok.images.arrays import check_values, from_values
 from vartok.images.bands import UPRIGHT, Bands
 from vartok.images.channels import channels_error
-from vartok.images.decoding import decode
-from vartok.images.tiff import MARKS, first_tags, unsupported_tiff
+from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode
+from vartok.images.tiff import MARKS, first_tags, is_reduced, unsupported_tiff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,9 @@ COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32773: "PackBits", 32946: "De
 
 KINDS = {(8, 1), (16, 1), (32, 3)}
 """(bits, format) of the values that are read: unsigned integers and floats."""
+
+_MARGIN = 1024
+"""Bytes that compression may add to a strip or a tile, beside twice its own."""
 
 
 def read_tiff_bands(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image.Image | Bands, str | None]:
@@ -59,6 +62,13 @@ def read_tiff_bands(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image
         raise channels_error(channels if isinstance(channels, int) else 1, fit.channels)
     width, height = tags.get(WIDTH), tags.get(HEIGHT)
     check_values(width, height, channels, fit.max_pixels)
+    if is_reduced(tags):
+        raise ImageError("is a TIFF whose first page is a thumbnail", hint="save the full page alone")
+    if tags.get(PHOTOMETRIC) == 0:
+        raise ImageError(
+            "is a TIFF of several channels in which white is 0, which vartok cannot read",
+            hint="save it with black as 0",
+        )
     if (_only(tags, BITS), _only(tags, FORMAT)) not in KINDS:
         raise ImageError(unsupported_tiff(stream) or "is a TIFF of channels of several kinds")
     if tags.get(COMPRESSION, 1) not in COMPRESSIONS or tags.get(PREDICTOR, 1) not in (1, 2):
@@ -69,17 +79,22 @@ def read_tiff_bands(stream: BinaryIO, fit: Fit, notes: list[str]) -> tuple[Image
         )
     if tags.next:
         notes.append("multi-page: took the first page")
-    stream.seek(0)
-    data = stream.read()
+    order = ">" if stream.read(2) == b"MM" else "<"
     planes = channels if tags.get(PLANES, 1) == 2 else 1
-    damage, parts = None, []
+    parts = _Parts(stream, tags, planes, fit)
+    damage, found = None, []
     for plane in range(planes):
-        file = io.BytesIO(_as_grey(data, tags, plane, planes))
+        file, cut = parts.as_grey(plane, order)
+        if cut and not fit.allow_damaged:
+            raise DamagedImageError(cut, hint=DAMAGED_HINT)
         with Image.open(file, formats=["TIFF"]) as source:
-            damage = decode(source, file, allow_damaged=fit.allow_damaged) or damage
+            damage = decode(source, file, allow_damaged=fit.allow_damaged) or cut or damage
             values = np.asarray(source).reshape(height, width, channels // planes)
-        parts.append(_undo_predictor(values, tags))
-    bands = from_values(np.concatenate(parts, axis=2), channels, notes)
+        found.append(_undo_predictor(values, tags))
+    array = np.concatenate(found, axis=2)
+    if damage and array.min() == array.max():  # the filling of what is missing
+        raise DamagedImageError(damage)
+    bands = from_values(array, channels, notes)
     turn = UPRIGHT.get(tags.get(ORIENTATION, 1))
     return bands if turn is None else bands.transpose(turn), damage
 
@@ -91,37 +106,91 @@ def _only(tags: Any, tag: int) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _as_grey(data: bytes, tags: Any, plane: int, planes: int) -> bytes:
-    """Return a TIFF file of one channel: a plane of another file, or all values of its rows without planes.
+class _Parts:
+    """The strips or tiles of a TIFF file.
 
     Args:
-        data: the file.
+        stream: the file.
         tags: the tags of its first directory.
-        plane: number of the plane, from 0.
         planes: number of planes.
+        fit: gives the limit of pixels.
+
+    Raises:
+        ImageError: they have no size, are much larger than the picture, or state more data than pixels have.
     """
-    repeat = 1 if planes > 1 else tags[SAMPLES]  # values of a pixel in a row
-    tiled = TILE_OFFSETS in tags
-    rows = tags[TILE_HEIGHT] if tiled else min(tags.get(ROWS, tags[HEIGHT]), tags[HEIGHT])
-    offsets, counts = (TILE_OFFSETS, TILE_COUNTS) if tiled else (OFFSETS, COUNTS)
-    each = len(tags[offsets]) // planes
-    values = {
-        WIDTH: [tags[WIDTH] * repeat],
-        HEIGHT: [tags[HEIGHT]],
-        BITS: [_only(tags, BITS)],
-        COMPRESSION: [tags.get(COMPRESSION, 1)],
-        PHOTOMETRIC: [1],  # 0 is black
-        offsets: tags[offsets][plane * each : (plane + 1) * each],
-        SAMPLES: [1],
-        TILE_HEIGHT if tiled else ROWS: [rows],
-        counts: tags[counts][plane * each : (plane + 1) * each],
-        **({TILE_WIDTH: [tags[TILE_WIDTH] * repeat]} if tiled else {}),
-        FORMAT: [_only(tags, FORMAT)],
-    }
-    start = len(data) + len(data) % 2
-    order = "<" if data[:2] == b"II" else ">"
-    header = (MARKS[0] if order == "<" else MARKS[1]) + struct.pack(f"{order}L", start)
-    return header + data[8:].ljust(start - 8, b"\0") + _directory(values, start, order)
+
+    def __init__(self, stream: BinaryIO, tags: Any, planes: int, fit: Fit) -> None:
+        width, height = tags[WIDTH], tags[HEIGHT]
+        self._stream = stream
+        self._tags = tags
+        self._repeat = 1 if planes > 1 else tags[SAMPLES]  # values of a pixel in a row
+        self._tiled = TILE_OFFSETS in tags
+        if self._tiled:
+            self._rows, self._columns = tags.get(TILE_HEIGHT), tags.get(TILE_WIDTH)
+        else:
+            self._rows, self._columns = tags.get(ROWS, height), width
+            self._rows = min(self._rows, height) if type(self._rows) is int else None
+        if any(type(side) is not int or side < 1 for side in (self._rows, self._columns)):
+            raise ImageError("is a TIFF whose strips or tiles have no size")
+        down, across = -(-height // self._rows), -(-width // self._columns)
+        stored = down * across * self._rows * self._columns * tags[SAMPLES]  # values, with tiles' margins
+        if self._tiled and stored > 6 * fit.max_pixels:  # twice what a picture may have
+            raise ImageError("is a TIFF whose tiles are much larger than its picture")
+        self._each = down * across
+        keys = (TILE_OFFSETS, TILE_COUNTS) if self._tiled else (OFFSETS, COUNTS)
+        offsets, counts = (tags.get(key, ()) for key in keys)
+        row = self._columns * self._repeat * _only(tags, BITS) // 8
+        if tags.get(COMPRESSION, 1) == 1:  # sizes follow from the picture's, and are often stated wrong
+            tops = range(0, height, self._rows)
+            rows = [self._rows if self._tiled else min(self._rows, height - top) for top in tops]
+            counts = [row * n for n in rows for _ in range(across)] * planes
+        expected = self._each * planes
+        if min(len(offsets), len(counts)) < expected or min(*offsets, *counts) < 0:
+            raise DamagedImageError("is broken: the places of its strips or tiles are not all there")
+        self._places = list(zip(offsets, counts, strict=False))[:expected]
+        if sum(size for _, size in self._places) > 2 * row * self._rows * expected + _MARGIN * expected:
+            raise ImageError("is a TIFF whose strips or tiles state more data than its pixels have")
+
+    def as_grey(self, plane: int, order: str) -> tuple[io.BytesIO, str | None]:
+        """Return a TIFF file of one channel: a plane of the file, or all values of its rows without planes.
+
+        Args:
+            plane: number of the plane, from 0.
+            order: byte order, "<" or ">".
+
+        Returns:
+            The file, at its start, and how its data are cut short, or None.
+        """
+        file, cut, offsets = io.BytesIO(bytes(8)), None, []
+        places = self._places[plane * self._each : (plane + 1) * self._each]
+        start = file.seek(0, io.SEEK_END)
+        for offset, size in places:
+            offsets.append(start)
+            self._stream.seek(offset)
+            data = self._stream.read(size)
+            if len(data) < size:
+                cut = TRUNCATED
+            start += file.write(data.ljust(size, b"\0"))
+        start += file.write(bytes(start % 2))
+        tags = self._tags
+        values: dict[int, Any] = {
+            WIDTH: [tags[WIDTH] * self._repeat],
+            HEIGHT: [tags[HEIGHT]],
+            BITS: [_only(tags, BITS)],
+            COMPRESSION: [tags.get(COMPRESSION, 1)],
+            PHOTOMETRIC: [1],  # 0 is black
+            TILE_OFFSETS if self._tiled else OFFSETS: offsets,
+            SAMPLES: [1],
+            TILE_HEIGHT if self._tiled else ROWS: [self._rows],
+            TILE_COUNTS if self._tiled else COUNTS: [size for _, size in places],
+            **({TILE_WIDTH: [self._columns * self._repeat]} if self._tiled else {}),
+            FORMAT: [_only(tags, FORMAT)],
+        }
+        file.write(_directory(values, start, order))
+        file.seek(0)
+        file.write((MARKS[0] if order == "<" else MARKS[1]) + struct.pack(f"{order}L", start))
+        file.seek(0)
+        return file, cut
 
 
 def _directory(values: dict[int, Any], start: int, order: str) -> bytes:
@@ -150,5 +219,7 @@ def _undo_predictor(values: NDArray[Any], tags: Any) -> NDArray[Any]:
     width = values.shape[1]
     step = tags.get(TILE_WIDTH, width) if TILE_OFFSETS in tags else width
     values = values.astype(values.dtype.newbyteorder("="))
-    parts = (values[:, left : left + step] for left in range(0, width, step))
-    return np.concatenate([part.cumsum(axis=1, dtype=part.dtype) for part in parts], axis=1)
+    words = values.view(f"u{values.itemsize}")  # libtiff takes differences of floats as if they were integers
+    parts = (words[:, left : left + step] for left in range(0, width, step))
+    summed = np.concatenate([part.cumsum(axis=1, dtype=words.dtype) for part in parts], axis=1)
+    return summed.view(values.dtype)

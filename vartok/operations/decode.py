@@ -230,7 +230,7 @@ def decode_files(
     if keys is not None:  # which files hold them is known when they are read
         plan.todo, plan.refused = found, []
     if dry_run:
-        return preview(plan, target)
+        return preview(plan, target, by_key=keys is not None)
     total = None if collections or keys is not None else len(plan.refused) + len(plan.todo)
     if not plan.todo:
         return FileResults(iter(plan.refused), total, separate=target.separate)

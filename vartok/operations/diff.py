@@ -9,12 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from vartok.errors import ArgumentError, SourceError, TokensError, VartokError, counted, printable
+from vartok.errors import (
+    ArgumentError,
+    SourceError,
+    TokenFileError,
+    TokensError,
+    VartokError,
+    counted,
+    printable,
+)
 from vartok.flat_tokens import FlatTokens
 from vartok.images import picture_suffixes
 from vartok.operations.encode import encode_file
 from vartok.operations.inputs import TOKEN_KINDS, Input, Source, find_inputs
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
+from vartok.operations.settings import resolve_tokenizer
 from vartok.schedule import Schedule, ScheduleLike, describe
 from vartok.tokens import ImageTokens, split_tokens
 
@@ -131,7 +140,10 @@ def diff_tokens(
                     side if side.is_collection else _Side(source, None, None, schedules)
                     for side, source in zip(sides, (a, b), strict=True)
                 ]
-            one, other = (_read_single(side, schedules) for side in sides)
+            found = {}
+            for n in sorted((0, 1), key=lambda n: sides[n].is_collection):  # a missing file is told first
+                found[n] = _read_single(sides[n], schedules)
+            one, other = found[0], found[1]
             diff.compare(sides[0].name, one, other)
     schedules.warn_if_unused()
     return diff.result
@@ -221,13 +233,18 @@ def _read_single(side: _Side, schedules: FlatSchedules) -> _Tokens:
 def _encode_alike(picture: str, known: _Tokens, weights: str | Path | None, device: str) -> _Tokens:
     """Encode a picture with the settings of tokens."""
     if known.whole is None:
-        raise ArgumentError("an array of tokens does not say how to encode a picture: encode it first")
+        raise TokensError("an array of tokens does not say how a picture is encoded", hint="encode it first")
+    if known.whole.view is not None:
+        raise TokensError("the tokens are of one of several views of a picture, and not of its centre")
     image = known.whole.image
+    tokenizer = resolve_tokenizer(None, weights, device, image.dtype)
+    try:
+        tokenizer.check_model(known.whole.model)
+    except TokensError as error:
+        raise TokenFileError(str(error), hint="give the checkpoint of the tokens as `weights`") from None
     made = encode_file(
         picture,
-        weights=weights,
-        device=device,
-        dtype=image.dtype,
+        tokenizer=tokenizer,
         size=None if image.fit == "native" else image.size,
         fit="crop" if image.fit == "bucket" else image.fit,
         zoom=image.zoom,

@@ -46,11 +46,17 @@ def draw_diff(diff: TokensDiff) -> NDArray[np.uint8]:
     for schedule, (pictures, counts) in diff.maps.items():
         tiles = []
         for k, count in enumerate(counts):
-            h, w = count.shape
-            scale = max(1.0, SIDE / max(h, w))
-            share = (enlarge(count, (round(h * scale), round(w * scale))) / pictures)[..., None]
-            cells = np.rint(EQUAL + share * (DIFFERENT - EQUAL)).astype(np.uint8)
+            cells = draw_shares(count / pictures)
             tiles.append(Tile(cells, f"scale {k}: {count.sum() / (count.size * pictures):.1%}"))
         drawn = sheet(tiles, columns=COLUMNS)
         parts.append(Tile(drawn, f"{describe(schedule)}: {counted(pictures, 'picture')}"))
     return np.asarray(sheet(parts, columns=1, text_size=14))
+
+
+def draw_shares(shares: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Draw [h, w] shares from 0 to 1 as cells from light grey to red: [H, W, 3] uint8; see `SIDE`."""
+    h, w = shares.shape
+    scale = max(1.0, SIDE / max(h, w))
+    enlarged = enlarge(shares, (round(h * scale), round(w * scale)))[..., None]
+    levels: NDArray[np.uint8] = np.rint(EQUAL + enlarged * (DIFFERENT - EQUAL)).astype(np.uint8)
+    return levels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from vartok.errors import SourceError, VartokError
@@ -16,23 +17,28 @@ from vartok.sources.places import is_url
 EACH = "a file for each picture"
 """The note of a collection, whose pictures are not read, so that their names are not known."""
 
+BY_KEY = "if it has one of the keys"
+"""The note of an input whose rows are chosen by their keys."""
 
-def preview(plan: OutputPlan, target: Target) -> FileResults:
+
+def preview(plan: OutputPlan, target: Target, *, by_key: bool = False) -> FileResults:
     """Return the results of a run that reads no picture and writes nothing.
 
     Args:
         plan: the plan of the run.
         target: the destination.
+        by_key: only rows of some keys are taken, which reading would tell.
 
     Returns:
         A result for each input: skipped or with an error where the run would give that; else with the file
-        that would be written as `output`, or for a collection the folder, and the note `EACH`. Errors that
-        only reading would tell are not among them.
+        that would be written as `output`, or for a collection the folder, and the note `EACH`; with `by_key`
+        also the note `BY_KEY`. Errors that only reading would tell are not among them.
     """
-    return FileResults(_results(plan, target), None, separate=target.separate)
+    notes = (BY_KEY,) * by_key
+    return FileResults(_results(plan, target, notes), None, separate=target.separate)
 
 
-def _results(plan: OutputPlan, target: Target) -> Iterator[FileResult]:
+def _results(plan: OutputPlan, target: Target, notes: tuple[str, ...]) -> Iterator[FileResult]:
     yield from plan.refused
     for item in plan.todo:
         error = item.error or _missing(item)
@@ -40,7 +46,8 @@ def _results(plan: OutputPlan, target: Target) -> Iterator[FileResult]:
             yield FileResult(str(item), error=error)
             continue
         try:
-            yield _result(item, target)
+            found = _result(item, target)
+            yield replace(found, notes=found.notes + notes)
         except VartokError as refused:  # a URL, which has no folder
             yield FileResult(str(item), error=refused)
 

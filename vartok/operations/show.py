@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from vartok.checkpoints import hub
 from vartok.checkpoints.folders import SUFFIXES as CHECKPOINTS
+from vartok.checkpoints.hub_cache import is_hub
 from vartok.checkpoints.known import KNOWN, SHIPPED
 from vartok.dataset.schema import is_dataset
 from vartok.drawing import Tile
@@ -83,9 +83,9 @@ def draw_files(
 ) -> Iterator[Drawing]:
     """Draw pictures, tokens and checkpoints. Torch is imported for tokens and checkpoints only.
 
-    The original of an image's tokens is a picture among `inputs` that has the base name of their
-    `image.source`, with or without suffix; else a file of this name in the folder of the token file.
-    PSNR compares with it.
+    The original of an image's tokens has the base name of their `image.source`. It is an input or a file in
+    the folder of the token file, else the only input of this name, with or without suffix. PSNR compares
+    with it; if several inputs may be it, there is no PSNR but a note.
 
     Args:
         inputs: pictures (paths or URLs); token files, arrays (.npy, [L] or [B, L] integers), data sets and
@@ -197,12 +197,12 @@ class _Drawer:
         if isinstance(pictures, VartokError):
             raise pictures
         original, notes, drawn = None, [], False
-        if (found := self._find_original(item, tokens)) is not None:
-            place, drawn = found
-            try:
-                original = read_original(place, tokens, tokenizer)
-            except VartokError as error:
-                notes.append(f"not compared with its original: {error}")
+        try:
+            if (found := self._find_original(item, tokens)) is not None:
+                read, drawn = found
+                original = read_original(read, tokens, tokenizer)
+        except VartokError as error:
+            notes.append(f"not compared with its original: {error}")
         tiles = comparison_tiles(pictures, tokens, original)
         if self.maps:
             drawn_maps = self.painter(tokenizer).draw_scales(tokens, pictures)
@@ -214,16 +214,28 @@ class _Drawer:
     def _find_original(
         self, item: Input, tokens: ImageTokens
     ) -> tuple[Callable[[Fit], Picture], bool] | None:
-        """Return what reads the original of tokens, and whether it is an input; None if it is not at hand."""
+        """Return what reads the original of tokens, and whether it is an input; None if it is not at hand.
+
+        Raises:
+            ImageError: several inputs may be it.
+        """
         name = PurePath(tokens.image.source).name
-        for other in self.items:
-            is_picture = other.kind == "picture" and other.place is not None
-            if is_picture and name in (other.name.name, other.name.stem):  # keys of data sets have no suffix
-                return functools.partial(_read, other), True
-        if item.kind != "tokens" or item.place is None or not name.lower().endswith(picture_suffixes()):
-            return None
-        path = Path(item.place).parent / name
-        return (functools.partial(read_picture, path), False) if path.is_file() else None
+        found = {
+            os.path.abspath(other.place): other
+            for other in self.items
+            if other.kind == "picture" and other.place is not None
+            if name in (other.name.name, other.name.stem)  # keys of data sets have no suffix
+        }
+        folder = None if item.place is None else os.path.dirname(os.path.abspath(item.place))
+        near = {place: other for place, other in found.items() if os.path.dirname(place) == folder}
+        if not near and item.kind == "tokens" and item.place and name.lower().endswith(picture_suffixes()):
+            path = Path(item.place).parent / name
+            if path.is_file():
+                return functools.partial(read_picture, path), False
+        candidates = [*(near or found).values()]
+        if len(candidates) > 1:
+            raise ImageError(f"{len(candidates)} of the pictures may be it: name one only")
+        return (functools.partial(_read, candidates[0]), True) if candidates else None
 
     def _checkpoint(self, item: Input) -> Drawing:
         from vartok.atlas import draw_atlas  # imports torch
@@ -234,7 +246,7 @@ class _Drawer:
             raise CheckpointError(str(error).removeprefix(f"{item}: "), hint=error.hint) from None
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
-        text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
+        text = f"{printable(tokenizer.name)}\n{codes}, each decoded alone; similar codes are neighbours"
         return Drawing(str(item), (Tile(draw_atlas(tokenizer), text),))
 
 
@@ -290,7 +302,7 @@ def _kind(place: str) -> str:
             has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
             return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
         return "tokens"
-    if name.endswith(CHECKPOINTS) or hub.is_hub(place):
+    if name.endswith(CHECKPOINTS) or is_hub(place):
         return CHECKPOINT
     if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):
         return CHECKPOINT

@@ -20,6 +20,9 @@ from vartok.usage import TokenUsage
 MAX_ATLAS = 1024
 """Longest side of the atlas in a page, in pixels."""
 
+MAX_NAMED = 16_384
+"""Largest number of codes whose indices and counts a page holds."""
+
 UNUSED = (200, 50, 40)
 """Colour of codes that are not used."""
 
@@ -34,6 +37,9 @@ class CodebookSection:
         atlas: data: URI of the atlas.
         use_map: data: URI of a picture of the codes' use, in the order of the atlas; None without usage.
         use_text: number of codes that are used, and how to read the picture.
+        columns: number of columns of the atlas.
+        order: indices of its codes, row by row, divided by spaces; "" for more than `MAX_NAMED` codes.
+        counts: number of tokens of each code, likewise; "" without usage.
     """
 
     codes: str
@@ -41,6 +47,9 @@ class CodebookSection:
     atlas: str
     use_map: str | None
     use_text: str
+    columns: int
+    order: str
+    counts: str
 
 
 def codebook_section(
@@ -55,6 +64,7 @@ def codebook_section(
     """
     pixels, order = draw_ordered_atlas(tokenizer)
     use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
+    codes = order[order >= 0] if tokenizer.config.vocab_size <= MAX_NAMED else order[:0].ravel()
     used = f"{usage.overall.used:,} of {usage.vocab_size:,} codes are used" if usage else ""
     return CodebookSection(
         codes=f"{tokenizer.config.vocab_size:,}",
@@ -62,6 +72,9 @@ def codebook_section(
         atlas=picture_uri(shrink(pixels, MAX_ATLAS)),
         use_map=use_map,
         use_text=f"{used}; bright codes often, red ones never",
+        columns=order.shape[1],
+        order=" ".join(map(str, codes)),
+        counts="" if counts is None else " ".join(map(str, counts.sum(0)[codes])),
     )
 
 

@@ -86,8 +86,16 @@ def evaluation_page(
         agreement=agreement_rows(report.agreements) if report.agreements else None,
         codebook=codebook_section(tokenizer, report.code_counts[0], first.usage),
         failures=failure_rows([(one.name, one.error) for one in report.failures]),
-        settings=method_rows(report, versions or {}),
+        settings=[*_checkpoint_rows(report, labels), *method_rows(report, versions or {})],
     )
+
+
+def _checkpoint_rows(report: EvaluationReport, labels: Sequence[str]) -> list[list[str]]:
+    models = [scores.model for scores in report.models]
+    return [
+        [label, f"{model.vocab_size:,} codes, fingerprint {model.fingerprint}"]
+        for label, model in zip(labels, models, strict=True)
+    ]
 
 
 def _distinct(labels: Sequence[str]) -> list[str]:

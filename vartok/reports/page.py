@@ -23,7 +23,7 @@ MAX_FAILURES = 50
 
 
 def failure_rows(failures: Sequence[tuple[str, Exception]]) -> list[tuple[str, str]]:
-    """Return names and reasons of the first failures, at most `MAX_FAILURES`, and the number of the others."""
+    """Return names and reasons of at most `MAX_FAILURES` failures, and the number of the others."""
     rows = [(name, str(error)) for name, error in failures[:MAX_FAILURES]]
     others = len(failures) - len(rows)
     return rows + [(counted(others, "other"), "not named here")] * bool(others)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from vartok.models.vqvae import VQVAE
 from vartok.runner import ModelRunner
 from vartok.schedule import Schedule
+from vartok.train.settings import UNUSED_IF_TOKENS_ARE_KEPT
 
-KEPT = (
-    "keeping its tokens: encoder, codebook and phis are frozen. Not used: encoder_lr, codebook, "
-    "dead_code_threshold, and the losses commitment, final_commitment and latent_anchor"
+FROZEN_NOTE = "keeping its tokens: encoder, codebook and phis are frozen. Not used: " + ", ".join(
+    UNUSED_IF_TOKENS_ARE_KEPT
 )
 """The note of a run that keeps tokens."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vartok.errors import OutputError, TrainError
+from vartok.errors import OutputError, TrainError, counted
 from vartok.files import os_error_reason, write_bytes
 from vartok.images import to_tensor
 from vartok.metrics import load_lpips
@@ -26,7 +26,7 @@ from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
 from vartok.train.event_log import EventLog
 from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
-from vartok.train.frozen import KEPT, FrozenTokens
+from vartok.train.frozen import FROZEN_NOTE, FrozenTokens
 from vartok.train.history import History, write_report
 from vartok.train.kmeans import Deadline
 from vartok.train.progress import Event, Meter, Progress
@@ -141,6 +141,8 @@ def _train(
             "no validation: no readable picture is held out; add pictures, or raise [data] val_fraction in a "
             "settings file, given by `preset`"
         )
+    if settings.data.grayscale_prob and (channels := settings.model.in_channels) != 3:
+        report(f"[data] grayscale_prob is not used: the model has {counted(channels, 'channel')}, not 3")
 
     # ------------------------------------------------------------------------------------------------
     # Initial weights: from a saved state, a checkpoint, or computed from the pictures
@@ -162,7 +164,7 @@ def _train(
             report(f"{settings.start.weights}: {note}")
         report(f"fine-tuning {checkpoint.name}")
         if settings.start.keep_tokens:
-            report(KEPT)
+            report(FROZEN_NOTE)
         anchor = checkpoint_anchor(model, settings)
         tokenizer = as_tokenizer(model, settings, processes.device)
         before = None

@@ -11,6 +11,17 @@ from vartok.errors import ConfigError, quoted
 MAX_PATCH_VALUES = 8192
 """Largest number of values of a patch of several channels; their covariance takes 1 GiB of memory with it."""
 
+UNUSED_IF_TOKENS_ARE_KEPT = (
+    "[quantizer] codebook",
+    "[quantizer] dead_code_threshold",
+    "[loss] commitment",
+    "[loss] final_commitment",
+    "[loss] latent_anchor",
+    "[optimizer] encoder_lr",
+    "[optimizer] encoder_warmup_steps",
+)
+"""Settings that a run with `keep_tokens` does not use, besides the rest of [start]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -52,9 +63,8 @@ class StartSettings:
             above 64 is rounded up to a multiple of 64. With a time limit, fewer crops are used if
             initialisation would take more than a quarter of it.
         keep_tokens: in fine-tuning, train only decoder and post_quant_conv. Encoder, codebook and phis are
-            frozen, so that pictures keep their tokens, and the checkpoint its fingerprint. Then [quantizer]
-            `codebook` and `dead_code_threshold`, `encoder_lr`, `encoder_warmup_steps`, and the losses
-            `commitment`, `final_commitment` and `latent_anchor` are not used.
+            frozen, so that pictures keep their tokens, and the checkpoint its fingerprint. Those in
+            `UNUSED_IF_TOKENS_ARE_KEPT` are then not used.
         kmeans_rounds: number of rounds of k-means for the codebook. The first round computes residuals as if
             quantization were exact; every later round quantizes with the codebook so far. 0: initialise as
             VAR does, with a uniform random codebook and phis that are random convolutions.
@@ -229,15 +239,16 @@ class TrainSettings:
             )
         height, width = self.model.image_size
         values = self.model.in_channels * self.model.downsample**2
-        if self.model.z_channels > values:
-            raise ConfigError(
-                f"[model] z_channels must be at most {values:,}, the number of values in a patch"
-            )
-        if not self.start.weights and values > max(MAX_PATCH_VALUES, 3 * self.model.downsample**2):
-            raise ConfigError(
-                f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more than "
-                f"the {MAX_PATCH_VALUES:,} whose principal components can be computed"
-            )
+        if not self.start.weights:  # from scratch, principal components of patches are computed
+            if self.model.z_channels > values:
+                raise ConfigError(
+                    f"[model] z_channels must be at most {values:,}, the number of values in a patch"
+                )
+            if values > max(MAX_PATCH_VALUES, 3 * self.model.downsample**2):
+                raise ConfigError(
+                    f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more "
+                    f"than the {MAX_PATCH_VALUES:,} whose principal components can be computed"
+                )
         if loss.lpips and self.model.in_channels not in (1, 3):
             raise ConfigError("[loss] lpips needs a model of 1 or 3 channels: set it to 0")
         cells = self.start.init_pictures * height * width // self.model.downsample**2

@@ -36,8 +36,8 @@ scales?.addEventListener("input", () => {
     if (slider) slider.value = scales.value;
     show(picture);
   }
-  const last = scales.value === scales.max;
-  document.getElementById("all-scales-text").value = last ? "all scales" : `step ${scales.value} of ${scales.max}`;
+  const [part] = pictures[0].querySelector(".text").value.replace("after ", "").split(":");
+  document.getElementById("all-scales-text").value = scales.value === scales.max ? "all scales" : part;
 });
 
 for (const button of all(".sortable button")) {
@@ -57,4 +57,32 @@ for (const button of all(".sortable button")) {
     for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
   });
+}
+
+const book = document.getElementById("codebook")?.dataset ?? {};
+if (book.order) {
+  const order = book.order.split(" ");
+  const counts = book.counts ? book.counts.split(" ") : null;
+  const columns = Number(book.columns);
+  const rows = Math.ceil(order.length / columns);
+  const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  let at = 0;
+  const tell = (place) => {
+    if (!(place >= 0 && place < order.length)) return;
+    at = place;
+    const used = counts ? `: ${Number(counts[at]).toLocaleString("en")} tokens` : "";
+    document.getElementById("code").value = `Code ${order[at]}${used}`;
+  };
+  for (const atlas of all(".atlas")) {
+    atlas.addEventListener("pointermove", (event) => {
+      const column = Math.min(Math.floor((event.offsetX / atlas.clientWidth) * columns), columns - 1);
+      const row = Math.min(Math.floor((event.offsetY / atlas.clientHeight) * rows), rows - 1);
+      tell(row * columns + column);
+    });
+    atlas.addEventListener("keydown", (event) => {
+      if (!(event.key in move)) return;
+      event.preventDefault();
+      tell(at + move[event.key]);
+    });
+  }
 }

@@ -118,6 +118,7 @@ def draw_files(
     if build_up and maps:
         raise ArgumentError("`build_up` and `maps` contradict each other: choose one")
     settings = {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up, "maps": maps}
+    settings["any_weights"] = any_weights
     for name in (name for name, value in settings.items() if value not in (None, False) and not tokens):
         raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
     if rows is not None and not any(item.is_collection for item in tokens):

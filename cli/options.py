@@ -186,7 +186,10 @@ SkipExistingOption = Annotated[
 DryRunOption = Annotated[
     bool,
     typer.Option(
-        "--dry-run", "-n", help="Print what would be read and written, but write nothing and load no model."
+        "--dry-run",
+        "-n",
+        help="Print what would be read and written, but write nothing and load no model; keys and the "
+        "checkpoint's limits are not checked.",
     ),
 ]
 BatchSizeOption = Annotated[

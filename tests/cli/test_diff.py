@@ -20,7 +20,7 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
     assert "--weights was not used" in unused
     assert "--device was not used" in unused
 
-    vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz")
+    assert "1 scale of a.tokens.npz" in vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz").stderr
     mixed = vartok("mix", a, b, "--scales", 1, "-o", "-").stdout_bytes
     assert mixed == (here / "mixed.npz").read_bytes()
     [item] = tokens_of(mixed)

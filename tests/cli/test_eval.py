@@ -300,4 +300,6 @@ def test_html(vartok: Vartok, here: Path) -> None:
     vartok("eval", *quick, "report.html", "--force", "--json")
     assert (here / "report.html").read_text() == page
     assert "must end in .html" in vartok("eval", *quick, "report.pdf", code=2).stderr
+    [line] = vartok("eval", *quick, "a.png/report.html", code=1).stderr.splitlines()  # before any work
+    assert line.endswith("cannot write in a.png: a.png is not a folder")
     assert "--force needs --html" in vartok("eval", "a.png", "--force", code=2).stderr

@@ -1,5 +1,6 @@
 """`vartok eval`: its tables, its JSON, and its exit codes."""
 
+import functools
 import importlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from noise import SMALL, tokenizer
 
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.reports import Gallery
 
 QUICK = ("--size", "64")
 
@@ -296,7 +298,7 @@ def test_missing_networks_are_named_at_once(
     assert str(folder / "checkpoints") in line
 
 
-def test_html(vartok: Vartok, here: Path) -> None:
+def test_html(vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer(here / "small.safetensors", SMALL)
     save(here / "a.png", 0, 40, 40)
     quick = ("-w", "small.safetensors", "--size", "16", "a.png", "--no-scales", "--html")
@@ -311,4 +313,9 @@ def test_html(vartok: Vartok, here: Path) -> None:
     vartok("eval", *quick, "report.html", "--force", "--json")
     assert (here / "report.html").read_text() == page
     assert "must end in .html" in vartok("eval", *quick, "report.pdf", code=2).stderr
+    [line] = vartok("eval", *quick, "a.png/report.html", code=1).stderr.splitlines()  # before any work
+    assert line.endswith("cannot write in a.png: a.png is not a folder")
+    monkeypatch.setattr("vartok.reports.Gallery", functools.partial(Gallery, 0))
+    assert "1 picture of higher PSNR left out" in vartok("eval", *quick, "none.html").stderr
+    assert "left out" not in vartok("eval", *quick, "none.html", "--force", "--quiet").stderr
     assert "--force needs --html" in vartok("eval", "a.png", "--force", code=2).stderr

@@ -19,13 +19,14 @@ from noise import SMALL, tokenizer
 from PIL import Image
 
 import vartok
-from vartok.codebook import describe_codebook
+from vartok.codebook import describe_codebook, describe_usage
 from vartok.errors import ImageError
 from vartok.evaluation import EvaluationReport, Failure, evaluate_files
 from vartok.reports import Gallery, RunFigures, codebook_page, evaluation_page, training_page
 from vartok.reports.charts import bar_chart, line_chart
 from vartok.reports.gallery import MAX_COPIES, MAX_SIDE, Copy, Exhibit, shrink
 from vartok.reports.page import _environment
+from vartok.usage import TokenUsage
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -172,6 +173,15 @@ def test_a_codebook(small: vartok.Tokenizer) -> None:
     found = check(page)
     assert small.fingerprint in found.texts
     assert sum(tag == "img" for tag, _ in found.elements) == 1
+
+
+def test_a_large_codebook_is_not_drawn(small: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.reports.codebook.MAX_DRAWN", 63)
+    counts = np.ones((3, 64), np.int64)
+    used = TokenUsage(images=1, schedule=None, counts=counts, usage=describe_usage(counts), failures=())
+    found = check(codebook_page(small, describe_codebook(small.codebook.cpu()), used))
+    assert not any(tag == "img" for tag, _ in found.elements)
+    assert any("No atlas: 64 codes are too many" in text for text in found.texts)
 
 
 @pytest.mark.parametrize("running", [True, False])

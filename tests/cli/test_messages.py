@@ -130,6 +130,14 @@ def test_hints_for_inputs_of_another_kind(
     assert names(here) == ["img.png"]
 
 
+def test_a_checkpoint_is_not_inspected(vartok: Vartok, here: Path) -> None:
+    (here / "x.pth").write_bytes(b"PK\3\4\xff")
+    message = vartok("inspect", "x.pth", code=1).stderr
+    assert message.startswith("vartok: x.pth: is a checkpoint by its name, and no token file")
+    assert message.endswith(": see vartok show x.pth, or vartok inspect-codebook -w x.pth\n")
+    assert "y.pth: no such file or folder\n" in vartok("inspect", "y.pth", code=1).stderr
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -101,6 +101,17 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
 
 
+def test_options_of_a_model_that_is_not_used(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(here / "img.png", width=8, height=8)
+    run = vartok("show", "img.png", "-w", "light", "--device", "cuda", "--dtype", "float16")
+    for option in ("--weights", "--device", "--dtype"):
+        assert f"{option} was not used" in run.stderr
+    monkeypatch.setenv("VARTOK_WEIGHTS", "light")
+    assert "not used" not in vartok("show", "img.png").stderr
+
+
 def test_a_caption_has_three_lines(here: Path, tokenizer: library.Tokenizer) -> None:
     save(here / "img.png", width=64, height=64)
     tokens = library.encode_file("img.png", tokenizer=tokenizer, size=64, schedule="1,4")
@@ -236,7 +247,14 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path) -> None:
     vartok("show", "other.npz", "--any-weights")
     (pair / "empty").mkdir()
     assert "folder without a data set" in vartok("show", "empty", code=2).output
-    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"], ["--tokens"]):
+    for option in (
+        ["--keys", "a"],
+        ["--rows", "1"],
+        ["--limit", "1"],
+        ["--scales"],
+        ["--tokens"],
+        ["--any-weights"],
+    ):
         assert f"{option[0]} is for tokens" in vartok("show", "img.png", *option, code=2).output
 
 

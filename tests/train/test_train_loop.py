@@ -179,6 +179,22 @@ def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path:
     assert (tmp_path / "run" / STATE).read_bytes() == state
 
 
+def test_an_interruption_ends_the_report(tiles: Path, tmp_path: Path) -> None:
+    asked = itertools.count(1)
+
+    def interrupt() -> bool:
+        if next(asked) == 3:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tiny(run={"val_every": 2}), tiles, tmp_path / "run", should_stop=interrupt)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Ended: 3 steps" in page
+    assert "refresh" not in page
+    assert 'class="picture"' in page
+
+
 def test_a_run_that_cannot_be_written_ends_in_one_line(tiles: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / WEIGHTS).mkdir(parents=True)
     with pytest.raises(OutputError, match=r"weights\.safetensors is not a regular file"):

@@ -17,9 +17,12 @@ from typing import Any, Protocol
 from vartok.checkpoints.folders import STANDARD_NAMES, choose_file
 from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
-from vartok.errors import CheckpointError, one_line, printable, warn
+from vartok.errors import CheckpointError, one_line, printable, quoted, warn
 from vartok.files import os_error_reason
 from vartok.stopping import as_exceptions
+
+ELSEWHERE = "or fetch the file elsewhere, and give its path as the checkpoint"
+"""End of the hints for a hub that cannot be reached."""
 
 
 class FetchListener(Protocol):
@@ -226,18 +229,25 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     if isinstance(error, errors.FileMetadataError):
         return (
             f"{constants.ENDPOINT} does not answer as a hub does",
-            "check HF_ENDPOINT, and a proxy's settings",
+            f"check HF_ENDPOINT, and a proxy's settings; {ELSEWHERE}",
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         token = "set HF_TOKEN to a token that may read it"
-        hint = token if status in (401, 403) else "try again later" if status >= 500 else None
+        hint = (
+            token if status in (401, 403) else f"try again later; {ELSEWHERE}" if status >= 500 else ELSEWHERE
+        )
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        return f"HF_ENDPOINT is {quoted(constants.ENDPOINT)}, without http:// or https://", "set it to a URL"
     if _is_of_connection(error):
         kind = type(error).__name__
         if kind.startswith(("Remote", "Read")):
-            return "the connection broke", "try again"
-        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})", "check the network"
+            return "the connection broke", f"try again; {ELSEWHERE}"
+        return (
+            f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})",
+            f"check the network; {ELSEWHERE}",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_reason(error), "HF_HOME names the folder of the cache"
     if "Consistency check failed" in str(error):

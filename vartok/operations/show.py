@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import functools
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +20,7 @@ from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokErro
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
 from vartok.maps import MapPainter
-from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
-from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs
+from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs, kind_of_stream
 from vartok.operations.originals import comparison_tiles, original_tile, read_original
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model
@@ -39,9 +36,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT: Final = "checkpoint"
 """The kind of an input that is a checkpoint."""
-
-TOKENS = (b"PK", b"{", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
-"""First bytes of token files: npz, JSON, and JSONL that gzip, zstd, bzip2 or xz compressed."""
 
 NATIVE = Fit(mode="native", multiple=1)
 """The fit that leaves a picture's size as it is."""
@@ -118,6 +112,7 @@ def draw_files(
     if build_up and maps:
         raise ArgumentError("`build_up` and `maps` contradict each other: choose one")
     settings = {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up, "maps": maps}
+    settings["any_weights"] = any_weights
     for name in (name for name, value in settings.items() if value not in (None, False) and not tokens):
         raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
     if rows is not None and not any(item.is_collection for item in tokens):
@@ -285,7 +280,7 @@ def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
     """
     found: list[Input] = []
     for source in inputs:
-        kind = _kind_of_stream(source) if not isinstance(source, str) else _kind(source)
+        kind = kind_of_stream(source) if not isinstance(source, str) else _kind(source)
         if kind == CHECKPOINT:
             assert isinstance(source, str)
             found.append(Input(PurePath(source), CHECKPOINT, source))
@@ -313,27 +308,5 @@ def _kind(place: str) -> str:
     if not os.path.isfile(place):  # it fails when it is read; a word may be a misspelt name of a checkpoint
         return "picture" if os.path.lexists(place) or not re.fullmatch(r"[\w-]+", place) else CHECKPOINT
     with contextlib.suppress(OSError), open(place, "rb") as stream:
-        return _kind_of_stream(stream)
+        return kind_of_stream(stream)
     return "picture"
-
-
-def _kind_of_stream(stream: BinaryIO) -> str:
-    """Return "tokens" for a stream that begins as token files or arrays of tokens do, else "picture"."""
-    head = _peek(stream)
-    if not head.startswith(MAGIC):
-        return "tokens" if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(TOKENS) else "picture"
-    try:
-        header = read_npy_header(io.BytesIO(head))
-    except ValueError:
-        return "tokens"
-    return "tokens" if header.dtype.kind in "iu" and len(header.shape) < 3 else "picture"
-
-
-def _peek(stream: BinaryIO) -> bytes:
-    """Return the first bytes of a stream, which stay to be read."""
-    if hasattr(stream, "peek"):
-        return bytes(stream.peek(MAX_NPY_START)[:MAX_NPY_START])
-    here = stream.tell()
-    head = stream.read(MAX_NPY_START)
-    stream.seek(here)
-    return head

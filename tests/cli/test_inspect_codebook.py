@@ -204,7 +204,7 @@ def test_picture_of_one_code(vartok: Vartok, here: Path) -> None:
     assert f"drew code {code} in c.png" in told
     with Image.open("c.png") as image:
         assert image.width >= 9 * 96
-        drawn = (np.asarray(image) < 255).any(-1)
+        drawn = np.asarray(image).min(-1) < 255
     assert drawn[:16].any()  # the heading
     assert drawn[40:90, :64].all()  # its row is below
     assert f"Code {code} of small" in vartok(*given, "--code", code).stdout

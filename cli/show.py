@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,23 +33,8 @@ if TYPE_CHECKING:
     from vartok.operations.show import Drawing
     from vartok.tokenizer import Tokenizer
 
-MAX_TILES = 400
-"""Largest number of pictures of a sheet."""
-
-MAX_TILE_SIDE = 1024
-"""Longest side in pixels of a picture of a sheet; a larger one is made smaller."""
-
-MAX_ROW = 4
-"""Largest number of pictures that a sheet has in one row; more are laid out in a square."""
-
-MAX_RATIO = 8
-"""Largest width of a picture of a sheet, in heights."""
-
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of a file that can be written."""
-
-MIN_HEIGHT = 256
-"""Smallest height in pixels to which the pictures of a sheet are brought, if their heights differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,14 +241,15 @@ def _show_sheet(
         OutputError, OSError: the picture cannot be written.
     """
     from vartok.drawing import as_image, sheet
+    from vartok.operations.sheets import collect_tiles, lay_out
 
-    groups = _collect(drawings)
+    groups = collect_tiles(drawing.tiles for drawing in drawings)
     if not groups:
         return
     if options.animate:
         _write_animation(groups, target, overwrite)
         return
-    tiles, columns = _lay_out(groups)
+    tiles, columns = lay_out(groups)
     if target is None:
         from .terminal import Screen
 
@@ -275,58 +260,6 @@ def _show_sheet(
         _write(as_image(tiles[0].picture), target, overwrite)
         if not messages.quiet:
             say(tiles[0].caption.replace("\n", ", "))
-
-
-def _collect(drawings: Iterator[Drawing]) -> list[list[Tile]]:
-    """Return the tiles of every drawing; if there are several, with pictures small enough for a sheet.
-
-    Raises:
-        VartokError: they are more than `MAX_TILES`.
-    """
-    groups: list[list[Tile]] = []
-    for drawing in drawings:
-        groups.append(list(drawing.tiles))
-        if sum(map(len, groups)) > MAX_TILES:
-            raise VartokError(
-                f"one picture holds at most {MAX_TILES} others", hint="set `limit`, or name fewer files"
-            )
-        if len(groups) > 1:
-            groups[-2:] = [[_smaller(tile) for tile in group] for group in groups[-2:]]
-    return groups
-
-
-def _smaller(tile: Tile) -> Tile:
-    """Return a tile whose picture has no side of more than `MAX_TILE_SIDE` pixels."""
-    from vartok.drawing import as_image, fit_inside
-
-    if max(as_image(tile.picture).size) <= MAX_TILE_SIDE:
-        return tile
-    return tile._replace(picture=fit_inside(tile.picture, MAX_TILE_SIDE, MAX_TILE_SIDE))
-
-
-def _lay_out(groups: list[list[Tile]]) -> tuple[list[Tile], int]:
-    """Return the tiles of a sheet, of one height, and its number of columns.
-
-    If a drawing has several pictures, each drawing is a row of its own.
-    """
-    from PIL import Image
-
-    from vartok.drawing import PAPER, Tile, as_image, fit_inside
-
-    columns = max(map(len, groups))
-    tiles = [tile for group in groups for tile in group]
-    heights = {as_image(tile.picture).height for tile in tiles}
-    if columns == 1:
-        columns = len(tiles) if len(tiles) <= MAX_ROW else math.ceil(math.sqrt(len(tiles)))
-    else:
-        blank = Tile(Image.new("RGB", (1, 1), PAPER))
-        tiles = [tile for group in groups for tile in group + [blank] * (columns - len(group))]
-    if len(heights) > 1:
-        height = max(MIN_HEIGHT, min(heights))
-        tiles = [
-            tile._replace(picture=fit_inside(tile.picture, height * MAX_RATIO, height)) for tile in tiles
-        ]
-    return tiles, columns
 
 
 def _write(image: Image.Image, target: Path | BinaryIO, overwrite: bool) -> None:

@@ -165,7 +165,7 @@ def eval(
             _explain_missing(report, measure)
             _print(report, measure.worst, checkpoints, as_json=as_json)
             if html and gallery:
-                page = _page(report, tokenizers[0], gallery, checkpoints)
+                page = _page(report, tokenizers[0], gallery, checkpoints, quiet=messages.quiet)
                 write_html(html, page, force=force, quiet=messages.quiet)
         progress.finish()
 
@@ -202,13 +202,18 @@ def _print(
 
 
 def _page(
-    report: evaluation.EvaluationReport, first: Tokenizer, gallery: Gallery, checkpoints: list[str | None]
+    report: evaluation.EvaluationReport,
+    first: Tokenizer,
+    gallery: Gallery,
+    checkpoints: list[str | None],
+    *,
+    quiet: bool,
 ) -> str:
-    """Return the HTML page of a report, and print what it leaves out."""
+    """Return the HTML page of a report, and print what it leaves out unless `quiet`."""
     from vartok.evaluation.tables import model_labels
     from vartok.reports import evaluation_page
 
-    if gallery.left_out:
+    if gallery.left_out and not quiet:
         left = counted(gallery.left_out, "picture")
         say(f"{left} of higher PSNR left out of the page, which keeps below 10 MB; its figures count all")
     labels = model_labels(report, checkpoints)

@@ -30,14 +30,19 @@ def check_html(path: Path | None, *, force: bool) -> None:
 
     Raises:
         typer.BadParameter: the path does not end in .html.
-        OutputError: the file exists, and `force` is False; or it is a folder or a device.
+        OutputError: the file exists, and `force` is False; it is a folder or a device; or its folder cannot
+            be written.
     """
+    from vartok.operations.outputs import check_folder
+
     if path and path.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"--html {printable(path)}: the name must end in .html")
     if path and os.path.lexists(path) and not force:
         raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
     if path and os.path.lexists(path) and not path.is_file():
         raise OutputError(f"{printable(path)} is not a regular file, and is not replaced")
+    if path:
+        check_folder(path.parent)
 
 
 def write_html(path: Path, page: str, *, force: bool, quiet: bool) -> None:

@@ -1,5 +1,8 @@
 """`vartok eval`: its tables, its JSON, and its exit codes."""
 
+import functools
+import importlib
+import itertools
 import json
 import re
 import sys
@@ -12,6 +15,7 @@ from noise import SMALL, tokenizer
 
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
+from vartok.reports import Gallery
 
 QUICK = ("--size", "64")
 
@@ -138,9 +142,18 @@ def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
     last = [f"{trip['equal']['by_scale'][9]:.1%}" for trip in trips]
     assert any(line[:2] == ["9", "4x4"] and line[-2:] == last for line in lines)
     assert ["bfloat16", "on", "cpu", "float32", "on", "cpu"] in lines
+    assert "to the original and to the trip before" in " ".join(itertools.chain(*lines))
     assert ["equal", "tokens", f"{low['equal']['share']:.2%}", "100.00%"] in lines
     assert ["first", "differences", str(low["first_differences"]), "0"] in lines
     assert ["largest", "margin", f"{low['first_margin']['maximum']:.2g}", "-"] in lines
+
+
+def test_a_title_wider_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    tables: Any = importlib.import_module("vartok.cli.tables")
+    table = tables.new_table("Agreement of [one] with float32 on cpu", "", "x")
+    table.add_row("a", "b")
+    tables.print_tables(table)
+    assert capsys.readouterr().out.startswith("Agreement of [one] with float32 on cpu\n")
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(vartok: Vartok, folder: Path) -> None:
@@ -285,7 +298,7 @@ def test_missing_networks_are_named_at_once(
     assert str(folder / "checkpoints") in line
 
 
-def test_html(vartok: Vartok, here: Path) -> None:
+def test_html(vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer(here / "small.safetensors", SMALL)
     save(here / "a.png", 0, 40, 40)
     quick = ("-w", "small.safetensors", "--size", "16", "a.png", "--no-scales", "--html")
@@ -300,4 +313,9 @@ def test_html(vartok: Vartok, here: Path) -> None:
     vartok("eval", *quick, "report.html", "--force", "--json")
     assert (here / "report.html").read_text() == page
     assert "must end in .html" in vartok("eval", *quick, "report.pdf", code=2).stderr
+    [line] = vartok("eval", *quick, "a.png/report.html", code=1).stderr.splitlines()  # before any work
+    assert line.endswith("cannot write in a.png: a.png is not a folder")
+    monkeypatch.setattr("vartok.reports.Gallery", functools.partial(Gallery, 0))
+    assert "1 picture of higher PSNR left out" in vartok("eval", *quick, "none.html").stderr
+    assert "left out" not in vartok("eval", *quick, "none.html", "--force", "--quiet").stderr
     assert "--force needs --html" in vartok("eval", "a.png", "--force", code=2).stderr

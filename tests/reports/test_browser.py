@@ -1,5 +1,6 @@
 """A report in a real browser: its controls work by keyboard, and nothing else runs."""
 
+import dataclasses
 import re
 import shutil
 import tempfile
@@ -29,11 +30,13 @@ WIDTHS = "[document.documentElement.scrollWidth, innerWidth]"
 
 def test_a_report_in_chromium(tmp_path: Path) -> None:
     small = tokenizer(tmp_path / "small.safetensors", SMALL)
+    five = dataclasses.replace(SMALL, patch_nums=((1, 1), (2, 2), (3, 3), (4, 4), (8, 8)))
+    longer = tokenizer(tmp_path / "longer.safetensors", five)
     for seed, name in enumerate((HOSTILE, "b.png", "c.png")):
         save(tmp_path / "in" / name, seed, 40, 36)
     gallery = Gallery()
     report = evaluate_files(
-        tmp_path / "in", tokenizer=small, size=16, recursive=True, gallery=gallery, compare=small
+        tmp_path / "in", tokenizer=small, size=16, recursive=True, gallery=gallery, compare=longer
     )
     file = tmp_path / "report.html"
     file.write_text(evaluation_page(report, small, gallery), encoding="utf-8")
@@ -58,16 +61,29 @@ def test_a_report_in_chromium(tmp_path: Path) -> None:
             finest = [f"after 3 of 3 scales: {one.models[0].psnr:.2f} dB" for one in report.worst(3)]
             assert page.run(SHOWN) == finest
             page.run("document.querySelector('.scales').focus()")
-            page.press("ArrowLeft")
+            for _ in range(3):  # from 5, the number of scales of the other checkpoint
+                page.press("ArrowLeft")
             assert [text[:7] for text in page.run(SHOWN)] == ["after 2", "after 3", "after 3"]
             page.run("document.getElementById('all-scales').focus()")
             page.press("Home")
             assert [text[:7] for text in page.run(SHOWN)] == ["after 1"] * 3
             assert page.run("document.getElementById('all-scales-text').value") == "1 of 3 scales"
+            for _ in range(3):
+                page.press("ArrowRight")
+            assert [text[:12] for text in page.run(SHOWN)] == ["after 3 of 3"] * 3
+            assert page.run("document.getElementById('all-scales-text').value") == "3 of 3 scales"
+
+            # The second checkpoint has more scales.
             page.run("document.getElementById('model').focus()")
             page.press("ArrowDown")
             shown = "document.querySelector('.copy:not([hidden])').dataset.model"
             assert page.run(shown) == "1"
+            assert [text[:12] for text in page.run(SHOWN)] == ["after 4 of 5"] * 3
+            assert page.run("document.getElementById('all-scales-text').value") == "4 of 5 scales"
+            page.run("document.getElementById('all-scales').focus()")
+            page.press("End")
+            assert [text[:12] for text in page.run(SHOWN)] == ["after 5 of 5"] * 3
+            assert page.run("document.getElementById('all-scales-text').value") == "all scales"
             loaded = "document.querySelector('.copy:not([hidden])').decode().then(() => true)"
             assert page.run(loaded)
 

@@ -19,12 +19,14 @@ from noise import SMALL, tokenizer
 from PIL import Image
 
 import vartok
-from vartok.codebook import describe_codebook
+from vartok.codebook import describe_codebook, describe_usage
 from vartok.errors import ImageError
 from vartok.evaluation import EvaluationReport, Failure, evaluate_files
 from vartok.reports import Gallery, RunFigures, codebook_page, evaluation_page, training_page
 from vartok.reports.charts import bar_chart, line_chart
-from vartok.reports.gallery import MAX_COPIES, MAX_SIDE, shrink
+from vartok.reports.gallery import MAX_COPIES, MAX_SIDE, Copy, Exhibit, shrink
+from vartok.reports.page import _environment
+from vartok.usage import TokenUsage
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -122,7 +124,7 @@ def test_what_is_left_out_is_said(
     small: vartok.Tokenizer, evaluated: tuple[EvaluationReport, Gallery]
 ) -> None:
     report, _ = evaluated
-    gallery = Gallery(max_characters=0)
+    gallery = Gallery(max_bytes=0)
     gallery.add("a", np.zeros((4, 4, 3), np.uint8), [[np.zeros((4, 4, 3), np.uint8)]], [[20.0]])
     found = check(evaluation_page(report, small, gallery))
     assert any("1 picture of higher PSNR not shown" in text for text in found.texts)
@@ -154,11 +156,32 @@ def test_a_page_is_bounded_whatever_the_number_of_pictures_and_their_names(
     assert all(text in page for text in (left, "The 500 of lowest PSNR.", "550 others"))
 
 
+@pytest.mark.parametrize(
+    "name", ["a.png", '"' * 250, "a/" + "\U0001f600" * 400, "a/" * 200 + "'" * 290, "\udcff" * 500]
+)
+def test_the_bytes_of_a_picture_are_not_underestimated(name: str) -> None:
+    copies = tuple(Copy(k + 1, 10, -math.pi * 100, "data:,") for k in range(10))
+    exhibit = Exhibit(name, MAX_SIDE, MAX_SIDE, "data:,", (copies, copies))
+    pictures = _environment().get_template("parts.html").module.pictures  # type: ignore[attr-defined]
+    for folder in ("", name[: name.rfind("/") + 1]):
+        one, two = (len(pictures([exhibit] * count, ["", ""], folder).encode()) for count in (1, 2))
+        assert two - one <= exhibit.bytes
+
+
 def test_a_codebook(small: vartok.Tokenizer) -> None:
     page = codebook_page(small, describe_codebook(small.codebook.cpu()))
     found = check(page)
     assert small.fingerprint in found.texts
     assert sum(tag == "img" for tag, _ in found.elements) == 1
+
+
+def test_a_large_codebook_is_not_drawn(small: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.reports.codebook.MAX_DRAWN", 63)
+    counts = np.ones((3, 64), np.int64)
+    used = TokenUsage(images=1, schedule=None, counts=counts, usage=describe_usage(counts), failures=())
+    found = check(codebook_page(small, describe_codebook(small.codebook.cpu()), used))
+    assert not any(tag == "img" for tag, _ in found.elements)
+    assert any("No atlas: 64 codes are too many" in text for text in found.texts)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -175,8 +198,7 @@ def test_a_run(running: bool) -> None:
         validation_psnr=[],
         used=[[]] * 3,
         total_used=[],
-        perplexity=[points] * 3,
-        validation_perplexity=(),
+        perplexity=[[]] * 3,
         schedule=SMALL.patch_nums,
         vocab_size=64,
         settings='name = "</pre><script>alert(1)</script>"',
@@ -203,12 +225,12 @@ def test_a_gallery_keeps_the_worst_pictures_that_fit_whatever_their_order() -> N
 
     everything = fill(whole, added)
     assert everything == [name for name, _, psnr in sorted(added, key=lambda one: (one[2], one[0]))]
-    room = sum(exhibit.characters for exhibit in whole.pictures[:9])
+    room = sum(exhibit.bytes for exhibit in whole.pictures[:9])
     for seed in range(5):
-        gallery = Gallery(max_characters=room)
+        gallery = Gallery(max_bytes=room)
         assert fill(gallery, random.Random(seed).sample(added, 20)) == everything[:9]
         assert gallery.left_out == 11
-    gallery = Gallery(max_characters=room)
+    gallery = Gallery(max_bytes=room)
     threads = [threading.Thread(target=fill, args=(gallery, added[k::4])) for k in range(4)]
     for thread in threads:
         thread.start()

@@ -98,6 +98,8 @@ def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) 
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count('class="picture"') == min(8, validation.pictures)
     assert "refresh" not in page
+    assert "Perplexity by scale, validation" in page  # in training it is a moving average that begins uniform
+    assert "Perplexity by scale, training" not in page
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [one["step"] for one in history["validations"]] == [8]
 
@@ -131,7 +133,10 @@ def test_a_history_is_thinned_and_a_broken_one_begins_anew(tmp_path: Path) -> No
     ]
     history.write(tmp_path)
     assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
-    assert History.read(tmp_path, 10, scales=3).progress == []
+    saved = json.loads((tmp_path / "history.json").read_text())
+    saved["progress"] = [[*point, 1.0, 2.0] for point in saved["progress"]]  # with more curves, as once written
+    (tmp_path / "history.json").write_text(json.dumps(saved))
+    assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
     for text in ("{", "[]", '{"progress": [["a"]], "validations": []}', '{"progress": 1}'):
         (tmp_path / "history.json").write_text(text)
         assert History.read(tmp_path, 10, scales=2).progress == []
@@ -172,6 +177,22 @@ def test_divergence_ends_the_run_and_keeps_the_last_state(tiles: Path, tmp_path:
     with pytest.raises(TrainError, match="diverged at step"):  # stopped before anything is reported
         go(broken, tiles, tmp_path / "run", resume=True, should_stop=lambda: next(asked) == 4)
     assert (tmp_path / "run" / STATE).read_bytes() == state
+
+
+def test_an_interruption_ends_the_report(tiles: Path, tmp_path: Path) -> None:
+    asked = itertools.count(1)
+
+    def interrupt() -> bool:
+        if next(asked) == 3:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tiny(run={"val_every": 2}), tiles, tmp_path / "run", should_stop=interrupt)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Ended: 3 steps" in page
+    assert "refresh" not in page
+    assert 'class="picture"' in page
 
 
 def test_a_run_that_cannot_be_written_ends_in_one_line(tiles: Path, tmp_path: Path) -> None:

@@ -246,7 +246,9 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
             place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
         )
         if not found:
-            cure = None if "picture" in kinds else f"token files end in {', '.join(TOKEN_FILES)}"
+            cure: str | None = f"token files end in {', '.join(TOKEN_FILES)}"
+            if "picture" in kinds:
+                cure = report.hint if report else None
             raise SourceError(f"holds no {TITLES[kinds]}, by their names", hint=cure)
     except SourceError as error:
         yield Input(path, file_kind, place, error=_without_name(error, place))

@@ -20,8 +20,8 @@ from vartok.usage import TokenUsage
 MAX_ATLAS = 1024
 """Longest side of the atlas in a page, in pixels."""
 
-MAX_NAMED = 16_384
-"""Largest number of codes whose indices and counts a page holds."""
+MAX_DRAWN = 16_384
+"""Largest number of codes that a page draws, with their indices and counts: 32,768 take 19 s and 1.3 GB."""
 
 UNUSED = (200, 50, 40)
 """Colour of codes that are not used."""
@@ -34,17 +34,17 @@ class CodebookSection:
     Attributes:
         codes: number of codes, as text.
         charts: charts; None stands for one without data.
-        atlas: data: URI of the atlas.
+        atlas: data: URI of the atlas; None for more than `MAX_DRAWN` codes, which have no use map either.
         use_map: data: URI of a picture of the codes' use, in the order of the atlas; None without usage.
         use_text: number of codes that are used, and how to read the picture.
         columns: number of columns of the atlas.
-        order: indices of its codes, row by row, divided by spaces; "" for more than `MAX_NAMED` codes.
-        counts: number of tokens of each code, likewise; "" without usage.
+        order: indices of its codes, row by row, divided by spaces; "" without an atlas.
+        counts: number of tokens of each code, likewise; "" without an atlas or usage.
     """
 
     codes: str
     charts: tuple[Chart | None, ...]
-    atlas: str
+    atlas: str | None
     use_map: str | None
     use_text: str
     columns: int
@@ -62,14 +62,17 @@ def codebook_section(
         counts: [K, V] int64, how often each scale uses each code; None without tokens.
         usage: statistics of these counts; None without tokens.
     """
-    pixels, order = draw_ordered_atlas(tokenizer)
-    use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
-    codes = order[order >= 0] if tokenizer.config.vocab_size <= MAX_NAMED else order[:0].ravel()
+    atlas, use_map, order = None, None, np.full((0, 0), -1)
+    if tokenizer.config.vocab_size <= MAX_DRAWN:
+        pixels, order = draw_ordered_atlas(tokenizer)
+        atlas = picture_uri(shrink(pixels, MAX_ATLAS))
+        use_map = None if counts is None else picture_uri(_draw_use(counts.sum(0), order), lossless=True)
+    codes = order[order >= 0]
     used = f"{usage.overall.used:,} of {usage.vocab_size:,} codes are used" if usage else ""
     return CodebookSection(
         codes=f"{tokenizer.config.vocab_size:,}",
         charts=() if usage is None or counts is None else usage_charts(counts, usage),
-        atlas=picture_uri(shrink(pixels, MAX_ATLAS)),
+        atlas=atlas,
         use_map=use_map,
         use_text=f"{used}; bright codes often, red ones never",
         columns=order.shape[1],

@@ -11,16 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import escape
 from numpy.typing import NDArray
 from PIL import Image
 
+from vartok.errors import printable
 from vartok.images.tensors import Pixels, as_pil, drawable
 
-MAX_CHARACTERS = 8_000_000
-"""Limit of all pictures of a page together, in characters of HTML; it keeps a page below 10 MB."""
+MAX_BYTES = 8_000_000
+"""Limit of all pictures of a page together, in bytes of HTML; it keeps a page below 10 MB."""
 
-MARKUP = 6000
-"""Number of characters that a picture's name and markup take at most, beside its data: URIs."""
+MARKUP, COPY_MARKUP = 800, 250
+"""Numbers of bytes that the markup of a picture and of a copy take at most, beside names and data: URIs."""
+
+NAMES = 4
+"""Number of places of a picture's markup that hold its name."""
+
+MAX_NAME = 300
+"""Largest number of characters of a text that comes from files or users."""
+
+MAX_CHARACTER = 5
+"""Number of bytes of HTML that a character of a name takes at most: escaped as &#34;, or UTF-8."""
 
 MAX_SIDE = 512
 """Longest side of a picture in a page, in pixels; a larger picture is scaled down."""
@@ -74,9 +85,17 @@ class Exhibit:
     copies: tuple[tuple[Copy, ...], ...]
 
     @property
-    def characters(self) -> int:
-        """Number of characters that the picture takes in a page, at most."""
-        return MARKUP + len(self.uri) + sum(len(copy.uri) for copies in self.copies for copy in copies)
+    def most_copies(self) -> int:
+        """Largest number of copies by one checkpoint."""
+        return max(map(len, self.copies))
+
+    @property
+    def bytes(self) -> int:
+        """Number of bytes that the picture takes in a page, at most."""
+        # A page leaves out the folder that all names share, so that any part of a longer name may be shown.
+        name = min(len(escape(printable(self.name, len(self.name))).encode()), MAX_NAME * MAX_CHARACTER)
+        copies = sum(COPY_MARKUP + len(copy.uri) for copies in self.copies for copy in copies)
+        return MARKUP + NAMES * name + len(self.uri) + copies
 
 
 class Gallery:
@@ -86,15 +105,15 @@ class Gallery:
     lowest PSNR on.
 
     Args:
-        max_characters: limit of what they take in a page, in characters.
+        max_bytes: limit of what they take in a page, in bytes.
 
     Attributes:
         left_out: number of pictures that were added and are not kept.
     """
 
-    def __init__(self, max_characters: int = MAX_CHARACTERS) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.left_out = 0
-        self._room = max_characters
+        self._room = max_bytes
         self._limit = (math.inf, "")  # PSNR and name of the first picture that does not fit
         self._kept: list[tuple[tuple[float, str], Exhibit]] = []
         self._lock = threading.Lock()
@@ -133,11 +152,11 @@ class Gallery:
         """Add a picture in compressed form, ranked by a PSNR in dB."""
         with self._lock:
             bisect.insort(self._kept, ((psnr, exhibit.name), exhibit), key=lambda kept: kept[0])
-            self._room -= exhibit.characters
+            self._room -= exhibit.bytes
             while self._room < 0 or (self._kept and self._kept[-1][0] >= self._limit):
                 rank, dropped = self._kept.pop()
                 self._limit = min(self._limit, rank)
-                self._room += dropped.characters
+                self._room += dropped.bytes
                 self.left_out += 1
 
 

@@ -13,10 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vartok.errors import counted, printable
-
-MAX_NAME = 300
-"""Largest number of characters of a text that comes from files or users."""
-
+from vartok.reports.gallery import MAX_NAME
 
 MAX_FAILURES = 50
 """Largest number of failures that a page names."""

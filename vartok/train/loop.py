@@ -137,7 +137,10 @@ def _train(
     _prepare_folder(run, resume)
     validation_pictures = pictures.held_out(workers) if processes.is_main else []
     if not validation_pictures:
-        report("no validation: no readable picture is held out; add pictures, or raise [data] val_fraction")
+        report(
+            "no validation: no readable picture is held out; add pictures, or raise [data] val_fraction in a "
+            "settings file, given by `preset`"
+        )
     if settings.data.grayscale_prob and (channels := settings.model.in_channels) != 3:
         report(f"[data] grayscale_prob is not used: the model has {counted(channels, 'channel')}, not 3")
 
@@ -215,7 +218,10 @@ def _train(
         History.read(run, state.step, len(settings.model.patch_nums)) if saved is not None else History()
     )
 
+    shown: Gallery | None = None  # the pictures of the report
+
     def save_and_validate(*, running: bool) -> None:
+        nonlocal shown
         if processes.is_main:
             save_state(run, state, seconds=seconds(), pictures=pictures.fingerprint)
             validation, gallery = None, Gallery()
@@ -242,6 +248,7 @@ def _train(
             )
             write_bytes(run / CARD, card.encode(), overwrite=True)
             write_report(run, history, gallery, settings, step=state.step, seconds=seconds(), running=running)
+            shown = gallery
         processes.wait()
 
     # ------------------------------------------------------------------------------------------------
@@ -257,47 +264,52 @@ def _train(
     meter, saved_at = Meter(), state.step
     unreadable: set[str] = set()
     to_device = _BatchMover(processes.device)
-    for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
-        if fraction >= 1:
-            break
-        values = training_step(state, settings, processes, images, lpips, fraction)
-        state.step += 1
-        state.position = batch.after
-        update_ema(state, settings.optimizer.ema_decay)
-        replace_dead_codes(state, settings, processes, fraction)
-        for line in batch.unreadable:
-            if line not in unreadable:
-                report(line)
-            unreadable.add(line)
+    try:
+        for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
+            if fraction >= 1:
+                break
+            values = training_step(state, settings, processes, images, lpips, fraction)
+            state.step += 1
+            state.position = batch.after
+            update_ema(state, settings.optimizer.ema_decay)
+            replace_dead_codes(state, settings, processes, fraction)
+            for line in batch.unreadable:
+                if line not in unreadable:
+                    report(line)
+                unreadable.add(line)
 
-        meter.add(values, len(images) * processes.world_size)
-        fraction = fraction_done()
-        if state.step % REPORT_EVERY == 0 or fraction >= 1:
-            means = {name: float(processes.mean(value)) for name, value in meter.means().items()}
-            check_health(run, state, settings, means["loss"])
-            progress = Progress(
-                step=state.step,
-                fraction=fraction,
-                seconds=seconds(),
-                loss=means["loss"],
-                psnr=means["psnr"],
-                perplexity=tuple(state.codebook.perplexity().tolist()),
-                replaced_codes=state.replaced_codes,
-                images_per_second=meter.images_per_second(),
-                unreadable=processes.sum(len(unreadable)),
-            )
-            report(progress)
-            history.add(progress)
-            if log is not None:
-                log.add_progress(progress, means, state)
-            meter = Meter()
-        if processes.any(should_stop()):
-            break
-        if fraction < 1 and state.step - saved_at >= settings.run.val_every:
-            save_and_validate(running=True)
-            meter, saved_at = Meter(), state.step
-
-    save_and_validate(running=False)
+            meter.add(values, len(images) * processes.world_size)
+            fraction = fraction_done()
+            if state.step % REPORT_EVERY == 0 or fraction >= 1:
+                means = {name: float(processes.mean(value)) for name, value in meter.means().items()}
+                check_health(run, state, settings, means["loss"])
+                progress = Progress(
+                    step=state.step,
+                    fraction=fraction,
+                    seconds=seconds(),
+                    loss=means["loss"],
+                    psnr=means["psnr"],
+                    perplexity=tuple(state.codebook.perplexity().tolist()),
+                    replaced_codes=state.replaced_codes,
+                    images_per_second=meter.images_per_second(),
+                    unreadable=processes.sum(len(unreadable)),
+                )
+                report(progress)
+                history.add(progress)
+                if log is not None:
+                    log.add_progress(progress, means, state)
+                meter = Meter()
+            if processes.any(should_stop()):
+                break
+            if fraction < 1 and state.step - saved_at >= settings.run.val_every:
+                save_and_validate(running=True)
+                meter, saved_at = Meter(), state.step
+        save_and_validate(running=False)
+    except BaseException:
+        if shown is not None:  # else browsers load the page of a running run again every minute, for good
+            with contextlib.suppress(OutputError):
+                write_report(run, history, shown, settings, step=state.step, seconds=seconds(), running=False)
+        raise
     if processes.is_main:
         pictures.warn()
     return fraction >= 1

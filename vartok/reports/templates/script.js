@@ -7,14 +7,17 @@ function cut(picture, percent) {
   picture.querySelector(".frame").style.setProperty("--cut", percent + "%");
 }
 
+function copyAt(picture, place) {
+  const copies = all(".copy", picture).filter((copy) => copy.dataset.model === (model ? model.value : "0"));
+  return copies[Math.min(place, copies.length) - 1]; // checkpoints may have different numbers of scales
+}
+
 function show(picture) {
-  const chosen = model ? model.value : "0";
-  const copies = all(".copy", picture).filter((copy) => copy.dataset.model === chosen);
   const slider = picture.querySelector(".scales");
-  const at = Math.min(slider ? Number(slider.value) : copies.length, copies.length) - 1;
-  for (const copy of all(".copy", picture)) copy.hidden = copy !== copies[at];
-  picture.querySelector(".text").value = copies[at].dataset.text;
-  if (slider) slider.setAttribute("aria-valuetext", copies[at].dataset.text);
+  const shown = copyAt(picture, slider ? Number(slider.value) : 1);
+  for (const copy of all(".copy", picture)) copy.hidden = copy !== shown;
+  picture.querySelector(".text").value = shown.dataset.text;
+  if (slider) slider.setAttribute("aria-valuetext", shown.dataset.text);
 }
 
 const pictures = all(".picture");
@@ -25,19 +28,26 @@ for (const picture of pictures) {
   show(picture);
 }
 
-model?.addEventListener("input", () => pictures.forEach(show));
 document.getElementById("all-cuts")?.addEventListener("input", (event) => {
   for (const picture of pictures) cut(picture, event.target.value);
 });
 const scales = document.getElementById("all-scales");
+function tellScales() {
+  const { text } = copyAt(pictures[0], Number(scales.value)).dataset;
+  const [part] = text.replace("after ", "").split(":");
+  document.getElementById("all-scales-text").value = scales.value === scales.max ? "all scales" : part;
+}
 scales?.addEventListener("input", () => {
   for (const picture of pictures) {
     const slider = picture.querySelector(".scales");
     if (slider) slider.value = scales.value;
     show(picture);
   }
-  const [part] = pictures[0].querySelector(".text").value.replace("after ", "").split(":");
-  document.getElementById("all-scales-text").value = scales.value === scales.max ? "all scales" : part;
+  tellScales();
+});
+model?.addEventListener("input", () => {
+  pictures.forEach(show);
+  if (scales) tellScales();
 });
 
 for (const button of all(".sortable button")) {

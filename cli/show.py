@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from vartok.errors import OutputError, VartokError, printable
+from vartok.errors import VartokError, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_inputs, protect_inputs
+from .files import STDIO, check_output, output_name, parse_inputs, protect_inputs
 from .messages import say
 from .options import (
     ForceOption,
@@ -124,9 +124,8 @@ def show(
     given = parse_inputs(inputs, InputOptions())
     if options.animate and (options.sheet or options.maps):
         raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
-    target = _parse_target(output, force, animate=options.animate)
-    if isinstance(target, Path):
-        protect_inputs(target, [name for name in given if isinstance(name, str)])
+    names = [name for name in given if isinstance(name, str)]
+    target = _parse_target(output, names, force, animate=options.animate)
     loaded: list[str | None] = []
 
     def load(weights: str | None) -> Tokenizer:
@@ -179,13 +178,14 @@ def parse_rows(text: str | None) -> list[int] | None:
     return rows
 
 
-def _parse_target(output: str | None, force: bool, *, animate: bool = False) -> Path | BinaryIO | None:
+def _parse_target(
+    output: str | None, inputs: list[str], force: bool, *, animate: bool = False
+) -> Path | BinaryIO | None:
     """Return the file of the output, or stdout; None for the terminal.
 
     Raises:
-        typer.BadParameter: the file has no suffix of a picture or of an animation, an animation has no file,
-            or a PNG would go to the terminal.
-        OutputError: the file exists, and `force` is False.
+        typer.BadParameter: the file is an input, an animation has no file, or a PNG would go to the terminal.
+        typer.BadParameter, OutputError: see `check_output`.
     """
     from vartok.images.animation import ANIMATIONS
 
@@ -198,11 +198,8 @@ def _parse_target(output: str | None, force: bool, *, animate: bool = False) -> 
             raise typer.BadParameter("a PNG is binary, but stdout is a terminal: leave -o out")
         return sys.stdout.buffer
     path = Path(output)
-    suffixes = tuple(ANIMATIONS) if animate else PICTURE_SUFFIXES
-    if path.suffix.lower() not in suffixes:
-        raise typer.BadParameter(f"-o {printable(path)}: the name must end in {', '.join(suffixes)}")
-    if path.exists() and not force:
-        raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
+    protect_inputs(path, inputs)
+    check_output(path, tuple(ANIMATIONS) if animate else PICTURE_SUFFIXES, "-o", force=force)
     return path
 
 

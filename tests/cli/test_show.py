@@ -408,6 +408,6 @@ def test_a_terminal_with_sixel_graphics(pair: Path) -> None:
 def test_no_png_goes_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = importlib.import_module("vartok.cli.show")
     monkeypatch.setattr("sys.stdout", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-    assert module._parse_target(None, False) is None
+    assert module._parse_target(None, [], False) is None
     with pytest.raises(typer.BadParameter, match="stdout is a terminal"):
-        module._parse_target("-", False)
+        module._parse_target("-", [], False)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import ArgumentError, CheckpointError, OutputError, printable, quoted
+from vartok.errors import ArgumentError, CheckpointError, printable, quoted
 from vartok.files import file_sha256, named_errors
 from vartok.metadata import MAX_TEXT
 
 from .command import command
-from .files import output_path
+from .files import check_output, output_path
 from .messages import print_result, with_options
 from .options import DebugOption, ForceOption, JsonOption
 
@@ -82,10 +82,7 @@ def convert(
         )
     if license and re.search("[\ud800-\udfff]", license):  # bytes of an argument that are not UTF-8
         raise ArgumentError(f"--license is not valid Unicode: {quoted(license)}")
-    if output.suffix != ".safetensors":
-        raise ArgumentError(f"{printable(output)}: the output's name must end in .safetensors")
-    if output.exists() and not force:
-        raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
+    check_output(output, (".safetensors",), "OUT", force=force)
 
     from vartok import checkpoints
 

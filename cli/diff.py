@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import OutputError, VartokError, counted, printable
+from vartok.errors import VartokError, counted, printable
 from vartok.files import write_bytes
 
 from .command import command
-from .files import STDIO, output_path, protect_inputs
+from .files import STDIO, check_output, output_path, protect_inputs
 from .messages import print_result, say
 from .options import (
     DebugOption,
@@ -108,20 +108,16 @@ def _check(a: str, b: str, output: Path | None, force: bool) -> None:
     """Check the arguments.
 
     Raises:
-        typer.BadParameter: a name is empty, stdin is named twice, or `output` is an input or does not end in
-            .png.
-        OutputError: the file `output` exists, and `force` is False.
+        typer.BadParameter: a name is empty, stdin is named twice, or `output` is an input.
+        typer.BadParameter, OutputError: see `check_output`.
     """
     if "" in (a, b):
         raise typer.BadParameter("the name of an input is empty")
     if a == b == STDIO:
         raise typer.BadParameter("standard input is named twice, but can be read only once")
-    if output is not None and output.suffix.lower() != ".png":
-        raise typer.BadParameter(f"-o {printable(output)}: the name must end in .png")
     if output is not None:
         protect_inputs(output, [a, b])
-    if output is not None and output.exists() and not force:
-        raise OutputError(f"{printable(output)} exists", hint="set `overwrite` to replace it")
+        check_output(output, (".png",), "-o", force=force)
 
 
 def _draw(output: Path, found: TokensDiff, names: tuple[str, str], *, force: bool, quiet: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import typer
 
-from vartok.errors import SourceError, printable
+from vartok.errors import OutputError, SourceError, printable
 from vartok.files import named_errors
 
 if TYPE_CHECKING:
@@ -47,6 +47,32 @@ def protect_inputs(output: str | Path, inputs: list[str]) -> None:
     """
     if os.path.realpath(output) in map(os.path.realpath, inputs):
         raise typer.BadParameter(f"{printable(output)} is an input, which would be lost")
+
+
+def check_output(path: Path, suffixes: tuple[str, ...], option: str, *, force: bool) -> None:
+    """Check the path of a file to write, before any work is done for it.
+
+    Args:
+        path: the path.
+        suffixes: suffixes that it may have, in lower case.
+        option: the option that named it, or the argument.
+        force: replace a file that exists.
+
+    Raises:
+        typer.BadParameter: the path has none of the suffixes.
+        OutputError: the file exists, and `force` is False; it is a folder or a device; or its folder cannot
+            be written.
+    """
+    from vartok.operations.outputs import check_folder
+
+    if path.suffix.lower() not in suffixes:
+        raise typer.BadParameter(f"{option} {printable(path)}: the name must end in {', '.join(suffixes)}")
+    if os.path.lexists(path):
+        if not force:
+            raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
+        if not path.is_file():
+            raise OutputError(f"{printable(path)} is not a regular file, and is not replaced")
+    check_folder(path.parent)
 
 
 def parse_inputs(names: list[str] | None, options: InputOptions) -> list[str | BinaryIO]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vartok.errors import OutputError, printable
+from vartok.errors import printable
 from vartok.files import write_bytes
 
-from .files import output_path
+from .files import check_output, output_path
 from .messages import say
 
 HtmlOption = Annotated[
@@ -29,20 +28,10 @@ def check_html(path: Path | None, *, force: bool) -> None:
     """Check the path of a report, before anything is computed; None passes.
 
     Raises:
-        typer.BadParameter: the path does not end in .html.
-        OutputError: the file exists, and `force` is False; it is a folder or a device; or its folder cannot
-            be written.
+        typer.BadParameter, OutputError: see `check_output`.
     """
-    from vartok.operations.outputs import check_folder
-
-    if path and path.suffix.lower() not in (".html", ".htm"):
-        raise typer.BadParameter(f"--html {printable(path)}: the name must end in .html")
-    if path and os.path.lexists(path) and not force:
-        raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
-    if path and os.path.lexists(path) and not path.is_file():
-        raise OutputError(f"{printable(path)} is not a regular file, and is not replaced")
     if path:
-        check_folder(path.parent)
+        check_output(path, (".html", ".htm"), "--html", force=force)
 
 
 def write_html(path: Path, page: str, *, force: bool, quiet: bool) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vartok.errors import OutputError, VartokError, counted, printable
+from vartok.errors import VartokError, counted, printable
 from vartok.files import write_bytes
 
-from .files import output_path
+from .files import check_output, output_path
 from .messages import print_result, say
 from .tables import new_table, print_tables
 
@@ -52,17 +52,13 @@ class CodeOptions:
         """Check the options.
 
         Raises:
-            typer.BadParameter: the picture does not end in .png, or there is no code.
-            OutputError: the picture exists, and `force` is False.
+            typer.BadParameter, OutputError: there is no code; or see `check_output`.
         """
         if self.picture is None:
             return
         if self.code is None:
             raise typer.BadParameter("--picture is a picture of one code: set --code")
-        if self.picture.suffix.lower() != ".png":
-            raise typer.BadParameter(f"--picture {printable(self.picture)}: the name must end in .png")
-        if self.picture.exists() and not force:
-            raise OutputError(f"{printable(self.picture)} exists", hint="set `overwrite` to replace it")
+        check_output(self.picture, (".png",), "--picture", force=force)
 
 
 def show_code(

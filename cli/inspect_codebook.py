@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from vartok.errors import OutputError, VartokError, counted, printable
+from vartok.errors import VartokError, counted, printable
 from vartok.files import write_bytes
 
 from .command import command
-from .files import output_path
+from .files import check_output, output_path
 from .html import HtmlOption, check_html, write_html
 from .inspect_code import CodeOptions, show_code
 from .messages import print_result, say
@@ -105,7 +105,8 @@ def inspect_codebook(
     if one.code is not None and (atlas or html):
         raise typer.BadParameter("--code shows one code: leave --atlas and --html out")
     one.check(force=force)
-    _check_atlas(atlas, force)
+    if atlas:
+        check_output(atlas, (".png",), "--atlas", force=force)
     check_html(html, force=force)
     report = Report(None, verb="counted", quiet=True, debug=debug)
     tokenizer = load_tokenizer(weights, device, "float32")
@@ -133,19 +134,6 @@ def inspect_codebook(
 
         write_html(html, codebook_page(tokenizer, codebook, used), force=force, quiet=as_json)
     report.finish()
-
-
-def _check_atlas(atlas: Path | None, force: bool) -> None:
-    """Check the path of the atlas; None passes.
-
-    Raises:
-        typer.BadParameter: the path does not end in .png.
-        OutputError: the file exists, and `force` is False.
-    """
-    if atlas and atlas.suffix.lower() != ".png":
-        raise typer.BadParameter(f"--atlas {printable(atlas)}: the name must end in .png")
-    if atlas and atlas.exists() and not force:
-        raise OutputError(f"{printable(atlas)} exists", hint="set `overwrite` to replace it")
 
 
 def _draw_atlas(atlas: Path, tokenizer: Tokenizer, force: bool, *, numbers: bool) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vartok.errors import ArgumentError, counted, printable
+from vartok.errors import counted, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_output, protect_inputs
+from .files import STDIO, check_output, output_name, parse_output, protect_inputs
 from .messages import say
 from .options import DebugOption, ForceOption
 
@@ -50,9 +51,9 @@ def mix(
     from vartok.token_sources import load_tokens
 
     target = parse_output(output, [], binary="use -o FILE")
-    if output != STDIO and not output.lower().endswith((".npz", ".json", ".jsonl")):
-        raise ArgumentError(f"-o {printable(output)}: the name must end in .npz, .json or .jsonl")
-    protect_inputs(output, [coarse, fine])
+    if output != STDIO:
+        protect_inputs(output, [coarse, fine])
+        check_output(Path(output), (".npz", ".json", ".jsonl"), "-o", force=force)
     tokens = mix_tokens(load_tokens(coarse), load_tokens(fine), scales)
     if target is None or isinstance(target, str):
         save_tokens(tokens, output, overwrite=force)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from vartok.errors import OutputError, VartokError, printable
+from vartok.errors import VartokError, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_inputs, protect_inputs
+from .files import STDIO, check_output, output_name, parse_inputs, protect_inputs
 from .messages import say
 from .options import (
     ForceOption,
@@ -34,23 +33,8 @@ if TYPE_CHECKING:
     from vartok.operations.show import Drawing
     from vartok.tokenizer import Tokenizer
 
-MAX_TILES = 400
-"""Largest number of pictures of a sheet."""
-
-MAX_TILE_SIDE = 1024
-"""Longest side in pixels of a picture of a sheet; a larger one is made smaller."""
-
-MAX_ROW = 4
-"""Largest number of pictures that a sheet has in one row; more are laid out in a square."""
-
-MAX_RATIO = 8
-"""Largest width of a picture of a sheet, in heights."""
-
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Suffixes of a file that can be written."""
-
-MIN_HEIGHT = 256
-"""Smallest height in pixels to which the pictures of a sheet are brought, if their heights differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +124,8 @@ def show(
     given = parse_inputs(inputs, InputOptions())
     if options.animate and (options.sheet or options.maps):
         raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
-    target = _parse_target(output, force, animate=options.animate)
-    if isinstance(target, Path):
-        protect_inputs(target, [name for name in given if isinstance(name, str)])
+    names = [name for name in given if isinstance(name, str)]
+    target = _parse_target(output, names, force, animate=options.animate)
     loaded: list[str | None] = []
 
     def load(weights: str | None) -> Tokenizer:
@@ -195,13 +178,14 @@ def parse_rows(text: str | None) -> list[int] | None:
     return rows
 
 
-def _parse_target(output: str | None, force: bool, *, animate: bool = False) -> Path | BinaryIO | None:
+def _parse_target(
+    output: str | None, inputs: list[str], force: bool, *, animate: bool = False
+) -> Path | BinaryIO | None:
     """Return the file of the output, or stdout; None for the terminal.
 
     Raises:
-        typer.BadParameter: the file has no suffix of a picture or of an animation, an animation has no file,
-            or a PNG would go to the terminal.
-        OutputError: the file exists, and `force` is False.
+        typer.BadParameter: the file is an input, an animation has no file, or a PNG would go to the terminal.
+        typer.BadParameter, OutputError: see `check_output`.
     """
     from vartok.images.animation import ANIMATIONS
 
@@ -214,11 +198,8 @@ def _parse_target(output: str | None, force: bool, *, animate: bool = False) -> 
             raise typer.BadParameter("a PNG is binary, but stdout is a terminal: leave -o out")
         return sys.stdout.buffer
     path = Path(output)
-    suffixes = tuple(ANIMATIONS) if animate else PICTURE_SUFFIXES
-    if path.suffix.lower() not in suffixes:
-        raise typer.BadParameter(f"-o {printable(path)}: the name must end in {', '.join(suffixes)}")
-    if path.exists() and not force:
-        raise OutputError(f"{printable(path)} exists", hint="set `overwrite` to replace it")
+    protect_inputs(path, inputs)
+    check_output(path, tuple(ANIMATIONS) if animate else PICTURE_SUFFIXES, "-o", force=force)
     return path
 
 
@@ -257,14 +238,15 @@ def _show_sheet(
         OutputError, OSError: the picture cannot be written.
     """
     from vartok.drawing import as_image, sheet
+    from vartok.operations.sheets import collect_tiles, lay_out
 
-    groups = _collect(drawings)
+    groups = collect_tiles(drawing.tiles for drawing in drawings)
     if not groups:
         return
     if options.animate:
         _write_animation(groups, target, overwrite)
         return
-    tiles, columns = _lay_out(groups)
+    tiles, columns = lay_out(groups)
     if target is None:
         from .terminal import Screen
 
@@ -275,58 +257,6 @@ def _show_sheet(
         _write(as_image(tiles[0].picture), target, overwrite)
         if not messages.quiet:
             say(tiles[0].caption.replace("\n", ", "))
-
-
-def _collect(drawings: Iterator[Drawing]) -> list[list[Tile]]:
-    """Return the tiles of every drawing; if there are several, with pictures small enough for a sheet.
-
-    Raises:
-        VartokError: they are more than `MAX_TILES`.
-    """
-    groups: list[list[Tile]] = []
-    for drawing in drawings:
-        groups.append(list(drawing.tiles))
-        if sum(map(len, groups)) > MAX_TILES:
-            raise VartokError(
-                f"one picture holds at most {MAX_TILES} others", hint="set `limit`, or name fewer files"
-            )
-        if len(groups) > 1:
-            groups[-2:] = [[_smaller(tile) for tile in group] for group in groups[-2:]]
-    return groups
-
-
-def _smaller(tile: Tile) -> Tile:
-    """Return a tile whose picture has no side of more than `MAX_TILE_SIDE` pixels."""
-    from vartok.drawing import as_image, fit_inside
-
-    if max(as_image(tile.picture).size) <= MAX_TILE_SIDE:
-        return tile
-    return tile._replace(picture=fit_inside(tile.picture, MAX_TILE_SIDE, MAX_TILE_SIDE))
-
-
-def _lay_out(groups: list[list[Tile]]) -> tuple[list[Tile], int]:
-    """Return the tiles of a sheet, of one height, and its number of columns.
-
-    If a drawing has several pictures, each drawing is a row of its own.
-    """
-    from PIL import Image
-
-    from vartok.drawing import PAPER, Tile, as_image, fit_inside
-
-    columns = max(map(len, groups))
-    tiles = [tile for group in groups for tile in group]
-    heights = {as_image(tile.picture).height for tile in tiles}
-    if columns == 1:
-        columns = len(tiles) if len(tiles) <= MAX_ROW else math.ceil(math.sqrt(len(tiles)))
-    else:
-        blank = Tile(Image.new("RGB", (1, 1), PAPER))
-        tiles = [tile for group in groups for tile in group + [blank] * (columns - len(group))]
-    if len(heights) > 1:
-        height = max(MIN_HEIGHT, min(heights))
-        tiles = [
-            tile._replace(picture=fit_inside(tile.picture, height * MAX_RATIO, height)) for tile in tiles
-        ]
-    return tiles, columns
 
 
 def _write(image: Image.Image, target: Path | BinaryIO, overwrite: bool) -> None:

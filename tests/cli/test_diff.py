@@ -29,7 +29,7 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
     assert "mixed.npz exists" in vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz", code=1).stderr
     assert "--scales must be from 1 to 1" in vartok("mix", a, b, "--scales", 2, "-o", "x.npz", code=1).stderr
     assert "is an input" in vartok("mix", a, b, "--scales", 1, "-o", b, "-f", code=2).stderr
-    assert ".npz, .json or .jsonl" in vartok("mix", a, b, "--scales", 1, "-o", "x.png", code=2).stderr
+    assert ".npz, .json, .jsonl" in vartok("mix", a, b, "--scales", 1, "-o", "x.png", code=2).stderr
 
     shown = vartok("diff", "-", a, "-o", "d.png", stdin=mixed, code=1)
     assert "1 picture compared, 1 with other tokens" in shown.stdout
@@ -39,11 +39,14 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
     assert found["scales"][0] == {"tokens": 1, "differing": 0}
     assert found["schedule"] == [[1, 1], [4, 4]]
     assert "d.png exists: set --force" in vartok("diff", a, a, "-o", "d.png", code=2).stderr
+    (here / "folder.png").mkdir()
     for arguments, told in (
         (("missing.npz",), "missing.npz: no such file or folder"),
         (("",), "empty"),
         (("a.npz", "-o", "d.jpg"), "must end in .png"),
         (("a.png", "-o", "a.png", "--force"), "a.png is an input"),
+        (("a.png", "-o", "d.png/x.png"), "d.png is not a folder"),
+        (("a.png", "-o", "folder.png", "--force"), "folder.png is not a regular file"),
         (("a.png", "-w", other_weights), "give the checkpoint of the tokens as --weights"),
     ):
         assert told in " ".join(vartok("diff", a, *arguments, code=2).stderr.split())

@@ -23,7 +23,8 @@ from PIL import Image
 
 import vartok as library
 from vartok import atlas
-from vartok.drawing import Tile
+from vartok.drawing import Tile, as_image
+from vartok.operations import sheets
 from vartok.operations.originals import read_original
 from vartok.operations.show import draw_files
 
@@ -258,9 +259,16 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path) -> None:
         assert f"{option[0]} is for tokens" in vartok("show", "img.png", *option, code=2).output
 
 
+def test_rows_of_a_sheet_are_filled_with_nothing() -> None:
+    tall, wide = Tile(Image.new("L", (30, 300))), Tile(Image.new("L", (40, 400)))
+    tiles, columns = sheets.lay_out([[tall] * 3, [wide]])
+    assert columns == 3
+    assert [as_image(tile.picture).size for tile in tiles] == [(30, 300)] * 4 + [(1, 1)] * 2
+
+
 def test_a_sheet_is_bounded(vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(here / "img.png", width=1300, height=13)
-    monkeypatch.setattr(importlib.import_module("vartok.cli.show"), "MAX_TILES", 2)
+    monkeypatch.setattr(sheets, "MAX_TILES", 2)
     sheet = pixels(vartok("show", "img.png", "img.png").stdout_bytes)
     assert sheet.shape[1] == 2 * 1024 + 8
     assert "at most 2 others" in vartok("show", *["img.png"] * 3, "-o", "x.png", code=1).stderr
@@ -400,6 +408,6 @@ def test_a_terminal_with_sixel_graphics(pair: Path) -> None:
 def test_no_png_goes_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = importlib.import_module("vartok.cli.show")
     monkeypatch.setattr("sys.stdout", type("Terminal", (io.StringIO,), {"isatty": lambda _: True})())
-    assert module._parse_target(None, False) is None
+    assert module._parse_target(None, [], False) is None
     with pytest.raises(typer.BadParameter, match="stdout is a terminal"):
-        module._parse_target("-", False)
+        module._parse_target("-", [], False)

@@ -23,7 +23,7 @@ from vartok.processors import configure_openmp
 from vartok.stopping import Terminated, stop
 
 from .fetching import FetchDisplay
-from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say
+from .messages import FAILED, INTERRUPTED, PIPE_CLOSED, TERMINATED, explain, option_names, say, with_options
 from .streams import for_stderr, prepare_streams
 
 PARAMETERS = {"force": "overwrite", "as_json": "json"}
@@ -255,6 +255,6 @@ def _quieten_libraries(debug: bool, *, notes: bool) -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if notes:
-            say(f"note: {message}")
+            say(f"note: {with_options(str(message))}")
 
     warnings.showwarning = show

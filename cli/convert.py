@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import ArgumentError, CheckpointError, OutputError, printable, quoted
-from vartok.files import named_errors
+from vartok.files import file_sha256, named_errors
 from vartok.metadata import MAX_TEXT
 
 from .command import command
 from .files import output_path
-from .messages import print_result
+from .messages import print_result, with_options
 from .options import DebugOption, ForceOption, JsonOption
 
 if TYPE_CHECKING:
@@ -125,14 +125,15 @@ def _read(
 
     def hashed() -> str:
         with named_errors(file.path):
-            return checkpoints.file_sha256(file.path)
+            return file_sha256(file.path)
 
     if sha256 and (found := hashed()) != sha256.lower():
         raise CheckpointError(f"{printable(file.label)}: has sha256 {found}, not {printable(sha256)}")
     checkpoint = checkpoints.read_checkpoint(file, overrides, key=key)  # refuses a large file of another kind
     found = hashed()
     if found == checkpoints.PUBLISHED_SHA256:
-        checkpoint = dataclasses.replace(checkpoint, name=checkpoints.PUBLISHED_NAME, license="MIT", notes=())
+        name, license = checkpoints.PUBLISHED_NAME, checkpoints.KNOWN["var"].license
+        checkpoint = dataclasses.replace(checkpoint, name=name, license=license, notes=())
     return checkpoint, found
 
 
@@ -145,7 +146,7 @@ def _summary(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors),
         "parameters": sum(t.numel() for key, t in checkpoint.tensors.items() if key != HITS),
         "config": json.loads(checkpoint.config.to_json()),
-        "notes": checkpoint.notes,
+        "notes": [with_options(note) for note in checkpoint.notes],
     }
 
 

@@ -16,7 +16,15 @@ from vartok.files import write_bytes
 from .command import command
 from .files import STDIO, output_path, protect_inputs
 from .messages import print_result, say
-from .options import DebugOption, DeviceOption, ForceOption, JsonOption, RowOptions, WeightsOption
+from .options import (
+    DebugOption,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    RowOptions,
+    WeightsOption,
+    warn_if_unused,
+)
 from .report import Report
 from .tables import new_table, print_tables
 
@@ -69,7 +77,7 @@ def diff(
       vartok diff DATASET OTHER --json
       vartok diff DATASET OTHER -o differences.png
     """
-    from vartok.operations.diff import diff_tokens
+    from vartok.operations.diff import diff_tokens, is_picture
 
     _check(a, b, output, force)
     report = Report(None, verb="compared", quiet=True, debug=debug)
@@ -83,6 +91,8 @@ def diff(
     sources = [sys.stdin.buffer if name == STDIO else name for name in (a, b)]
     with report:
         found = diff_tokens(*sources, **rows.arguments(), weights=weights, device=device, progress=tell)
+    if not any(map(is_picture, sources)):
+        warn_if_unused("no picture was encoded", weights=weights, device=device)
     if as_json:
         print_result(json.dumps(_as_json(found)))
     else:

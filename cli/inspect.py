@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from vartok.errors import VartokError, counted, one_line, printable
+from vartok.checkpoints.folders import SUFFIXES
+from vartok.errors import TokenFileError, VartokError, counted, one_line, printable
 
 from .command import command
 from .files import parse_inputs
@@ -68,12 +70,20 @@ def inspect(
             try:
                 shown = _Shown.of(item, row, schedules)
             except VartokError as error:
-                report.fail(name, error)
+                report.fail(name, _checkpoint_error(name) or error)
                 continue
             print_result(json.dumps({"file": name, **shown.summary()}) if as_json else shown.describe(name))
             report.succeed(name, "shown")
         schedules.warn_if_unused()
         report.finish()
+
+
+def _checkpoint_error(name: str) -> TokenFileError | None:
+    """Return the error for a file without tokens that has the name of a checkpoint; None for others."""
+    if not name.endswith(SUFFIXES) or not os.path.isfile(name):
+        return None
+    reason = "is a checkpoint by its name, and no token file, array of tokens or data set"
+    return TokenFileError(reason, hint=f"see vartok show {name}, or vartok inspect-codebook -w {name}")
 
 
 class _Shown(NamedTuple):

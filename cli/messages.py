@@ -56,18 +56,18 @@ def explain(error: BaseException) -> str:
         return where + os_error_reason(error)
     if isinstance(error, MemoryError):
         return str(error) or "not enough memory"
-    text = _with_options(str(error))
+    text = with_options(str(error))
     hint = getattr(error, "hint", None)
     if not hint or not _parameters(hint) <= option_names.get().keys():
         return text
-    return f"{text}: {_with_options(hint)}"
+    return f"{text}: {with_options(hint)}"
 
 
 def _parameters(text: str) -> set[str]:
     return set(re.findall(r"`([a-z_]+)`", text))
 
 
-def _with_options(text: str) -> str:
+def with_options(text: str) -> str:
     """Return text with parameters in backticks replaced by options; other names only lose the backticks."""
     names = option_names.get()
     return re.sub(r"`([a-z_]+)`", lambda found: names.get(found[1], found[1]), text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vartok.errors import ArgumentError, printable
+from vartok.errors import ArgumentError, counted, printable
 
 from .command import command
 from .files import STDIO, output_name, parse_output, protect_inputs
@@ -57,6 +57,7 @@ def mix(
     if target is None or isinstance(target, str):
         save_tokens(tokens, output, overwrite=force)
         rest = len(tokens.scales) - scales
-        say(f"{scales} scales of {printable(coarse)} and {rest} of {printable(fine)} in {printable(output)}")
+        first = counted(scales, "scale")
+        say(f"{first} of {printable(coarse)} and {rest} of {printable(fine)} in {printable(output)}")
     else:
         write_stream(target, dump_npz(tokens))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vartok.errors import CheckpointError, printable
+from vartok.files import file_sha256
 
 from .command import Command, Default, DefaultCommand, command
 from .messages import print_result
@@ -76,7 +77,7 @@ def path(name: NameArgument, debug: DebugOption = False) -> None:
 
 def _rows() -> list[dict[str, Any]]:
     """Return what --json prints of each known checkpoint."""
-    from vartok.checkpoints import KNOWN, file_sha256, known_on_disk
+    from vartok.checkpoints import KNOWN, known_on_disk
 
     rows = []
     for name, known in KNOWN.items():

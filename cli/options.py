@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from vartok.errors import warn
 
 from .files import output_name
 
@@ -183,7 +186,10 @@ SkipExistingOption = Annotated[
 DryRunOption = Annotated[
     bool,
     typer.Option(
-        "--dry-run", "-n", help="Print what would be read and written, but write nothing and load no model."
+        "--dry-run",
+        "-n",
+        help="Print what would be read and written, but write nothing and load no model; keys and the "
+        "checkpoint's limits are not checked.",
     ),
 ]
 BatchSizeOption = Annotated[
@@ -384,3 +390,18 @@ def load_tokenizer(weights: Any, device: str, dtype: str, *, compile: bool = Fal
         gc.freeze()
         if collects:
             gc.enable()
+
+
+def warn_if_unused(reason: str, **values: str | None) -> None:
+    """Warn of options of a model that were not used; defaults and values of environment variables pass.
+
+    Args:
+        reason: why they were not used.
+        values: the values of the options.
+
+    Warns:
+        VartokWarning: an option was given.
+    """
+    for name, value in values.items():
+        if value not in (None, "auto", "float32", os.environ.get(f"VARTOK_{name.upper()}")):
+            warn(f"--{name} was not used: {reason}")

@@ -14,9 +14,17 @@ import typer
 from vartok.errors import OutputError, VartokError, printable
 
 from .command import command
-from .files import STDIO, output_name, parse_inputs
+from .files import STDIO, output_name, parse_inputs, protect_inputs
 from .messages import say
-from .options import ForceOption, InputOptions, MessageOptions, ModelOptions, RowOptions, load_tokenizer
+from .options import (
+    ForceOption,
+    InputOptions,
+    MessageOptions,
+    ModelOptions,
+    RowOptions,
+    load_tokenizer,
+    warn_if_unused,
+)
 from .report import Report
 
 if TYPE_CHECKING:
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
     from vartok.drawing import Tile
     from vartok.operations.show import Drawing
+    from vartok.tokenizer import Tokenizer
 
 MAX_TILES = 400
 """Largest number of pictures of a sheet."""
@@ -132,9 +141,17 @@ def show(
     if options.animate and (options.sheet or options.maps):
         raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
     target = _parse_target(output, force, animate=options.animate)
+    if isinstance(target, Path):
+        protect_inputs(target, [name for name in given if isinstance(name, str)])
+    loaded: list[str | None] = []
+
+    def load(weights: str | None) -> Tokenizer:
+        loaded.append(weights)
+        return load_tokenizer(weights, model.device, model.dtype)
+
     drawings = draw_files(
         given,
-        load=lambda weights: load_tokenizer(weights, model.device, model.dtype),
+        load=load,
         weights=model.weights,
         build_up=options.build_up or options.animate,
         maps=options.maps,
@@ -150,6 +167,10 @@ def show(
             _show_each(succeeded)
         else:
             _show_sheet(succeeded, target, options, messages, overwrite=force)
+        if model.weights not in loaded:
+            warn_if_unused("no tokens were decoded", weights=model.weights)
+        if not loaded:
+            warn_if_unused("no checkpoint was loaded", device=model.device, dtype=model.dtype)
         report.finish()
 
 

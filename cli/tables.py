@@ -29,9 +29,10 @@ def new_table(title: str, *columns: str) -> Table:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=title,
+        title=Text(title, no_wrap=True, overflow="ignore"),  # on one line, even if wider than the table
         title_justify="left",
         title_style="bold",
         box=box.Box(str(box.SIMPLE_HEAD), ascii=True),  # Rich would replace another by one with frames

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vartok.checkpoints import RUN_STATE
 from vartok.errors import ConfigError, VartokError, counted, printable
+from vartok.metadata import MAX_IMAGE_CHANNELS
 from vartok.stopping import WORDS, Terminated, as_exceptions, stop
 
 from .command import command
 from .display import Display
 from .files import output_path
-from .messages import INTERRUPTED, TERMINATED, duration
+from .messages import duration, with_options
 from .options import AllowDamagedOption, DeviceOption, MessageOptions
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ ChannelsOption = Annotated[
         "--channels",
         metavar="C",
         min=1,
-        max=256,
+        max=MAX_IMAGE_CHANNELS,
         help="Channels of a new tokenizer's pictures: 1 for grey levels; default: the preset's 3.",
     ),
 ]
@@ -158,6 +160,9 @@ def train(
         raise typer.BadParameter("a resumed run keeps its settings: leave --keep-tokens out")
     if channels is not None and (resume or start is not None):
         raise typer.BadParameter("a checkpoint has its own number of channels: leave --channels out")
+    options = [] if device == "auto" else ["--device", device]
+    again = shlex.join(["vartok", "train", *data, "-o", str(output), *options, "--resume"])
+    stop.describe_progress = lambda: _describe_saved(output, again)
     settings = _read_settings(output, preset, start, overrides, resume=resume)
     if not messages.debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard may import TensorFlow, which logs
@@ -167,7 +172,14 @@ def train(
     from vartok.operations import default_workers
 
     workers = workers or max(1, default_workers() // 2)
-    _run(settings, data, output, resume=resume, device=device, workers=workers, display=display)
+    _run(settings, data, output, again, resume=resume, device=device, workers=workers, display=display)
+
+
+def _describe_saved(run: Path, again: str) -> str:
+    """Return what an interrupted run has saved, and how to go on; `again` is the command that resumes it."""
+    if (run / RUN_STATE).exists():
+        return f"what was saved is kept. Continue: {again}"
+    return "the run had saved nothing yet; the same command begins it again"
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -186,12 +198,10 @@ def _read_settings(
         overrides["start"] and start is None and (preset or "light") in PRESETS
     ):  # a file may name a checkpoint
         raise typer.BadParameter("--keep-tokens needs --from, the checkpoint whose tokens are kept")
-    if resume:
-        run.stat()  # raises FileNotFoundError, whose message all commands share
     if preset and preset.endswith(".toml"):
-        os.stat(preset)  # likewise; an unknown preset without this suffix is a usage error
+        os.stat(preset)  # raises FileNotFoundError; an unknown preset without this suffix is a usage error
     if resume and not (run / SETTINGS).is_file():
-        raise VartokError(f"{printable(run)} holds no run to resume", hint="leave `resume` out to begin one")
+        raise VartokError(f"there is no run in {printable(run)}", hint="leave `resume` out to begin one")
     try:
         return read_settings(run / SETTINGS if resume else preset or "light", overrides, weights=start)
     except ConfigError as error:
@@ -202,25 +212,25 @@ def _run(
     settings: TrainSettings,
     data: list[str],
     run: Path,
+    again: str,
     *,
     resume: bool,
     device: str,
     workers: int,
     display: Display,
 ) -> None:
-    """Train, and show the progress.
+    """Train, and show the progress; `again` is the command that resumes the run.
 
     Raises:
-        typer.Exit: Ctrl-C (130) or SIGTERM (143) stopped the run: after a step, or at once if it was a second
-            signal or no step had ended.
+        typer.Exit: Ctrl-C (130) or SIGTERM (143) stopped the run after a step.
+        KeyboardInterrupt: Ctrl-C stopped it at once: it was the second signal, or no step had ended.
+        Terminated: SIGTERM did so.
     """
     from vartok.images import configure_pillow
     from vartok.train import train
-    from vartok.train.folder import STATE
 
     configure_pillow()
     stopper = _Stopper(display)
-    stop.describe_progress = lambda: "what was saved is kept"
     try:
         with as_exceptions():
             done = train(
@@ -233,19 +243,14 @@ def _run(
                 report=lambda event: _show(display, event),
                 should_stop=stopper,
             )
-    except (KeyboardInterrupt, Terminated) as error:
-        kept = "can be resumed from its last save" if (run / STATE).exists() else "had saved nothing yet"
-        display.say(f"stopped at once; the run {kept}")
-        raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from None
     finally:
         display.close()
     if not done:
-        options = [] if device == "auto" else ["--device", device]
-        again = shlex.join(["vartok", "train", *data, "-o", str(run), *options, "--resume"])
         launcher = " with the same launcher" * (int(os.environ.get("WORLD_SIZE", "1")) > 1)
         display.say(f"stopped; everything is saved. Continue{launcher}: {again}")
         raise typer.Exit(128 + (stopper.signal or signal.SIGINT))
-    display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} img.png")
+    picture = "img.png" if settings.model.in_channels in (1, 3) else "array.npy"
+    display.say(f"trained; to use it: vartok encode -w {shlex.quote(str(run))} {picture}")
 
 
 class _Stopper:
@@ -290,7 +295,7 @@ def _show(display: Display, event: Event) -> None:
     elif isinstance(event, Progress):
         display.update(_status_line(event), [_usage_line(event)])
     else:
-        display.say(event)
+        display.say(with_options(event))
 
 
 def _validation_line(validation: Validation) -> str:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vartok import drawing
-from vartok.drawing import GAP, MIN_LABEL_WIDTH, Tile, enlarge, fit_inside, label, sheet, side_by_side
+from vartok.drawing import GAP, MIN_LABEL_WIDTH, Tile, fit_inside, label, sheet
 from vartok.errors import ImageError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -55,7 +55,6 @@ def test_a_sheet_has_rows_and_columns() -> None:
     assert [drawn.getpixel(at) for at in ((0, 0), (140 + GAP, 49), (139, 50 + GAP))] == [RED, (0, 0, 0), BLUE]
     assert drawn.getpixel((125, 0)) == drawn.getpixel((200, 60)) == (255, 255, 255)
     assert sheet(tiles).size == (120 + 100 + 140 + 2 * GAP, 50)
-    assert side_by_side(*tiles[:2], height=60).size == (240 + GAP + 120, 60)
     captioned = sheet([tile._replace(caption="scale 1") for tile in tiles], columns=2)
     assert captioned.width == drawn.width
     assert dark(captioned.crop((0, 30, 120, 46))).any()
@@ -67,9 +66,10 @@ def test_a_sheet_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         sheet([Tile(plain(50, 10))] * 2)
     with pytest.raises(ImageError, match="at least one"):
         sheet([])
+    with pytest.raises(ImageError, match="96 x 72 pixels"):
+        label(plain(10, 10), "a\n" * 3 + "b")
 
 
 def test_pictures_are_scaled() -> None:
-    assert enlarge(np.arange(6, dtype=np.uint8).reshape(1, 2, 3), 3).size == (6, 3)
     assert fit_inside(plain(200, 100), 50, 50).size == (50, 25)
     assert fit_inside(plain(1000, 1), 50, 50).size == (50, 1)

@@ -15,19 +15,19 @@ def test_cells_are_enlarged() -> None:
     assert enlarge(values, (3, 3))[:, 0].tolist() == [0, 0, 3]
 
 
-def test_maps_have_the_colours_of_their_codes(either: vartok.Tokenizer) -> None:
+def test_maps_have_the_colours_of_their_codes(tokenizer: vartok.Tokenizer) -> None:
     maps = TokenMaps((torch.tensor([[[7]]]), torch.tensor([[[7, 8], [9, 7]]])))
-    [tokens] = either.image_tokens(maps, ["img"])
-    drawn = draw_maps(either, tokens)
+    [tokens] = tokenizer.image_tokens(maps, ["img"])
+    drawn = draw_maps(tokenizer, tokens)
     assert drawn.shape == (64, 64, 3)
-    colors = np.rint(to_pixels(either.draw_codes([7, 8, 9])).mean((1, 2)))
+    colors = np.rint(to_pixels(tokenizer.draw_codes([7, 8, 9])).mean((1, 2)))
     assert (drawn[:32, :32] == colors[0]).all()
     assert (drawn[:16, 48:] == colors[1]).all()
     assert (drawn[16:32, 32:48] == colors[2]).all()
 
-    first, both = (to_pixels(image)[0].astype(int) for image in either.decode_prefixes(maps))
+    first, both = (to_pixels(image)[0].astype(int) for image in tokenizer.decode_prefixes(maps))
     assert (drawn[32:, 32:] == ((both - first + 256) // 2).clip(0, 255)).all()
-    assert (draw_maps(either, tokens, 1) == drawn[:, :32]).all()
+    assert (draw_maps(tokenizer, tokens, 1) == drawn[:, :32]).all()
 
 
 def test_some_codes_are_drawn_as_all_are(tokenizer: vartok.Tokenizer) -> None:

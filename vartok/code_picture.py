@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.codebook import CodeReport
-from vartok.drawing import Tile, enlarge, fit_inside, sheet
+from vartok.drawing import Tile, fit_inside, sheet
 from vartok.errors import counted
 from vartok.images import to_pixels
+from vartok.maps import enlarge
 from vartok.operations.diff_maps import SIDE, draw_shares
 from vartok.tokenizer import Tokenizer
 from vartok.usage import CodeUses
@@ -34,8 +35,9 @@ def draw_code_sheet(
         [H, W, 3] uint8.
     """
     codes = [report.code, *(code for code, _ in report.neighbours)]
-    factor = max(1, CODE_SIDE // tokenizer.config.downsample)
-    pictures = [enlarge(picture, factor) for picture in to_pixels(tokenizer.draw_codes(codes))]
+    side = tokenizer.config.downsample
+    side *= max(1, CODE_SIDE // side)
+    pictures = [enlarge(picture, (side, side)) for picture in to_pixels(tokenizer.draw_codes(codes))]
     captions = [f"code {report.code}", *(f"{code}\n{distance:.3g}" for code, distance in report.neighbours)]
     parts = [
         Tile(

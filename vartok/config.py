@@ -15,13 +15,11 @@ from typing import Any, ClassVar, TypeAlias
 
 from vartok import schedule as schedules
 from vartok.errors import ConfigError, ScheduleError, quoted
+from vartok.metadata import MAX_IMAGE_CHANNELS
 from vartok.schedule import VAR_256, Schedule
 
 MAX_CHANNELS = 1 << 14
 """Largest number of channels of a layer."""
-
-MAX_IMAGE_CHANNELS = 256
-"""Largest number of channels of an image."""
 
 MAX_BLOCKS = 64
 """Largest number of residual blocks of a level."""

@@ -67,9 +67,8 @@ def label(picture: Drawable, caption: str, *, width: int = 0, text_size: int | N
     font = _font(text_size or text_size_for(width))
     lines = wrap(caption, font, width)
     line_height = sum(_metrics(font))
-    labelled = Image.new(
-        "RGB", (width, picture.height + (len(lines) * line_height + 2 if lines else 0)), PAPER
-    )
+    height = picture.height + (len(lines) * line_height + 2 if lines else 0)
+    labelled = Image.new("RGB", check_room(width, height), PAPER)
     labelled.paste(picture)
     draw = ImageDraw.Draw(labelled)
     for number, line in enumerate(lines):
@@ -81,7 +80,6 @@ def sheet(
     tiles: Sequence[Tile],
     *,
     columns: int | None = None,
-    height: int | None = None,
     text_size: int | None = None,
 ) -> Image.Image:
     """Draw labelled pictures on one sheet, row by row.
@@ -91,7 +89,6 @@ def sheet(
     Args:
         tiles: the pictures and their captions.
         columns: number of pictures in a row; all are in one row if None.
-        height: height in pixels to which every picture is scaled; None leaves them as they are.
         text_size: height of the font in pixels; if None, by the width of the narrowest column.
 
     Returns:
@@ -103,7 +100,7 @@ def sheet(
     if not tiles:
         raise ImageError("a sheet needs at least one picture")
     columns = min(columns or len(tiles), len(tiles))
-    sizes = [_size(tile.picture, height) for tile in tiles]
+    sizes = [as_image(tile.picture).size for tile in tiles]
     least = MIN_LABEL_WIDTH if any(tile.caption for tile in tiles) else 0
     widths = [max(least, *(width for width, _ in sizes[k::columns])) for k in range(columns)]
     text_size = text_size or text_size_for(min(widths))
@@ -111,8 +108,8 @@ def sheet(
     whole = sum(widths) + GAP * (columns - 1)
     check_room(whole, sum(max(high for _, high in sizes[row : row + columns]) for row in rows))
     labelled = [
-        label(_scaled(tile.picture, size), tile.caption, width=widths[k % columns], text_size=text_size)
-        for k, (tile, size) in enumerate(zip(tiles, sizes, strict=True))
+        label(tile.picture, tile.caption, width=widths[k % columns], text_size=text_size)
+        for k, tile in enumerate(tiles)
     ]
     heights = [max(picture.height for picture in labelled[row : row + columns]) for row in rows]
     drawn = Image.new("RGB", check_room(whole, sum(heights) + GAP * (len(heights) - 1)), PAPER)
@@ -123,22 +120,12 @@ def sheet(
     return drawn
 
 
-def side_by_side(*tiles: Tile, height: int | None = None) -> Image.Image:
-    """Draw labelled pictures in one row; see `sheet`."""
-    return sheet(tiles, height=height)
-
-
-def enlarge(picture: Drawable, factor: int) -> Image.Image:
-    """Enlarge a picture by a whole factor: every pixel becomes a square of one colour."""
-    picture = as_image(picture)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-
-
 def fit_inside(picture: Drawable, width: int, height: int) -> Image.Image:
     """Scale a picture to the largest size of its proportions that is at most `width` x `height` pixels."""
     picture = as_image(picture)
     ratio = min(width / picture.width, height / picture.height)
-    return _scaled(picture, (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))))
+    size = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def text_size_for(width: int) -> int:
@@ -187,19 +174,6 @@ def check_room(width: int, height: int) -> tuple[int, int]:
 
 def _as_rgb(picture: Drawable) -> Image.Image:
     return as_image(picture).convert("RGB")
-
-
-def _size(picture: Drawable, height: int | None) -> tuple[int, int]:
-    """Return the (width, height) of a picture that is scaled to a height."""
-    image = as_image(picture)
-    if height is None:
-        return image.size
-    return max(1, round(image.width * height / image.height)), height
-
-
-def _scaled(picture: Drawable, size: tuple[int, int]) -> Image.Image:
-    picture = as_image(picture)
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _shorten(word: str, font: Font, width: int) -> str:

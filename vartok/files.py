@@ -1,4 +1,4 @@
-"""Atomic writing, so that files appear whole or not at all, and the wording of an OSError."""
+"""Atomic writing, so that files appear whole or not at all; a file's hash; and the wording of an OSError."""
 
 from __future__ import annotations
 
@@ -87,6 +87,17 @@ def check_regular(path: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise OSError(errno.EINVAL, f"it is {kind}, not a file: save its data in a file first", str(path))
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the sha256 of a file, 64 hex digits.
+
+    Raises:
+        OSError: the file cannot be read, or is not a regular file.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vartok.errors import TokensError, quoted
 
+MAX_IMAGE_CHANNELS = 256
 MAX_VOCAB = 1 << 24
 MAX_STATED_SIDE = 1 << 24  # pixels
 WHITE = (255, 255, 255)

@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vartok.checkpoints import file_sha256
 from vartok.errors import ImageError, VartokError, one_line
-from vartok.files import os_error_reason
+from vartok.files import file_sha256, os_error_reason
 from vartok.images.tensors import Pixels, peak
 from vartok.optional import is_installed, require
 

@@ -251,9 +251,13 @@ def _refuse_picture(row: Row) -> Row:
     """Return a row of a file that has the name of a picture; if it holds no tokens, say that it is one."""
     if not isinstance(row.tokens, VartokError):
         return row
+    return Row(picture_error().with_traceback(row.tokens.__traceback__))
+
+
+def picture_error() -> TokenFileError:
+    """Return the error of a file that has the name of a picture, and holds no tokens."""
     reason = "is a picture by its name, and no token file, array of tokens or data set"
-    error = TokenFileError(reason, hint="encode it first")
-    return Row(error.with_traceback(row.tokens.__traceback__))
+    return TokenFileError(reason, hint="encode it first")
 
 
 def _prefixed(name: str, error: VartokError) -> VartokError:

@@ -20,7 +20,6 @@ from vartok.checkpoints import (
     HITS,
     Checkpoint,
     build_model,
-    file_sha256,
     find_checkpoint,
     read_checkpoint,
     shipped_checkpoint,
@@ -28,6 +27,7 @@ from vartok.checkpoints import (
 )
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import CheckpointError, OutputError
+from vartok.files import file_sha256
 from vartok.schedule import VAR_256, square
 from vartok.train import read_settings
 
@@ -279,7 +279,7 @@ def test_the_ema_weights_of_two_tokenizers_are_read(tmp_path: Path, first: str, 
     found = read_checkpoint(path)
     assert same(found.tensors, draw(TEN, 1))
     assert found.notes[0].startswith("the file holds 2 tokenizers, under [")
-    assert ", the EMA weights; vartok convert writes another" in found.notes[0]
+    assert ", the EMA weights; vartok convert writes the other with `key` " in found.notes[0]
     for seed, key in enumerate((first, second)):
         found = read_checkpoint(path, key=key.removesuffix("."))
         assert same(found.tensors, draw(TEN, seed))
@@ -353,6 +353,8 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, kind: str) -> None:
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    known = "holds Python objects other than tensors ("
+    assert refusal(path).startswith(known if kind != "pickle" else "is not a whole PyTorch file, or holds")
     assert "vartok never loads" in refusal(path)
     assert not harm.exists()
     pickle.loads(pickle.dumps(Harmful(harm)))

@@ -26,11 +26,11 @@ from vartok.checkpoints import (
     CODEBOOK,
     HITS,
     build_model,
-    file_sha256,
     read_checkpoint,
     shipped_checkpoint,
 )
 from vartok.errors import CheckpointError
+from vartok.files import file_sha256
 from vartok.schedule import square
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -56,7 +56,7 @@ def changed(**changes: Tensor | None) -> dict[str, Tensor]:
 
 CONV_OUT = "decoder.conv_out.weight"
 REFUSED: list[tuple[dict[str, Tensor], str]] = [
-    (changed(**{CONV_OUT: None}), f"has no tensor {CONV_OUT}, expected 3x32x3x3"),
+    (changed(**{CONV_OUT: None}), f"has no tensor {CONV_OUT} of shape 3x32x3x3"),
     (changed(**{CODEBOOK: None}), f"has no tensor {CODEBOOK}: not a VAR tokenizer"),
     (
         changed(**{"encoder.conv_in.weight": None}),
@@ -88,7 +88,7 @@ REFUSED: list[tuple[dict[str, Tensor], str]] = [
         {**{name: t for name, t in draw(TEN).items() if name != CODEBOOK}, "quantize.basis": torch.ones(8)},
         f"has no tensor {CODEBOOK}: not a VAR tokenizer",  # binary spherical quantization has no codebook
     ),
-    (vqgan(), "has no tensor encoder.down.1.attn.0.qkv.weight, expected 192x64x1x1"),
+    (vqgan(), "has no tensor encoder.down.1.attn.0.qkv.weight of shape 192x64x1x1"),
     ({"a": torch.ones(1)}, f"has no tensor {CODEBOOK}: not a VAR tokenizer"),
 ]
 

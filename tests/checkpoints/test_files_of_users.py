@@ -361,7 +361,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "no codebook": (lambda: saved(without("quantize.")), f"not a VAR tokenizer: {OTHERS}"),
     "one part of two": (
         lambda: saved(without("decoder.")),
-        "has no tensor decoder.conv_in.weight, expected 32",
+        "has no tensor decoder.conv_in.weight of shape 32",
     ),
     "an encoder of another kind": (
         lambda: saved(without("encoder.down.")),

@@ -24,9 +24,10 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 from noise import SMALL, bare, draw, save
 
-from vartok.checkpoints import finding, folders, hub, hub_cache, known, read_checkpoint, read_summary
-from vartok.checkpoints.finding import find_checkpoint, locate_checkpoint
+from vartok.checkpoints import finding, hub, hub_cache, known, read_checkpoint, read_summary
+from vartok.checkpoints.finding import fetch_known, find_checkpoint, locate_checkpoint
 from vartok.errors import CheckpointError, VartokWarning
+from vartok.files import file_sha256
 from vartok.schedule import NAMED, VAR_1024
 
 
@@ -259,6 +260,13 @@ def test_a_name_sets_the_schedule_and_the_key(there: Hub, tmp_path: Path) -> Non
     found = silent("switti-1024")
     assert (found.config.patch_nums, found.name, found.notes) == (VAR_1024, "VQVAE-Switti", ())
     assert read_checkpoint("switti-512").config.patch_nums[-1] == (32, 32)
+    data = save(tmp_path / "b.safetensors", TEN).read_bytes()  # of another repository, in vartok's format
+    there.files["mit-han-lab/hart-0.7b-1024px/tokenizer/model.safetensors"] = data
+    loaded = silent("hart").config
+    summary = read_summary("hart")
+    assert summary is not None
+    assert summary[0] == loaded
+    assert not loaded.last_phi
     file = io.BytesIO()
     torch.save({"trainer": {"vae_local": draw(TEN), "vae_ema": draw(TEN, 1)}}, file)
     there.files["qyp2000/VARSR/VQVAE.pth"] = file.getvalue()
@@ -283,7 +291,7 @@ def test_commands_fetch_and_say_so(there: Hub, vartok: Vartok, here: Path, tmp_p
     there.requests.clear()
     rows = {row["name"]: row for row in json.loads(vartok("models", "--json").stdout)}
     assert rows["light"]["path"] == str(known.shipped_checkpoint())
-    assert rows["light"]["sha256"] == folders.file_sha256(known.shipped_checkpoint())
+    assert rows["light"]["sha256"] == file_sha256(known.shipped_checkpoint())
     assert rows["light"]["size"] == known.shipped_checkpoint().stat().st_size
     assert rows["var"]["path"] is None
     assert rows["hart"]["not_verified"]
@@ -341,7 +349,17 @@ def test_a_hub_that_is_down_or_out_of_reach_is_said(there: Hub, monkeypatch: pyt
         constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(address, "http://127.0.0.1:9"),
     )
     assert same(read_checkpoint("hf://me/vae/vae.pth").tensors, draw(TEN))
-    assert "http://127.0.0.1:9 cannot be reached (" in refused("hf://me/vae/other.pth")
+    text = refused("hf://me/vae/other.pth")
+    assert "http://127.0.0.1:9 cannot be reached (" in text
+    assert text.endswith(
+        "check the network; or fetch the file elsewhere, and give its path as the checkpoint"
+    )
+    with pytest.warns(VartokWarning, match="^hf://me/vae: .* cannot be reached; took vae.pth in the cache$"):
+        assert find_checkpoint("hf://me/vae").name == "vae.pth"
+    with pytest.raises(CheckpointError, match="cannot be reached"):  # there may be a newer one
+        fetch_known("hf://me/vae")
+    monkeypatch.setattr(constants, "ENDPOINT", "127.0.0.1:9")
+    assert "HF_ENDPOINT is '127.0.0.1:9', without http:// or https://" in refused("hf://me/vae/other.pth")
 
 
 def test_offline_only_the_cache_is_read(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +451,14 @@ def test_the_documented_checkpoints_are_the_known_ones() -> None:
     assert re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE) == list(known.KNOWN)
     for entry in known.KNOWN.values():
         assert set(entry.schedules) <= NAMED.keys()
-        assert all(f"`{name}`" in text or entry.source is None for name in entry.schedules[:1])
+    documented: dict[str, list[str]] = {}
+    name = ""
+    for first, last in re.findall(r"^\| ([^ |]*) ?\|.*\| ([^|]*) \|$", text, re.MULTILINE):
+        name = first.strip("`") or name
+        documented.setdefault(name, []).extend(word for word in re.findall("`(.+?)`", last) if word in NAMED)
+    assert {name: documented[name] for name in known.KNOWN} == {
+        name: list(entry.schedules) for name, entry in known.KNOWN.items()
+    }
 
 
 def test_the_checkpoint_of_a_folder_is_chosen(tmp_path: Path) -> None:
@@ -444,3 +469,5 @@ def test_the_checkpoint_of_a_folder_is_chosen(tmp_path: Path) -> None:
     save(tmp_path / "other.pth", SMALL)
     assert "the folder has 2 checkpoints: mine.pt, other.pth: name one of them" in refused(str(tmp_path))
     assert find_checkpoint(save(tmp_path / "model.safetensors", SMALL)) == find_checkpoint(tmp_path)
+    bare(tmp_path / "model.safetensors", draw(TEN))
+    assert read_checkpoint(tmp_path).name == tmp_path.name  # not "model"

@@ -16,8 +16,11 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
     a, b = "a.tokens.npz", "b.tokens.npz"
     assert "0.0%" in vartok("diff", a, "a.png").stdout  # with the settings of the tokens
     assert json.loads(vartok("diff", "b.png", a, "--json", code=1).stdout)["differing"] == 1
+    unused = vartok("diff", a, a, "-w", "light", "--device", "cuda").stderr
+    assert "--weights was not used" in unused
+    assert "--device was not used" in unused
 
-    vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz")
+    assert "1 scale of a.tokens.npz" in vartok("mix", a, b, "--scales", 1, "-o", "mixed.npz").stderr
     mixed = vartok("mix", a, b, "--scales", 1, "-o", "-").stdout_bytes
     assert mixed == (here / "mixed.npz").read_bytes()
     [item] = tokens_of(mixed)

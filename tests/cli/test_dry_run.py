@@ -59,6 +59,18 @@ def test_decode(vartok: Vartok, here: Path) -> None:
     assert names(here) == ["a.tokens.npz", "b.npy"]
 
 
+@pytest.mark.usefixtures("no_model")
+def test_files_of_the_other_kind(vartok: Vartok, here: Path) -> None:
+    save(here / "a.png", 0, 8, 8)
+    save(here / "b.png", 0, 8, 8).rename("b.npz")
+    image_tokens().save(here / "t.npz")
+    shutil.copy("t.npz", "t.png")
+    assert "a.png: is a picture by its name" in vartok("decode", "a.png", "-n", code=1).stderr
+    assert "t.npz: holds tokens" in vartok("encode", "t.npz", "-n", code=1).stderr
+    assert vartok("decode", "t.png", "-n").stdout == "t.png -> t.decoded.png\n"
+    assert vartok("encode", "b.npz", "-n").stdout == "b.npz -> b.tokens.npz\n"
+
+
 def test_dataset(vartok: Vartok, here: Path, request: pytest.FixtureRequest) -> None:
     save(here / "in" / "a.png", 0, 8, 8)
     save(here / "in" / "b.png", 0, 8, 8)

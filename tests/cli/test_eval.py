@@ -1,6 +1,8 @@
 """`vartok eval`: its tables, its JSON, and its exit codes."""
 
 import functools
+import importlib
+import itertools
 import json
 import re
 import sys
@@ -140,9 +142,18 @@ def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
     last = [f"{trip['equal']['by_scale'][9]:.1%}" for trip in trips]
     assert any(line[:2] == ["9", "4x4"] and line[-2:] == last for line in lines)
     assert ["bfloat16", "on", "cpu", "float32", "on", "cpu"] in lines
+    assert "to the original and to the trip before" in " ".join(itertools.chain(*lines))
     assert ["equal", "tokens", f"{low['equal']['share']:.2%}", "100.00%"] in lines
     assert ["first", "differences", str(low["first_differences"]), "0"] in lines
     assert ["largest", "margin", f"{low['first_margin']['maximum']:.2g}", "-"] in lines
+
+
+def test_a_title_wider_than_its_table_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    tables: Any = importlib.import_module("vartok.cli.tables")
+    table = tables.new_table("Agreement of [one] with float32 on cpu", "", "x")
+    table.add_row("a", "b")
+    tables.print_tables(table)
+    assert capsys.readouterr().out.startswith("Agreement of [one] with float32 on cpu\n")
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(vartok: Vartok, folder: Path) -> None:

@@ -100,7 +100,8 @@ def test_help(app: typer.Typer, vartok: Vartok) -> None:
         assert shown.startswith(f"Usage: vartok {name} [OPTIONS]")
         for example in examples:
             assert f"vartok {name} " in f"{example} "
-            if example.startswith(("vartok dataset verify", "vartok models fetch", "vartok models path")) and " " not in name:
+            of_others = ("vartok dataset verify", "vartok models fetch", "vartok models path")
+            if example.startswith(of_others) and " " not in name:
                 continue
             assert f"    {example}\n" in shown
             first = example.partition(f"vartok {name}")[2].partition("|")[0]

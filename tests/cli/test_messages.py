@@ -72,7 +72,6 @@ def test_a_file_that_cannot_be_read_is_named(vartok: Vartok, here: Path, args: s
         "train {} -o run",
         "train img.png -o run -p {}.toml",
         "train img.png -o run --from {}",
-        "train img.png -o {} --resume",
         "convert {}.pth out.safetensors",
         "dataset {} -o out",
         "dataset img.png -o out -w {}",
@@ -129,6 +128,14 @@ def test_hints_for_inputs_of_another_kind(
     (here / "img.png").write_bytes(NOT_A_PICTURE)
     assert message in vartok(*args.split(), code=code).stderr
     assert names(here) == ["img.png"]
+
+
+def test_a_checkpoint_is_not_inspected(vartok: Vartok, here: Path) -> None:
+    (here / "x.pth").write_bytes(b"PK\3\4\xff")
+    message = vartok("inspect", "x.pth", code=1).stderr
+    assert message.startswith("vartok: x.pth: is a checkpoint by its name, and no token file")
+    assert message.endswith(": see vartok show x.pth, or vartok inspect-codebook -w x.pth\n")
+    assert "y.pth: no such file or folder\n" in vartok("inspect", "y.pth", code=1).stderr
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_a_picture_goes_to_a_pipe_or_a_file_as_it_is(vartok: Vartok, here: Path)
     )
     vartok("show", "img.png", "-o", "out/copy.webp", "--force")
     assert "must end in .png" in vartok("show", "img.png", "-o", "copy", code=2).output
+    before = (here / "img.png").read_bytes()
+    assert (
+        "an input, which would be lost"
+        in vartok("show", "img.png", "-o", "./img.png", "--force", code=2).output
+    )
+    assert (here / "img.png").read_bytes() == before
     assert np.array_equal(
         pixels(vartok("show", "-", stdin=(here / "img.png").read_bytes()).stdout_bytes),
         pixels(here / "img.png"),
@@ -93,6 +99,45 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     [[_, first, second]] = captions(["img.npz"], tokenizer, originals=True, build_up=True)
     assert re.fullmatch(r"scale 1, 1x1\n1 token\n[0-9.]+ dB", first)
     assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
+
+
+def test_options_of_a_model_that_is_not_used(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(here / "img.png", width=8, height=8)
+    run = vartok("show", "img.png", "-w", "light", "--device", "cuda", "--dtype", "float16")
+    for option in ("--weights", "--device", "--dtype"):
+        assert f"{option} was not used" in run.stderr
+    monkeypatch.setenv("VARTOK_WEIGHTS", "light")
+    assert "not used" not in vartok("show", "img.png").stderr
+
+
+def test_a_caption_has_three_lines(here: Path, tokenizer: library.Tokenizer) -> None:
+    save(here / "img.png", width=64, height=64)
+    tokens = library.encode_file("img.png", tokenizer=tokenizer, size=64, schedule="1,4")
+    tokens = replace(tokens, image=replace(tokens.image, source="\n" * 4000))
+    replace(tokens, model=replace(tokens.model, name="a\nb")).save("x.npz")
+    [[caption]] = captions(["x.npz"], tokenizer)
+    assert len(caption.split("\n")) == 3
+    assert len(caption) < 1200
+
+
+def test_the_original_of_two_of_one_name(here: Path, tokenizer: library.Tokenizer) -> None:
+    for folder, color in (("a", "red"), ("b", "blue"), ("c", "red")):
+        (here / folder).mkdir()
+        Image.new("RGB", (64, 64), color).save(f"{folder}/x.png")
+    os.remove("c/x.png")
+    tokens = library.encode_file("b/x.png", tokenizer=tokenizer, size=64, schedule="1,4")
+    tokens.save("b/x.npz")
+    tokens.save("c/x.npz")
+    [[alone]] = captions(["b/x.npz"], tokenizer)
+    assert " dB" in alone
+    assert captions(["a/x.png", "b/x.png", "b/x.npz"], tokenizer)[2] == [alone]
+    assert captions(["a/x.png", "b/x.npz"], tokenizer)[1] == [alone]
+    assert captions(["b/x.png", "./b/x.png", "c/x.npz"], tokenizer)[2] == [alone]
+    *_, drawn = draw_files(["a/x.png", "b/x.png", "c/x.npz"], load=lambda _: tokenizer)
+    assert " dB" not in drawn.tiles[0].caption
+    assert drawn.notes == ("not compared with its original: 2 of the pictures may be it: name one only",)
 
 
 def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
@@ -202,7 +247,14 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path) -> None:
     vartok("show", "other.npz", "--any-weights")
     (pair / "empty").mkdir()
     assert "folder without a data set" in vartok("show", "empty", code=2).output
-    for option in (["--keys", "a"], ["--rows", "1"], ["--limit", "1"], ["--scales"], ["--tokens"]):
+    for option in (
+        ["--keys", "a"],
+        ["--rows", "1"],
+        ["--limit", "1"],
+        ["--scales"],
+        ["--tokens"],
+        ["--any-weights"],
+    ):
         assert f"{option[0]} is for tokens" in vartok("show", "img.png", *option, code=2).output
 
 

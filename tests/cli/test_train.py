@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from tiny_run import TINY
 
 from vartok.stopping import stop
 from vartok.train.folder import STATE
+
+NOTHING_SAVED = "the run had saved nothing yet; the same command begins it again"
 
 
 def command(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
@@ -48,7 +51,8 @@ def test_the_command_trains_and_says_so(vartok: Vartok, tiles: Path, tmp_path: P
     ("arguments", "code", "reason"),
     [
         (["{tiles}", "-o", "run", "-p", "lihgt"], 2, "no file that can be read (no such file or folder)"),
-        (["{tiles}", "-o", "empty", "--resume"], 1, "holds no run"),
+        (["{tiles}", "-o", "empty", "--resume"], 1, "no run in empty: leave --resume out"),
+        (["{tiles}", "-o", "run", "--resume"], 1, "there is no run in run: leave --resume out"),
         (["{tiles}", "-o", "run", "--resume", "-p", "light"], 2, "leave --preset out"),
         (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
         (["{tiles}", "-o", "run", "--resume", "--keep-tokens"], 2, "leave --keep-tokens out"),
@@ -84,8 +88,43 @@ def test_a_second_signal_says_what_is_kept(
     vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stop, "describe_progress", lambda: "nothing was written")
-    vartok("train", "nowhere", "-o", "run", code=1)
-    assert stop.describe_progress() == "what was saved is kept"
+    vartok("train", "nowhere", "-o", "run", "--device", "cpu", code=1)
+    assert stop.describe_progress() == NOTHING_SAVED
+    (here / "run").mkdir()
+    (here / "run" / STATE).touch()
+    assert stop.describe_progress() == (
+        "what was saved is kept. Continue: vartok train nowhere -o run --device cpu --resume"
+    )
+
+
+@pytest.mark.parametrize(("channels", "picture"), [("1", "img.png"), ("3", "img.png"), ("5", "array.npy")])
+def test_the_end_names_an_input_of_the_checkpoint(
+    vartok: Vartok, here: Path, monkeypatch: pytest.MonkeyPatch, channels: str, picture: str
+) -> None:
+    def train(*_: object, report: Callable[[str], None], **__: object) -> bool:
+        report("raise it in a settings file, given by `preset`")
+        return True
+
+    monkeypatch.setattr("vartok.train.train", train)
+    said = vartok("train", "data", "-o", "run", "--channels", channels).stderr.splitlines()
+    assert said == [
+        "vartok: raise it in a settings file, given by --preset",
+        f"vartok: trained; to use it: vartok encode -w run {picture}",
+    ]
+
+
+def test_an_interruption_before_the_first_step_has_one_wording(
+    vartok: Vartok, tiles: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("vartok.train.loop.check_packages", "vartok.train.train"):
+        with monkeypatch.context() as patch:
+            patch.setattr(stop, "describe_progress", lambda: "nothing was written")
+            patch.setattr(place, interrupt)
+            message = vartok("train", tiles, "-o", "run", code=130).stderr
+        assert message == f"vartok: interrupted; {NOTHING_SAVED}\n"
 
 
 def test_a_signal_while_stderr_is_written_stops_after_the_step() -> None:
@@ -114,7 +153,7 @@ def test_a_command_interrupted_before_its_first_step_leaves_nothing(tiles: Path,
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "vartok: stopped at once; the run had saved nothing yet"
+    assert err.splitlines()[-1] == f"vartok: interrupted; {NOTHING_SAVED}"
     assert not (tmp_path / "run").exists()
 
 

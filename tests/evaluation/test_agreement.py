@@ -106,7 +106,9 @@ def test_notes_on_a_checkpoint_are_said_once(files: list[Path], tmp_path: Path) 
 def test_names_that_cannot_be_loaded(weights: Path, files: list[Path]) -> None:
     with pytest.raises(DeviceError, match="'bf16'") as caught:
         evaluate_files(files, weights=weights, device="cpu", agree="bf16")
-    assert caught.value.hint == "name a device, or one of float32, bfloat16, float16, in `agree`"
+    assert caught.value.hint == (
+        "did you mean bfloat16? name a device, or one of float32, bfloat16, float16, in `agree`"
+    )
     with pytest.raises(ArgumentError, match="`agree` loads vartok-light-v1, but small is measured"):
         evaluate_files(files, tokenizer=vartok.load(weights, device="cpu"), agree="bfloat16", device="cpu")
 

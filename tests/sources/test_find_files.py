@@ -185,6 +185,15 @@ def test_many_suffixes_are_summed_up(here: Path) -> None:
         report.warn()
 
 
+def test_arrays_that_a_search_passes_over_have_a_hint(vartok: Vartok, here: Path) -> None:
+    Path("all").mkdir()
+    Path("all/a.npy").write_bytes(b"")
+    said = vartok("encode", "-r", "all", "-o", "out", "-n", code=1).stderr
+    hint = "name arrays (.npy), or put their paths into a list (.txt)"
+    assert f"1 file of kinds that are not read: 1 .npy; {hint}" in said
+    assert f"all: holds no pictures, by their names: {hint}" in said
+
+
 def test_commands_say_once_that_files_were_passed_over(vartok: Vartok, here: Path) -> None:
     save(Path("all/a.png"))
     for name in ("b.HEIC", "c.heic", "noext"):

@@ -98,6 +98,8 @@ def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) 
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count('class="picture"') == min(8, validation.pictures)
     assert "refresh" not in page
+    assert "Perplexity by scale, validation" in page  # in training it is a moving average that begins uniform
+    assert "Perplexity by scale, training" not in page
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [one["step"] for one in history["validations"]] == [8]
 
@@ -131,7 +133,10 @@ def test_a_history_is_thinned_and_a_broken_one_begins_anew(tmp_path: Path) -> No
     ]
     history.write(tmp_path)
     assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
-    assert History.read(tmp_path, 10, scales=3).progress == []
+    saved = json.loads((tmp_path / "history.json").read_text())
+    saved["progress"] = [[*point, 1.0, 2.0] for point in saved["progress"]]  # with more curves, as once written
+    (tmp_path / "history.json").write_text(json.dumps(saved))
+    assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
     for text in ("{", "[]", '{"progress": [["a"]], "validations": []}', '{"progress": 1}'):
         (tmp_path / "history.json").write_text(text)
         assert History.read(tmp_path, 10, scales=2).progress == []

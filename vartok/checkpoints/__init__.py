@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         known_on_disk,
         locate_checkpoint,
     )
-    from vartok.checkpoints.folders import RUN_STATE, RUN_WEIGHTS, file_sha256
+    from vartok.checkpoints.folders import RUN_STATE, RUN_WEIGHTS
     from vartok.checkpoints.known import KNOWN, PUBLISHED_NAME, PUBLISHED_SHA256, shipped_checkpoint
     from vartok.checkpoints.mapping import dropping_pages
     from vartok.checkpoints.recognition import HITS
@@ -40,7 +40,6 @@ __all__ = [
     "build_model",
     "dropping_pages",
     "fetch_known",
-    "file_sha256",
     "find_checkpoint",
     "known_on_disk",
     "locate_checkpoint",
@@ -59,7 +58,7 @@ MODULES = {
         "known_on_disk",
         "locate_checkpoint",
     ),
-    "folders": ("RUN_STATE", "RUN_WEIGHTS", "file_sha256"),
+    "folders": ("RUN_STATE", "RUN_WEIGHTS"),
     "known": ("KNOWN", "PUBLISHED_NAME", "PUBLISHED_SHA256", "shipped_checkpoint"),
     "mapping": ("dropping_pages",),
     "recognition": ("HITS",),

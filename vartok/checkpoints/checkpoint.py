@@ -207,7 +207,10 @@ def _check_tensors(
     hits = expected.pop(HITS)
     for name, like in expected.items():
         if name not in tensors:
-            raise CheckpointError(f"has no tensor {name}, expected {_shape(like)}")
+            raise CheckpointError(
+                f"has no tensor {name} of shape {_shape(like)}",
+                hint="save the whole state_dict() of a tokenizer of VAR's kind",
+            )
         tensor = tensors[name]
         if tensor.shape != like.shape:
             raise CheckpointError(f"tensor {name} is {_shape(tensor)}, expected {_shape(like)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vartok.checkpoints import hub, hub_cache
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file
+from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
 from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, printable
@@ -33,7 +33,8 @@ class CheckpointFile:
         config: values that replace those of its configuration, as `KnownCheckpoint.config`.
         expected: values for what it does not state, as `KnownCheckpoint.expected`.
         key: key of the tokenizer in a file of several, or None.
-        name: name of the checkpoint if the file states none; None: the stem of the file.
+        name: name of the checkpoint if the file states none, such as that of the folder of a
+            model.safetensors; None: the stem of the file.
         license: its licence if the file states none.
         sha256: the sha256 of a file of the hub; None if not known.
     """
@@ -108,7 +109,7 @@ def locate_checkpoint(weights: str | Path | None) -> CheckpointFile:
             f"{error}; a {kind} {text} is here, and hides the checkpoint of that name",
             hint=f"use another working folder, or name {KNOWN[text].source or SHIPPED}",
         ) from None
-    return CheckpointFile(path, str(path))
+    return CheckpointFile(path, str(path), name=path.resolve().parent.name if _has_usual_name(path) else None)
 
 
 def known_on_disk(text: str) -> Path | None:
@@ -167,7 +168,7 @@ def locate_known(label: str, known: KnownCheckpoint) -> CheckpointFile:
     if known.source is None:
         return CheckpointFile(shipped_checkpoint(), label)
     source = hub_cache.parse(known.source)
-    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label)
+    path = hub_cache.cached(source) or hub.fetch(source, sha256=known.sha256, label=label, or_cached=True)
     return describe_fetched(label, known, path)
 
 
@@ -184,8 +185,8 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
             f"{printable(label)}: {known.source} has sha256 {sha256}, not {known.sha256}",
             hint=f"the hub has another file now; name {known.source} if you want that one",
         )
-    generic = path.name in (*USUAL, "pytorch_model.bin")
-    name = known.model or (hub_cache.parse(known.source).repository.partition("/")[2] if generic else None)
+    repository = hub_cache.parse(known.source).repository.partition("/")[2]
+    name = known.model or (repository if _has_usual_name(path) else None)
     return CheckpointFile(
         path,
         label,
@@ -196,6 +197,11 @@ def describe_fetched(label: str, known: KnownCheckpoint, path: Path) -> Checkpoi
         license=known.license,
         sha256=sha256 or known.sha256,
     )
+
+
+def _has_usual_name(path: Path) -> bool:
+    """Return whether many checkpoints have a file's name, so that it does not tell one from another."""
+    return path.name in (*STANDARD_NAMES, "pytorch_model.bin")
 
 
 def _find_path(text: str) -> Path:

@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import USUAL, choose_file
-from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, check_sha256
+from vartok.checkpoints.folders import STANDARD_NAMES, choose_file
+from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
 from vartok.checkpoints.statements import CONFIG_JSON
-from vartok.errors import CheckpointError, one_line, printable, warn
+from vartok.errors import CheckpointError, one_line, printable, quoted, warn
 from vartok.files import os_error_reason
 from vartok.stopping import as_exceptions
+
+ELSEWHERE = "or fetch the file elsewhere, and give its path as the checkpoint"
+"""End of the hints for a hub that cannot be reached."""
 
 
 class FetchListener(Protocol):
@@ -39,7 +42,9 @@ listener: FetchListener | None = None
 """Hears of every file that is fetched. If None, a warning says what is fetched, and tqdm shows a bar."""
 
 
-def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = None) -> Path:
+def fetch(
+    place: HubPlace, *, sha256: str | None = None, label: str | None = None, or_cached: bool = False
+) -> Path:
     """Fetch a file into the hub's cache, with the config.json beside it, and check its hash.
 
     A file that is there already is not fetched again, but the hub is asked whether it has a newer one.
@@ -48,6 +53,7 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         place: a file, or a folder, of which `choose_file` takes a file.
         sha256: the expected sha256; None for the one that the hub tells.
         label: how messages name it; None: `place` itself.
+        or_cached: if the hub cannot be reached, take a file in the cache, with a warning.
 
     Returns:
         Path of the file in the cache.
@@ -65,7 +71,15 @@ def fetch(place: HubPlace, *, sha256: str | None = None, label: str | None = Non
         )
     # Ctrl-C as an exception: huggingface_hub then removes what is incomplete.
     with _hub_errors(label, place), as_exceptions():
-        _check_connection()
+        try:
+            _check_connection()
+        except Exception as error:
+            found = cached(place, offline=True) if or_cached and _is_of_connection(error) else None
+            if found is None:
+                raise
+            name = printable(found.name)
+            warn(f"{label}: {constants.ENDPOINT} cannot be reached; took {name} in the cache")
+            return found
         name, path = _download_one(place)
         if expected := sha256 or blob_sha256(path):
             check_sha256(path, expected, label)
@@ -93,7 +107,7 @@ def _download_one(place: HubPlace) -> tuple[str, Path]:
 
     if place.is_file:
         return place.path, _download(place, place.path, told=True)
-    for usual in USUAL:
+    for usual in STANDARD_NAMES:
         name = f"{place.path}/{usual}" if place.path else usual
         with contextlib.suppress(RemoteEntryNotFoundError):
             return name, _download(place, name, told=True)
@@ -189,6 +203,11 @@ def _hub_errors(label: str, place: HubPlace) -> Iterator[None]:
         raise CheckpointError(f"{label}: cannot fetch {what}: {reason}", hint=hint) from None
 
 
+def _is_of_connection(error: BaseException) -> bool:
+    """Return whether an error is one of the HTTP client of huggingface_hub, of any of its versions."""
+    return type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore"))
+
+
 def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     """Return why a file cannot be fetched, and what to do about it."""
     from huggingface_hub import constants, errors
@@ -210,18 +229,25 @@ def _explain(error: BaseException, place: HubPlace) -> tuple[str, str | None]:
     if isinstance(error, errors.FileMetadataError):
         return (
             f"{constants.ENDPOINT} does not answer as a hub does",
-            "check HF_ENDPOINT, and a proxy's settings",
+            f"check HF_ENDPOINT, and a proxy's settings; {ELSEWHERE}",
         )
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         token = "set HF_TOKEN to a token that may read it"
-        hint = token if status in (401, 403) else "try again later" if status >= 500 else None
+        hint = (
+            token if status in (401, 403) else f"try again later; {ELSEWHERE}" if status >= 500 else ELSEWHERE
+        )
         return f"the hub answers {status} {http.client.responses.get(status, '')}".rstrip(), hint
-    if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore")):
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        return f"HF_ENDPOINT is {quoted(constants.ENDPOINT)}, without http:// or https://", "set it to a URL"
+    if _is_of_connection(error):
         kind = type(error).__name__
         if kind.startswith(("Remote", "Read")):
-            return "the connection broke", "try again"
-        return f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})", "check the network"
+            return "the connection broke", f"try again; {ELSEWHERE}"
+        return (
+            f"{constants.ENDPOINT} cannot be reached ({one_line(error) or kind})",
+            f"check the network; {ELSEWHERE}",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return os_error_reason(error), "HF_HOME names the folder of the cache"
     if "Consistency check failed" in str(error):

@@ -9,10 +9,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vartok.checkpoints.folders import SUFFIXES, USUAL, choose_file, file_sha256
+from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, printable
-from vartok.files import check_regular, os_error_reason, user_cache
+from vartok.files import check_regular, file_sha256, os_error_reason, user_cache
 
 SCHEME = re.compile(r"hf:/{1,2}(?!/)", re.IGNORECASE)
 """Beginning of a place on the hub; a Path of it has lost a slash."""
@@ -74,11 +74,12 @@ def parse(text: str) -> HubPlace:
     return HubPlace(match[1], match[2] or "", match[3] or "main")
 
 
-def cached(place: HubPlace) -> Path | None:
+def cached(place: HubPlace, *, offline: bool = False) -> Path | None:
     """Return the path of a file that the hub's cache holds, without asking the hub.
 
     Args:
         place: a file; or a folder, of which a checkpoint of the usual names is taken.
+        offline: the hub cannot be asked, as where HF_HUB_OFFLINE is set: what is here is taken to be all.
 
     Returns:
         The path; None if the file, whether the folder has one of an earlier name, or whether a configuration
@@ -92,7 +93,7 @@ def cached(place: HubPlace) -> Path | None:
         if not COMMIT.fullmatch(commit):
             commit = _read_ref(storage / "refs" / commit)
         folder = storage / "snapshots" / commit
-        offline = bool(constants.HF_HUB_OFFLINE)
+        offline = offline or bool(constants.HF_HUB_OFFLINE)
 
         def is_missing(path: Path) -> bool:  # in the repository, as the hub said
             return (storage / ".no_exist" / commit / path.relative_to(folder)).exists()
@@ -128,7 +129,7 @@ def _candidates(snapshot: Path, place: HubPlace, *, offline: bool) -> list[Path]
         return [path]
     if offline:
         return [path / choose_file(os.listdir(path), str(place))]
-    return [path / name for name in USUAL]
+    return [path / name for name in STANDARD_NAMES]
 
 
 def blob_sha256(path: Path) -> str | None:

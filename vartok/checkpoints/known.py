@@ -80,8 +80,8 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
     # github.com/krennic999/STAR/issues/2
     "var": KnownCheckpoint(
         authors="FoundationVision",
-        purpose="VAR d16, d20, d24, d30 (256 px), d36 (512 px); STAR (512 px)",
-        schedules=("var-256", "var-512", "var-1024", "star-512"),
+        purpose="VAR d16, d20, d24, d30, d30-re (256 px), d36 (512 px); STAR (512 px); Switti's train.py",
+        schedules=("var-256", "var-512", "star-512"),
         source=f"hf://FoundationVision/var/{PUBLISHED_NAME}.pth",
         size=436_075_834,
         sha256=PUBLISHED_SHA256,

@@ -227,8 +227,8 @@ def other_objects(kind: str = "") -> CheckpointError:
         kind: the kind of the node that the file would call; the class is named if it is a global.
     """
     module, _, name = kind.partition(" ")
-    found = f" ({one_line(f'{module}.{name}', 60)})" if name else ""
-    return CheckpointError(
-        f"is not a whole PyTorch file, or holds Python objects other than tensors{found}, which vartok never "
-        "loads: save its state_dict() alone"
-    )
+    if name:
+        found = f"holds Python objects other than tensors ({one_line(f'{module}.{name}', 60)})"
+    else:
+        found = "is not a whole PyTorch file, or holds Python objects other than tensors"
+    return CheckpointError(f"{found}, which vartok never loads: save its state_dict() alone")

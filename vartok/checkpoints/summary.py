@@ -37,13 +37,15 @@ def read_summary(weights: str | Path | None) -> tuple[TokenizerConfig, ModelInfo
         CheckpointError: there is no such file, or it cannot be accessed.
     """
     file = locate_checkpoint(weights)
-    path = converted_copy(file) or file.path
+    copy = converted_copy(file)
+    path = copy or file.path
+    overrides = file.config if copy is None else {}  # a copy holds them
     try:
         with safe_open(path, "np") as opened:
             metadata = opened.metadata() or {}
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 return None
-            config = TokenizerConfig.from_json(metadata.get("config", ""))
+            config = TokenizerConfig.from_json(metadata.get("config", ""), overrides)
             phis = [_phi(opened, config, k) for k in range(config.phi_count)]
             info = ModelInfo(
                 name=metadata.get("name") or file.name or path.stem,

@@ -193,9 +193,13 @@ def _choose_tokenizer(
     elif len(averaged) == 1:
         prefix = averaged[0]
         taken = one_line(prefix.removesuffix("."), 60)
+        rest = [other.removesuffix(".") or "''" for other in prefixes if other != prefix]
+        which = (
+            f"the other with `key` {rest[0]}" if len(rest) == 1 else f"another with `key` {' or '.join(rest)}"
+        )
         notes = (
             f"the file holds {len(prefixes)} tokenizers, under {keys}: took {taken}, the EMA weights; "
-            "vartok convert writes another, given its key",
+            f"vartok convert writes {one_line(which)}",
         )
     else:
         raise CheckpointError(

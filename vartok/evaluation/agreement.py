@@ -5,6 +5,7 @@ The reference's tokens are those of VAR's own code, and do not depend on batches
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,8 @@ def load_others(
             others[name] = _load_again(weights, device=where, dtype=precision)
         except DeviceError as error:
             hint = f"name a device, or one of {', '.join(DTYPES)}, in `agree`"
+            if close := difflib.get_close_matches(name, DTYPES, n=1, cutoff=0.5):
+                hint = f"did you mean {close[0]}? {hint}"
             raise DeviceError(str(error), hint=hint) from None
         if others[name].info != tokenizer.info:
             raise ArgumentError(

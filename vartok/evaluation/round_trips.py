@@ -20,7 +20,7 @@ def method(channels: int) -> str:
     return (
         f"a trip decodes tokens to {pixels} pixels, as a PNG stores them, and encodes these again. After "
         "it: tokens that equal the picture's own, and PSNR of what they decode to, to the original and to "
-        "the trip's pixels"
+        "the trip before"
     )
 
 

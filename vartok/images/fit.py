@@ -14,7 +14,7 @@ from vartok.images.bands import Bands, as_image, background_levels
 from vartok.images.scaling import cover, cover_adm, scale, scale_windows
 from vartok.images.tensors import check_pixels
 from vartok.images.views import CENTER, Views
-from vartok.metadata import View
+from vartok.metadata import MAX_IMAGE_CHANNELS, View
 
 if TYPE_CHECKING:
     from vartok.images.tensors import Pixels
@@ -29,7 +29,6 @@ MAX_BYTES = 1 << 26
 MAX_SIDE = 1 << 18
 """Longest side in pixels; Lanczos takes up to 72 bytes of coefficients for each pixel of a side."""
 MAX_ZOOM = 100.0
-MAX_CHANNELS = 256
 
 PIXELS_HINT = "set `max_pixels` higher, if you trust the file"
 
@@ -121,8 +120,8 @@ class Fit:
                 f"max_pixels and max_bytes must be at least 1, and multiple from 1 to {MAX_SIDE:,}; they are "
                 f"{self.max_pixels:,}, {self.max_bytes:,} and {self.multiple:,}"
             )
-        if not 1 <= self.channels <= MAX_CHANNELS:
-            raise ImageError(f"channels must be from 1 to {MAX_CHANNELS}, not {self.channels!r}")
+        if not 1 <= self.channels <= MAX_IMAGE_CHANNELS:
+            raise ImageError(f"channels must be from 1 to {MAX_IMAGE_CHANNELS}, not {self.channels!r}")
         if not 1 <= self.zoom <= MAX_ZOOM:
             raise ImageError(f"zoom must be from 1 to {MAX_ZOOM:g}, not {self.zoom!r}")
         if isinstance(self.background, str):

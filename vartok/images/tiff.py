@@ -8,6 +8,19 @@ from PIL.ImageFile import ImageFile, _Tile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from vartok.errors import ImageError
+from vartok.images.tiff_tags import (
+    BITS,
+    DNG_VERSION,
+    EXTRA,
+    FORMAT,
+    MAKE,
+    OLD_SUBFILE,
+    PHOTOMETRIC,
+    PLANES,
+    SAMPLES,
+    SUB_IFDS,
+    SUBFILE,
+)
 
 MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF files."""
@@ -34,12 +47,9 @@ _MAKERS = {
     "epson": "ERF",
     "canon": "CR2",
 }
-_SUBFILE, _OLD_SUBFILE, _BITS, _PHOTOMETRIC, _MAKE = 254, 255, 258, 262, 271
-_SAMPLES, _PLANES, _SUB_IFDS, _FORMAT, _DNG_VERSION = 277, 284, 330, 339, 50706
-_EXTRA = 338
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}  # Pillow's names of big-endian values
-_CFA, _LINEAR_RAW = 32803, 34892  # values of _PHOTOMETRIC
-_PREMULTIPLIED = 1  # value of _EXTRA
+_CFA, _LINEAR_RAW = 32803, 34892  # values of PHOTOMETRIC
+_PREMULTIPLIED = 1  # value of EXTRA
 
 
 def is_tiff(stream: BinaryIO) -> bool:
@@ -61,11 +71,11 @@ def refuse_raw(stream: BinaryIO) -> None:
         if head.startswith(signature, at):
             raise _raw(name)
     tags = first_tags(stream)
-    if _DNG_VERSION in tags:
+    if DNG_VERSION in tags:
         raise _raw("DNG")
-    maker = str(tags.get(_MAKE, "")).lower()
+    maker = str(tags.get(MAKE, "")).lower()
     name = next((name for prefix, name in _MAKERS.items() if maker.startswith(prefix)), "DNG, NEF, ARW, ...")
-    if tags.get(_PHOTOMETRIC) in (_CFA, _LINEAR_RAW) or (_SUB_IFDS in tags and is_reduced(tags)):
+    if tags.get(PHOTOMETRIC) in (_CFA, _LINEAR_RAW) or (SUB_IFDS in tags and is_reduced(tags)):
         raise _raw(name)
 
 
@@ -86,10 +96,10 @@ def unsupported_tiff(stream: BinaryIO) -> str | None:
     """Return what makes the pixels of a TIFF file unreadable for Pillow, or None if nothing is known."""
     stream.seek(0)
     tags = first_tags(stream)
-    bits, kind = tags.get(_BITS), tags.get(_FORMAT)
+    bits, kind = tags.get(BITS), tags.get(FORMAT)
     bits = bits if isinstance(bits, tuple) else (bits,)
     kind = kind if isinstance(kind, tuple) else (kind,)
-    if len(set(bits)) != 1 or not isinstance(bits[0], int) or not isinstance(tags.get(_SAMPLES, 1), int):
+    if len(set(bits)) != 1 or not isinstance(bits[0], int) or not isinstance(tags.get(SAMPLES, 1), int):
         return None
     names = {
         1: "unsigned integers",
@@ -99,7 +109,7 @@ def unsupported_tiff(stream: BinaryIO) -> str | None:
         6: "complex floats",
     }
     name = names.get(kind[0] if kind[0] is not None else 1)
-    samples = tags.get(_SAMPLES, 1)
+    samples = tags.get(SAMPLES, 1)
     if name is None or not 0 < bits[0] <= 64 or not 0 < samples <= 64:
         return None
     if kind[0] in (None, 1) and bits[0] in (8, 16) and samples in (1, 3, 4):
@@ -127,19 +137,19 @@ def read_planes(source: ImageFile) -> None:
         ImageError: Pillow cannot read the planes with libtiff either.
     """
     tags = source.tag_v2  # type: ignore[attr-defined]
-    if tags.get(_PLANES) == 2 and source.mode == "LAB":  # Pillow takes the signed levels as unsigned ones
+    if tags.get(PLANES) == 2 and source.mode == "LAB":  # Pillow takes the signed levels as unsigned ones
         raise ImageError("is a TIFF of planes in LAB, which vartok cannot read")
-    if tags.get(_PLANES) != 2 or not source.tile or source.tile[0].codec_name != "raw":
+    if tags.get(PLANES) != 2 or not source.tile or source.tile[0].codec_name != "raw":
         return
-    bits = tags.get(_BITS, (1,))
-    if tags.get(_SAMPLES, 1) == 1:  # one plane: as if they were not apart
-        tags[_PLANES] = 1
+    bits = tags.get(BITS, (1,))
+    if tags.get(SAMPLES, 1) == 1:  # one plane: as if they were not apart
+        tags[PLANES] = 1
         source._setup()  # type: ignore[attr-defined]
     elif set(bits) != {8}:
         rawmode = {"RGB": "RGB;16N", "RGBA": "RGBA;16N", "CMYK": "CMYK;16N"}.get(source.mode)
         if rawmode is None or set(bits) != {16}:
             raise ImageError(f"is a TIFF of {bits[0]}-bit planes in {source.mode}, which vartok cannot read")
-        if _PREMULTIPLIED in tags.get(_EXTRA, ()):
+        if _PREMULTIPLIED in tags.get(EXTRA, ()):
             rawmode = "RGBa;16N"
         width, height = source._tile_size  # type: ignore[attr-defined]
         source.use_load_libtiff = True  # type: ignore[attr-defined]
@@ -148,8 +158,8 @@ def read_planes(source: ImageFile) -> None:
 
 def is_reduced(tags: Any) -> bool:
     """Return True if a directory of a TIFF file calls its picture a reduced one of another."""
-    subfile = tags.get(_SUBFILE, 0)
-    return bool(isinstance(subfile, int) and subfile & 1) or tags.get(_OLD_SUBFILE) == 2
+    subfile = tags.get(SUBFILE, 0)
+    return bool(isinstance(subfile, int) and subfile & 1) or tags.get(OLD_SUBFILE) == 2
 
 
 def _raw(name: str) -> ImageError:

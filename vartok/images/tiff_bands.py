@@ -19,15 +19,30 @@ from vartok.images.bands import UPRIGHT, Bands
 from vartok.images.channels import channels_error
 from vartok.images.decoding import DAMAGED_HINT, TRUNCATED, decode
 from vartok.images.tiff import MARKS, first_tags, is_reduced, unsupported_tiff
+from vartok.images.tiff_tags import (
+    BITS,
+    COMPRESSION,
+    COUNTS,
+    FORMAT,
+    HEIGHT,
+    OFFSETS,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANES,
+    PREDICTOR,
+    ROWS,
+    SAMPLES,
+    TILE_COUNTS,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_WIDTH,
+    WIDTH,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vartok.images.fit import Fit
-
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-OFFSETS, ORIENTATION, SAMPLES, ROWS, COUNTS, PLANES = 273, 274, 277, 278, 279, 284
-PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, FORMAT = 317, 322, 323, 324, 325, 339
 
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 50000: "Zstandard"}
 """Lossless compressions of bytes, by their numbers in a TIFF file."""

@@ -16,10 +16,17 @@ from PIL.JpegImagePlugin import JpegImageFile
 from vartok.errors import DamagedImageError, ImageError
 from vartok.images.fit import MAX_BYTES
 from vartok.images.jpeg import load_checked
+from vartok.images.tiff_tags import (
+    COMPRESSION,
+    COUNTS,
+    JPEG_TABLES,
+    OFFSETS,
+    TILE_COUNTS,
+    TILE_OFFSETS,
+)
 
-_COMPRESSION, _JPEG_TABLES = 259, 347
-_STRIPS, _TILES = (273, 279), (324, 325)  # tags of offsets, and of sizes in bytes
-_JPEG, _DEFLATE = (7,), (8, 32946)  # values of _COMPRESSION
+_STRIPS, _TILES = (OFFSETS, COUNTS), (TILE_OFFSETS, TILE_COUNTS)  # tags of offsets, and of sizes in bytes
+_JPEG, _DEFLATE = (7,), (8, 32946)  # values of COMPRESSION
 _END = 32  # bytes that are looked at first; encoders may pad a strip
 _ZEROS = bytes(16)  # so many are no end of zlib data, which is a checksum
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -45,7 +52,7 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
         DamagedImageError: the data of a strip or a tile ends before its pixels do.
     """
     tags: Any = source.tag_v2  # type: ignore[attr-defined]
-    compression = tags.get(_COMPRESSION)
+    compression = tags.get(COMPRESSION)
     if compression not in _JPEG + _DEFLATE:
         return
     left = _MAX_BYTES_PER_PIXEL * max(source.width * source.height, _SMALL)
@@ -63,7 +70,7 @@ def check_strips(source: ImageFile, stream: BinaryIO) -> None:
             stream.seek(start)
             data = stream.read(size)
             if compression in _JPEG:
-                whole, used = _check_jpeg(tags.get(_JPEG_TABLES), data, left)
+                whole, used = _check_jpeg(tags.get(JPEG_TABLES), data, left)
             else:
                 whole, used = _check_zlib(data, left)
             left -= used

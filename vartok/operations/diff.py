@@ -120,7 +120,7 @@ def diff_tokens(
     Warns:
         VartokWarning: `schedule` was not used.
     """
-    pictures = [_is_picture(source) for source in (a, b)]
+    pictures = [is_picture(source) for source in (a, b)]
     if all(pictures):
         raise ArgumentError("both are pictures", hint="encode one of them first")
     schedules = FlatSchedules(schedule)
@@ -209,7 +209,8 @@ def _is_array(item: Input) -> bool:
     return item.place is None or item.place.lower().endswith(".npy")
 
 
-def _is_picture(source: Source) -> bool:
+def is_picture(source: Source) -> bool:
+    """Return whether `diff_tokens` takes a source for a picture."""
     return isinstance(source, (str, Path)) and str(source).lower().endswith(picture_suffixes())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +15,7 @@ from vartok.dataset.schema import DATA, is_dataset
 from vartok.errors import ArgumentError, SourceError, TokenFileError, VartokError, printable, quoted
 from vartok.files import named_errors, os_error_reason
 from vartok.images import MAX_BYTES
+from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
 from vartok.sources import Sample, find_input_shards
 from vartok.sources.find import Kind, SearchReport, find_files
 from vartok.sources.places import is_url, shorten_path
@@ -26,6 +29,9 @@ Source: TypeAlias = str | Path | BinaryIO
 
 PICTURE_KINDS: tuple[Kind, ...] = ("picture", "tar", "table")
 TOKEN_KINDS: tuple[Kind, ...] = ("tokens",)
+TOKENS = (b"PK", b"{", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
+"""First bytes of token files: npz, JSON, and JSONL that gzip, zstd, bzip2 or xz compressed."""
+
 TITLES = {PICTURE_KINDS: "pictures", TOKEN_KINDS: "token files or data sets"}
 
 
@@ -164,6 +170,28 @@ def find_inputs(
     return inputs
 
 
+def kind_of_stream(stream: BinaryIO) -> Kind:
+    """Return "tokens" for a stream that begins as token files or arrays of tokens do, else "picture"."""
+    head = _peek(stream)
+    if not head.startswith(MAGIC):
+        return "tokens" if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(TOKENS) else "picture"
+    try:
+        header = read_npy_header(io.BytesIO(head))
+    except ValueError:
+        return "tokens"
+    return "tokens" if header.dtype.kind in "iu" and len(header.shape) < 3 else "picture"
+
+
+def _peek(stream: BinaryIO) -> bytes:
+    """Return the first bytes of a stream, which stay to be read."""
+    if hasattr(stream, "peek"):
+        return bytes(stream.peek(MAX_NPY_START)[:MAX_NPY_START])
+    here = stream.tell()
+    head = stream.read(MAX_NPY_START)
+    stream.seek(here)
+    return head
+
+
 def check_path(path: object, *, hint: str) -> None:
     """Check that an argument is a path.
 
@@ -218,7 +246,9 @@ def _find(source: Any, kinds: tuple[Kind, ...], recursive: bool, report: SearchR
             place, kinds=kinds, is_dataset=is_dataset if "tokens" in kinds else None, report=report
         )
         if not found:
-            cure = None if "picture" in kinds else f"token files end in {', '.join(TOKEN_FILES)}"
+            cure: str | None = f"token files end in {', '.join(TOKEN_FILES)}"
+            if "picture" in kinds:
+                cure = report.hint if report else None
             raise SourceError(f"holds no {TITLES[kinds]}, by their names", hint=cure)
     except SourceError as error:
         yield Input(path, file_kind, place, error=_without_name(error, place))

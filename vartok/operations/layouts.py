@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vartok import images
-from vartok.drawing import side_by_side
+from vartok.drawing import sheet
 from vartok.errors import ArgumentError
 from vartok.files import check_regular
 from vartok.images.animation import (
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vartok.tokens import ImageTokens
 
 
-class Drawing(NamedTuple):
+class PictureFile(NamedTuple):
     """A picture file before it is written.
 
     Attributes:
@@ -89,10 +89,10 @@ class Layout:
 
     def encode(
         self, pictures: Sequence[Pixels], tokens: ImageTokens, format: str, *, restore_size: bool
-    ) -> Drawing:
+    ) -> PictureFile:
         """Return the picture file of an image, in one of the formats of `suffixes`; else as `draw`."""
         pixels = self.draw(pictures, tokens, restore_size=restore_size)
-        return Drawing(pixels, images.encode_picture(pixels, format))
+        return PictureFile(pixels, images.encode_picture(pixels, format))
 
 
 class Strip(Layout):
@@ -129,7 +129,7 @@ class Animation(Layout):
 
     def encode(
         self, pictures: Sequence[Pixels], tokens: ImageTokens, format: str, *, restore_size: bool
-    ) -> Drawing:
+    ) -> PictureFile:
         """Return the animation; see `Layout.encode`."""
         height, width = pictures[0].shape[:2]
         if restore_size:
@@ -139,7 +139,7 @@ class Animation(Layout):
             pictures = restore_pictures(pictures, replace(tokens.image, width=columns, height=rows))
         data = encode_animation(pictures, format, frame_time=self._frame_time, loops=self._loops)
         note = f"{columns:,} x {rows:,} pixels instead of {width:,} x {height:,}, the most for an animation"
-        return Drawing(pictures[-1], data, (note,) if (columns, rows) != (width, height) else ())
+        return PictureFile(pictures[-1], data, (note,) if (columns, rows) != (width, height) else ())
 
 
 class Maps(Layout):
@@ -195,7 +195,7 @@ class Beside(Layout):
         """
         original = read_original(self._read, tokens, self._tokenizer)
         tiles = comparison_tiles(pictures, tokens, original, scales=self._scales)
-        return np.asarray(side_by_side(original_tile(original, tokens), *tiles))
+        return np.asarray(sheet([original_tile(original, tokens), *tiles]))
 
 
 def make_layout(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vartok.drawing import Tile
-from vartok.errors import ImageError, counted
+from vartok.errors import ImageError, counted, printable
 from vartok.images import FITS, Fit, Picture
 from vartok.images.tensors import to_bytes
 from vartok.tokens import ImageTokens
@@ -85,8 +85,9 @@ def comparison_tiles(
         else:
             whole = len(tokens.schedule)
             shown = counted(whole, "scale") if number == whole else f"{number} of {counted(whole, 'scale')}"
-            lines = [tokens.image.source, f"{width} x {height} pixels, {shown}, {counted(count, 'token')}"]
-            lines.append(", ".join([*quality, tokens.model.name]))
+            lines = [printable(tokens.image.source)]
+            lines.append(f"{width} x {height} pixels, {shown}, {counted(count, 'token')}")
+            lines.append(", ".join([*quality, printable(tokens.model.name)]))
         tiles.append(Tile(pixels, "\n".join(lines)))
     return tiles
 

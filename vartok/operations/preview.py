@@ -9,10 +9,13 @@ from pathlib import Path
 
 from vartok.errors import SourceError, VartokError
 from vartok.files import os_error_reason
-from vartok.operations.inputs import Input
+from vartok.images import picture_suffixes
+from vartok.operations.inputs import Input, kind_of_stream
 from vartok.operations.outputs import FileResult, FileResults, Target
 from vartok.operations.plan import OutputPlan
 from vartok.sources.places import is_url
+from vartok.suffixes import TOKEN_FILES
+from vartok.token_sources import picture_error
 
 EACH = "a file for each picture"
 """The note of a collection, whose pictures are not read, so that their names are not known."""
@@ -41,7 +44,7 @@ def preview(plan: OutputPlan, target: Target, *, by_key: bool = False) -> FileRe
 def _results(plan: OutputPlan, target: Target, notes: tuple[str, ...]) -> Iterator[FileResult]:
     yield from plan.refused
     for item in plan.todo:
-        error = item.error or _missing(item)
+        error = item.error or _unreadable(item)
         if error is not None:
             yield FileResult(str(item), error=error)
             continue
@@ -62,12 +65,22 @@ def _result(item: Input, target: Target) -> FileResult:
     return FileResult(str(item), output=place and place.path)
 
 
-def _missing(item: Input) -> VartokError | None:
-    """Return why a local file cannot be read, as far as its name tells; else None."""
+def _unreadable(item: Input) -> VartokError | None:
+    """Return why a local file cannot be read, as far as its name and its first bytes tell; else None."""
     if item.place is None or is_url(item.place):
         return None
+    name = item.place.lower()
     try:
         os.stat(item.place)
+        if not os.path.isfile(item.place):
+            return None
+        if item.kind == "tokens" and name.endswith(picture_suffixes()):
+            with open(item.place, "rb") as stream:
+                return None if kind_of_stream(stream) == "tokens" else picture_error()
+        if item.kind == "picture" and name.endswith((*TOKEN_FILES, ".json")):
+            with open(item.place, "rb") as stream:
+                tokens = kind_of_stream(stream) == "tokens"
+            return SourceError("holds tokens, and is no picture", hint="decode it") if tokens else None
     except (OSError, ValueError) as error:
         return SourceError(os_error_reason(error))
     return None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import functools
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +20,7 @@ from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokErro
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
 from vartok.maps import MapPainter
-from vartok.npy import MAGIC, MAX_NPY_START, read_npy_header
-from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs
+from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs, kind_of_stream
 from vartok.operations.originals import comparison_tiles, original_tile, read_original
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model
@@ -39,9 +36,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT: Final = "checkpoint"
 """The kind of an input that is a checkpoint."""
-
-TOKENS = (b"PK", b"{", b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")
-"""First bytes of token files: npz, JSON, and JSONL that gzip, zstd, bzip2 or xz compressed."""
 
 NATIVE = Fit(mode="native", multiple=1)
 """The fit that leaves a picture's size as it is."""
@@ -83,9 +77,9 @@ def draw_files(
 ) -> Iterator[Drawing]:
     """Draw pictures, tokens and checkpoints. Torch is imported for tokens and checkpoints only.
 
-    The original of an image's tokens is a picture among `inputs` that has the base name of their
-    `image.source`, with or without suffix; else a file of this name in the folder of the token file.
-    PSNR compares with it.
+    The original of an image's tokens has the base name of their `image.source`. It is an input or a file in
+    the folder of the token file, else the only input of this name, with or without suffix. PSNR compares
+    with it; if several inputs may be it, there is no PSNR but a note.
 
     Args:
         inputs: pictures (paths or URLs); token files, arrays (.npy, [L] or [B, L] integers), data sets and
@@ -118,6 +112,7 @@ def draw_files(
     if build_up and maps:
         raise ArgumentError("`build_up` and `maps` contradict each other: choose one")
     settings = {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up, "maps": maps}
+    settings["any_weights"] = any_weights
     for name in (name for name, value in settings.items() if value not in (None, False) and not tokens):
         raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
     if rows is not None and not any(item.is_collection for item in tokens):
@@ -197,12 +192,12 @@ class _Drawer:
         if isinstance(pictures, VartokError):
             raise pictures
         original, notes, drawn = None, [], False
-        if (found := self._find_original(item, tokens)) is not None:
-            place, drawn = found
-            try:
-                original = read_original(place, tokens, tokenizer)
-            except VartokError as error:
-                notes.append(f"not compared with its original: {error}")
+        try:
+            if (found := self._find_original(item, tokens)) is not None:
+                read, drawn = found
+                original = read_original(read, tokens, tokenizer)
+        except VartokError as error:
+            notes.append(f"not compared with its original: {error}")
         tiles = comparison_tiles(pictures, tokens, original)
         if self.maps:
             drawn_maps = self.painter(tokenizer).draw_scales(tokens, pictures)
@@ -214,16 +209,28 @@ class _Drawer:
     def _find_original(
         self, item: Input, tokens: ImageTokens
     ) -> tuple[Callable[[Fit], Picture], bool] | None:
-        """Return what reads the original of tokens, and whether it is an input; None if it is not at hand."""
+        """Return what reads the original of tokens, and whether it is an input; None if it is not at hand.
+
+        Raises:
+            ImageError: several inputs may be it.
+        """
         name = PurePath(tokens.image.source).name
-        for other in self.items:
-            is_picture = other.kind == "picture" and other.place is not None
-            if is_picture and name in (other.name.name, other.name.stem):  # keys of data sets have no suffix
-                return functools.partial(_read, other), True
-        if item.kind != "tokens" or item.place is None or not name.lower().endswith(picture_suffixes()):
-            return None
-        path = Path(item.place).parent / name
-        return (functools.partial(read_picture, path), False) if path.is_file() else None
+        found = {
+            os.path.abspath(other.place): other
+            for other in self.items
+            if other.kind == "picture" and other.place is not None
+            if name in (other.name.name, other.name.stem)  # keys of data sets have no suffix
+        }
+        folder = None if item.place is None else os.path.dirname(os.path.abspath(item.place))
+        near = {place: other for place, other in found.items() if os.path.dirname(place) == folder}
+        if not near and item.kind == "tokens" and item.place and name.lower().endswith(picture_suffixes()):
+            path = Path(item.place).parent / name
+            if path.is_file():
+                return functools.partial(read_picture, path), False
+        candidates = [*(near or found).values()]
+        if len(candidates) > 1:
+            raise ImageError(f"{len(candidates)} of the pictures may be it: name one only")
+        return (functools.partial(_read, candidates[0]), True) if candidates else None
 
     def _checkpoint(self, item: Input) -> Drawing:
         from vartok.atlas import draw_atlas  # imports torch
@@ -234,7 +241,7 @@ class _Drawer:
             raise CheckpointError(str(error).removeprefix(f"{item}: "), hint=error.hint) from None
         config = tokenizer.config
         codes = f"{counted(config.vocab_size, 'code')} of {counted(tokenizer.codebook.shape[1], 'channel')}"
-        text = f"{tokenizer.name}\n{codes}, each decoded alone; similar codes are neighbours"
+        text = f"{printable(tokenizer.name)}\n{codes}, each decoded alone; similar codes are neighbours"
         return Drawing(str(item), (Tile(draw_atlas(tokenizer), text),))
 
 
@@ -273,7 +280,7 @@ def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
     """
     found: list[Input] = []
     for source in inputs:
-        kind = _kind_of_stream(source) if not isinstance(source, str) else _kind(source)
+        kind = kind_of_stream(source) if not isinstance(source, str) else _kind(source)
         if kind == CHECKPOINT:
             assert isinstance(source, str)
             found.append(Input(PurePath(source), CHECKPOINT, source))
@@ -301,27 +308,5 @@ def _kind(place: str) -> str:
     if not os.path.isfile(place):  # it fails when it is read; a word may be a misspelt name of a checkpoint
         return "picture" if os.path.lexists(place) or not re.fullmatch(r"[\w-]+", place) else CHECKPOINT
     with contextlib.suppress(OSError), open(place, "rb") as stream:
-        return _kind_of_stream(stream)
+        return kind_of_stream(stream)
     return "picture"
-
-
-def _kind_of_stream(stream: BinaryIO) -> str:
-    """Return "tokens" for a stream that begins as token files or arrays of tokens do, else "picture"."""
-    head = _peek(stream)
-    if not head.startswith(MAGIC):
-        return "tokens" if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(TOKENS) else "picture"
-    try:
-        header = read_npy_header(io.BytesIO(head))
-    except ValueError:
-        return "tokens"
-    return "tokens" if header.dtype.kind in "iu" and len(header.shape) < 3 else "picture"
-
-
-def _peek(stream: BinaryIO) -> bytes:
-    """Return the first bytes of a stream, which stay to be read."""
-    if hasattr(stream, "peek"):
-        return bytes(stream.peek(MAX_NPY_START)[:MAX_NPY_START])
-    here = stream.tell()
-    head = stream.read(MAX_NPY_START)
-    stream.seek(here)
-    return head

@@ -30,8 +30,7 @@ class RunFigures:
         validation_psnr: PSNR of the validation pictures, in dB.
         used: number of codes that the validation pictures use, for each scale.
         total_used: number of codes that they use on all scales together.
-        perplexity: perplexity of the codebook's usage in training, for each scale.
-        validation_perplexity: perplexity of the usage by the validation pictures, the last values alone.
+        perplexity: perplexity of their use of the codebook, for each scale.
         schedule: (h, w) of every scale.
         vocab_size: number of codes.
         settings: the settings of the run, as TOML.
@@ -48,7 +47,6 @@ class RunFigures:
     used: Sequence[Points]
     total_used: Points
     perplexity: Sequence[Points]
-    validation_perplexity: Sequence[float]
     schedule: Schedule
     vocab_size: int
     settings: str
@@ -76,7 +74,7 @@ def training_page(figures: RunFigures, gallery: Gallery) -> str:
             line_chart("PSNR, dB", psnr, "step"),
             line_chart("Codes used by all scales", {"codes": figures.total_used}, "step", digits=0),
             _by_scale("Codes used by scale, validation", scales, figures.used),
-            _by_scale("Perplexity by scale, training", scales, figures.perplexity),
+            _by_scale("Perplexity by scale, validation", scales, figures.perplexity),
         ],
         latest=_latest(figures, scales),
         exhibits=exhibits,
@@ -94,9 +92,9 @@ def _latest(figures: RunFigures, scales: Sequence[str]) -> tuple[list[str], list
     """Return headings and rows of the table of the last validation; None before the first."""
     if not figures.total_used:
         return None
-    both = zip(scales, figures.used, figures.validation_perplexity, strict=True)
+    both = zip(scales, figures.used, figures.perplexity, strict=True)
     rows = [
-        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found:,.0f}"] for k, (grid, used, found) in enumerate(both)
+        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"] for k, (grid, used, found) in enumerate(both)
     ]
     total = ["all", "", f"{figures.total_used[-1][1]:,.0f} of {figures.vocab_size:,}", ""]
     return ["scale", "grid", "codes used", "perplexity"], [*rows, total]

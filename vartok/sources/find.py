@@ -90,7 +90,13 @@ class SearchReport:
         Warns:
             VartokWarning: files were passed over.
         """
-        warn_passed_over(self.passed_over, "file of kinds that are not read")
+        warn_passed_over(self.passed_over, "file of kinds that are not read", hint=self.hint)
+
+    @property
+    def hint(self) -> str | None:
+        """How to read arrays that were passed over; None if there are none."""
+        hint = "name arrays (.npy), or put their paths into a list (.txt)"
+        return hint if self.passed_over[".npy"] else None
 
 
 def find_files(

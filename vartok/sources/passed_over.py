@@ -32,12 +32,13 @@ def count_suffix(passed_over: Counter[str], name: str) -> None:
     passed_over[suffix if known and len(suffix) <= MAX_SUFFIX else ""] += 1
 
 
-def warn_passed_over(passed_over: Mapping[str, int], what: str) -> None:
+def warn_passed_over(passed_over: Mapping[str, int], what: str, *, hint: str | None = None) -> None:
     """Warn of what was passed over, if anything was: "passed over 3 WHAT: 2 .heic, 1 hidden".
 
     Args:
         passed_over: numbers by kind.
         what: a noun, and what follows it, such as "file of kinds that are not read".
+        hint: how to read them.
 
     Warns:
         VartokWarning: something was passed over.
@@ -50,7 +51,7 @@ def warn_passed_over(passed_over: Mapping[str, int], what: str) -> None:
         parts[MAX_NAMED - 1 :] = [f"{sum(count for _, count in ranked[MAX_NAMED - 1 :]):,} others"]
     noun, _, rest = what.partition(" ")
     total = counted(sum(count for _, count in ranked), noun)
-    warn(f"passed over {total} {rest}: {', '.join(parts)}")
+    warn(f"passed over {total} {rest}: {', '.join(parts)}{f'; {hint}' if hint else ''}")
 
 
 def warn_of_members(passed_over: Mapping[str, int]) -> None:

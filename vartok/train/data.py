@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import posixpath
 import random
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from vartok.errors import ImageError, SourceError, TrainError, VartokError, coun
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.images.bands import Bands, as_image
-from vartok.images.channels import CONVERTED
+from vartok.images.channels import CONVERTED, warn_of_grey
 from vartok.images.tensors import Pixels, peak
 from vartok.parallel import map_ordered
 from vartok.sources.find import FoundFile, SearchReport, find_files
@@ -127,8 +126,7 @@ class Pictures:
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
         self._members: dict[str, Counter[str]] = {}  # those passed over, by tar
         self._damaged: set[str] = set()  # places of damaged pictures that were taken
-        self._lock = threading.Lock()
-        self._grey = 0  # how often colours were converted to grey levels
+        self._grey: set[int] = set()  # hashes of the places of pictures whose colours became grey levels
 
     def warn(self) -> None:
         """Warn of damaged pictures that were taken, of colours converted to grey, and of members passed over.
@@ -139,9 +137,7 @@ class Pictures:
         if damaged := list(self._damaged):
             pictures = counted(len(damaged), "damaged picture")
             warn(f"took what can be decoded of {pictures}, such as {min(damaged)}")
-        if self._grey:
-            times = counted(self._grey, "time")
-            warn(f"read pictures in colour as grey levels, {times}: the checkpoint has one channel")
+        warn_of_grey(len(self._grey))
         warn_of_members(sum(list(self._members.values()), Counter()))
 
     def held_out(self, workers: int) -> list[Pixels]:
@@ -261,8 +257,7 @@ class Pictures:
         """Return the fitted pixels of a picture, and note whether it is damaged, or was converted to grey."""
         picture = sample.read(fit)
         if CONVERTED in picture.notes:
-            with self._lock:
-                self._grey += 1
+            self._grey.add(hash(_full_place(sample)))
         if picture.damage is not None:
             self._damaged.add(f"{_place(sample)}: {picture.damage}")
         return picture.pixels
@@ -340,4 +335,8 @@ def _read_shard(place: str, passed_over: Counter[str]) -> Iterator[Sample]:
 
 def _place(sample: Sample) -> str:
     """Return a picture's path or URL, or its key in a tar, for a message."""
-    return shorten_path(str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key)
+    return shorten_path(_full_place(sample))
+
+
+def _full_place(sample: Sample) -> str:
+    return str(sample.picture) if isinstance(sample.picture, Path | str) else sample.key

@@ -22,7 +22,7 @@ class History:
     """The progress and the validations of a run.
 
     Attributes:
-        progress: step, loss, PSNR, and the perplexity of every scale, for each report of progress.
+        progress: step, loss and PSNR, for each report of progress.
         validations: the validations.
     """
 
@@ -42,12 +42,12 @@ class History:
         history = cls()
         try:
             saved = json.loads((run / HISTORY).read_text(encoding="utf-8"))
-            progress = [tuple(map(float, point)) for point in saved["progress"]]
+            progress = [tuple(map(float, point))[:3] for point in saved["progress"]]
             validations = [
                 Validation(**{**one, "used": tuple(one["used"]), "perplexity": tuple(one["perplexity"])})
                 for one in saved["validations"]
             ]
-            if all(len(point) == 3 + scales for point in progress) and all(
+            if all(len(point) == 3 for point in progress) and all(
                 len(one.used) == len(one.perplexity) == scales for one in validations
             ):
                 history.progress = [point for point in progress if point[0] <= step]
@@ -61,7 +61,7 @@ class History:
         if isinstance(event, Validation):
             self.validations = [one for one in self.validations if one.step < event.step] + [event]
             return
-        self.progress.append((event.step, event.loss, event.psnr, *event.perplexity))
+        self.progress.append((event.step, event.loss, event.psnr))
         if len(self.progress) >= 2 * MAX_POINTS:
             self.progress = self.progress[1::2]
 
@@ -116,8 +116,7 @@ def write_report(
         validation_psnr=[(one.step, one.psnr) for one in validations],
         used=[[(one.step, one.used[k]) for one in validations] for k in scales],
         total_used=[(one.step, one.total_used) for one in validations],
-        validation_perplexity=validations[-1].perplexity if validations else (),
-        perplexity=[[(point[0], point[3 + k]) for point in progress] for k in scales],
+        perplexity=[[(one.step, one.perplexity[k]) for one in validations] for k in scales],
         schedule=config.patch_nums,
         vocab_size=config.vocab_size,
         settings=dump_settings(settings),

@@ -137,7 +137,10 @@ def _train(
     _prepare_folder(run, resume)
     validation_pictures = pictures.held_out(workers) if processes.is_main else []
     if not validation_pictures:
-        report("no validation: no readable picture is held out; add pictures, or raise [data] val_fraction")
+        report(
+            "no validation: no readable picture is held out; add pictures, or raise [data] val_fraction in a "
+            "settings file, given by `preset`"
+        )
     if settings.data.grayscale_prob and (channels := settings.model.in_channels) != 3:
         report(f"[data] grayscale_prob is not used: the model has {counted(channels, 'channel')}, not 3")
 

@@ -35,7 +35,8 @@ class Progress:
         seconds: time of the run so far in seconds, over all sessions.
         loss: total loss.
         psnr: PSNR of the training crops, in dB.
-        perplexity: perplexity of every scale's usage of the codebook; the usage is an EMA.
+        perplexity: perplexity of every scale's usage of the codebook; the usage is an EMA that
+            begins uniform, so the first steps' values are near V.
         replaced_codes: number of dead codes re-initialised so far.
         images_per_second: crops per second, all processes together.
         unreadable: number of pictures that could not be read in this session, in all processes.

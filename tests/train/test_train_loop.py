@@ -134,7 +134,8 @@ def test_a_history_is_thinned_and_a_broken_one_begins_anew(tmp_path: Path) -> No
     history.write(tmp_path)
     assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
     saved = json.loads((tmp_path / "history.json").read_text())
-    saved["progress"] = [[*point, 1.0, 2.0] for point in saved["progress"]]  # with more curves, as once written
+    # More curves, as older versions wrote them.
+    saved["progress"] = [[*point, 1.0, 2.0] for point in saved["progress"]]
     (tmp_path / "history.json").write_text(json.dumps(saved))
     assert History.read(tmp_path, 10, scales=2).progress == history.progress[:5]
     for text in ("{", "[]", '{"progress": [["a"]], "validations": []}', '{"progress": 1}'):

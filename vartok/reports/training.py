@@ -94,7 +94,8 @@ def _latest(figures: RunFigures, scales: Sequence[str]) -> tuple[list[str], list
         return None
     both = zip(scales, figures.used, figures.perplexity, strict=True)
     rows = [
-        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"] for k, (grid, used, found) in enumerate(both)
+        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"]
+        for k, (grid, used, found) in enumerate(both)
     ]
     total = ["all", "", f"{figures.total_used[-1][1]:,.0f} of {figures.vocab_size:,}", ""]
     return ["scale", "grid", "codes used", "perplexity"], [*rows, total]

@@ -34,7 +34,7 @@ from .tables import NARROW, new_table, print_tables, table_width
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vartok.codebook import CodebookReport, Usage, UsageReport
+    from vartok.codebook import CodebookReport, UsageReport
     from vartok.tokenizer import Tokenizer
     from vartok.usage import CodeUses, TokenUsage
 
@@ -209,19 +209,13 @@ def _as_json(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsage | 
 
 
 def _codebook_table(tokenizer: Tokenizer, codebook: CodebookReport) -> Table:
-    from vartok.codebook import statistic_rows
-    from vartok.schedule import describe, phis_by_scale
+    from vartok.codebook_tables import codebook_rows
 
-    config = tokenizer.config
     table = new_table(f"Codebook of {printable(tokenizer.name)}", "", "")
-    phis = phis_by_scale(len(config.patch_nums), config.phi_count)
-    codes, *statistics = statistic_rows(codebook)
-    for name, text in (codes, ("fingerprint", tokenizer.fingerprint), *statistics):
+    for name, text in codebook_rows(tokenizer, codebook):
         bars = min(MAX_BARS, table_width() - len("phi by scale  ") - len(text) - 1)
         chart = f" {_bars(codebook.explained[: max(bars, 0)])}" if name == "dimensions" else ""
         table.add_row(name, text + chart)
-    table.add_row("schedule", describe(config.patch_nums))
-    table.add_row("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are")
     return table
 
 
@@ -231,35 +225,25 @@ def _usage_tables(used: TokenUsage) -> list[Table]:
 
 def _usage_table(used: TokenUsage) -> Table:
     from vartok.codebook import USAGE_METHODS
+    from vartok.codebook_tables import usage_rows
 
-    narrow = table_width() < NARROW
-    table = new_table("Use of the codes", "scale", "grid", "tokens", "used", "coverage")
-    if not narrow:
-        table.add_column("")  # bars of the coverage
-    for heading in ("dead", "perpl." if narrow else "perplexity", "entropy", "divergence (chance)"):
-        table.add_column(heading, justify="right")
-    rows = zip(used.usage.scales, used.usage.divergence, used.usage.chance, strict=True)
-    for k, (scale, divergence, chance) in enumerate(rows):
-        grid = "x".join(map(str, used.schedule[k])) if used.schedule else ""
-        cells = _usage_cells(scale, bar=not narrow)
-        table.add_row(str(k), grid, *cells, f"{divergence:.2f} ({chance:.2f})")
+    headings, rows = usage_rows(used)
+    if table_width() < NARROW:
+        shorter = {"perplexity": "perpl.", "divergence (chance)": "diverg. (chance)"}
+        headings = [shorter.get(heading, heading) for heading in headings]
+    else:
+        after = headings.index("coverage") + 1
+        headings.insert(after, "")
+        for row, usage in zip(rows, (*used.usage.scales, used.usage.overall), strict=True):
+            row.insert(after, _bar(usage.coverage))
+    table = new_table("Use of the codes", *headings)
+    for row in rows[:-1]:
+        table.add_row(*row)
     table.add_section()
-    table.add_row("all", "", *_usage_cells(used.usage.overall, bar=not narrow), "")
+    table.add_row(*rows[-1])
     table.caption = USAGE_METHODS
     table.caption_justify = "left"
     return table
-
-
-def _usage_cells(usage: Usage, *, bar: bool) -> list[str]:
-    return [
-        f"{usage.tokens:,}",
-        f"{usage.used:,}",
-        f"{usage.coverage:.1%}",
-        *[_bar(usage.coverage)] * bar,
-        f"{usage.dead:,}",
-        f"{usage.perplexity:,.0f}",
-        f"{usage.entropy:.2f}",
-    ]
 
 
 def _top_table(usage: UsageReport) -> Table:

@@ -49,6 +49,7 @@ ORDER = (
     ["loading", "atlas", "maps", "environment"],
     ["operations", "export"],
     ["evaluation", "dataset", "usage"],
+    ["codebook_tables"],
     ["reports", "code_picture"],
     ["train"],
 )

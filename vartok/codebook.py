@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vartok.errors import CheckpointError, TokensError, counted
+from vartok.errors import CheckpointError, TokensError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,19 +76,6 @@ class CodebookReport:
     near_duplicates: int
     effective_dimensions: int
     explained: tuple[float, ...]
-
-
-def statistic_rows(report: CodebookReport) -> list[tuple[str, str]]:
-    """Return the statistics of a codebook as tables show them: names and texts."""
-    channels = counted(report.channels, "channel")
-    rows = [("codes", f"{report.vocab_size:,} of {channels}, {report.size_bytes:,} bytes")]
-    for name, spread in (("norm", report.norm), ("nearest code", report.nearest)):
-        if spread is not None:
-            text = f"{spread.minimum:.3g} to {spread.maximum:.3g}, median {spread.median:.3g}"
-            rows.append((name, text))
-    explain = f"{report.effective_dimensions} of {report.channels} explain {100 * EXPLAINED_VARIANCE:.0f} %"
-    duplicates = f"{report.exact_duplicates:,} exact, {report.near_duplicates:,} near"
-    return [*rows, ("duplicates", duplicates), ("dimensions", explain)]
 
 
 def describe_codebook(codes: NDArray[np.floating[Any]] | Tensor) -> CodebookReport:

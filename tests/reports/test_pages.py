@@ -20,6 +20,7 @@ from PIL import Image
 
 import vartok
 from vartok.codebook import describe_codebook, describe_usage
+from vartok.codebook_tables import usage_rows
 from vartok.errors import ImageError
 from vartok.evaluation import EvaluationReport, Failure, evaluate_files
 from vartok.reports import Gallery, RunFigures, codebook_page, evaluation_page, training_page
@@ -181,6 +182,8 @@ def test_a_large_codebook_is_not_drawn(small: vartok.Tokenizer, monkeypatch: pyt
     used = TokenUsage(images=1, schedule=None, counts=counts, usage=describe_usage(counts), failures=())
     found = check(codebook_page(small, describe_codebook(small.codebook.cpu()), used))
     assert not any(tag == "img" for tag, _ in found.elements)
+    headings, rows = usage_rows(used)
+    assert all(text in found.texts for row in [headings, *rows] for text in row if text)
     assert any("No atlas: 64 codes are too many" in text for text in found.texts)
 
 

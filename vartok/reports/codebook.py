@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.atlas import draw_ordered_atlas
-from vartok.codebook import USAGE_METHODS, CodebookReport, Usage, UsageReport, statistic_rows
+from vartok.codebook import USAGE_METHODS, CodebookReport, Usage, UsageReport
+from vartok.codebook_tables import codebook_rows, usage_rows
 from vartok.errors import counted
 from vartok.reports.charts import Chart, bar_chart, line_chart
 from vartok.reports.gallery import picture_uri, shrink
 from vartok.reports.page import failure_rows, render
-from vartok.schedule import describe, phis_by_scale
 from vartok.tokenizer import Tokenizer
 from vartok.usage import TokenUsage
 
@@ -121,7 +121,7 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
         subtitle=f"{counted(codebook.vocab_size, 'code')} of {counted(codebook.channels, 'channel')}"
         + (f", used by the tokens of {counted(used.images, 'image')}" if used else ""),
         notes=[],
-        statistics=_statistics(tokenizer, codebook),
+        statistics=codebook_rows(tokenizer, codebook),
         dimensions=dimensions,
         usage=_usage_table(used) if used else None,
         usage_methods=USAGE_METHODS,
@@ -130,43 +130,11 @@ def codebook_page(tokenizer: Tokenizer, codebook: CodebookReport, used: TokenUsa
     )
 
 
-def _statistics(tokenizer: Tokenizer, codebook: CodebookReport) -> list[tuple[str, str]]:
-    config = tokenizer.config
-    phis = phis_by_scale(len(config.patch_nums), config.phi_count)
-    codes, *statistics = statistic_rows(codebook)
-    return [
-        codes,
-        ("fingerprint", tokenizer.fingerprint),
-        *statistics,
-        ("schedule", describe(config.patch_nums)),
-        ("phi by scale", ",".join(map(str, phis)) if phis else "none: codes are added as they are"),
-    ]
-
-
 def _usage_table(used: TokenUsage) -> tuple[list[str], list[list[str]]]:
-    headings = [
-        *("scale", "grid", "tokens", "used", "coverage", "dead", "perplexity", "entropy"),
-        *("divergence", "chance", "most used codes"),
-    ]
-    usage = used.usage
-    rows = [
-        [
-            str(k),
-            "x".join(map(str, used.schedule[k])) if used.schedule else "",
-            *_usage_cells(scale),
-            f"{usage.divergence[k]:.2f}",
-            f"{usage.chance[k]:.2f}",
-            _top(scale),
-        ]
-        for k, scale in enumerate(usage.scales)
-    ]
-    return headings, [*rows, ["all", "", *_usage_cells(usage.overall), "", "", _top(usage.overall)]]
-
-
-def _usage_cells(usage: Usage) -> list[str]:
-    return [
-        *(f"{usage.tokens:,}", f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.dead:,}"),
-        *(f"{usage.perplexity:,.0f}", f"{usage.entropy:.2f}"),
+    headings, rows = usage_rows(used)
+    usages = (*used.usage.scales, used.usage.overall)
+    return [*headings, "most used codes"], [
+        [*row, _top(usage)] for row, usage in zip(rows, usages, strict=True)
     ]
 
 

@@ -387,10 +387,10 @@ def _describe(schedule: Schedule, scales: int) -> str:
 
 
 def split_tokens(flat: NDArray[Any], schedule: Schedule) -> tuple[NDArray[Any], ...]:
-    """Split [L] tokens into K views; view k is [h_k, w_k]."""
+    """Split [..., L] tokens into K arrays; array k is [..., h_k, w_k]. Those of [L] are views."""
     scales, start = [], 0
     for h, w in schedule:
-        scales.append(flat[start : start + h * w].reshape(h, w))
+        scales.append(flat[..., start : start + h * w].reshape(*flat.shape[:-1], h, w))
         start += h * w
     return tuple(scales)
 

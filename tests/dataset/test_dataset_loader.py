@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
 import vartok
 from vartok.dataset import TokenDataset, TokenStream, cache, verify
+from vartok.dataset.batches import WorkerBatch
 from vartok.dataset.formats import FORMATS
 from vartok.dataset.lock import folder_lock
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
@@ -219,16 +220,25 @@ def test_an_item_is_a_view_of_a_picture(viewed: Path) -> None:
             TokenDataset(viewed, view=view)  # type: ignore[arg-type]
 
 
-def test_a_batch_arrives_from_a_worker_as_it_was(viewed: Path) -> None:
+@pytest.mark.parametrize("read", [(), ("maps", "label", "latent")])
+def test_a_batch_arrives_from_a_worker_as_it_was(viewed: Path, read: Sequence[str]) -> None:
     dataset = TokenDataset(viewed, maps=True)
     items: Any = dataset.__getitems__([5, 0, 7])
-    columns = default_collate(items)
-    columns |= {"large": torch.tensor([1 << 40, 0]), "negative": torch.tensor([-1, 3]), "none": torch.ones(0)}
-    columns |= {"half": torch.ones(2, dtype=torch.bfloat16)}
+    expected = default_collate(items)
+    columns = WorkerBatch(items.columns)
+    for name in read:
+        columns[name]
+    assert [*columns] == [*expected]
+    assert len(pickle.dumps(WorkerBatch(items.columns))) < len(pickle.dumps(expected)) / 2
+    assert columns.pop("caption") == expected.pop("caption")
+    added = {"large": torch.tensor([1 << 40, 0]), "negative": torch.tensor([-1, 3]), "none": torch.ones(0)}
+    added |= {"half": torch.ones(2, dtype=torch.bfloat16)}
+    columns.update(added)
+    expected |= added
     arrived = pickle.loads(pickle.dumps(columns))
     assert type(arrived) is dict
-    assert arrived.keys() == columns.keys()
-    for name, value in columns.items():
+    assert arrived.keys() == expected.keys()
+    for name, value in expected.items():
         for one, two in zip(*(x if name == "maps" else [x] for x in (value, arrived[name])), strict=True):
             same = (
                 torch.equal(one, two) and one.dtype == two.dtype

@@ -5,15 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
+from vartok.dataset.batches import Batch, Item
 from vartok.dataset.cache import RowCache, open_caches
 from vartok.dataset.encoding import Encoding
 from vartok.dataset.rows import DatasetBucket, FinishedDataset
@@ -21,7 +21,7 @@ from vartok.errors import DatasetError, quoted
 from vartok.metadata import ModelInfo
 from vartok.runtime import keep_freed_memory
 from vartok.schedule import Schedule
-from vartok.tokens import TokenMaps
+from vartok.tokens import TokenMaps, split_tokens
 
 if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
@@ -115,118 +115,6 @@ class BucketItems(NamedTuple):
     size: tuple[int, int]
     schedule: Schedule
     items: range
-
-
-class Item(dict[str, Any]):
-    """An item of a `TokenDataset`. By its type torch's `default_collate` knows a `Batch`."""
-
-
-class Batch(Sequence[Item]):
-    """The items of a batch, each of which is made when it is asked for.
-
-    `default_collate` takes the columns as they are: it would need most of a loader's time to make and stack
-    the tensors of single items.
-
-    Args:
-        columns: values by name: tensors [B, ...]; lists of B texts; and as "maps" a list of K tensors
-            [B, h_k, w_k].
-    """
-
-    def __init__(self, columns: dict[str, Any]) -> None:
-        self.columns = columns
-
-    def __len__(self) -> int:
-        return len(self.columns["key"])
-
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Item]: ...
-    def __getitem__(self, index: int | slice) -> Item | list[Item]:
-        """Return an item: numbers as Python's, and views of the columns' tensors."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        item = Item()
-        for name, values in self.columns.items():
-            if name == "maps":
-                item[name] = [scale[index] for scale in values]
-            else:
-                value = values[index]
-                item[name] = value.item() if isinstance(value, Tensor) and not value.ndim else value
-        return item
-
-
-class Columns(dict[str, Any]):
-    """A collated batch, which a worker sends as plain bytes: tokens take 2 in place of 8.
-
-    Torch would send each tensor in shared memory by a connection of its own, which takes several
-    milliseconds a batch. The process that trains gets a dict of tensors.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, ({name: _pack(value) for name, value in self.items()},)
-
-
-PACKED = (torch.int64, torch.int32, torch.bool, torch.float16, torch.float32, torch.float64)
-"""Dtypes of the tensors that are sent as plain bytes; a loop's own `collate_fn` may add others."""
-
-
-class _Packed(NamedTuple):
-    """A tensor as an array; `widen` if it was int64."""
-
-    array: NDArray[Any]
-    widen: bool
-
-
-def _pack(value: Any) -> Any:
-    if isinstance(value, list) and not _is_text(value):
-        return [_pack(one) for one in value]
-    if type(value) is not Tensor or value.dtype not in PACKED or value.layout != torch.strided:
-        return value
-    if value.device.type != "cpu" or value.requires_grad:
-        return value
-    small = False
-    if value.dtype == torch.int64 and value.numel():
-        low, high = value.aminmax()
-        small = 0 <= int(low) <= int(high) < 1 << 16
-    array = value.numpy()
-    return _Packed(array.astype(np.uint16) if small else array, small)
-
-
-def _unpack(columns: dict[str, Any]) -> dict[str, Any]:
-    def restore(value: Any) -> Any:
-        if isinstance(value, _Packed):
-            return torch.from_numpy(value.array.astype(np.int64) if value.widen else value.array)
-        if isinstance(value, list) and not _is_text(value):
-            return [restore(one) for one in value]
-        return value
-
-    return {name: restore(value) for name, value in columns.items()}
-
-
-def _is_text(values: list[Any]) -> bool:
-    """Return whether a list starts with a text, and so holds no tensors: a column of keys, say."""
-    return bool(values) and isinstance(values[0], str)
-
-
-def _collate(batch: Sequence[Item], *, collate_fn_map: dict[Any, Any] | None = None) -> Any:
-    """Collate items for torch's `default_collate`.
-
-    Raises:
-        DatasetError: the items are of several buckets.
-    """
-    if isinstance(batch, Batch):
-        return Columns(batch.columns)
-    if len({item.get("bucket") for item in batch}) > 1:
-        raise DatasetError(
-            "a batch has items of several buckets",
-            hint="make batches with `BucketBatchSampler`: DataLoader(dataset, batch_sampler=...)",
-        )
-    return collate([dict(item) for item in batch], collate_fn_map=collate_fn_map)
-
-
-# The docstring of torch's `default_collate` describes this way to extend it.
-default_collate_fn_map[Item] = _collate
 
 
 class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
@@ -342,7 +230,7 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         for bucket in np.unique(numbers).tolist():
             (places,) = np.nonzero(numbers == bucket)
             local = items[places] - (self._ends[bucket - 1] if bucket else 0)
-            batch = Batch({**self._columns(bucket, local), "bucket": torch.full((len(places),), bucket)})
+            batch = Batch({**self._columns(bucket, local), "bucket": np.full(len(places), bucket)})
             if len(batch) == len(items):
                 return batch
             for place, item in zip(places, batch, strict=True):
@@ -354,11 +242,10 @@ class TokenDataset(TrainingRows, Dataset[dict[str, Any]]):
         cache, rows = self._caches[bucket], self._rows(items)
         columns: dict[str, Any] = {name: cache.texts(name, rows) for name in cache.text_columns}
         for name, values in cache.columns.items():
-            found = values[rows]
-            columns[name] = torch.from_numpy(found.astype(np.int64) if found.dtype.kind in "iu" else found)
+            columns[name] = values[rows]
         if self._maps:
-            tokens, encoding = columns.pop("tokens"), self._dataset.buckets[bucket].encoding
-            columns["maps"] = list(TokenMaps.unflatten(tokens, encoding.schedule, encoding.scales).maps)
+            grids = self._dataset.buckets[bucket].encoding.grids
+            columns["maps"] = list(split_tokens(columns.pop("tokens"), grids))
         return columns
 
     def _rows(self, items: NDArray[np.int64]) -> NDArray[np.int64]:

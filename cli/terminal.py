@@ -69,7 +69,7 @@ class Screen:
 
     @cached_property
     def has_colors(self) -> bool:
-        """Whether the terminal shows colours, and letters beyond ASCII."""
+        """True if the terminal shows colours, and letters beyond ASCII."""
         if os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
             return False
         try:

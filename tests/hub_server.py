@@ -15,7 +15,7 @@ ERRORS = {"repository": "RepoNotFound", "revision": "RevisionNotFound", "file": 
 
 
 class Hub:
-    """What the server holds, and what it was asked for.
+    """The files of the server, and the requests that it got.
 
     Attributes:
         files: contents by "OWNER/REPO/FILE".
@@ -29,6 +29,10 @@ class Hub:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Remove all files, and answer as usual."""
         self.files: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.token: str | None = None

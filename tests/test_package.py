@@ -201,10 +201,11 @@ def test_every_error_is_public_and_ours() -> None:
 
 def test_importing_vartok_imports_nothing_heavy() -> None:
     code = (
-        "import sys, vartok; print(sorted({'torch', 'numpy', 'PIL', 'typer', 'rich'} & sys.modules.keys()))"
+        "import sys, vartok; print(sorted({'torch', 'numpy', 'PIL', 'typer', 'rich'} & sys.modules.keys()));"
+        "import vartok.cli; print(sorted({'torch', 'numpy', 'PIL', 'huggingface_hub'} & sys.modules.keys()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
+    assert run.stdout == "[]\n[]\n"
 
 
 @pytest.mark.parametrize(

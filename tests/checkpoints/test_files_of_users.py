@@ -114,7 +114,7 @@ def tied(tensors: State) -> State:
 PLAIN = tuple(ASSUMED)
 Z = ("using_znorm", "quant_resi")
 
-# What is saved, a config.json or None, the configuration, the values that are assumed, and other notes.
+# By name: the saved content, a config.json or None, the configuration, the assumed values, other notes.
 READ: dict[str, tuple[Callable[[], State], State | None, TokenizerConfig, tuple[str, ...], tuple[str, ...]]]
 READ = {
     "the published file's kind": (lambda: draw(TINY), None, TINY, PLAIN, ()),

@@ -41,7 +41,7 @@ def server() -> Iterator[tuple[Hub, str]]:
 def there(server: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Return what the server holds: nothing yet; the caches are empty, and nobody waits."""
     held, address = server
-    held.__init__()  # type: ignore[misc]
+    held.reset()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "listener", None)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vartok.checkpoints import hub, hub_cache
-from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
+from vartok.checkpoints.folders import CONFIG_JSON, MAX_CONFIG_BYTES, STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.checkpoints.known import KNOWN, SHIPPED, KnownCheckpoint, shipped_checkpoint, suggest_name
-from vartok.checkpoints.statements import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, printable
 from vartok.files import check_regular, os_error_reason, user_cache
 from vartok.sources.places import is_url, shorten_path

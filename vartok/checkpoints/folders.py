@@ -18,6 +18,12 @@ STANDARD_NAMES = (RUN_WEIGHTS, "model.safetensors", "diffusion_pytorch_model.saf
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 """Suffixes of checkpoints; a folder's only file with one is its checkpoint."""
 
+CONFIG_JSON = "config.json"
+"""Name of the file beside weights in which Hugging Face's libraries write a model's arguments."""
+
+MAX_CONFIG_BYTES = 1 << 20
+"""Largest size of a `CONFIG_JSON`."""
+
 
 def choose_file(names: Iterable[str], where: str) -> str:
     """Return the name of a folder's checkpoint: one of `STANDARD_NAMES`, or the only file of `SUFFIXES`.

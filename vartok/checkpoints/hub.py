@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from vartok.checkpoints.folders import STANDARD_NAMES, choose_file
+from vartok.checkpoints.folders import CONFIG_JSON, STANDARD_NAMES, choose_file
 from vartok.checkpoints.hub_cache import HubPlace, blob_sha256, cached, check_sha256
-from vartok.checkpoints.statements import CONFIG_JSON
 from vartok.errors import CheckpointError, one_line, printable, quoted, warn
 from vartok.files import os_error_reason
 from vartok.stopping import as_exceptions

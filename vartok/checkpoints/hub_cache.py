@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vartok.checkpoints.folders import STANDARD_NAMES, SUFFIXES, choose_file
-from vartok.checkpoints.statements import CONFIG_JSON
+from vartok.checkpoints.folders import CONFIG_JSON, STANDARD_NAMES, SUFFIXES, choose_file
 from vartok.errors import CheckpointError, printable
 from vartok.files import check_regular, file_sha256, os_error_reason, user_cache
 
@@ -44,7 +43,7 @@ class HubPlace:
 
     @property
     def is_file(self) -> bool:
-        """Whether the path names a file, by its suffix."""
+        """True if the path ends in a suffix of checkpoint files."""
         return self.path.endswith(SUFFIXES)
 
     def __str__(self) -> str:

@@ -5,6 +5,7 @@ The facts about published ones are from the public code of their authors; `unver
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.resources
 from collections.abc import Mapping
@@ -60,20 +61,30 @@ class KnownCheckpoint:
 
 
 EUCLIDEAN: Mapping[str, Any] = {"using_znorm": False, "quant_resi": 0.5}
-"""What the code of VAR, Switti, HART and VARSR sets alike."""
+"""Values that the code of VAR, Switti, HART and VARSR sets alike."""
 
 
 def _grids(schedule: Schedule) -> Mapping[str, Any]:
     return {"patch_nums": to_json(schedule)}
 
 
+# github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
+SWITTI_512 = KnownCheckpoint(
+    authors="Yandex Research",
+    purpose="Switti and Switti-AR (512 px)",
+    schedules=("switti-512",),
+    source="hf://yresearch/VQVAE-Switti/model.safetensors",
+    model="VQVAE-Switti",
+    config=_grids(VAR_512),
+    expected=EUCLIDEAN,
+    unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
+)
+
 KNOWN: Mapping[str, KnownCheckpoint] = {
     "light": KnownCheckpoint(
         authors="vartok",
         purpose="models that you train; ships with vartok, fast on a CPU",
         schedules=("var-256",),
-        size=15_243_256,
-        sha256="b317d2849936c8ea8e0010a377870ae802ea6feaad6721f3516b7de08f9f49af",
         license="MIT",
     ),
     # github.com/FoundationVision/VAR: README.md, demo_sample.ipynb, models/vqvae.py, utils/arg_util.py;
@@ -90,26 +101,12 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
         expected={**EUCLIDEAN, **_grids(VAR_256)},
         unverified=("the file was never at hand; size and sha256 are as others state them",),
     ),
-    # github.com/yandex-research/switti: models/pipeline.py, models/vqvae.py (VQVAEHF), utils/arg_util.py
-    "switti-512": KnownCheckpoint(
-        authors="Yandex Research",
-        purpose="Switti and Switti-AR (512 px)",
-        schedules=("switti-512",),
-        source="hf://yresearch/VQVAE-Switti/model.safetensors",
-        model="VQVAE-Switti",
-        config=_grids(VAR_512),
-        expected=EUCLIDEAN,
-        unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
-    ),
-    "switti-1024": KnownCheckpoint(
-        authors="Yandex Research",
+    "switti-512": SWITTI_512,
+    "switti-1024": dataclasses.replace(
+        SWITTI_512,
         purpose="Switti-1024 and Switti-1024-AR; the file of switti-512",
         schedules=("switti-1024",),
-        source="hf://yresearch/VQVAE-Switti/model.safetensors",
-        model="VQVAE-Switti",
         config=_grids(VAR_1024),
-        expected=EUCLIDEAN,
-        unverified=("size", "sha256", "licence of the weights (the code's is Apache-2.0)"),
     ),
     # github.com/mit-han-lab/hart: README.md, hart_transformer_t2i.py, configuration.py
     "hart": KnownCheckpoint(

@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vartok import schedule as schedules
+from vartok.checkpoints.folders import CONFIG_JSON, MAX_CONFIG_BYTES
 from vartok.errors import CheckpointError, one_line
 from vartok.files import check_regular, os_error_reason
-
-CONFIG_JSON = "config.json"
-"""Name of the file beside weights in which Hugging Face's libraries write a model's arguments."""
-
-MAX_CONFIG_BYTES = 1 << 20
-"""Largest size of a `CONFIG_JSON`."""
 
 MAX_STATEMENTS = 1000
 """Largest number of statements in a file."""

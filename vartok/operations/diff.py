@@ -150,7 +150,7 @@ def diff_tokens(
 
 
 class _Tokens(NamedTuple):
-    """What is compared of an image.
+    """The tokens of an image, for a comparison.
 
     Attributes:
         flat: [L] tokens.

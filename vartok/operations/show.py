@@ -46,7 +46,7 @@ FIRST_ROWS = 8
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is drawn of a picture, of an image's tokens, or of a checkpoint.
+    """The drawing of a picture, of an image's tokens, or of a checkpoint.
 
     Attributes:
         label: its name in messages.

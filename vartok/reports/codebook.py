@@ -29,7 +29,7 @@ UNUSED = (200, 50, 40)
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSection:
-    """What a page shows of a codebook.
+    """The section of a page about a codebook.
 
     Attributes:
         codes: number of codes, as text.

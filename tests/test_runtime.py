@@ -5,17 +5,19 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import vartok
 from vartok.errors import (
     VartokWarning,
 )
-from vartok.runtime import choose_device
+from vartok.runtime import choose_device, to_device
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
@@ -25,6 +27,31 @@ def test_auto_takes_the_fastest_device(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: bool(mps))
     assert choose_device() == torch.device(chosen)
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "background"),
+    [("cuda", True, True), ("cuda", False, False), ("mps", True, False), ("cpu", True, False)],
+)
+def test_only_pinned_memory_is_copied_in_the_background_and_only_to_cuda(
+    device: str, pinned: bool, background: bool
+) -> None:
+    class Copies(TorchFunctionMode):
+        """torch's calls on a machine with the device: copies are noted, not made."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.is_pinned:
+                return pinned
+            if func is Tensor.to:
+                found.append((str(args[1]), kwargs["non_blocking"]))
+                return args[0]
+            return func(*args, **(kwargs or {}))
+
+    found: list[tuple[str, bool]] = []
+    tensor, place = torch.zeros(2), torch.device(device)
+    with Copies():
+        to_device(tensor, place)
+    assert found == [(device, background)]
 
 
 def graphs() -> int:

@@ -43,6 +43,21 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
     return chosen
 
 
+def pin_for(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return a tensor in pinned memory if it will be copied to CUDA, so that `to_device` does not wait."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, in the background if it lies in pinned memory and the device is CUDA.
+
+    torch keeps pinned memory until such a copy is done. All other copies wait: a copy in the background from
+    ordinary memory, or to MPS, may read memory that has been freed (pytorch issues 139550, 189690).
+    """
+    background = device.type == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=background)
+
+
 def keep_freed_memory() -> None:
     """Make glibc keep the memory of freed tensors instead of returning it to the system.
 

@@ -42,7 +42,7 @@ ORDER = (
     ["token_sources"],
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae", "models.optimized_quantizer"],
-    ["models.cuda_quantizer", "models.triton_kernels"],
+    ["models.cuda_graphs", "models.cuda_quantizer", "models.triton_kernels"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
     ["runner", "metrics"],
     ["generation"],

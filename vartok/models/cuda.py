@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from vartok.errors import one_line, warn
 from vartok.models import light
+from vartok.models.cuda_graphs import GRAPHED_CELLS, GRAPHED_PIXELS, GraphedFunction
 from vartok.models.cuda_quantizer import CudaQuantizer
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x
 from vartok.models.vqvae import VQVAE
@@ -56,6 +57,18 @@ def optimize_for_cuda(model: VQVAE, *, networks: bool = True) -> None:
         part.to(memory_format=CHANNELS_LAST)
         if networks:
             setattr(model, name, _optimized(part))
+
+
+def graphed_networks(model: VQVAE) -> tuple[GraphedFunction, GraphedFunction]:
+    """Return `model.encode` and `model.decode`, which use CUDA graphs for small batches."""
+    return GraphedFunction(model.encode, GRAPHED_PIXELS), GraphedFunction(model.decode, GRAPHED_CELLS)
+
+
+def graphed_quantizer(model: VQVAE) -> tuple[GraphedFunction, GraphedFunction]:
+    """Return the `encode` and `decode` of an optimized model's quantizer, which use CUDA graphs likewise."""
+    assert isinstance(model.quantize, CudaQuantizer)
+    encode, decode, keep = model.quantize.encode, model.quantize.decode, model.quantize.matrices
+    return GraphedFunction(encode, GRAPHED_CELLS, keep), GraphedFunction(decode, GRAPHED_CELLS, keep)
 
 
 @functools.cache

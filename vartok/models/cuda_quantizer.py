@@ -60,9 +60,10 @@ class CudaQuantizer(OptimizedQuantizer):
             return super().scale_latent(indices, k, schedule)
         codes = self.embedding(indices.flatten(1))  # [B, cells, C]
         B, cells, C = codes.shape
-        weight, bias = self._taps[phi_index(k, len(schedule), len(self._taps))]
-        taps = F.linear(codes, weight, bias).view(B, cells * 9, C)
-        return torch.bmm(refining.expand(B, -1, -1), taps).view(B, *schedule[-1], C).permute(0, 3, 1, 2)
+        if self._taps:
+            weight, bias = self._taps[phi_index(k, len(schedule), len(self._taps))]
+            codes = F.linear(codes, weight, bias).view(B, cells * 9, C)
+        return torch.bmm(refining.expand(B, -1, -1), codes).view(B, *schedule[-1], C).permute(0, 3, 1, 2)
 
     def matrices(self, schedule: Schedule) -> tuple[ScaleMatrices, ...]:
         """Return the matrices of each scale, which are cached; a CUDA graph must keep those that it uses."""
@@ -108,6 +109,7 @@ class ScaleMatrices(NamedTuple):
     Attributes:
         pooling: [n, N] float32, area pooling.
         refining: [N, 9 n] float32, upsampling and then one of nine shifts; columns are cells, then shifts.
+            [N, n], upsampling alone, where phi is the identity.
     """
 
     pooling: Tensor | None
@@ -122,7 +124,7 @@ def _matrices(schedule: Schedule, refine: bool, device: torch.device) -> tuple[S
         for grid, n in coarser:
             fits = 9 * n * finest[1] <= MAX_REFINING
             pooling = _pooling(grid, finest[0]).to(device) if fits else None
-            refining = _refining(grid, finest[0]).to(device) if fits and refine else None
+            refining = _refining(grid, finest[0], refine).to(device) if fits else None
             scales.append(ScaleMatrices(pooling, refining))
         return (*scales, ScaleMatrices(None, None))
 
@@ -134,11 +136,13 @@ def _pooling(grid: Grid, finer: Grid) -> Tensor:
     return area_pool(alone, grid).view(cells, -1).T.contiguous()
 
 
-def _refining(grid: Grid, finer: Grid) -> Tensor:
-    """Return the matrix of `ScaleMatrices.refining`: [cells of `finer`, 9 * cells of `grid`] float32."""
+def _refining(grid: Grid, finer: Grid, refine: bool) -> Tensor:
+    """Return the matrix of `ScaleMatrices.refining` on the CPU."""
     rows, columns = finer
-    matrix = upsampling(grid, finer, torch.device("cpu")).view(rows, columns, -1)
-    padded = F.pad(matrix, (0, 0, 1, 1, 1, 1))
+    matrix = upsampling(grid, finer, torch.device("cpu"))
+    if not refine:
+        return matrix.clone()
+    padded = F.pad(matrix.view(rows, columns, -1), (0, 0, 1, 1, 1, 1))
     shifts = [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
     return torch.stack(shifts, -1).reshape(rows * columns, -1)
 

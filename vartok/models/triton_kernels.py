@@ -67,7 +67,8 @@ def group_norm(
             num_warps=8,
         )
         _affine[(B * norm.num_groups,)](
-            *(means, squares, norm.weight, norm.bias, norm.bias if offset is None else offset, scale, shift),
+            *(means, squares, norm.weight, norm.bias),
+            *(norm.bias if offset is None else offset.contiguous(), scale, shift),
             *(cells, C, splits, split_cells, norm.num_groups, norm.eps),
             *(offset is not None, group, _power_of_two(group), _power_of_two(splits)),
             num_warps=4,
@@ -101,7 +102,7 @@ def add_(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, relu: bool 
     block_channels, block_cells = _block(C)
     with torch.cuda.device_of(x):
         _add[(_ceil_div(cells, block_cells), _ceil_div(C, block_channels))](
-            *(x, bias, other, cells, C),
+            *(x, bias.contiguous(), other, cells, C),
             *(residual is not None, relu, block_cells, block_channels),
             num_warps=8,
         )

@@ -28,9 +28,11 @@ MAX_WORKERS = 8
 
 More add nothing, as one thread at a time holds Python's lock. A photo of 256 to 448 pixels took 1.6 ms of a
 processor as JPEG and 2.2 ms as WebP, 0.8 and 0.5 ms of it under the lock: two and four threads read as fast
-as any number. A JPEG of four times the width took 28 ms, 3.3 ms under the lock: eight threads. Sixteen took no
-more time of the processor a picture than one. Memory: a thread decodes up to `images.scaling.LARGE` pixels
-beside the others, and undecoded pictures that wait take at most `parallel.MAX_NBYTES`.
+as any number. A JPEG of four times the width took 28 ms, 3.3 ms under the lock: eight threads. Sixteen took
+no more time of the processor a picture than one.
+
+Memory: a thread decodes up to `images.scaling.LARGE` pixels beside the others, and undecoded pictures that
+wait take at most `parallel.MAX_NBYTES`.
 """
 
 

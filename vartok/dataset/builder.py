@@ -262,7 +262,7 @@ def build(
         if engine == "ray":
             from vartok.dataset.ray import run_ray
 
-            reports = run_ray(job, tasks, config)
+            reports = run_ray(job, tasks, config, workers)
         elif count > 1:
             reports = run_processes(job, tasks, share_machine(config, count))
         else:

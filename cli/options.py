@@ -207,7 +207,7 @@ WorkersOption = Annotated[
         "--workers",
         min=1,
         max=256,
-        help="Threads per process that read and write pictures; default: cores + 1, up to 8, in all.",
+        help="Threads per process that read and write pictures; default: its cores + 1, up to 8.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -29,6 +29,7 @@ from vartok.operations.settings import (
     make_schedule,
     resolve_fit,
 )
+from vartok.processors import available_processors
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import NamedColumns, SearchReport, find_input_shards, folder_classes
 from vartok.sources.classes import table_classes
@@ -137,7 +138,7 @@ def build(
         batch_size: views per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
             131,072 pixels after the fit.
         workers: threads per process that read pictures; on a CPU they also encode. If None, one more than
-            the cores, at most 8, divided among the processes.
+            the process's share of the cores, at most 8.
         processes: number of local processes; if None, one for every GPU, or without GPUs only this process.
         shard: (i, n), 0 <= i < n: take only input shards i, i + n, i + 2n, ...; for n calls, such as on n
             machines.
@@ -258,12 +259,12 @@ def build(
             batch_size=default_batch_size(batch_size, tokenizer, max(map(math.prod, pixels.sizes)))
             if device == "cpu"
             else batch_size or GPU_BATCH_SIZE,
-            workers=workers or max(1, -(-default_workers() // count)),
+            workers=default_workers(workers, processors=available_processors() // count),
         )
         if engine == "ray":
             from vartok.dataset.ray import run_ray
 
-            reports = run_ray(job, tasks, config)
+            reports = run_ray(job, tasks, config, workers)
         elif count > 1:
             reports = run_processes(job, tasks, share_machine(config, count))
         else:

@@ -43,7 +43,7 @@ ORDER = (
     ["models.var", "models.light", "models.quantizer"],
     ["models.vqvae"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
-    ["runner", "metrics"],
+    ["runner", "metrics", "features"],
     ["generation"],
     ["tokenizer"],
     ["loading", "atlas", "maps", "environment"],

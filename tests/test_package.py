@@ -44,7 +44,7 @@ ORDER = (
     ["models.vqvae", "models.optimized_quantizer"],
     ["models.cuda_graphs", "models.cuda_quantizer", "models.triton_kernels"],
     ["checkpoints", "models.cpu", "models.cuda", "parallel", "runtime"],
-    ["runner", "metrics", "inputs"],
+    ["runner", "metrics", "features", "inputs"],
     ["generation"],
     ["tokenizer"],
     ["loading", "atlas", "maps", "environment"],

@@ -152,10 +152,10 @@ class _Shown(NamedTuple):
         )
         if found < len(self.schedule):
             lines.append(f"  schedule    {describe(self.schedule)}")
-        for k, scale in enumerate(self.scales):
+        for number, scale in enumerate(self.scales, 1):
             first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
             more = " ..." if scale.size > SHOWN_INDICES else ""
-            lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
+            lines.append(f"    {number:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
         return "\n".join(lines)
 
     def _describe_metadata(self) -> list[str]:

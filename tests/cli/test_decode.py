@@ -44,6 +44,7 @@ def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
         "img.png, 300 x 200 pixels",
         "256 x 256 pixels, crop, zoom 1.125, adm, float32",
         "680 in 10",
+        "\n     1      1x1  ",
     ):
         assert part in text
     for index in item.scales[3].ravel()[:8]:

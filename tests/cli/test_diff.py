@@ -33,6 +33,7 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
 
     shown = vartok("diff", "-", a, "-o", "d.png", stdin=mixed, code=1)
     assert "1 picture compared, 1 with other tokens" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines() if "x" in line] == ["1", "2"]
     assert "drew 1 picture in d.png" in shown.stderr
     assert pixels(here / "d.png").shape[2] == 3
     found = json.loads(vartok("diff", a, "mixed.npz", "--json", code=1).stdout)

@@ -48,9 +48,9 @@ def draw_diff(diff: TokensDiff, names: tuple[str, str] | None = None) -> NDArray
     parts = []
     for schedule, (pictures, counts) in diff.maps.items():
         tiles = []
-        for k, count in enumerate(counts):
+        for number, count in enumerate(counts, 1):
             cells = draw_shares(count / pictures)
-            tiles.append(Tile(cells, f"scale {k}: {count.sum() / (count.size * pictures):.1%}"))
+            tiles.append(Tile(cells, f"scale {number}: {count.sum() / (count.size * pictures):.1%}"))
         drawn = sheet(tiles, columns=COLUMNS)
         parts.append((f"{describe(schedule)}: {counted(pictures, 'picture')}", drawn))
     legend = "grey: equal; red: differs"

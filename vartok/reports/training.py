@@ -84,7 +84,7 @@ def training_page(figures: RunFigures, gallery: Gallery) -> str:
 
 
 def _by_scale(title: str, scales: Sequence[str], curves: Sequence[Points]) -> object:
-    names = [f"{k}: {grid}" for k, grid in enumerate(scales)]
+    names = [f"{number}: {grid}" for number, grid in enumerate(scales, 1)]
     return line_chart(title, dict(zip(names, curves, strict=False)), "step", ordered=True, digits=0)
 
 
@@ -94,8 +94,8 @@ def _latest(figures: RunFigures, scales: Sequence[str]) -> tuple[list[str], list
         return None
     both = zip(scales, figures.used, figures.perplexity, strict=True)
     rows = [
-        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"]
-        for k, (grid, used, found) in enumerate(both)
+        [str(number), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"]
+        for number, (grid, used, found) in enumerate(both, 1)
     ]
     total = ["all", "", f"{figures.total_used[-1][1]:,.0f} of {figures.vocab_size:,}", ""]
     return ["scale", "grid", "codes used", "perplexity"], [*rows, total]

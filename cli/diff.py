@@ -93,6 +93,9 @@ def diff(
         found = diff_tokens(*sources, **rows.arguments(), weights=weights, device=device, progress=tell)
     if not any(map(is_picture, sources)):
         warn_if_unused("no picture was encoded", weights=weights, device=device)
+    if found.sources is not None:
+        a_source, b_source = (printable(source, 200) for source in found.sources)
+        say(f"note: the tokens are of two pictures, by their sources: {a_source} and {b_source}")
     if as_json:
         print_result(json.dumps(_as_json(found)))
     else:

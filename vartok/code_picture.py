@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.codebook import CodeReport
-from vartok.drawing import Tile, fit_inside, sheet
+from vartok.drawing import Tile, draw_headed, fit_inside, sheet
 from vartok.errors import counted
 from vartok.images import to_pixels
 from vartok.maps import enlarge
-from vartok.operations.diff_maps import SIDE, draw_headed, draw_shares
+from vartok.operations.diff_maps import SIDE, draw_shares
 from vartok.tokenizer import Tokenizer
 from vartok.usage import CodeUses
 

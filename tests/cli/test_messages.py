@@ -85,7 +85,7 @@ def test_a_missing_file_fails_alike_in_all_commands(vartok: Vartok, here: Path, 
     save(here / "img.png")
     words = shlex.split(args.format("gone"))
     [name] = [word for word in words if "gone" in word]
-    known = ": vartok models lists known names" * args.endswith(("-w {}", "--compare {}", "--from {}"))
+    known = ": see vartok models for known names" * args.endswith(("-w {}", "--compare {}", "--from {}"))
     assert vartok(*words, code=1).stderr == f"vartok: {name}: no such file or folder{known}\n"
     assert names(here) == ["img.png"]
 

@@ -306,14 +306,18 @@ def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
     return found
 
 
+def holds_checkpoint(folder: str) -> bool:
+    """Return whether a folder has a checkpoint by its files' names, and no data set."""
+    with contextlib.suppress(OSError):
+        return any(entry.endswith(CHECKPOINTS) for entry in os.listdir(folder)) and not is_dataset(folder)
+    return False  # find_inputs says what is wrong
+
+
 def _kind(place: str) -> str:
     """Return "picture", "tokens" or `CHECKPOINT`: by the suffix, and if it tells nothing by the content."""
     name = place.lower()
     if os.path.isdir(place):
-        with contextlib.suppress(OSError):  # find_inputs says what is wrong
-            has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
-            return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
-        return "tokens"
+        return CHECKPOINT if holds_checkpoint(place) else "tokens"
     if name.endswith(CHECKPOINTS) or is_hub(place):
         return CHECKPOINT
     if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):

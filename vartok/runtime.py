@@ -247,7 +247,7 @@ def _follows(part: Any, general: Sequence[Any]) -> bool:
         if one.fp32_precision == "ieee":  # else it follows the one before
             one.fp32_precision = "tf32"
             changed.append(one)
-    follows = part.fp32_precision == "tf32"
+    follows: bool = part.fp32_precision == "tf32"
     for one in changed:
         one.fp32_precision = "ieee"
     return follows

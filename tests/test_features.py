@@ -1,12 +1,8 @@
 """Features of EfficientNet-Lite."""
 
-import importlib.resources
-from pathlib import Path
-
 import pytest
 import torch
 
-from vartok.errors import VartokError
 from vartok.features import NETWORKS, feature_distance, load_features
 
 RECORDED = {
@@ -34,19 +30,3 @@ def test_the_distance_is_zero_for_equal_features_and_ignores_their_norm() -> Non
     assert float(feature_distance(first, [3 * depth for depth in first])) == pytest.approx(0, abs=1e-6)
     opposite = [-depth for depth in first]
     assert float(feature_distance(first, opposite)) == pytest.approx(8)  # the square of 2 at each depth
-
-
-def test_other_and_missing_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    weights = NETWORKS["efficientnet-lite0"]
-    (tmp_path / "models").mkdir()
-    path = tmp_path / "models" / weights.file
-    monkeypatch.setattr(importlib.resources, "files", lambda _: tmp_path)
-    with pytest.raises(VartokError, match="cannot be read"):
-        load_features("efficientnet-lite0")
-    path.write_bytes(b"no weights")
-    with pytest.raises(VartokError, match="damaged or another file"):
-        load_features("efficientnet-lite0")
-    monkeypatch.setitem(NETWORKS, "efficientnet-lite0", weights._replace(package="no_such_package"))
-    with pytest.raises(VartokError, match="not installed: no_such_package") as error:
-        load_features("efficientnet-lite0")
-    assert error.value.hint == "run pip install '.[perceptual]' in a clone of vartok"

@@ -8,17 +8,13 @@ convolutions: the results are the same, and no state is left that a call could c
 
 from __future__ import annotations
 
-import importlib.resources
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vartok.errors import VartokError, one_line
-from vartok.files import file_sha256, os_error_reason
-from vartok.optional import require
+from vartok.pretrained import load_pretrained
 
 
 class Weights(NamedTuple):
@@ -171,19 +167,8 @@ def load_features(name: str) -> EfficientNetLite:
         VartokError: the package is missing; or its file is missing, cannot be read, or has another hash.
     """
     package, file, sha256 = NETWORKS[name]
-    require(package, extra="perceptual", purpose=f"the features of {name}")
-    path = Path(str(importlib.resources.files(package))) / "models" / file
-    cure = f"install {package.replace('_', '-')} again"
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise VartokError(f"{path} cannot be read: {os_error_reason(error)}", hint=cure) from None
-    if found != sha256:
-        raise VartokError(f"{path} is damaged or another file: its sha256 is not {sha256}", hint=cure)
-    try:
-        return EfficientNetLite(name, torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises nearly every type
-        raise VartokError(f"{path} cannot be loaded: {one_line(error)}", hint=cure) from None
+    weights = load_pretrained(package, f"models/{file}", sha256=sha256, purpose=f"the features of {name}")
+    return EfficientNetLite(name, weights)
 
 
 def feature_distance(first: list[Tensor], second: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from vartok.models.cpu import optimize_for_cpu
 from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.quantizer import scale_inputs
 from vartok.models.vqvae import VQVAE
-from vartok.runtime import DTYPES, CompiledNetwork, exact_float32
+from vartok.runtime import DTYPES, CompiledNetwork, exact_float32, network_precision
 from vartok.schedule import Grid, Schedule
 
 QUANTIZED_CELLS = 4096
@@ -38,6 +38,7 @@ class ModelRunner:
         self, model: VQVAE, device: torch.device, dtype: str, *, compile: bool, differentiable: bool
     ) -> None:
         self._device = device
+        self._dtype = dtype
         self._differentiable = differentiable
         model.to(device).requires_grad_(False)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
@@ -154,7 +155,7 @@ class ModelRunner:
         return torch.cat(added)
 
     def _precision(self) -> AbstractContextManager[None]:
-        return exact_float32(self._device, grad=self._differentiable)
+        return network_precision(self._device, self._dtype, grad=self._differentiable)
 
     def _network_parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Split a batch into the parts that the networks process one after the other."""

@@ -96,10 +96,10 @@ def test_table(vartok: Vartok, folder: Path) -> None:
     assert ["MS-SSIM", *(f"{one['ms_ssim']:.4f}" for one in both)] in lines
     assert ["bits", "per", "pixel", *(f"{one['bits_per_pixel']:.4f}" for one in both)] in lines
     scale = found["models"][0]["usage"]["scales"][9]
-    assert ["9", "11x11", f"{found['models'][0]['psnr']:.2f}"] == next(
-        line[:3] for line in lines if line[:2] == ["9", "11x11"]
+    assert ["10", "11x11", f"{found['models'][0]['psnr']:.2f}"] == next(
+        line[:3] for line in lines if line[:2] == ["10", "11x11"]
     )
-    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["9", "11x11"])
+    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["10", "11x11"])
     assert [found["worst"][0]["name"], "176", "x", "176"] in [line[:4] for line in lines]
     text = " ".join(result.stdout.split())
     for method in found["methods"].values():
@@ -140,7 +140,7 @@ def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
         values = (f"{trip['psnr']:.2f}", f"{trip['previous_psnr']:.2f}")
         assert [str(n), f"{trip['equal']['share']:.1%}", *values] in lines
     last = [f"{trip['equal']['by_scale'][9]:.1%}" for trip in trips]
-    assert any(line[:2] == ["9", "4x4"] and line[-2:] == last for line in lines)
+    assert any(line[:2] == ["10", "4x4"] and line[-2:] == last for line in lines)
     assert ["bfloat16", "on", "cpu", "float32", "on", "cpu"] in lines
     assert "to the original and to the trip before" in " ".join(itertools.chain(*lines))
     assert ["equal", "tokens", f"{low['equal']['share']:.2%}", "100.00%"] in lines

@@ -21,6 +21,7 @@ from vartok.models.vqvae import VQVAE
 from vartok.optional import require
 from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.reports.gallery import Gallery
+from vartok.runtime import pin_for, to_device
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
@@ -367,8 +368,5 @@ class _BatchMover:
         self._device = device
 
     def __call__(self, batch: Batch) -> tuple[Batch, Tensor]:
-        images = to_tensor(batch.pixels)
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            images = images.pin_memory()
-        return batch, images.to(self._device, non_blocking=on_gpu, memory_format=torch.channels_last)
+        images = to_device(pin_for(self._device, to_tensor(batch.pixels)), self._device)
+        return batch, images.contiguous(memory_format=torch.channels_last)

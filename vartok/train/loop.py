@@ -295,7 +295,7 @@ def _train(
                     loss=means["loss"],
                     psnr=means["psnr"],
                     perplexity=tuple(state.codebook.perplexity().tolist()),
-                    replaced_codes=state.replaced_codes,
+                    replaced_codes=int(state.replaced_codes),
                     images_per_second=meter.images_per_second(),
                     unreadable=processes.sum(len(unreadable)),
                 )

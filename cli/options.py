@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 PictureFormat = Literal["png", "jpg", "webp", "npy", "gif"]
 FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 

@@ -321,4 +321,4 @@ def _usage_line(progress: Progress) -> str:
     low, high = min(progress.perplexity), max(progress.perplexity)
     bars = "".join(BARS[round(8 * value / high)] for value in progress.perplexity)
     unreadable = f", {progress.unreadable:,} unreadable" if progress.unreadable else ""
-    return f"perplexity by scale {bars} {low:,.0f} to {high:,.0f}{unreadable}"
+    return f"perplexity by scale (moving average) {bars} {low:,.0f} to {high:,.0f}{unreadable}"

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vartok.codebook import CodeReport
-from vartok.drawing import Tile, fit_inside, sheet
+from vartok.drawing import Tile, draw_headed, fit_inside, sheet
 from vartok.errors import counted
 from vartok.images import to_pixels
 from vartok.maps import enlarge
-from vartok.operations.diff_maps import SIDE, draw_headed, draw_shares
+from vartok.operations.diff_maps import SIDE, draw_shares
 from vartok.tokenizer import Tokenizer
 from vartok.usage import CodeUses
 
@@ -46,16 +46,16 @@ def draw_code_sheet(
         )
     ]
     scales = [
-        Tile(fit_inside(picture, SIDE, SIDE), f"scale {k}, {h}x{w}")
-        for k, (picture, (h, w)) in enumerate(
-            zip(to_pixels(tokenizer.draw_code(report.code)), tokenizer.config.patch_nums, strict=True)
+        Tile(fit_inside(picture, SIDE, SIDE), f"scale {number}, {h}x{w}")
+        for number, (picture, (h, w)) in enumerate(
+            zip(to_pixels(tokenizer.draw_code(report.code)), tokenizer.config.patch_nums, strict=True), 1
         )
     ]
     parts.append(("in the middle cell of each scale, and nothing else", sheet(scales, columns=COLUMNS)))
     if uses is not None:
         maps = [
-            Tile(draw_shares(count / max(1, count.max())), f"scale {k}: {used:,} of {tokens:,}")
-            for k, (count, (tokens, used)) in enumerate(zip(uses.maps, uses.scales, strict=False))
+            Tile(draw_shares(count / max(1, count.max())), f"scale {number}: {used:,} of {tokens:,}")
+            for number, (count, (tokens, used)) in enumerate(zip(uses.maps, uses.scales, strict=False), 1)
         ]
         told = f"where it is in {counted(uses.mapped, 'picture')} of one schedule: red most often"
         parts.append((told, sheet(maps, columns=COLUMNS)))

@@ -133,7 +133,7 @@ def build(
             and `compile` are then not used.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
-        dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
+        dtype: dtype of the encoder: "float32", "tf32", "bfloat16" or "float16".
         compile: compile the networks with torch.compile, which takes a minute; for long runs on a GPU.
         batch_size: views per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
             131,072 pixels after the fit.
@@ -228,7 +228,9 @@ def build(
             )
         warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
-        tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        if tokenizer is None:
+            own = (device, dtype) if alone else ("cpu", dtype if device == "cpu" else "float32")
+            tokenizer = _load(weights, *own, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids, scales=scales)
         job = Job(
             out=out,

@@ -132,7 +132,7 @@ def _notes(report: EvaluationReport, gallery: Gallery) -> list[str]:
 
 def _charts(report: EvaluationReport, labels: Sequence[str]) -> list[object]:
     by_scale = {
-        label: list(enumerate(scores.scale_psnr))
+        label: list(enumerate(scores.scale_psnr, 1))
         for label, scores in zip(labels, report.models, strict=True)
         if scores.scale_psnr
     }

@@ -91,7 +91,7 @@ def _figures(settings: TrainSettings, validation: Validation, origin: Origin | N
         "| scale | grid | codes used | perplexity |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {k} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
+            f"| {k + 1} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
             for k, (h, w) in enumerate(config.patch_nums)
         ),
     ]

@@ -57,7 +57,8 @@ def validate(
         tokens = tokenizer.encode(to_tensor(pixels[None]))
         if gallery is not None and number <= SAMPLE_PICTURES:
             copies = [to_pixels(prefix, pixels.dtype)[0] for prefix in tokenizer.decode_prefixes(tokens)]
-            gallery.add(f"picture {number}", pixels, [copies], [[psnr(pixels, copy) for copy in copies]])
+            by_scale = [psnr(pixels, copy) for copy in copies]
+            gallery.add(f"validation picture {number}", pixels, [copies], [by_scale])
             reconstruction = copies[-1]
         else:
             reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]

@@ -15,6 +15,7 @@ from vartok.images import to_tensor
 from vartok.images.channels import warn_of_grey
 from vartok.images.color import GREY_MODES
 from vartok.metadata import ModelInfo
+from vartok.runtime import to_device
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
 
@@ -72,7 +73,7 @@ def image_batch(
     if bounds is not None and batch.device.type == "cpu":
         check_bounds(*bounds.tolist())
         bounds = None
-    return batch.to(device, non_blocking=True), bounds
+    return to_device(batch, device), bounds
 
 
 def _as_tensor(images: Images, channels: int) -> Tensor:

@@ -25,7 +25,7 @@ from vartok.images import to_tensor
 from vartok.images.tensors import Pixels
 from vartok.loading import load
 from vartok.models.quantizer import area_pool
-from vartok.runtime import DTYPES
+from vartok.runtime import DTYPES, warn_of_dtype
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
@@ -250,12 +250,16 @@ def load_others(
         ArgumentError: `tokenizer` is of another checkpoint than `weights`.
         DeviceError: a name is neither a dtype nor a device of this machine.
         CheckpointError: the checkpoint cannot be loaded.
+
+    Warns:
+        VartokWarning: the CPU does not compute in one of the dtypes, see `vartok.load`.
     """
     others = {}
     for name in [names] if isinstance(names, str) else names:
         try:
             where, precision = (device, name) if name in DTYPES else (name, dtype)
             others[name] = _load_again(weights, device=where, dtype=precision)
+            warn_of_dtype(precision, others[name].device)
         except DeviceError as error:
             hint = f"name a device, or one of {', '.join(DTYPES)}, in `agree`"
             if close := difflib.get_close_matches(name, DTYPES, n=1, cutoff=0.5):

@@ -129,6 +129,8 @@ def encode_views(
     """
     import torch
 
+    from vartok.runtime import pin_for
+
     device = tokenizer.device.type
     schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
     at_once = max(1, batch_size // fit.views.count)  # pictures
@@ -179,7 +181,7 @@ def encode_views(
         if found:
             return batch, torch.cat(found)
         images = to_tensor(np.concatenate([item.data for item in batch]))
-        return batch, images.pin_memory() if device == "cuda" else images
+        return batch, pin_for(tokenizer.device, images)
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> tuple[TokenMaps, Tensor | None]:
         """Return the tokens of images or latents; and their latents, if they are to be kept."""

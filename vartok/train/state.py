@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class TrainingState:
         replaced_codes: number of dead codes re-initialised so far.
         peak_perplexity: largest perplexity of the codebook so far; 0 in the first steps, when the EMA of its
             usage still remembers the start.
+        log_mse_factor: factor of the weight of `log_mse`, see `follow_target`.
     """
 
     model: TrainingModel
@@ -75,10 +77,15 @@ class TrainingState:
     seconds: float = 0.0
     replaced_codes: int = 0
     peak_perplexity: float = 0.0
+    log_mse_factor: float = 1.0
 
 
 def create_state(
-    model: VQVAE, anchor: nn.Module, settings: TrainSettings, processes: Processes
+    model: VQVAE,
+    anchor: nn.Module,
+    settings: TrainSettings,
+    processes: Processes,
+    feature_channels: Sequence[int] = (),
 ) -> TrainingState:
     """Create the state of a run at step 0; every process gets the weights of the main process.
 
@@ -87,6 +94,7 @@ def create_state(
         anchor: frozen network for the loss `latent_anchor`, see `TrainingModel`.
         settings: settings of the run.
         processes: processes of the run.
+        feature_channels: channels of the features for a projected discriminator, at every depth.
     """
     config, rates = settings.model, settings.optimizer
     training_model = TrainingModel(model, anchor, config.patch_nums)
@@ -99,7 +107,8 @@ def create_state(
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
     adversary = None
     if settings.loss.adversarial:
-        adversary = Adversary(processes.accelerator, rates.lr, config.in_channels)
+        seen = feature_channels if settings.loss.adversarial_net == "projected" else ()
+        adversary = Adversary(processes.accelerator, rates.lr, config.in_channels, seen)
     parallel_model, parallel_optimizer = processes.accelerator.prepare(training_model, optimizer)
     tokens = [token_count([grid]) for grid in config.patch_nums]
     return TrainingState(
@@ -143,6 +152,7 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
         "seconds": seconds,
         "replaced_codes": state.replaced_codes,
         "peak_perplexity": state.peak_perplexity,
+        "log_mse_factor": state.log_mse_factor,
         "origin": None if state.origin is None else dataclasses.asdict(state.origin),
         "model": state.model.state_dict(),
         "ema_model": state.ema_model.state_dict(),
@@ -192,6 +202,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
         state.step, state.seconds = saved["step"], saved["seconds"]
         state.position = StreamPosition(*saved["position"])
         state.replaced_codes, state.peak_perplexity = saved["replaced_codes"], saved["peak_perplexity"]
+        state.log_mse_factor = saved.get("log_mse_factor", 1.0)  # earlier versions had no target
         state.origin = _origin(saved["origin"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainError(f"{run / STATE} does not fit this run's settings ({one_line(error)})") from None

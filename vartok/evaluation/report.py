@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vartok.codebook import count_codes, describe_usage
@@ -49,13 +48,12 @@ class Totals:
 
     Args:
         tokenizer: the tokenizer that is measured.
-        device: device of the Inception features.
 
     Attributes:
         counts: [K, V] int64, how often each scale used each code.
     """
 
-    def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._schedules: set[Schedule] = set()
         self._pixels = 0
@@ -63,7 +61,7 @@ class Totals:
         self.counts = np.zeros((0, tokenizer.config.vocab_size), np.int64)
         self._steps = np.zeros(4, np.int64)
         self._reference_steps = np.zeros(4, np.int64)
-        self._distance = FrechetDistance(device)
+        self._distance = FrechetDistance()
 
     def add(self, reference: Pixels, features: Tensor | None, copy: Reconstruction) -> None:
         """Add a picture.

@@ -94,7 +94,7 @@ class Evaluation:
         self._inception = inception and inception.to(self._device)
         self._scores: list[PictureScores] = []
         self._failures: list[Failure] = []
-        self._totals = [Totals(one, self._device) for one in tokenizers]
+        self._totals = [Totals(one) for one in tokenizers]
 
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1

@@ -198,7 +198,8 @@ BatchSizeOption = Annotated[
         "--batch-size",
         min=1,
         max=4096,
-        help="Pictures per batch; default: 32 on a GPU; on a CPU 16 to encode small pictures, else 1.",
+        help="Pictures of the checkpoint's size per batch, of larger ones fewer; default: 32 on a GPU; on a "
+        "CPU 16 to encode small pictures, else 1.",
     ),
 ]
 WorkersOption = Annotated[

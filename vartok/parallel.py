@@ -131,7 +131,8 @@ def map_batches(
 
     def windows() -> Iterator[list[tuple[S, T | VartokError]]]:
         for _, group in itertools.groupby(items, lambda item: group_key and group_key(item[0])):
-            window, load = [], 0.0
+            window: list[tuple[S, T | VartokError]] = []
+            load = 0.0
             for pair in group:
                 heavy = 1.0 if isinstance(pair[1], VartokError) else weight(pair[1])
                 if window and load + heavy > room:

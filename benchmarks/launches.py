@@ -103,7 +103,7 @@ class Counter(TorchDispatchMode):
     """Counts kernels."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     @contextmanager

@@ -69,7 +69,7 @@ def group_norm(
         _affine[(B * norm.num_groups,)](
             *(means, squares, norm.weight, norm.bias),
             *(norm.bias if offset is None else offset.contiguous(), scale, shift),
-            *(cells, C, splits, split_cells, norm.num_groups, norm.eps),
+            *(cells, C, splits, split_cells, norm.num_groups, float(cells * group), norm.eps),
             *(offset is not None, group, _power_of_two(group), _power_of_two(splits)),
             num_warps=4,
         )
@@ -166,6 +166,7 @@ def _affine(
     splits,
     split_cells,
     groups,
+    total,
     eps,
     HAS_OFFSET: tl.constexpr,
     GROUP: tl.constexpr,
@@ -173,6 +174,8 @@ def _affine(
     BLOCK_SPLITS: tl.constexpr,
 ):
     """Store scale and shift of one group's channels in one picture: x * scale + shift is normalized.
+
+    A group has `total` values, a float: an integer that is 1 is a constant for Triton, which has no dtype.
 
     Source of the combination of partial sums: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise
     algorithm for computing sample variances".
@@ -190,7 +193,6 @@ def _affine(
         added = tl.load(offset + channel, mask=inside, other=0.0).to(tl.float32)
         mean += added[None, :]
     count = tl.minimum(cells - split * split_cells, split_cells).to(tl.float32)[:, None]
-    total = cells.to(tl.float32) * GROUP
     center = tl.sum(tl.sum(tl.where(mask, count * mean, 0.0), axis=1), axis=0) / total
     distance = mean - center
     deviations += count * distance * distance

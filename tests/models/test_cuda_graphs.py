@@ -142,7 +142,7 @@ def test_a_models_functions_as_graphs() -> None:
     plain = VQVAE(SMALL).requires_grad_(False)
     plain.load_state_dict(draw(SMALL))
     model = copy.deepcopy(plain)
-    optimize_for_cuda(model)
+    optimize_for_cuda(model, "float32")
     encode, decode = graphed_networks(model)
     quantize, sum_scales = graphed_quantizer(model)
     images = torch.rand(1, 3, 8, 8) * 2 - 1

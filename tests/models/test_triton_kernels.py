@@ -71,8 +71,8 @@ def check_group_norm(
 
 
 def test_group_norm_of_a_map_in_several_parts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BLOCK", 128)  # 4 cells
-    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # one split of 20 cells, one of 13
+    monkeypatch.setattr(kernels, "BLOCK", 256)  # 8 cells
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # one split of 24 cells, one of 9
     check_group_norm(kernels, (1, 20, 3, 11), 1, torch.float32, 100.0, silu=True, offset=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class TrainingState:
         parallel_optimizer: `optimizer` in accelerate's wrapper.
         origin: the checkpoint that is fine-tuned; None if training began from scratch.
         step: number of optimizer steps done.
-        position: position in the stream of pictures.
+        position: position in this process's stream of pictures.
         seconds: time of all earlier sessions, in seconds.
         replaced_codes: number of dead codes re-initialised so far, a scalar int64 on the model's device, so
             that counting does not wait for the device.
@@ -116,12 +117,20 @@ def create_state(
     )
 
 
-def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int) -> None:
+def save_state(
+    run: Path,
+    state: TrainingState,
+    *,
+    positions: Sequence[Sequence[int]],
+    seconds: float,
+    pictures: int,
+) -> None:
     """Write the state to the run's folder.
 
     Args:
         run: folder of the run.
-        state: state to save, except its `seconds`.
+        state: state to save, except its `seconds` and `position`.
+        positions: position of every stream of pictures, as (epoch, offset), see `Pictures.streams`.
         seconds: time of the run so far in seconds, over all sessions.
         pictures: `Pictures.fingerprint` of the training pictures.
 
@@ -142,7 +151,7 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
     saved = {
         "pictures": pictures,
         "step": state.step,
-        "position": dataclasses.astuple(state.position),
+        "positions": [tuple(position) for position in positions],
         "seconds": seconds,
         "replaced_codes": int(state.replaced_codes),
         "peak_perplexity": state.peak_perplexity,
@@ -178,8 +187,13 @@ def read_state(run: Path) -> dict[str, Any]:
     return saved
 
 
-def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings) -> None:
+def restore_state(
+    run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings
+) -> list[StreamPosition]:
     """Load the values of `read_state` into a state. Learning rates and weight decay come from the settings.
+
+    Returns:
+        The position of every stream of pictures; the caller sets `position`.
 
     Raises:
         TrainError: a value is missing, or does not fit the state, as after a run with other networks.
@@ -196,7 +210,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
         if state.adversary is not None:
             state.adversary.load_state_dict(saved["adversary"])
         state.step, state.seconds = saved["step"], saved["seconds"]
-        state.position = StreamPosition(*saved["position"])
+        positions = [StreamPosition(*one) for one in saved.get("positions") or [saved["position"]]]
         state.replaced_codes.fill_(saved["replaced_codes"])
         state.peak_perplexity = saved["peak_perplexity"]
         state.origin = _origin(saved["origin"])
@@ -205,6 +219,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
     rates = settings.optimizer
     for group, lr in zip(state.optimizer.param_groups, (rates.lr, rates.encoder_lr), strict=True):
         group["base_lr"], group["weight_decay"] = lr, rates.weight_decay
+    return positions
 
 
 def diverged(run: Path, step: int) -> TrainError:

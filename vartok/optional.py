@@ -21,7 +21,8 @@ def require(*packages: str, extra: str, purpose: str) -> None:
 
     Args:
         packages: top-level modules of the packages.
-        extra: the extra of vartok that installs them: "train", "dataset", "ray" or "onnx".
+        extra: the extra of vartok that installs them: "train", "perceptual", "dataset",
+            "ray" or "onnx".
         purpose: what the packages are needed for, as a noun, such as "training".
 
     Raises:

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vartok.models.vqvae import VQVAE
 from vartok.train import TrainSettings
-from vartok.train.distributed import adam_kernels
+from vartok.train.distributed import adam_kernels, load_adam_state
+from vartok.train.perceptual import PerceptualNetworks
 from vartok.train.progress import Meter
 from vartok.train.start import LinearTransform
 from vartok.train.state import TrainingState, create_state
@@ -76,11 +77,11 @@ def test_a_step_between_reports_reads_nothing_back_from_the_device(
     settings, processes = settings_of(codebook), one_process("cpu")
     torch.manual_seed(0)
     state = begin(settings, processes)
-    images, meter = torch.rand(4, 3, 64, 64), Meter()
+    images, meter, networks = torch.rand(4, 3, 64, 64), Meter(), PerceptualNetworks()
     assert state.codebook.replace_every == 1
     with NoValues(), NoUnknownShapes():  # type: ignore[no-untyped-call]
         for _ in range(2):  # the second one has AdamW's moments
-            values = training_step(state, settings, processes, images, None, 0.5)
+            values = training_step(state, settings, processes, images, networks, 0.5)
             state.step += 1
             update_ema(state, settings.optimizer.ema_decay)
             replace_dead_codes(state, settings, processes, 0.5)
@@ -98,7 +99,7 @@ def test_a_replaced_code_begins_without_moments() -> None:
     for moment in ("exp_avg", "exp_avg_sq"):
         state.optimizer.state[codes][moment] = torch.ones_like(codes)
     state.optimizer.state[codes]["step"] = torch.tensor(5.0)
-    training_step(state, settings, processes, torch.rand(4, 3, 64, 64), None, 0.0)
+    training_step(state, settings, processes, torch.rand(4, 3, 64, 64), PerceptualNetworks(), 0.0)
     state.step = state.codebook.replace_every
     before = copy.deepcopy(codes.detach())
     replace_dead_codes(state, settings, processes, 0.0)
@@ -124,3 +125,15 @@ def test_adam_has_a_fused_kernel_on_cuda_and_its_loops_results_elsewhere() -> No
             optimizer.step()
         ends.append(torch.stack([weight.detach() for weight in weights]))
     assert torch.equal(*ends)
+
+
+def test_a_saved_optimizer_takes_the_kernels_of_the_device_that_resumes_it() -> None:
+    weights = [nn.Parameter(torch.ones(3))]
+    saved = torch.optim.AdamW(weights)
+    weights[0].grad = torch.ones(3)
+    saved.step()
+    optimizer = torch.optim.AdamW(weights, fused=True)
+    load_adam_state(optimizer, saved.state_dict())
+    assert optimizer.param_groups[0]["fused"] is True
+    optimizer.step()
+    assert int(optimizer.state[weights[0]]["step"]) == 2

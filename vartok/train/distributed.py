@@ -151,3 +151,11 @@ def adam_kernels(device: torch.device) -> dict[str, bool]:
     takes 1% of a step there.
     """
     return {"fused": True} if device.type == "cuda" else {"foreach": True}
+
+
+def load_adam_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load an optimizer's state dict, saved on any device, but keep the optimizer's own `adam_kernels`."""
+    names = ("fused", "foreach")
+    for kept, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group.update({name: kept[name] for name in names})
+    optimizer.load_state_dict(saved)

@@ -8,7 +8,7 @@ import torch
 from device_cases import MOST_CHANGED, NEAR_TIE, Case, Sizes, State, in_batches, share_equal
 from torch import Tensor
 
-from vartok.errors import VartokWarning
+from vartok.errors import DeviceError, VartokWarning
 from vartok.tokens import TokenMaps
 
 pytestmark = pytest.mark.gpu
@@ -16,7 +16,7 @@ pytest_plugins = ["device_cases"]
 
 Cases = Callable[[str], Case]
 NAMES = ("light", "ch32", "ch160")
-LEAST_EQUAL = {"bfloat16": 0.35, "float16": 0.7}
+LEAST_EQUAL = {"bfloat16": 0.35, "float16": 0.7, "tf32": 0.7}
 """Shares of tokens equal to float32's below which something is wrong; about 0.65 and 0.9 are usual."""
 
 
@@ -67,7 +67,10 @@ def test_the_share_of_equal_tokens_in_a_smaller_dtype_is_stated(
     if name not in sizes.half:
         pytest.skip("takes minutes on a CPU")
     case = cases(name)
-    tokenizer = case.load(device, dtype)
+    try:
+        tokenizer = case.load(device, dtype)
+    except DeviceError as error:
+        pytest.skip(str(error))
     images = case.images[: sizes.batch]
     tokens = in_batches(tokenizer, images, sizes.batch)
     share = share_equal(tokens, case.tokens)

@@ -15,6 +15,10 @@ from typing import Any
 RESERVED = 0.8  # share of a part's time after which it begins no further round
 
 
+class TimeIsUp(BaseException):
+    """The time of a part is up. No handler of errors on the way catches it."""
+
+
 class Report:
     """Prints rows in Markdown, and appends them to two files of a folder: gpu.md, and gpu.jsonl in JSON.
 
@@ -87,7 +91,7 @@ def time_limit(name: str, seconds: float, report: Report) -> Iterator[float]:
     """
 
     def stop(*_: object) -> None:
-        raise TimeoutError
+        raise TimeIsUp
 
     begin = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
@@ -96,7 +100,7 @@ def time_limit(name: str, seconds: float, report: Report) -> Iterator[float]:
         yield begin + RESERVED * seconds
         signal.setitimer(signal.ITIMER_REAL, 0)
         report.note(f"{name}: {time.monotonic() - begin:.0f} s")
-    except TimeoutError:
+    except TimeIsUp:
         report.note(f"{name}: cut off after {seconds:.0f} s")
     except Exception as error:
         traceback.print_exc()

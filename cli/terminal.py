@@ -184,7 +184,8 @@ class _Cells:
             yield Segment("\n")
 
     def _lines(self) -> Iterator[list[Any]]:
-        from rich.color import Color
+        from rich.color import Color, ColorType
+        from rich.color_triplet import ColorTriplet
         from rich.segment import Segment
         from rich.style import Style
 
@@ -193,10 +194,14 @@ class _Cells:
             for row in (levels[::2] + levels[1::2]) * len(LETTERS) // 512:
                 yield [Segment("".join(LETTERS[level] for level in row))]
             return
+
+        def color(levels: list[int]) -> Color:  # Color.from_rgb also makes a name, in half of all the time
+            return Color("", ColorType.TRUECOLOR, triplet=ColorTriplet(*levels))
+
         pixels = np.asarray(self._picture).tolist()
         for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
             yield [
-                Segment(HALF, Style.from_color(Color.from_rgb(*above), Color.from_rgb(*below)))
+                Segment(HALF, Style.from_color(color(above), color(below)))
                 for above, below in zip(upper, lower, strict=True)
             ]
 

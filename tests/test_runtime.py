@@ -1,6 +1,7 @@
 """Device, kept memory, compilation by torch (here for the CPU), precision."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import pickle
@@ -18,8 +19,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import vartok
+from vartok.checkpoints import build_model, read_checkpoint, shipped_checkpoint
 from vartok.errors import DeviceError, VartokWarning
-from vartok.runtime import choose_device, network_precision, to_device
+from vartok.runtime import DTYPES, choose_device, network_precision, to_device
 
 
 @pytest.mark.parametrize(("cuda", "mps", "chosen"), [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
@@ -261,6 +263,28 @@ def test_float32_and_tf32_wait_for_each_other() -> None:
     assert order == ["float32", "left", "tf32"]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cpu_without_a_dtype_computes_in_float32_with_weights_rounded_to_it(
+    coffee: Tensor, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """float16 is imitated on every CPU, bfloat16 on those without AVX-512: 30 times as slow."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool, raising=False)
+    with pytest.warns(VartokWarning, match=f"does not compute in {dtype}: .* float32, with weights rounded"):
+        tokenizer = vartok.load(device="cpu", dtype=dtype)
+    checkpoint = read_checkpoint(shipped_checkpoint())
+    rounded = {
+        name: tensor if name.startswith("quantize.") else tensor.to(DTYPES[dtype]).float()
+        for name, tensor in checkpoint.tensors.items()
+    }
+    model = build_model(dataclasses.replace(checkpoint, tensors=rounded))
+    same = vartok.Tokenizer(model, checkpoint.config, name="", device=torch.device("cpu"), dtype="float32")
+    images = coffee[..., :64, :64]
+    tokens = tokenizer.encode(images)
+    assert tokenizer.dtype == dtype  # which token files state
+    assert torch.equal(tokens.flatten(), same.encode(images).flatten())
+    assert torch.equal(tokenizer.decode(tokens), same.decode(tokens))
+
+
 def test_tf32_is_for_cuda() -> None:
     with pytest.raises(DeviceError, match="cpu does not compute in tf32"):
         vartok.load(device="cpu", dtype="tf32")
@@ -282,6 +306,6 @@ def test_networks_in_tf32_compute_in_it_and_the_quantizer_does_not(
 
     monkeypatch.setattr(runner, "_dtype", "tf32")
     monkeypatch.setattr(runner, "_encode", noted(runner._encode))
-    monkeypatch.setattr(runner._quantizer, "encode", noted(runner._quantizer.encode))
+    monkeypatch.setattr(runner, "_quantize", noted(runner._quantize))
     runner.quantize(runner.encode(coffee[..., :16, :16]), ((1, 1),), None)
     assert seen == [True, False]

@@ -8,7 +8,7 @@ import torch
 
 from vartok.checkpoints import build_model, dropping_pages, locate_checkpoint, read_checkpoint
 from vartok.errors import warn
-from vartok.runtime import check_dtype, choose_device
+from vartok.runtime import check_dtype, choose_device, warn_of_dtype
 from vartok.tokenizer import Tokenizer
 
 
@@ -44,7 +44,8 @@ def load(
         DeviceError: torch cannot use the device here, or it cannot compute in `dtype`.
 
     Warns:
-        VartokWarning: the file does not state a part of its configuration, which was assumed.
+        VartokWarning: the file does not state a part of its configuration, which was assumed; or the CPU does
+            not compute in `dtype`, and the networks compute in float32 with weights rounded to it.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     chosen = choose_device(device)
@@ -53,6 +54,7 @@ def load(
     checkpoint = read_checkpoint(file)
     for note in checkpoint.notes:
         warn(f"{file.label}: {note}")
+    warn_of_dtype(str(name), chosen)
     model = build_model(checkpoint)
     with dropping_pages(dict(model.named_parameters()), checkpoint.tensors):
         return Tokenizer(

@@ -12,7 +12,7 @@ from vartok.models.cpu import optimize_for_cpu
 from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.quantizer import scale_inputs
 from vartok.models.vqvae import VQVAE
-from vartok.runtime import DTYPES, CompiledNetwork, exact_float32, network_precision
+from vartok.runtime import DTYPES, CompiledNetwork, computed_dtype, exact_float32, network_precision
 from vartok.schedule import Grid, Schedule
 
 QUANTIZED_CELLS = 4096
@@ -42,7 +42,7 @@ class ModelRunner:
         self._differentiable = differentiable
         model.to(device).requires_grad_(False)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
-            part.to(DTYPES[dtype])
+            part.to(DTYPES[dtype]).to(computed_dtype(dtype, device))
         if device.type == "cuda":
             optimize_for_cuda(model, networks=not compile and not differentiable)
         if device.type == "cpu":

@@ -16,6 +16,7 @@ from noise import SMALL, tokenizer
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.reports import Gallery
+from vartok.runtime import DTYPES
 
 QUICK = ("--size", "64")
 
@@ -130,7 +131,8 @@ def test_scales_left_out(vartok: Vartok, folder: Path) -> None:
     assert "PSNR by scale" not in vartok("eval", "in/a.png", *QUICK, "--no-scales").stdout
 
 
-def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
+def test_round_trips_and_agreement(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.runner.computed_dtype", lambda dtype, device: DTYPES[dtype])
     args = ("in/a.png", *QUICK, "--no-scales", "--again", "2", "--agree", "bfloat16,float32")
     report = report_of(vartok, *args)
     trips, (low, same) = report["models"][0]["round_trips"], report["agreements"]
@@ -160,7 +162,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(vartok: Vartok, folder
     result = vartok("eval", "in/a.png", "--agree", "bf16", code=1)
     [line] = result.stderr.splitlines()
     assert "cannot use the device 'bf16' here" in line
-    assert line.endswith("name a device, or one of float32, bfloat16, float16, in --agree")
+    assert line.endswith("name a device, or one of float32, tf32, bfloat16, float16, in --agree")
 
 
 def test_native_sizes(vartok: Vartok, here: Path) -> None:

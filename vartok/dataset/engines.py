@@ -320,7 +320,8 @@ def _serve(connection: Connection, job: Job, config: WorkerConfig) -> None:
             connection.send(("next", None))
 
     try:
-        tokenizer = config.load_tokenizer()
+        with warnings.catch_warnings(action="ignore"):  # the parent loaded it too, and gave the same ones
+            tokenizer = config.load_tokenizer()
         while True:
             connection.send(("idle", None))
             first = connection.recv()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vartok.errors import OutputError, TrainError, counted
 from vartok.files import os_error_reason, write_bytes
-from vartok.images import to_tensor
+from vartok.images import scale_levels, to_levels
 from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
 from vartok.optional import require
@@ -297,7 +297,7 @@ def _train(
                     loss=means["loss"],
                     psnr=means["psnr"],
                     perplexity=tuple(state.codebook.perplexity().tolist()),
-                    replaced_codes=state.replaced_codes,
+                    replaced_codes=int(state.replaced_codes),
                     images_per_second=meter.images_per_second(),
                     unreadable=processes.sum(len(unreadable)),
                 )
@@ -374,5 +374,5 @@ class _BatchMover:
         self._device = device
 
     def __call__(self, batch: Batch) -> tuple[Batch, Tensor]:
-        images = to_device(pin_for(self._device, to_tensor(batch.pixels)), self._device)
-        return batch, images.contiguous(memory_format=torch.channels_last)
+        levels = to_device(pin_for(self._device, to_levels(batch.pixels)), self._device)
+        return batch, scale_levels(levels).contiguous(memory_format=torch.channels_last)

@@ -79,19 +79,43 @@ def test_blockiness_by_hand() -> None:
     ]
 
 
+def frechet(references: NDArray[np.float64], copies: NDArray[np.float64]) -> float:
+    distance = FrechetDistance()
+    for reference, copy in zip(references, copies, strict=True):
+        distance.add(torch.from_numpy(reference), torch.from_numpy(copy))
+    found = distance.compute()
+    assert found is not None
+    return found
+
+
 def test_frechet_distance_of_gaussians() -> None:
     random = np.random.default_rng(0)
     a, b = random.standard_normal((2, 50, 3)) * [[[1.0, 2.0, 3.0]], [[2.0, 2.0, 1.0]]] + [[[0.0]], [[1.0]]]
-    distance = FrechetDistance(torch.device("cpu"))
-    assert distance.compute() is None
-    for count, (left, right) in enumerate(zip(a, b, strict=True)):
-        assert (distance.compute() is None) == (count < 2)  # one picture has no covariance
-        distance.add(torch.from_numpy(left), torch.from_numpy(right))
     means = np.square(a.mean(0) - b.mean(0)).sum()
     left_cov, right_cov = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     roots = np.sqrt(np.linalg.eigvals(left_cov @ right_cov).astype(complex)).real.sum()
     wanted = means + np.trace(left_cov) + np.trace(right_cov) - 2 * roots
-    assert distance.compute() == pytest.approx(wanted, rel=1e-3)
+    assert frechet(a, b) == pytest.approx(wanted, rel=1e-6)
+    # N(0, 1) and N(3, 2 ** 2) are 3 ** 2 + (2 - 1) ** 2 apart; these samples have their moments.
+    line = np.array([[-1.0], [1.0]]) * np.sqrt(0.5) * [[1.0, 0.0]]
+    assert frechet(line, 2 * line + [[3.0, 0.0]]) == pytest.approx(10)
+
+
+@pytest.mark.parametrize("pictures", [2, 5, 100])
+def test_frechet_distance_of_few_pictures(pictures: int) -> None:
+    """Below 33 pictures the covariance of 32 features is singular."""
+    a, b = np.random.default_rng(pictures).standard_normal((2, pictures, 32)) @ np.diag(np.arange(32.0))
+    assert frechet(a, a) == pytest.approx(0, abs=1e-4)  # beside traces of 10,000
+    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-6)
+    assert frechet(a, a + 2) == pytest.approx(4 * 32, abs=1e-4)
+    assert frechet(a, b) > 100
+
+
+def test_one_picture_has_no_frechet_distance() -> None:
+    distance = FrechetDistance()
+    assert distance.compute() is None
+    distance.add(torch.ones(3), torch.ones(3))
+    assert distance.compute() is None
 
 
 # The files of LPIPS and Inception.

@@ -1,4 +1,4 @@
-"""Image quality metrics: PSNR, SSIM, MS-SSIM, blockiness, LPIPS, and the Fréchet Inception distance.
+"""Image quality metrics: PSNR, SSIM, MS-SSIM, blockiness, LPIPS, and the Fréchet distance of features.
 
 PSNR, SSIM and MS-SSIM compare two uint8 pictures; blockiness describes one. The networks of LPIPS and
 Inception are loaded from files that the user has downloaded; nothing is downloaded here.
@@ -111,23 +111,23 @@ def _to_levels(pixels: Pixels) -> Tensor:
     return torch.tensor(pixels.astype(np.float32) / 257).permute(2, 0, 1)[None]
 
 
-def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
-    """Sum the steps between neighbouring pixels, across patch borders and inside patches.
+def count_steps(pixels: Pixels, cell: int) -> NDArray[np.int64]:
+    """Sum the steps between neighbouring pixels, across the borders of cells and inside cells.
 
     A step is the absolute difference of two levels. Vertical and horizontal steps of all channels are summed.
 
     Args:
         pixels: [H, W, C] uint8.
-        patch: side of the patches, in pixels; the first patch lies in the picture's top left corner.
+        cell: side of the cells, in pixels; the first cell lies in the picture's top left corner.
 
     Returns:
         [4] int64: sum and number of the steps across borders, then sum and number of the steps inside
-        patches. Results of several pictures may be summed.
+        cells. Results of several pictures may be summed.
     """
     counts = np.zeros(4, np.int64)
     for axis in (0, 1):
         steps = np.abs(np.diff(pixels.astype(np.int16), axis=axis))
-        border = np.arange(1, pixels.shape[axis]) % patch == 0
+        border = np.arange(1, pixels.shape[axis]) % cell == 0
         for place, chosen in enumerate((border, ~border)):
             found = steps.compress(chosen, axis)
             counts[2 * place : 2 * place + 2] += (int(found.sum(dtype=np.int64)), found.size)
@@ -135,7 +135,7 @@ def count_steps(pixels: Pixels, patch: int) -> NDArray[np.int64]:
 
 
 def blockiness(steps: NDArray[np.int64]) -> float | None:
-    """Return how visible patch borders are: the mean step across borders divided by the mean step inside.
+    """Return how visible borders are: the mean step across borders divided by the mean step inside.
 
     Args:
         steps: [4] int64, a result of `count_steps` or the sum of several.
@@ -166,41 +166,47 @@ def require_torchmetrics() -> Any:
 class FrechetDistance:
     """Fréchet distance between the features of reference pictures and the features of their copies.
 
-    Args:
-        device: device of the features. It must support float64, which MPS does not.
+    Means and covariances are summed in float64. The distance is biased upwards, the more the fewer pictures.
 
-    Source: Heusel et al. 2017, arXiv:1706.08500, as implemented in torchmetrics.
+    Source: Heusel et al. 2017, arXiv:1706.08500.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._metric: Any = None  # created by `add`, as it needs the number of features
+    def __init__(self) -> None:
         self._count = 0
+        self._sum = self._products = torch.zeros(0)  # [2, D] and [2, D, D]; `add` creates them
 
     def add(self, reference: Tensor, copy: Tensor) -> None:
-        """Add the features of a reference picture and of its copy, [D] each."""
-        if self._metric is None:
-            from torchmetrics.image.fid import FrechetInceptionDistance
-
-            self._metric = FrechetInceptionDistance(_PassFeatures(len(copy))).to(self._device)
-        self._metric.update(reference[None], real=True)
-        self._metric.update(copy[None], real=False)
+        """Add the features of a reference picture and of its copy, [D] each, on a device with float64."""
+        pair = torch.stack([reference, copy]).double()
+        if not self._count:
+            self._sum = torch.zeros_like(pair)
+            self._products = pair.new_zeros(*pair.shape, pair.shape[1])
         self._count += 1
+        self._sum += pair
+        self._products.baddbmm_(pair[:, :, None], pair[:, None, :])
 
     def compute(self) -> float | None:
         """Return the distance, 0 or more; None for fewer than two pictures, whose covariance is undefined."""
-        return float(self._metric.compute()) if self._count > 1 else None
+        if self._count < 2:
+            return None
+        mean = self._sum / self._count
+        outer = mean[:, :, None] * mean[:, None, :]
+        first, second = (self._products - self._count * outer) / (self._count - 1)
+        # trace (A B)^1/2 = trace (A^1/2 B A^1/2)^1/2, whose matrix is symmetric.
+        values, vectors = torch.linalg.eigh(first)
+        root = (vectors * _square_roots(values)) @ vectors.mT
+        roots = _square_roots(torch.linalg.eigvalsh(root @ second @ root)).sum()
+        distance = (mean[0] - mean[1]).square().sum() + first.trace() + second.trace() - 2 * roots
+        return max(0.0, float(distance))
 
 
-class _PassFeatures(nn.Module):
-    """The identity: stands in for torchmetrics' network, since its input is features already."""
+def _square_roots(values: Tensor) -> Tensor:
+    """Return the square roots of eigenvalues, [D] in ascending order; 0 for those that may be rounding.
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    The covariance of fewer pictures than features has eigenvalues of 0.
+    """
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return torch.where(values > rounding, values, 0).sqrt()
 
 
 def load_lpips() -> nn.Module:

@@ -1,8 +1,10 @@
 """The Ray engine on clusters of unequal machines; `request_resources` without a cluster."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from dataset_cases import contents
@@ -10,7 +12,7 @@ from dataset_cases import contents
 import vartok
 from vartok.dataset import build
 from vartok.dataset import ray as ray_engine
-from vartok.dataset.ray import ResourceRequests, request_resources
+from vartok.dataset.ray import ResourceRequests, ray_cluster, request_resources
 from vartok.errors import DatasetError
 
 pytest_plugins = ["dataset_cases"]
@@ -44,6 +46,26 @@ def test_actors_with_gpus_leave_the_cpus_to_readers() -> None:
     for device in ("cpu", "cuda"):
         with pytest.raises(DatasetError, match="the Ray cluster has no CPU"):
             request_resources([{"GPU": 1}, {"CPU": 0.5}], device)
+
+
+def test_a_cluster_that_lacks_the_device_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ray = Mock(
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}, {"Alive": False, "Resources": {"GPU": 1}}]
+    )
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, ray)
+    monkeypatch.setattr("vartok.dataset.builder.check_packages", lambda *more: None)
+    with ray_cluster(None, "auto") as device:
+        assert device == "cpu"
+    with pytest.raises(DatasetError, match="the Ray cluster has no GPU"):
+        build("nope", tmp_path / "out", engine="ray", device="cuda")
+    assert ray.shutdown.call_count == 2
+    assert not (tmp_path / "out").exists()
+    ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 2, "GPU": 1}}]
+    with ray_cluster() as device:
+        assert device == "cuda"
 
 
 @pytest.fixture(scope="module")

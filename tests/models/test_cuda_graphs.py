@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from noise import SMALL, draw
 from torch import Tensor
 
 from vartok.errors import VartokWarning
 from vartok.models import cuda_graphs
+from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.cuda_graphs import GRAPHED_SHAPES, GraphedFunction, Tensors
+from vartok.models.vqvae import VQVAE
 
 
 class Recorder:
@@ -132,3 +135,23 @@ def test_copies_make_graphs_of_their_own() -> None:
     for other in (copy.deepcopy(function), pickle.loads(pickle.dumps(function))):
         assert torch.equal(other(x), x * 2)
         assert not other._graphs
+
+
+@torch.no_grad()
+def test_a_models_functions_as_graphs() -> None:
+    plain = VQVAE(SMALL).requires_grad_(False)
+    plain.load_state_dict(draw(SMALL))
+    model = copy.deepcopy(plain)
+    optimize_for_cuda(model)
+    encode, decode = graphed_networks(model)
+    quantize, sum_scales = graphed_quantizer(model)
+    images = torch.rand(1, 3, 8, 8) * 2 - 1
+    schedule = SMALL.patch_nums
+    for _ in range(3):
+        maps = quantize(encode(images), schedule, None)
+        found = decode(sum_scales(maps, schedule))
+    assert [graph.replays for graph in Recorder.made] == [2, 2, 2, 2]
+    assert [graph.kept is not None for graph in Recorder.made] == [False, True, True, False]
+    want = plain.quantize.encode(plain.encode(images), schedule)
+    assert all(torch.equal(*pair) for pair in zip(maps, want, strict=True))
+    assert torch.allclose(found, plain.decode(plain.quantize.decode(want, schedule)), atol=1e-4)

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import os
 from types import ModuleType
 
 import noise
@@ -18,8 +17,6 @@ from vartok.models.vqvae import VQVAE
 from vartok.optional import is_installed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # which triton reads when it is imported
 
 CHANNELS_LAST = torch.channels_last
 BOUND = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 6e-4}

@@ -205,8 +205,7 @@ def build(
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
-            gpus = stack.enter_context(ray_cluster(address))
-            device = ("cuda" if gpus else "cpu") if device == "auto" else device
+            device = stack.enter_context(ray_cluster(address, device))
         else:
             device, processes = choose_processes(device, processes)
         shard_size = shard_size or default_shard_size(out, device)

@@ -44,18 +44,19 @@ LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None = None) -> Iterator[int]:
+def ray_cluster(address: str | None = None, device: str = "auto") -> Iterator[str]:
     """Connect this process to a Ray cluster, for `run_ray`.
 
     Args:
         address: address of the cluster, such as "auto" or "ray://host:10001". If None, a cluster that Ray
             finds here (RAY_ADDRESS or a running one), or a new one on this machine.
+        device: torch device of the actors; "auto" takes CUDA if the cluster has a GPU, else the CPU.
 
     Yields:
-        The number of GPUs in the cluster.
+        The device.
 
     Raises:
-        DatasetError: the cluster cannot be reached or started.
+        DatasetError: the cluster cannot be reached or started, or lacks what `request_resources` needs.
     """
     import ray.data
 
@@ -68,7 +69,11 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
             ray.init(
                 address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
-        yield int(ray.cluster_resources().get("GPU", 0))
+        nodes = _find_nodes()
+        if device == "auto":
+            device = "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu"
+        request_resources(nodes, device)
+        yield device
     except (ConnectionError, ValueError, RuntimeError) as error:
         if ray.is_initialized():  # the error comes from the caller's block
             raise
@@ -166,6 +171,13 @@ def request_resources(nodes: Sequence[Mapping[str, float]], device: str) -> Reso
     )
 
 
+def _find_nodes() -> list[Mapping[str, float]]:
+    """Return the resources of the cluster's machines, as `request_resources` takes them."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def run_ray(
     job: Job, tasks: Sequence[InputTask], worker: WorkerConfig, workers: int | None = None
 ) -> Generator[ShardProgress, None, None]:
@@ -194,7 +206,7 @@ def run_ray(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
-    found = request_resources([node["Resources"] for node in ray.nodes() if node["Alive"]], worker.device)
+    found = request_resources(_find_nodes(), worker.device)
     threads = default_workers(workers, processors=found.threads or 1)
     config = replace(worker, threads=found.threads, workers=threads)
     chunk_size = max(1, BATCHES_PER_CHUNK * worker.batch_size // job.encoding.rows_per_picture)

@@ -21,7 +21,6 @@ from torch import Tensor
 from vartok.codebook import Spread
 from vartok.errors import ArgumentError, DeviceError, VartokWarning
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
-from vartok.images import to_tensor
 from vartok.images.tensors import Pixels
 from vartok.loading import load
 from vartok.models.quantizer import area_pool
@@ -141,12 +140,11 @@ class AgreementMeter:
 
     def compare(self, pixels: Pixels) -> list[tuple[Differences, ...]]:
         """Compare the tokens of pictures, [B, H, W, C] uint8 or uint16: the differences of each."""
-        images = to_tensor(pixels)
-        latent = self._reference.latent(images)
+        latent = self._reference.latent(pixels)
         tokens = self._reference.quantize(latent, self._schedule)
         cells = list(self._cells(latent, tokens))
         found = [
-            self._differences(tokens, cells, other.encode(images, tokens.schedule))
+            self._differences(tokens, cells, other.encode(pixels, tokens.schedule))
             for other in self._others.values()
         ]
         return list(zip(*found, strict=True))

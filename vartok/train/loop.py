@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vartok.errors import OutputError, TrainError, counted
 from vartok.files import os_error_reason, write_bytes
-from vartok.images import to_tensor
+from vartok.images import scale_levels, to_levels
 from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
 from vartok.optional import require
@@ -133,6 +133,7 @@ def _train(
     )
     networks = PerceptualNetworks.load(settings.loss)
     processes = Processes(device, settings.run.precision)
+    networks.to(processes.device)
     if not processes.is_main:
         report = lambda _: None  # noqa: E731
     _check_batch_size(settings.data.batch_size, processes.world_size)
@@ -171,7 +172,7 @@ def _train(
         tokenizer = as_tokenizer(model, settings, processes.device)
         before = None
         if validation_pictures:
-            before, _ = validate(tokenizer, validation_pictures, step=0)
+            before, _ = validate(tokenizer, validation_pictures, step=0, features=networks.features)
             report(before)
         origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
         # settings.toml and the card give the checkpoint's name, not its path on this machine.
@@ -194,7 +195,6 @@ def _train(
             report("the pictures differ from those that the run began with: their order changes too")
     if settings.start.keep_tokens:
         state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
-    networks.to(processes.device)
     if processes.is_main and (target := target_psnr(state, settings)) is not None:
         report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
 
@@ -231,7 +231,9 @@ def _train(
             validation, gallery = None, Gallery()
             if validation_pictures:
                 tokenizer = as_tokenizer(state.ema_model, settings, processes.device)
-                validation, sample = validate(tokenizer, validation_pictures, state.step, gallery)
+                validation, sample = validate(
+                    tokenizer, validation_pictures, state.step, gallery, networks.features
+                )
                 write_sample(run, sample, state.step)
                 report(validation)
                 history.add(validation)
@@ -295,7 +297,7 @@ def _train(
                     loss=means["loss"],
                     psnr=means["psnr"],
                     perplexity=tuple(state.codebook.perplexity().tolist()),
-                    replaced_codes=state.replaced_codes,
+                    replaced_codes=int(state.replaced_codes),
                     images_per_second=meter.images_per_second(),
                     unreadable=processes.sum(len(unreadable)),
                 )
@@ -372,5 +374,5 @@ class _BatchMover:
         self._device = device
 
     def __call__(self, batch: Batch) -> tuple[Batch, Tensor]:
-        images = to_device(pin_for(self._device, to_tensor(batch.pixels)), self._device)
-        return batch, images.contiguous(memory_format=torch.channels_last)
+        levels = to_device(pin_for(self._device, to_levels(batch.pixels)), self._device)
+        return batch, scale_levels(levels).contiguous(memory_format=torch.channels_last)

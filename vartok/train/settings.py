@@ -125,12 +125,11 @@ class LossSettings:
             channels have unit norm. The network, and every discriminator, sees a window of 7/8 of a crop's
             sides at a random offset.
         perceptual_net: "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", trained on
-            ImageNet. Each takes about a fifth longer than the one before.
+            ImageNet; each is larger than the one before.
         adversarial: generator loss against a discriminator.
         adversarial_net: "patch": a patch discriminator of pixels, as in VQGAN; "projected": a projected
             discriminator of the features of `perceptual_net`, with a small patch discriminator of pixels,
-            at a quarter of
-            the cost.
+            at a quarter of the cost.
         adversarial_adaptive: scale the generator loss so that at weight 1 its gradient is as large as that
             of the other losses on pixels. This takes two more backward passes through the networks of the
             losses.

@@ -101,10 +101,13 @@ def update_ema(state: TrainingState, decay: float) -> None:
     torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
 
 
+@torch.no_grad()
 def replace_dead_codes(
     state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
 ) -> None:
     """Re-initialise dead codes every `replace_every` steps, also in the EMA of the weights.
+
+    AdamW's moments of these codes become zero: they belong to the codes that died.
 
     Nothing is done if tokens are kept, if the threshold is 0, or from the fraction `REPLACE_UNTIL` of the run
     on.
@@ -115,9 +118,14 @@ def replace_dead_codes(
     if state.step % state.codebook.replace_every == 0:
         seed = settings.run.seed * 1_000_003 + state.step
         replaced = state.codebook.replace_dead_codes(seed, processes.gather)
-        codes = state.model.model.quantize.embedding.weight.detach()
-        state.ema_model.quantize.embedding.weight[replaced] = codes[replaced]
-        state.replaced_codes += len(replaced)
+        codes = state.model.model.quantize.embedding.weight
+        averages = state.ema_model.quantize.embedding.weight
+        averages.copy_(torch.where(replaced[:, None], codes, averages))
+        moments = state.optimizer.state.get(codes, {})  # of a codebook that is trained by gradient
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in moments:
+                moments[name].masked_fill_(replaced[:, None], 0)
+        state.replaced_codes += replaced.sum()
 
 
 def check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:

@@ -56,9 +56,13 @@ class MeasureOptions:
     rfid: Annotated[
         bool, typer.Option("--rfid", help="Also measure rFID; needs torch-fidelity and Inception's weights.")
     ] = False
+    no_perceptual: Annotated[
+        bool,
+        typer.Option("--no-perceptual", help="Do not measure ST-LPIPS and the Fréchet distance (Lite2)."),
+    ] = False
     no_scales: Annotated[
         bool,
-        typer.Option("--no-scales", help="Do not measure the PSNR by scale, which takes most of the time."),
+        typer.Option("--no-scales", help="Do not measure figures by scale, which take most of the time."),
     ] = False
     again: Annotated[
         int,
@@ -88,6 +92,7 @@ class MeasureOptions:
             "baselines": self.baselines,
             "lpips": self.lpips,
             "rfid": self.rfid,
+            "perceptual": not self.no_perceptual,
             "scales": not self.no_scales,
             "again": self.again,
             "agree": [name for value in self.agree or () for name in value.split(",")],
@@ -116,9 +121,9 @@ def eval(
 ) -> None:
     """Measure how well a checkpoint reconstructs pictures.
 
-    The tables give PSNR, SSIM, MS-SSIM, bits per pixel and blockiness, and for each scale its PSNR
-    and codebook usage. Reconstructions are compared with the resized pictures that the encoder
-    gets. The method of each figure is printed below the tables.
+    The tables give PSNR, SSIM, MS-SSIM, ST-LPIPS, bits per pixel and blockiness, and for each scale
+    its PSNR, ST-LPIPS and codebook usage. Reconstructions are compared with the resized pictures that
+    the encoder gets. The method of each figure is printed below the tables.
 
     Examples:
       vartok eval -r photos
@@ -233,6 +238,7 @@ def _as_json(
     return {
         "pictures": report.pictures,
         "ms_ssim_pictures": report.ms_ssim_pictures,
+        "perceptual_pictures": report.perceptual_pictures,
         "models": [
             {"weights": path and str(path), **dataclasses.asdict(model)}
             for path, model in zip(checkpoints, report.models, strict=True)

@@ -96,7 +96,7 @@ def test_frechet_distance_of_gaussians() -> None:
     roots = np.sqrt(np.linalg.eigvals(left_cov @ right_cov).astype(complex)).real.sum()
     wanted = means + np.trace(left_cov) + np.trace(right_cov) - 2 * roots
     assert frechet(a, b) == pytest.approx(wanted, rel=1e-6)
-    # Along one line, N(0, 1) and N(3, 2 ** 2) are 3 ** 2 + (2 - 1) ** 2 apart; these samples have both moments.
+    # N(0, 1) and N(3, 2 ** 2) are 3 ** 2 + (2 - 1) ** 2 apart; these samples have their moments.
     line = np.array([[-1.0], [1.0]]) * np.sqrt(0.5) * [[1.0, 0.0]]
     assert frechet(line, 2 * line + [[3.0, 0.0]]) == pytest.approx(10)
 

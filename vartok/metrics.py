@@ -201,9 +201,9 @@ class FrechetDistance:
 
 
 def _square_roots(values: Tensor) -> Tensor:
-    """Return the square roots of a matrix's eigenvalues, in ascending order [D]; 0 for those that are rounding.
+    """Return the square roots of eigenvalues, [D] in ascending order; 0 for those that may be rounding.
 
-    Fewer pictures than features give a matrix with eigenvalues of 0.
+    The covariance of fewer pictures than features has eigenvalues of 0.
     """
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return torch.where(values > rounding, values, 0).sqrt()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vartok.evaluation.perceptual import MAX_PIXELS, MIN_SIDE
 from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
+
+FINE_CELL = 4
+"""Side in pixels of the cells of fine blockiness: that of WebP's transforms, and of many networks' grids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ def figures(channels: int) -> tuple[Figure, ...]:
     levels = "RGB levels, peak 255" if rgb else "levels, peak 255, or 65535 of 16 bits"
     each = "each RGB channel" if rgb else "each channel"
     repeated = "" if rgb else ", which gets the grey level three times"
+    measured = f"pictures with sides of {MIN_SIDE} pixels or more and at most {MAX_PIXELS:,} pixels"
     return (
         Figure(
             name="psnr",
@@ -77,6 +82,29 @@ def figures(channels: int) -> tuple[Figure, ...]:
             digits=2,
             method="Fréchet distance between the pictures and their reconstructions, by 2048 features of "
             f"torch-fidelity's Inception{repeated}",
+            optional=True,
+        ),
+        Figure(
+            name="st_lpips_alex",
+            title="ST-LPIPS, AlexNet",
+            digits=4,
+            method="shift-tolerant LPIPS (Ghildyal & Liu 2022), weights of stlpips-pytorch 0.0.2"
+            f"{repeated}; mean over {measured}",
+            optional=True,
+        ),
+        Figure(
+            name="st_lpips_vgg",
+            title="ST-LPIPS, VGG16",
+            digits=4,
+            method="as on AlexNet",
+            optional=True,
+        ),
+        Figure(
+            name="frechet_lite2",
+            title="Fréchet distance (Lite2)",
+            digits=2,
+            method="between pictures and copies, by the last features of EfficientNet-Lite2 before its head, "
+            "means over cells; not comparable with FID; the fewer pictures, the higher",
             optional=True,
         ),
         Figure(
@@ -126,6 +154,18 @@ def figures(channels: int) -> tuple[Figure, ...]:
             method="blockiness of the references, at the same borders",
         ),
         Figure(
+            name="fine_blockiness",
+            title=f"blockiness, {FINE_CELL} pixels",
+            digits=3,
+            method=f"blockiness at the borders of cells of {FINE_CELL} pixels",
+        ),
+        Figure(
+            name="reference_fine_blockiness",
+            title=f"reference blockiness, {FINE_CELL} pixels",
+            digits=3,
+            method="that of the references",
+        ),
+        Figure(
             name="codes_used",
             title="codes used",
             digits=0,
@@ -145,6 +185,13 @@ SCALE_FIGURES = (
         method="PSNR of the picture decoded from the scales up to this one",
         optional=True,
     ),
+    Figure(
+        name="scale_st_lpips",
+        title="ST-LPIPS by scale",
+        digits=4,
+        method="ST-LPIPS on AlexNet of the picture decoded from the scales up to this one",
+        optional=True,
+    ),
     Figure(name="used", title="used", digits=0, method="different codes in the tokens of the scale"),
     Figure(
         name="coverage",
@@ -159,7 +206,7 @@ SCALE_FIGURES = (
         method="2 ** entropy of the codes' distribution: the number of evenly used codes of this entropy",
     ),
 )
-"""The figures of each scale: `Scores.scale_psnr`, then attributes of `codebook.Usage`."""
+"""The figures of each scale: `Scores.scale_psnr`, `.scale_st_lpips`, then attributes of `codebook.Usage`."""
 
 
 def reference(channels: int) -> str:

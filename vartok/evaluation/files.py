@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vartok.errors import ArgumentError, ImageError, counted, printable
 from vartok.evaluation.agreement import AgreementMeter, load_others
+from vartok.evaluation.perceptual import load_perceptual
 from vartok.evaluation.run import Evaluation
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
@@ -55,6 +56,7 @@ def evaluate_files(
     baselines: bool = False,
     lpips: bool = False,
     rfid: bool = False,
+    perceptual: bool = True,
     scales: bool = True,
     again: int = 0,
     agree: str | Sequence[str] = (),
@@ -89,7 +91,9 @@ def evaluate_files(
         baselines: also measure JPEG and WebP files of the tokens' size.
         lpips: also measure LPIPS, which needs torchvision and AlexNet's weights.
         rfid: also measure rFID, which needs torch-fidelity and Inception's weights.
-        scales: also measure the PSNR after each scale, which decodes every picture once per scale.
+        perceptual: also measure ST-LPIPS, after each scale too, and the Fréchet distance (Lite2), if the
+            packages of the extra "perceptual" are installed.
+        scales: also measure figures after each scale, for which every picture is decoded once per scale.
         again: number of round trips to measure: a trip decodes the tokens to 8-bit pixels, as a PNG stores
             them, and encodes these again.
         agree: dtypes and devices, one or several: the first checkpoint's tokens in each are compared with
@@ -110,7 +114,8 @@ def evaluate_files(
             each other.
 
     Warns:
-        VartokWarning: files, or members of tars, were passed over; or colours were converted to grey levels.
+        VartokWarning: files, or members of tars, were passed over; colours were converted to grey levels; or
+            `perceptual` needs packages that are not installed, or pictures of other channels.
     """
     given = make_fit(
         fit,
@@ -154,6 +159,7 @@ def evaluate_files(
         again=again,
         agreement=agreement,
         gallery=gallery,
+        perceptual=load_perceptual(channels) if perceptual else None,
         **networks,
     )
     results = evaluation.measure(

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from vartok.codebook import count_codes, describe_usage
+from vartok.evaluation.figures import FINE_CELL
 from vartok.evaluation.round_trips import RoundTrip, mean_round_trips
 from vartok.evaluation.scores import BaselineScores, ModelScores, PictureScores, Scores
 from vartok.images.tensors import Pixels, to_bytes
@@ -30,6 +31,7 @@ class Reconstruction(NamedTuple):
         lpips: LPIPS distance; None if it was not measured, or the picture is too small.
         features: [D] Inception features; None without rFID.
         round_trips: figures after 1, 2, ... round trips.
+        prefixes: pixels after 1, 2, ... K - 1 scales, for ST-LPIPS by scale; or empty.
         shown: pixels for a gallery, after 1, 2, ... K scales or after all alone; empty without a gallery.
     """
 
@@ -40,6 +42,7 @@ class Reconstruction(NamedTuple):
     lpips: float | None
     features: Tensor | None
     round_trips: tuple[RoundTrip, ...]
+    prefixes: tuple[Pixels, ...] = ()
     shown: tuple[Pixels, ...] = ()
 
 
@@ -59,8 +62,9 @@ class Totals:
         self._pixels = 0
         self._bits = 0.0
         self.counts = np.zeros((0, tokenizer.config.vocab_size), np.int64)
-        self._steps = np.zeros(4, np.int64)
-        self._reference_steps = np.zeros(4, np.int64)
+        self._cells = (tokenizer.config.downsample, FINE_CELL)
+        self._steps = np.zeros((2, 4), np.int64)  # of each of these
+        self._reference_steps = np.zeros((2, 4), np.int64)
         self._distance = FrechetDistance()
 
     def add(self, reference: Pixels, features: Tensor | None, copy: Reconstruction) -> None:
@@ -78,16 +82,17 @@ class Totals:
         more = max(0, len(maps) - len(self.counts))  # pictures of several sizes may differ
         self.counts = np.pad(self.counts, ((0, more), (0, 0)))
         self.counts[: len(maps)] += count_codes([maps], self.counts.shape[1], len(maps))
-        self._steps += count_steps(to_bytes(copy.pixels), self._tokenizer.config.downsample)
-        self._reference_steps += count_steps(to_bytes(reference), self._tokenizer.config.downsample)
+        for sums, pixels in ((self._steps, copy.pixels), (self._reference_steps, reference)):
+            sums += [count_steps(to_bytes(pixels), cell) for cell in self._cells]
         if features is not None and copy.features is not None:
             self._distance.add(features, copy.features)
 
-    def scores(self, scores: Sequence[Scores]) -> ModelScores:
+    def scores(self, scores: Sequence[Scores], frechet_lite2: float | None) -> ModelScores:
         """Return the figures over all added pictures.
 
         Args:
             scores: this tokenizer's scores of every added picture; at least one.
+            frechet_lite2: Fréchet distance of Lite2's features, or None.
         """
         usage = describe_usage(self.counts)
         return ModelScores(
@@ -95,6 +100,9 @@ class Totals:
             ssim=_mean([one.ssim for one in scores]),
             ms_ssim=_mean_of_known(one.ms_ssim for one in scores),
             lpips=_mean_of_known(one.lpips for one in scores),
+            st_lpips_alex=_mean_of_known(one.st_lpips_alex for one in scores),
+            st_lpips_vgg=_mean_of_known(one.st_lpips_vgg for one in scores),
+            scale_st_lpips=_mean_by_scale([one.scale_st_lpips for one in scores]),
             unquantized_psnr=_mean_of_known(one.unquantized_psnr for one in scores),
             scale_psnr=_mean_by_scale([one.scale_psnr for one in scores]),
             round_trips=mean_round_trips([one.round_trips for one in scores]),
@@ -103,8 +111,11 @@ class Totals:
             model=self._tokenizer.info,
             schedule=next(iter(self._schedules)) if len(self._schedules) == 1 else None,
             rfid=self._distance.compute(),
-            blockiness=blockiness(self._steps),
-            reference_blockiness=blockiness(self._reference_steps),
+            frechet_lite2=frechet_lite2,
+            blockiness=blockiness(self._steps[0]),
+            reference_blockiness=blockiness(self._reference_steps[0]),
+            fine_blockiness=blockiness(self._steps[1]),
+            reference_fine_blockiness=blockiness(self._reference_steps[1]),
             codes_used=usage.overall.used,
             usage=usage,
         )
@@ -115,13 +126,16 @@ def count_bits(tokens: TokenMaps, tokenizer: Tokenizer) -> float:
     return sum(part.numel() for part in tokens.maps) * math.log2(tokenizer.config.vocab_size)
 
 
-def baseline_scores(format: str, pictures: Sequence[PictureScores], index: int) -> BaselineScores:
+def baseline_scores(
+    format: str, pictures: Sequence[PictureScores], index: int, frechet_lite2: float | None
+) -> BaselineScores:
     """Return the figures of a baseline format over pictures.
 
     Args:
         format: a key of `BASELINES`.
         pictures: scores of at least one picture.
         index: index of the format in each picture's `baselines`.
+        frechet_lite2: Fréchet distance of Lite2's features, or None.
     """
     scores = [picture.baselines[index] for picture in pictures]
     pixels = sum(picture.height * picture.width for picture in pictures)
@@ -132,6 +146,9 @@ def baseline_scores(format: str, pictures: Sequence[PictureScores], index: int) 
         psnr=_mean([one.psnr for one in scores]),
         ssim=_mean([one.ssim for one in scores]),
         ms_ssim=_mean_of_known(one.ms_ssim for one in scores),
+        st_lpips_alex=_mean_of_known(one.st_lpips_alex for one in scores),
+        st_lpips_vgg=_mean_of_known(one.st_lpips_vgg for one in scores),
+        frechet_lite2=frechet_lite2,
         bits_per_pixel=8 * sum(one.size_bytes for one in scores) / pixels,
         size_bytes=_mean([one.size_bytes for one in scores]),
         format=format,

@@ -16,12 +16,13 @@ from vartok.errors import VartokError
 from vartok.evaluation.agreement import AgreementMeter, Differences
 from vartok.evaluation.baselines import compress, decompress
 from vartok.evaluation.figures import BASELINES
+from vartok.evaluation.perceptual import PerceptualMeter, PerceptualNetworks
 from vartok.evaluation.report import Reconstruction, Totals, baseline_scores, count_bits
 from vartok.evaluation.round_trips import make_round_trips
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
-from vartok.metrics import LPIPS_MIN_SIDE, ms_ssim, psnr, require_torchmetrics, ssim
+from vartok.metrics import LPIPS_MIN_SIDE, FrechetDistance, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
 from vartok.parallel import map_batches, map_ordered
 from vartok.reports.gallery import Gallery, shrink
@@ -38,6 +39,20 @@ class _Reconstructed(NamedTuple):
     features: Tensor | None
     copies: tuple[Reconstruction, ...]
     differences: tuple[Differences, ...]
+
+
+class _Measured(NamedTuple):
+    """A picture and its scores.
+
+    Attributes:
+        found: the picture.
+        scores: its scores.
+        features: Lite2's features [D] of it, of every tokenizer's copy and of every baseline's; or empty.
+    """
+
+    found: _Reconstructed
+    scores: PictureScores
+    features: tuple[Tensor, ...]
 
 
 class Evaluation:
@@ -58,6 +73,8 @@ class Evaluation:
             `load_lpips`; None: no LPIPS. It, `inception` and the baselines need 1 or 3 channels.
         inception: network that maps [B, 3, H, W] uint8 to features [B, D], see `load_inception`; None: no
             rFID.
+        perceptual: networks of `load_perceptual`; None: no ST-LPIPS, and no Fréchet distance of Lite2's
+            features. They need 1 or 3 channels.
 
     Raises:
         VartokError: torchmetrics is not installed.
@@ -77,6 +94,7 @@ class Evaluation:
         gallery: Gallery | None = None,
         lpips: nn.Module | None = None,
         inception: nn.Module | None = None,
+        perceptual: PerceptualNetworks | None = None,
     ) -> None:
         require_torchmetrics()
         self._tokenizers = tuple(tokenizers)
@@ -92,9 +110,11 @@ class Evaluation:
         self._device = tokenizers[0].device if tokenizers[0].device.type == "cuda" else torch.device("cpu")
         self._lpips = lpips and lpips.to(self._device)
         self._inception = inception and inception.to(self._device)
+        self._perceptual = perceptual and PerceptualMeter(perceptual, self._device)
         self._scores: list[PictureScores] = []
         self._failures: list[Failure] = []
         self._totals = [Totals(one) for one in tokenizers]
+        self._frechet = [FrechetDistance() for _ in (*tokenizers, *self._formats)]
 
     def measure(
         self, samples: Iterable[Sample], *, batch_size: int = 1, workers: int = 1
@@ -124,16 +144,16 @@ class Evaluation:
 
         def compare(
             item: tuple[str, _Reconstructed | VartokError],
-        ) -> tuple[_Reconstructed | None, PictureScores | Failure]:
+        ) -> _Measured | Failure:
             name, found = item
             if isinstance(found, VartokError):
-                return None, Failure(name, found)
+                return Failure(name, found)
             try:
-                return found, self._compare(name, found)
+                return self._compare(name, found)
             except VartokError as error:
-                return None, Failure(name, error)
+                return Failure(name, error)
             except MemoryError:
-                return None, Failure(name, VartokError("not enough memory to measure this picture"))
+                return Failure(name, VartokError("not enough memory to measure this picture"))
 
         pictures = map_ordered(read, samples, workers=workers, limit=limit)
         copies = map_batches(
@@ -143,30 +163,41 @@ class Evaluation:
             key=lambda picture: (picture.pixels.shape, picture.pixels.dtype),
         )
         with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
-            for found, result in results:
+            for result in results:
                 if isinstance(result, Failure):
                     self._failures.append(result)
-                elif found is not None:
-                    self._scores.append(result)
-                    if self._agreement is not None:
-                        self._agreement.add(found.differences)
-                    for totals, copy in zip(self._totals, found.copies, strict=True):
-                        totals.add(found.picture.pixels, found.features, copy)
-                yield result
+                    yield result
+                else:
+                    self._add(result)
+                    yield result.scores
+
+    def _add(self, measured: _Measured) -> None:
+        found, scores, features = measured
+        self._scores.append(scores)
+        if self._agreement is not None:
+            self._agreement.add(found.differences)
+        for totals, copy in zip(self._totals, found.copies, strict=True):
+            totals.add(found.picture.pixels, found.features, copy)
+        for distance, copied in zip(self._frechet, features[1:], strict=False):  # or no features
+            distance.add(features[0], copied)
 
     def report(self) -> EvaluationReport:
         """Return the figures of all pictures that `measure` has yielded so far."""
         found = self._scores
+        distances = [distance.compute() for distance in self._frechet]
         return EvaluationReport(
             pictures=len(found),
             ms_ssim_pictures=sum(scores.models[0].ms_ssim is not None for scores in found),
+            perceptual_pictures=sum(scores.models[0].st_lpips_alex is not None for scores in found),
             models=tuple(
-                totals.scores([scores.models[m] for scores in found])
+                totals.scores([scores.models[m] for scores in found], distances[m])
                 for m, totals in enumerate(self._totals)
                 if found
             ),
             baselines=tuple(
-                baseline_scores(format, found, i) for i, format in enumerate(self._formats) if found
+                baseline_scores(format, found, i, distances[len(self._totals) + i])
+                for i, format in enumerate(self._formats)
+                if found
             ),
             by_picture=tuple(found),
             failures=tuple(self._failures),
@@ -196,10 +227,13 @@ class Evaluation:
         unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)
         by_scale: list[list[float]] = []
         shown: list[list[Pixels]] = []
+        kept: list[Pixels] = []
+        keep = self._perceptual is not None and self._perceptual.can_measure(*pixels.shape[1:3])
         for prefix in tokenizer.decode_prefixes(tokens) if self._scales else [tokenizer.decode(tokens)]:
             copies = to_pixels(prefix, dtype)  # after the loop, the images of all scales
             if self._scales:
                 by_scale.append([psnr(one, copy) for one, copy in zip(pixels, copies, strict=True)])
+                kept += [copies] * keep
             if self._gallery is not None:
                 shown.append([shrink(copy) for copy in copies])
         distances = self._distances(pixels, copies)
@@ -215,6 +249,7 @@ class Evaluation:
                 lpips=None if distances is None else distances[b],
                 features=None if features is None else features[b],
                 round_trips=trips[b],
+                prefixes=tuple(scale[b] for scale in kept[:-1]),
                 shown=tuple(scale[b] for scale in shown),
             )
             for b in range(len(pixels))
@@ -240,8 +275,8 @@ class Evaluation:
             features: Tensor = self._inception(images)
         return features
 
-    def _compare(self, name: str, found: _Reconstructed) -> PictureScores:
-        """Return all scores of a picture, after computing the pixel metrics of its copies and baselines."""
+    def _compare(self, name: str, found: _Reconstructed) -> _Measured:
+        """Measure the copies and the baselines of a picture."""
         reference = found.picture.pixels
         height, width = reference.shape[:2]
 
@@ -254,27 +289,38 @@ class Evaluation:
                 size_bytes=math.ceil(bits / 8),
             )
 
-        models = []
-        for tokenizer, copy in zip(self._tokenizers, found.copies, strict=True):
-            scores = score(copy.pixels, count_bits(copy.tokens, tokenizer))
-            models.append(
-                replace(
-                    scores,
-                    lpips=copy.lpips,
-                    unquantized_psnr=copy.unquantized_psnr,
-                    scale_psnr=copy.scale_psnr,
-                    round_trips=copy.round_trips,
-                )
+        copies = [copy.pixels for copy in found.copies]
+        scores = [
+            replace(
+                score(copy.pixels, count_bits(copy.tokens, tokenizer)),
+                lpips=copy.lpips,
+                unquantized_psnr=copy.unquantized_psnr,
+                scale_psnr=copy.scale_psnr,
+                round_trips=copy.round_trips,
             )
-        baselines = []
+            for tokenizer, copy in zip(self._tokenizers, found.copies, strict=True)
+        ]
         for format in self._formats:
-            data = compress(to_bytes(reference), format, int(models[0].size_bytes))
+            data = compress(to_bytes(reference), format, int(scores[0].size_bytes))
             copied = decompress(data, reference.shape[2]).astype(reference.dtype)
-            baselines.append(score(copied * (peak(reference.dtype) // 255), 8 * len(data)))
+            copies.append(copied * (peak(reference.dtype) // 255))
+            scores.append(score(copies[-1], 8 * len(data)))
+        features: tuple[Tensor, ...] = ()
+        if self._perceptual is not None and self._perceptual.can_measure(height, width):
+            figures = self._perceptual.measure(reference, copies, [copy.prefixes for copy in found.copies])
+            features = figures.features
+            scores = [
+                replace(one, st_lpips_alex=alex, st_lpips_vgg=vgg)
+                for one, alex, vgg in zip(scores, figures.alex, figures.vgg, strict=True)
+            ]
+            if self._scales:
+                for m, by_scale in enumerate(figures.by_scale):
+                    scores[m] = replace(scores[m], scale_st_lpips=(*by_scale, figures.alex[m]))
+        models, baselines = scores[: len(found.copies)], scores[len(found.copies) :]
         if self._gallery is not None:
             found_psnr = [one.scale_psnr or (one.psnr,) for one in models]
             self._gallery.add(name, reference, [copy.shown for copy in found.copies], found_psnr)
-        return PictureScores(
+        picture = PictureScores(
             name=name,
             height=height,
             width=width,
@@ -283,3 +329,4 @@ class Evaluation:
             baselines=tuple(baselines),
             damage=found.picture.damage,
         )
+        return _Measured(found, picture, features)

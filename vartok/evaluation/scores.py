@@ -32,9 +32,13 @@ class Scores:
         size_bytes: bytes per picture, of the tokens or the baseline's file.
         lpips: LPIPS distance, 0 or more; None for a baseline, if it was not measured, or if no picture is
             large enough.
+        st_lpips_alex: shift-tolerant LPIPS on AlexNet, 0 or more; None if it was not measured, or if no
+            picture has a size that is measured.
+        st_lpips_vgg: likewise on VGG16.
         unquantized_psnr: PSNR without quantization, in dB, 0 to 100; None for a baseline.
         scale_psnr: PSNR after 1, 2, ... K scales, in dB; None for a baseline, if it was not measured, or over
             pictures of several K.
+        scale_st_lpips: ST-LPIPS on AlexNet after 1, 2, ... K scales; None likewise.
         round_trips: figures after 1, 2, ... round trips; empty for a baseline, or if they were not measured.
     """
 
@@ -44,8 +48,11 @@ class Scores:
     bits_per_pixel: float
     size_bytes: float
     lpips: float | None = None
+    st_lpips_alex: float | None = None
+    st_lpips_vgg: float | None = None
     unquantized_psnr: float | None = None
     scale_psnr: tuple[float, ...] | None = None
+    scale_st_lpips: tuple[float, ...] | None = None
     round_trips: tuple[round_trips.RoundTrip, ...] = ()
 
 
@@ -57,9 +64,12 @@ class ModelScores(Scores):
         model: name, fingerprint and vocabulary size of the checkpoint.
         schedule: (h, w) of every scale; None if pictures of several sizes have several schedules.
         rfid: Fréchet distance, 0 or more; None if it was not measured, or for a single picture.
+        frechet_lite2: Fréchet distance of EfficientNet-Lite2's features; None likewise.
         blockiness: ratio, 1 if patch borders are not visible; None if pictures have no borders, or no
             differences inside patches.
         reference_blockiness: blockiness of the references at the same borders, or None likewise.
+        fine_blockiness: blockiness at the borders of cells of `FINE_CELL` pixels, or None likewise.
+        reference_fine_blockiness: that of the references, or None likewise.
         codes_used: number of different codes in all tokens.
         usage: usage of the codebook, by all scales together and by each scale.
     """
@@ -67,8 +77,11 @@ class ModelScores(Scores):
     model: ModelInfo
     schedule: Schedule | None
     rfid: float | None
+    frechet_lite2: float | None
     blockiness: float | None
     reference_blockiness: float | None
+    fine_blockiness: float | None
+    reference_fine_blockiness: float | None
     codes_used: int
     usage: UsageReport
 
@@ -81,6 +94,8 @@ class BaselineScores(Scores):
 
     Attributes:
         format: a key of `BASELINES`.
+        frechet_lite2: Fréchet distance of EfficientNet-Lite2's features, 0 or more; None if it was not
+            measured, or for a single picture.
         over_budget: number of pictures whose file is over budget, even at the lowest quality.
         within_budget_psnr: mean PSNR of the files within budget, in dB; None if there are none.
         tokens_within_budget_psnr: mean PSNR of the first checkpoint on the pictures of the files within
@@ -88,6 +103,7 @@ class BaselineScores(Scores):
     """
 
     format: str
+    frechet_lite2: float | None
     over_budget: int
     within_budget_psnr: float | None
     tokens_within_budget_psnr: float | None
@@ -136,6 +152,7 @@ class EvaluationReport:
     Attributes:
         pictures: number of pictures that were measured.
         ms_ssim_pictures: number of measured pictures that are large enough for MS-SSIM.
+        perceptual_pictures: number of measured pictures that have ST-LPIPS and count in `frechet_lite2`.
         models: figures of every checkpoint over pictures, in the order given; empty without pictures.
         baselines: figures of every format of `BASELINES` over pictures; empty if they were not measured.
         by_picture: scores of every measured picture, in order.
@@ -152,6 +169,7 @@ class EvaluationReport:
 
     pictures: int
     ms_ssim_pictures: int
+    perceptual_pictures: int
     models: tuple[ModelScores, ...]
     baselines: tuple[BaselineScores, ...]
     by_picture: tuple[PictureScores, ...]

@@ -53,18 +53,27 @@ def figure_rows(report: EvaluationReport) -> Rows:
         if figure.optional and set(cells) == {NO_VALUE}:
             continue
         title = figure.title
-        if figure.name == "ms_ssim" and 0 < report.ms_ssim_pictures < report.pictures:
-            title += f", {report.ms_ssim_pictures:,} of {report.pictures:,} pictures"
+        measured = {
+            "ms_ssim": report.ms_ssim_pictures,
+            "st_lpips_alex": report.perceptual_pictures,
+            "st_lpips_vgg": report.perceptual_pictures,
+        }.get(figure.name, report.pictures)
+        if 0 < measured < report.pictures:
+            title += f", {measured:,} of {report.pictures:,} pictures"
+        if figure.name == "frechet_lite2":
+            title += f", {counted(report.perceptual_pictures, 'picture')}"
         rows.append([title, *cells])
     return rows
 
 
 def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
     """Return the headings and the rows of the table of a checkpoint's scales."""
-    psnr_by_scale, *of_usage = SCALE_FIGURES
+    psnr_by_scale, st_lpips_by_scale, *of_usage = SCALE_FIGURES
     headings = ["scale", "grid"]
     if scores.scale_psnr is not None:
         headings += [psnr_by_scale.title, "gain"]
+    if scores.scale_st_lpips is not None:
+        headings.append(st_lpips_by_scale.title)
     headings += [figure.title for figure in of_usage]
     trips = sorted({1, len(scores.round_trips)} & set(range(1, len(scores.round_trips) + 1)))
     headings += [f"equal after {counted(number, 'trip')}" for number in trips]
@@ -75,6 +84,8 @@ def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
             found = scores.scale_psnr[k]
             gain = f"{found - scores.scale_psnr[k - 1]:+.2f}" if k else NO_VALUE
             cells += [f"{found:.{psnr_by_scale.digits}f}", gain]
+        if scores.scale_st_lpips is not None:
+            cells.append(f"{scores.scale_st_lpips[k]:.{st_lpips_by_scale.digits}f}")
         cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
         rows.append(cells + [f"{scores.round_trips[number - 1].equal.by_scale[k]:.1%}" for number in trips])
     return headings, rows
@@ -110,9 +121,10 @@ def agreement_rows(agreements: Sequence[Agreement]) -> tuple[list[str], Rows]:
 
 def picture_figures(pictures: Sequence[PictureScores]) -> list[Figure]:
     """Return the figures that tables of pictures show."""
-    with_lpips = any(scores.models[0].lpips is not None for scores in pictures)
-    shown = {"psnr", "ssim", "ms_ssim"} | ({"lpips"} if with_lpips else set())
-    return [figure for figure in FIGURES if figure.name in shown]
+    first = [scores.models[0] for scores in pictures]
+    optional = ("lpips", "st_lpips_alex", "st_lpips_vgg")
+    shown = {name for name in optional if any(getattr(one, name) is not None for one in first)}
+    return [figure for figure in FIGURES if figure.name in {"psnr", "ssim", "ms_ssim", *shown}]
 
 
 def method_rows(report: EvaluationReport, versions: Mapping[str, str]) -> Rows:

@@ -131,14 +131,13 @@ def _notes(report: EvaluationReport, gallery: Gallery) -> list[str]:
 
 
 def _charts(report: EvaluationReport, labels: Sequence[str]) -> list[object]:
-    by_scale = {
-        label: list(enumerate(scores.scale_psnr))
-        for label, scores in zip(labels, report.models, strict=True)
-        if scores.scale_psnr
-    }
     counts, names = _histogram([scores.models[0].psnr for scores in report.by_picture])
+    models = list(zip(labels, report.models, strict=True))
+    psnr = {label: list(enumerate(one.scale_psnr, 1)) for label, one in models if one.scale_psnr}
+    st_lpips = {label: list(enumerate(one.scale_st_lpips, 1)) for label, one in models if one.scale_st_lpips}
     return [
-        line_chart("PSNR by scale, dB", by_scale, "scale"),
+        line_chart("PSNR by scale, dB", psnr, "scale"),
+        *([line_chart("ST-LPIPS (AlexNet) by scale", st_lpips, "scale", digits=4)] if st_lpips else []),
         bar_chart(f"Pictures by PSNR of {labels[0]}", counts, names, "dB"),
     ]
 

@@ -22,7 +22,13 @@ from vartok.runtime import choose_device
 from vartok.train import Progress, TrainSettings, read_settings, train
 from vartok.train.distributed import takes_bf16
 from vartok.train.kmeans import init_like_var
-from vartok.train.objective import TrainingModel, latent_loss, parameter_groups, reconstruction_loss
+from vartok.train.objective import (
+    TrainingModel,
+    latent_loss,
+    parameter_groups,
+    reconstruction_loss,
+    visible_cells,
+)
 from vartok.train.start import LinearTransform
 
 
@@ -76,7 +82,7 @@ def bare_speed(settings: TrainSettings, steps: int) -> float:
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = model_with_losses(images, False)
-        loss, _ = reconstruction_loss(out.reconstruction, images, settings.loss, config.downsample)
+        loss, _ = reconstruction_loss(out.reconstruction, images, settings.loss, visible_cells(config))
         (loss + latent_loss(out, settings.loss)).backward()
         optimizer.step()
         optimizer.zero_grad()

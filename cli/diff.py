@@ -93,6 +93,9 @@ def diff(
         found = diff_tokens(*sources, **rows.arguments(), weights=weights, device=device, progress=tell)
     if not any(map(is_picture, sources)):
         warn_if_unused("no picture was encoded", weights=weights, device=device)
+    if found.sources is not None:
+        a_source, b_source = (printable(source, 200) for source in found.sources)
+        say(f"note: the tokens are of two pictures, by their sources: {a_source} and {b_source}")
     if as_json:
         print_result(json.dumps(_as_json(found)))
     else:
@@ -149,9 +152,9 @@ def _table(found: TokensDiff) -> Table:
     table = new_table("Tokens that differ", "scale", "grid", "tokens", "differ", "share")
     grids = next(iter(found.maps)) if len(found.maps) == 1 else ()
     total = [sum(values) for values in zip(*found.scales, strict=True)] or [0, 0]
-    for k, scale in enumerate(found.scales):
-        grid = "x".join(map(str, grids[k])) if grids else ""
-        table.add_row(str(k), grid, *_cells(*scale))
+    for number, scale in enumerate(found.scales, 1):
+        grid = "x".join(map(str, grids[number - 1])) if grids else ""
+        table.add_row(str(number), grid, *_cells(*scale))
     table.add_section()
     table.add_row("all", "", *_cells(*total))
     return table

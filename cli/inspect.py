@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple
 
 import typer
 
@@ -62,7 +62,10 @@ def inspect(
     selected = rows.arguments()
     schedules = FlatSchedules(selected["schedule"])
     selection = RowSelection(selected["keys"], selected["limit"])
-    files = find_inputs(parse_inputs(inputs, InputOptions()), TOKEN_KINDS, recursive=recursive)
+    given = parse_inputs(inputs, InputOptions())
+    if not recursive:
+        _refuse_checkpoints(given)
+    files = find_inputs(given, TOKEN_KINDS, recursive=recursive)
     report = Report(len(files), verb="read", quiet=True, debug=debug)
     with report:
         for item, row in selection.read(files, schedules, texts=True):
@@ -78,12 +81,31 @@ def inspect(
         report.finish()
 
 
+def _refuse_checkpoints(inputs: Sequence[str | BinaryIO]) -> None:
+    """Check that no folder holds a checkpoint, as that of a training run does.
+
+    Raises:
+        typer.BadParameter: one does.
+    """
+    for name in inputs:
+        if isinstance(name, str) and os.path.isdir(name):
+            from vartok.operations.show import holds_checkpoint
+
+            if holds_checkpoint(name):
+                told = f"{printable(name)} holds a checkpoint, and no data set"
+                raise typer.BadParameter(f"{told}: {_commands_of(name)}")
+
+
 def _checkpoint_error(name: str) -> TokenFileError | None:
     """Return the error for a file without tokens that has the name of a checkpoint; None for others."""
     if not name.endswith(SUFFIXES) or not os.path.isfile(name):
         return None
     reason = "is a checkpoint by its name, and no token file, array of tokens or data set"
-    return TokenFileError(reason, hint=f"see vartok show {name}, or vartok inspect-codebook -w {name}")
+    return TokenFileError(reason, hint=_commands_of(name))
+
+
+def _commands_of(checkpoint: str) -> str:
+    return f"see vartok show {printable(checkpoint)}, or vartok inspect-codebook -w {printable(checkpoint)}"
 
 
 class _Shown(NamedTuple):
@@ -152,10 +174,10 @@ class _Shown(NamedTuple):
         )
         if found < len(self.schedule):
             lines.append(f"  schedule    {describe(self.schedule)}")
-        for k, scale in enumerate(self.scales):
+        for number, scale in enumerate(self.scales, 1):
             first = " ".join(f"{index:>5}" for index in scale.ravel()[:SHOWN_INDICES])
             more = " ..." if scale.size > SHOWN_INDICES else ""
-            lines.append(f"    {k:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
+            lines.append(f"    {number:>2}  {'x'.join(map(str, scale.shape)):>7}  {first}{more}")
         return "\n".join(lines)
 
     def _describe_metadata(self) -> list[str]:

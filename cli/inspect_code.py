@@ -121,9 +121,9 @@ def _code_table(report: CodeReport, checkpoint: str) -> Table:
 
 def _uses_table(uses: CodeUses) -> Table:
     table = new_table("Where tokens have it", "scale", "grid", "tokens", "uses", "share")
-    for k, (tokens, used) in enumerate(uses.scales):
-        grid = "x".join(map(str, uses.schedule[k])) if uses.mapped == uses.images else ""
-        table.add_row(str(k), grid, f"{tokens:,}", f"{used:,}", f"{used / tokens:.2%}")
+    for number, (tokens, used) in enumerate(uses.scales, 1):
+        grid = "x".join(map(str, uses.schedule[number - 1])) if uses.mapped == uses.images else ""
+        table.add_row(str(number), grid, f"{tokens:,}", f"{used:,}", f"{used / tokens:.2%}")
     return table
 
 

@@ -252,10 +252,10 @@ def _top_table(usage: UsageReport) -> Table:
     cells.append([f"{code.code} {code.share:.1%}" for code in usage.overall.top])
     width = max(len(cell) for row in cells for cell in row) + 2
     per_line = max(1, (table_width() - len("scale  ") + 2) // width)
-    for k, row in enumerate(cells):
+    for number, row in enumerate(cells, 1):
         lines = [row[start : start + per_line] for start in range(0, len(row), per_line)]
         text = "\n".join("".join(cell.ljust(width) for cell in line).rstrip() for line in lines)
-        table.add_row(str(k) if k < len(usage.scales) else "all", text)
+        table.add_row(str(number) if number <= len(usage.scales) else "all", text)
     return table
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vartok.tokenizer import Tokenizer
 
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "tf32", "bfloat16", "float16"]
 PictureFormat = Literal["png", "jpg", "webp", "npy", "gif"]
 FitMode = Literal["crop", "pad", "stretch", "native", "bucket"]
 
@@ -207,7 +207,7 @@ WorkersOption = Annotated[
         "--workers",
         min=1,
         max=256,
-        help="Threads per process that read and write pictures; default: cores + 1, up to 8, in all.",
+        help="Threads per process that read and write pictures; default: its cores + 1, up to 8.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from vartok.errors import VartokError, printable
+from vartok.errors import VartokError, counted, printable
 
 from .command import command
 from .files import STDIO, check_output, output_name, parse_inputs, protect_inputs
@@ -60,7 +60,10 @@ class ShowOptions:
     ] = False
     animate: Annotated[
         bool,
-        typer.Option("--animate", help="Write the build-up of an image's tokens as an animation to -o."),
+        typer.Option(
+            "--animate",
+            help="Write the build-up of an image's tokens as an animation to -o: .webp, .gif, .png or .apng.",
+        ),
     ] = False
     rows: Annotated[
         str | None,
@@ -92,8 +95,8 @@ def show(
             "-o",
             metavar="OUT.png",
             parser=output_name,
-            help="Write one picture (.png, .jpg, .webp; with --animate .webp, .gif, .apng), or - for a PNG "
-            "on stdout; default: the terminal, or stdout if it is none.",
+            help="Write one picture (.png, .jpg, .webp; with --animate .webp, .gif, .png, .apng), or - for a "
+            "PNG on stdout; default: the terminal, or stdout if it is none.",
         ),
     ] = None,
     *,
@@ -119,11 +122,16 @@ def show(
       vartok show DATASET --rows 0,7,100-103
       vartok show light
     """
+    from vartok.operations.inputs import peek
     from vartok.operations.show import draw_files
 
     given = parse_inputs(inputs, InputOptions())
-    if options.animate and (options.sheet or options.maps):
-        raise typer.BadParameter("--animate goes with neither --sheet nor --tokens")
+    if options.animate and options.sheet:
+        raise typer.BadParameter("--animate does not go with --sheet")
+    if not inputs and not isinstance(given[0], str) and not peek(given[0]):
+        raise typer.BadParameter(
+            "no X, and standard input is empty: name pictures, tokens or checkpoints, or pipe one in"
+        )
     names = [name for name in given if isinstance(name, str)]
     target = _parse_target(output, names, force, animate=options.animate)
     loaded: list[str | None] = []
@@ -136,8 +144,9 @@ def show(
         given,
         load=load,
         weights=model.weights,
-        build_up=options.build_up or options.animate,
+        build_up=options.build_up,
         maps=options.maps,
+        animate=options.animate,
         originals=options.sheet,
         any_weights=options.any_weights,
         rows=parse_rows(options.rows),
@@ -190,7 +199,7 @@ def _parse_target(
     from vartok.images.animation import ANIMATIONS
 
     if animate and output in (None, STDIO):
-        raise typer.BadParameter("--animate needs a file: -o OUT.webp, OUT.gif or OUT.apng")
+        raise typer.BadParameter("--animate needs a file: -o OUT.webp, OUT.gif, OUT.png or OUT.apng")
     if output is None:
         return None if sys.stdout.isatty() else sys.stdout.buffer
     if output == STDIO:
@@ -220,7 +229,7 @@ def _show_each(drawings: Iterator[Drawing]) -> None:
 
     screen = Screen()
     for drawing in drawings:
-        screen.show(drawing.tiles, columns=len(drawing.tiles))
+        screen.show(drawing.tiles, columns=len(drawing.tiles), heading=drawing.heading)
 
 
 def _show_sheet(
@@ -237,26 +246,41 @@ def _show_sheet(
         ImageError: the sheet would be too large.
         OutputError, OSError: the picture cannot be written.
     """
-    from vartok.drawing import as_image, sheet
-    from vartok.operations.sheets import collect_tiles, lay_out
+    from vartok.drawing import as_image
+    from vartok.operations.sheets import collect_tiles, draw_groups, lay_out
 
-    groups = collect_tiles(drawing.tiles for drawing in drawings)
+    headings: list[str] = []
+
+    def tiles_of_drawings() -> Iterator[Sequence[Tile]]:
+        for drawing in drawings:
+            headings.append(drawing.heading)
+            yield drawing.tiles
+
+    groups = collect_tiles(tiles_of_drawings())
     if not groups:
         return
-    if options.animate:
-        _write_animation(groups, target, overwrite)
-        return
-    tiles, columns = lay_out(groups)
+    shown = counted(sum(map(len, groups)), "frame" if options.animate else "picture")
+    told = f"drew {shown} in {printable(target)}" if isinstance(target, Path) else ""
     if target is None:
         from .terminal import Screen
 
-        Screen().show(tiles, columns=columns)
-    elif options.sheet or len(tiles) > 1:
-        _write(sheet(tiles, columns=columns), target, overwrite)
+        screen = Screen()
+        if any(headings):
+            for group, heading in zip(groups, headings, strict=True):
+                screen.show(group, columns=len(group), heading=heading)
+        else:
+            tiles, columns = lay_out(groups)
+            screen.show(tiles, columns=columns)
+    elif options.animate:
+        _write_animation(groups, target, overwrite)
+    elif options.sheet or sum(map(len, groups)) > 1:
+        _write(draw_groups(groups, headings), target, overwrite)
     else:
-        _write(as_image(tiles[0].picture), target, overwrite)
-        if not messages.quiet:
-            say(tiles[0].caption.replace("\n", ", "))
+        [[tile]] = groups
+        _write(as_image(tile.picture), target, overwrite)
+        told = tile.caption.replace("\n", ", ")
+    if told and not messages.quiet:
+        say(told)
 
 
 def _write(image: Image.Image, target: Path | BinaryIO, overwrite: bool) -> None:

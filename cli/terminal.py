@@ -48,21 +48,25 @@ class Screen:
         size = shutil.get_terminal_size()
         self.columns, self.lines = max(size.columns, 1), max(size.lines, 4)
 
-    def show(self, tiles: Sequence[Tile], *, columns: int = 1) -> None:
+    def show(self, tiles: Sequence[Tile], *, columns: int = 1, heading: str = "") -> None:
         """Print pictures, each with its caption, fitted to the window.
 
         Args:
             tiles: the pictures.
             columns: number of pictures in a row, if there is room for as many.
+            heading: text above them, of one or several lines.
 
         Raises:
             OSError: stdout cannot be written.
         """
+        if heading:
+            print_result(_printable_lines(heading))
         if self._graphics is None:
-            print_result(self._render(self._cells(tiles, columns)))
+            room = self.lines - 1 - (heading.count("\n") + 1 if heading else 0)
+            print_result(self._render(self._cells(tiles, columns, room)))
         elif len(tiles) == 1:
             print_result(self._render(self._graphics(as_image(tiles[0].picture), "auto", "auto")))
-            print_result(_caption(tiles[0]))
+            print_result(_printable_lines(tiles[0].caption))
         else:
             for row in self._rows(tiles, columns):
                 print_result(self._render(self._graphics(row, "auto", "auto")))
@@ -122,33 +126,33 @@ class Screen:
     def _fitting(self, columns: int, width: int, cell: int = 1) -> int:
         return max(1, min(columns, self.columns * cell // width))
 
-    def _largest(self, tiles: Sequence[Tile]) -> int:
-        """Return the number of columns that makes tiles largest where all fit the window; 0 for none."""
+    def _largest(self, tiles: Sequence[Tile], room: int) -> int:
+        """Return the number of columns that makes tiles largest where all fit `room` lines; 0 for none."""
         wide = max(as_image(tile.picture).width / as_image(tile.picture).height for tile in tiles)
         text = max(len(tile.caption.split("\n")) for tile in tiles)
         best, found = 0.0, 0
         for columns in range(1, self._fitting(len(tiles), TILE_CELLS) + 1):
-            height = (self.lines - 1) // math.ceil(len(tiles) / columns) - text
+            height = room // math.ceil(len(tiles) / columns) - text
             width = min((self.columns + 1) // columns - 1, 2 * height * wide)
             if height >= MIN_TILE_LINES and width > best:
                 best, found = width, columns
         return found
 
-    def _cells(self, tiles: Sequence[Tile], columns: int) -> RenderableType:
-        """Lay pictures of cells out in columns, each above its caption."""
+    def _cells(self, tiles: Sequence[Tile], columns: int, room: int) -> RenderableType:
+        """Lay pictures of cells out in columns, each above its caption, for a window of `room` lines."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        reflow = self._largest(tiles) if columns == len(tiles) > 1 else 0
+        reflow = self._largest(tiles, room) if columns == len(tiles) > 1 else 0
         columns = reflow or self._fitting(columns, TILE_CELLS)
         columns = math.ceil(len(tiles) / math.ceil(len(tiles) / columns))  # rows of one length
         width = (self.columns - columns + 1) // columns
         grid = Table.grid(padding=(0, 1), pad_edge=False)
         cells = []
         for tile in tiles:
-            caption = Text(_caption(tile), overflow="fold")
-            lines = (self.lines - 1) // (math.ceil(len(tiles) / columns) if reflow else 1)
+            caption = Text(_printable_lines(tile.caption), overflow="fold")
+            lines = room // (math.ceil(len(tiles) / columns) if reflow else 1)
             lines = max(lines - len(tile.caption.split("\n")), 1)
             picture = fit_inside(tile.picture, width, 2 * lines)
             cells.append(Group(_Cells(picture, self.has_colors), caption))
@@ -180,7 +184,8 @@ class _Cells:
             yield Segment("\n")
 
     def _lines(self) -> Iterator[list[Any]]:
-        from rich.color import Color
+        from rich.color import Color, ColorType
+        from rich.color_triplet import ColorTriplet
         from rich.segment import Segment
         from rich.style import Style
 
@@ -189,16 +194,20 @@ class _Cells:
             for row in (levels[::2] + levels[1::2]) * len(LETTERS) // 512:
                 yield [Segment("".join(LETTERS[level] for level in row))]
             return
+
+        def color(levels: list[int]) -> Color:  # Color.from_rgb also makes a name, in half of all the time
+            return Color("", ColorType.TRUECOLOR, triplet=ColorTriplet(*levels))
+
         pixels = np.asarray(self._picture).tolist()
         for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
             yield [
-                Segment(HALF, Style.from_color(Color.from_rgb(*above), Color.from_rgb(*below)))
+                Segment(HALF, Style.from_color(color(above), color(below)))
                 for above, below in zip(upper, lower, strict=True)
             ]
 
 
-def _caption(tile: Tile) -> str:
-    return "\n".join(printable(line) for line in tile.caption.split("\n"))
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def _window_is_empty() -> bool:

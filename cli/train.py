@@ -36,7 +36,9 @@ RunOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="Settings: light (the default), var-small, var, or a TOML file."),
+    typer.Option(
+        "--preset", "-p", help="Settings: light (the default), light-looks, var-small, var, or a TOML file."
+    ),
 ]
 FromOption = Annotated[
     str | None,
@@ -300,8 +302,10 @@ def _show(display: Display, event: Event) -> None:
 
 def _validation_line(validation: Validation) -> str:
     used = " ".join(map(str, validation.used))
+    looks = validation.perceptual
+    distance = "" if looks is None else f", perceptual distance {looks:.3f}"
     return (
-        f"step {validation.step:,}: {validation.psnr:.2f} dB on "
+        f"step {validation.step:,}: {validation.psnr:.2f} dB{distance} on "
         f"{counted(validation.pictures, 'validation picture')}; "
         f"codes used per scale: {used}; {validation.total_used:,} in all"
     )
@@ -321,4 +325,4 @@ def _usage_line(progress: Progress) -> str:
     low, high = min(progress.perplexity), max(progress.perplexity)
     bars = "".join(BARS[round(8 * value / high)] for value in progress.perplexity)
     unreadable = f", {progress.unreadable:,} unreadable" if progress.unreadable else ""
-    return f"perplexity by scale {bars} {low:,.0f} to {high:,.0f}{unreadable}"
+    return f"perplexity by scale (moving average) {bars} {low:,.0f} to {high:,.0f}{unreadable}"

@@ -38,6 +38,9 @@ settings.register_profile(  # other work on the machine is no failure
 )
 settings.load_profile("vartok")
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when anything imports triton, which torch does at times
+
 ROOT = Path(__file__).parent.parent
 
 VAR_32 = TokenizerConfig(autoencoder=VarConfig(ch=32))

@@ -1,4 +1,4 @@
-"""The atlas: every code once, and neighbours that look alike, compared with a random order."""
+"""The atlas: every code once, and neighbours that look alike, compared with a random order; and one code."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vartok import atlas
 from vartok.atlas import atlas_order
+from vartok.code_picture import MAX_GAIN, _raise_contrast
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
@@ -86,3 +87,14 @@ def test_windows_are_centred_and_clipped(radius: int) -> None:
     for y, x in np.ndindex(5, 7):
         window = grid[max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
         np.testing.assert_array_equal(sums[y, x], window.sum((0, 1)))
+
+
+def test_weak_codes_are_drawn_with_more_contrast() -> None:
+    blank = np.full((2, 2, 3), 100, np.uint8)
+    picture = blank.copy()
+    picture[0, 0] = 108
+    enlarged, gain = _raise_contrast(picture, blank)
+    assert (gain, enlarged[0, 0, 0], enlarged[1, 1, 0]) == (8, 164, 100)
+    assert _raise_contrast(blank, blank)[1] == MAX_GAIN
+    picture[0, 0] = 200
+    assert _raise_contrast(picture, blank)[0].tolist() == picture.tolist()

@@ -176,9 +176,9 @@ def test_counts_add_up(seed: int, first: int, second: int) -> None:
     [
         ([[0]], "image 2 has 1 scales, not 2"),
         ([[0], [0], [0]], "image 2 has 3 scales, not 2"),
-        ([[0], [0, 4]], "image 2, scale 1: an index is outside the vocabulary of 4"),
-        ([[-1], [0]], "image 2, scale 0: an index is outside the vocabulary of 4"),
-        ([[0.5], [0]], "image 2, scale 0: indices must be integers, not float64"),
+        ([[0], [0, 4]], "image 2, scale 2: an index is outside the vocabulary of 4"),
+        ([[-1], [0]], "image 2, scale 1: an index is outside the vocabulary of 4"),
+        ([[0.5], [0]], "image 2, scale 1: indices must be integers, not float64"),
     ],
 )
 def test_images_that_cannot_be_counted(scales: list[list[float]], message: str) -> None:

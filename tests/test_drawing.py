@@ -27,6 +27,7 @@ def test_a_label_leaves_the_picture_as_it_is() -> None:
     assert np.array_equal(np.asarray(labelled)[:40], np.asarray(picture.convert("RGB")))
     text = dark(labelled.crop((0, 40, 120, labelled.height)))
     assert text.any()
+    assert not text[:, : drawing.INSET].any()
     assert labelled.height > 40 + 2 * 12
     assert np.array_equal(np.asarray(label(picture, "")), np.asarray(picture.convert("RGB")))
     assert label(picture, "", width=200).size == (200, 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,12 @@ def test_tokens_on_the_own_schedule_and_on_another(light: vartok.Tokenizer) -> N
     assert light.config.patch_nums == VAR_256
     with pytest.raises(vartok.ScheduleError, match="a schedule must be a list"):
         light.decode(flat, schedule=())
+
+
+def test_a_bright_picture_is_not_taken_for_one_in_0_to_1(light: vartok.Tokenizer) -> None:
+    pixels = np.full((16, 16, 3), 128, np.uint8)
+    pixels[0, 0] = 255
+    with warnings.catch_warnings(action="error"):
+        light.encode(pixels)
+        pixels.flags.writeable = False  # as PIL's are
+        light.encode(pixels)

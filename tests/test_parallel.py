@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -181,7 +182,16 @@ def test_batches_of_a_group_do_not_depend_on_earlier_groups(runs: list[int], siz
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 12"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.93 GiB, max allowed: 9.07 GiB)."),
+        RuntimeError("Invalid buffer size: 12.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`"),
+        RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB."),
     ],
 )
 def test_an_item_too_large_for_memory_fails_alone(error: Exception) -> None:
@@ -198,6 +208,31 @@ def test_an_item_too_large_for_memory_fails_alone(error: Exception) -> None:
     assert results[3] == 6
     assert isinstance(results[2], DeviceError)
     assert "not enough memory" in str(results[2])
+
+
+def test_the_memory_of_a_batch_that_does_not_fit_is_freed_before_its_halves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Held:
+        """Stands for a tensor on the device."""
+
+    held: list[weakref.ref[Held]] = []
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(all(ref() is None for ref in held)))
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        tensor = Held()
+        held.append(weakref.ref(tensor))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [*batch]
+
+    with pytest.warns(VartokWarning):
+        assert [result for _, result in map_batches(compute, enumerate([4, 5]), size=2, key=lambda _: 0)] == [
+            4,
+            5,
+        ]
+    assert freed == [True]
 
 
 @pytest.mark.parametrize("prefetch", [False, True])

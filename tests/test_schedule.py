@@ -116,7 +116,7 @@ def test_check_refuses_what_is_not_grids(value: object) -> None:
 
 def test_a_scale_larger_than_the_last_is_named() -> None:
     with pytest.raises(
-        ScheduleError, match=re.escape("scale 1, 3x5, is higher or wider than the last scale, 4x4")
+        ScheduleError, match=re.escape("scale 2, 3x5, is higher or wider than the last scale, 4x4")
     ):
         check_schedule([1, [3, 5], 4])
 

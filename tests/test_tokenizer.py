@@ -368,7 +368,7 @@ def test_devices_that_are_not_here_are_refused(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "fp16", "", "torch.float32", torch.float64])
 def test_dtypes_that_are_not_ours_are_refused(dtype: str | torch.dtype) -> None:
-    with pytest.raises(DeviceError, match="dtype must be one of float32, bfloat16, float16, not"):
+    with pytest.raises(DeviceError, match="dtype must be one of float32, tf32, bfloat16, float16, not"):
         vartok.load(dtype=dtype)
 
 

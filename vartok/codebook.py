@@ -198,12 +198,11 @@ def count_codes(
         if len(maps) != scales:
             raise TokensError(f"image {number} has {len(maps)} scales, not {scales}")
         for k, tokens in enumerate(maps):
+            where = f"image {number}, scale {k + 1}"
             if tokens.dtype.kind not in "iu":
-                raise TokensError(f"image {number}, scale {k}: indices must be integers, not {tokens.dtype}")
+                raise TokensError(f"{where}: indices must be integers, not {tokens.dtype}")
             if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocab_size:
-                raise TokensError(
-                    f"image {number}, scale {k}: an index is outside the vocabulary of {vocab_size}"
-                )
+                raise TokensError(f"{where}: an index is outside the vocabulary of {vocab_size}")
             np.add.at(counts[k], tokens.ravel(), 1)  # np.bincount takes time for every code
     return counts
 

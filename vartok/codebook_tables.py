@@ -37,7 +37,7 @@ def usage_rows(used: TokenUsage) -> tuple[list[str], list[list[str]]]:
     headings = ["scale", "grid", "tokens", "used", "coverage", "dead", "perplexity", "entropy"]
     rows = [
         [
-            str(k),
+            str(k + 1),
             "x".join(map(str, used.schedule[k])) if used.schedule else "",
             *_usage_cells(scale),
             f"{used.usage.divergence[k]:.2f} ({used.usage.chance[k]:.2f})",

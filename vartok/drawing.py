@@ -29,6 +29,9 @@ GAP = 8
 MIN_TEXT_SIZE, MAX_TEXT_SIZE = 12, 36
 """Heights of the font in pixels; between them, a line of text holds about 48 letters."""
 
+INSET = 4
+"""Pixels left of a caption, and at least right of it."""
+
 MIN_LABEL_WIDTH = 96
 """Smallest width in pixels of a picture with a caption."""
 
@@ -65,14 +68,14 @@ def label(picture: Drawable, caption: str, *, width: int = 0, text_size: int | N
     picture = _as_rgb(picture)
     width = max(width, picture.width, MIN_LABEL_WIDTH if caption else 0)
     font = _font(text_size or text_size_for(width))
-    lines = wrap(caption, font, width)
+    lines = wrap(caption, font, width - 2 * INSET)
     line_height = sum(_metrics(font))
     height = picture.height + (len(lines) * line_height + 2 if lines else 0)
     labelled = Image.new("RGB", check_room(width, height), PAPER)
     labelled.paste(picture)
     draw = ImageDraw.Draw(labelled)
     for number, line in enumerate(lines):
-        draw.text((0, picture.height + 2 + number * line_height), line, INK, font)
+        draw.text((INSET, picture.height + 2 + number * line_height), line, INK, font)
     return labelled
 
 
@@ -120,12 +123,35 @@ def sheet(
     return drawn
 
 
+def draw_headed(parts: Sequence[tuple[str, Image.Image]], *, text_size: int = 14) -> Image.Image:
+    """Draw pictures one below the other, each below its heading.
+
+    Args:
+        parts: headings, of one or several lines, or "" for none; and their pictures.
+        text_size: height of the font in pixels.
+
+    Raises:
+        ImageError: the result would have more than `MAX_PIXELS` pixels.
+    """
+    width = max(picture.width for _, picture in parts)
+    nothing = Image.new("RGB", (width, 0))
+    tiles = []
+    for n, (heading, picture) in enumerate(parts):
+        apart = "\n" if n else ""  # an empty line, so that a heading is nearer to its own picture
+        tiles += [Tile(label(nothing, f"{apart}{heading}", text_size=text_size))] if heading else []
+        tiles.append(Tile(picture))
+    return sheet(tiles, columns=1)
+
+
 def fit_inside(picture: Drawable, width: int, height: int) -> Image.Image:
     """Scale a picture to the largest size of its proportions that is at most `width` x `height` pixels."""
     picture = as_image(picture)
     ratio = min(width / picture.width, height / picture.height)
     size = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+    if picture.size == size:
+        return picture
+    # With a gap of 3 it can hardly be told from a filter of all pixels, and takes a fifth of the time.
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def text_size_for(width: int) -> int:

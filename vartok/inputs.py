@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vartok.errors import ImageError, ScheduleError, TokenFileError, TokensError, counted, quoted, warn
-from vartok.images import to_tensor
 from vartok.images.channels import warn_of_grey
 from vartok.images.color import GREY_MODES
+from vartok.images.tensors import scale_levels
 from vartok.metadata import ModelInfo
+from vartok.runtime import to_device
 from vartok.schedule import Grid, Schedule, ScheduleLike, adapt_schedule, as_schedule, describe, first_scales
 from vartok.tokens import ImageTokens, TokenMaps
 
@@ -39,9 +40,10 @@ def image_batch(
         channels: C, the model's number of channels.
 
     Returns:
-        The batch, [B, C, H, W] floating point, and its bounds. Bounds of images that came on a GPU are [2],
-        the smallest and the largest value: the caller must pass them to `check_bounds`, since a check here
-        would wait for the GPU. Bounds of images from the CPU are checked here, and are None.
+        The batch, [B, C, H, W] floating point, and its bounds. Bounds of floating point images that came on
+        a GPU are [2], the smallest and the largest value: the caller must pass them to `check_bounds`, since
+        a check here would wait for the GPU. Bounds of those from the CPU are checked here, and are None, as
+        are those of uint8 and uint16, which cross to the device as they are and are scaled there.
 
     Raises:
         ImageError: a type or shape that the encoder cannot take, or a value outside [-1, 1] on the CPU.
@@ -50,10 +52,13 @@ def image_batch(
         VartokWarning: float pixels that seem to lie in [0, 1]; or PIL images in colour, for one channel.
     """
     batch = _as_tensor(images, channels)
+    is_levels = batch.dtype in (torch.uint8, torch.uint16)
     if channels == 1:
         given: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         warn_of_grey(sum(hasattr(image, "convert") and image.mode not in GREY_MODES for image in given))
-    if batch.ndim != 4 or batch.shape[1] != channels or not len(batch) or not batch.is_floating_point():
+    if not is_levels and (
+        batch.ndim != 4 or batch.shape[1] != channels or not len(batch) or not batch.is_floating_point()
+    ):
         hint: str | None = "convert pixels of 0 to 255 to uint8"
         if batch.is_floating_point():
             numpy = isinstance(images, np.ndarray)
@@ -62,27 +67,29 @@ def image_batch(
             f"images must be [B, {channels}, H, W] floating point, not {list(batch.shape)} {batch.dtype}",
             hint=hint,
         )
-    height, width = batch.shape[2:]
+    height, width = batch.shape[1:3] if is_levels else batch.shape[2:]
     if not height or not width or height % step or width % step:
         raise ImageError(
             f"an image's height and width must be multiples of {step}, not {height} and {width}",
             hint="resize or crop it, as `vartok.images.read_picture` does",
         )
+    if is_levels:
+        return _scaled(to_device(batch, device)), None
     bounds: Tensor | None = torch.stack(batch.detach().aminmax())
     if bounds is not None and batch.device.type == "cpu":
         check_bounds(*bounds.tolist())
         bounds = None
-    return batch.to(device, non_blocking=True), bounds
+    return to_device(batch, device), bounds
 
 
 def _as_tensor(images: Images, channels: int) -> Tensor:
     """Convert images to a tensor.
 
-    uint8, uint16 and PIL images become [B, C, H, W] float32 in [-1, 1]; other dtypes keep their shape and
-    values.
+    uint8, uint16 and PIL images become [B, H, W, C] uint8 or uint16, not empty; a list of images becomes
+    [B, C, H, W] float32 in [-1, 1]; other dtypes keep their shape and values.
     """
     if isinstance(images, (list, tuple)):
-        batches = [_as_tensor(image, channels) for image in images]
+        batches = [_scaled(_as_tensor(image, channels)) for image in images]
         stackable = batches and all(
             isinstance(image, Tensor) and image.shape[:-2] == (channels,) for image in images
         )
@@ -98,7 +105,8 @@ def _as_tensor(images: Images, channels: int) -> Tensor:
         return torch.cat(batches)
     is_numpy = isinstance(images, np.ndarray)
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images, images.dtype.newbyteorder("=")))
+        images = np.ascontiguousarray(images, images.dtype.newbyteorder("="))
+        images = torch.from_numpy(images if images.flags.writeable else images.copy())  # else torch warns
     elif not isinstance(images, Tensor):
         if not hasattr(images, "convert"):  # PIL images have it; this needs no import of PIL
             hint = "read a file with `vartok.images.read_picture`, or encode it with `vartok.encode_file`"
@@ -118,10 +126,16 @@ def _as_tensor(images: Images, channels: int) -> Tensor:
         )
     if not pixels.numel():
         raise ImageError(f"images of shape {list(images.shape)} have no pixels")
-    if pixels.device.type == "cpu":
-        return to_tensor(pixels.numpy())
-    half = 127.5 if pixels.dtype == torch.uint8 else 32767.5
-    return pixels.permute(0, 3, 1, 2).float().contiguous().div_(half).sub_(1)
+    return pixels
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Scale [B, H, W, C] uint8 or uint16 to [B, C, H, W] float32 in [-1, 1]; return others as they are."""
+    if images.dtype == torch.uint16:
+        images = images.view(torch.int16)
+    elif images.dtype != torch.uint8:
+        return images
+    return scale_levels(images)
 
 
 def _pil_pixels(image: Any, channels: int) -> NDArray[Any]:

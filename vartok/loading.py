@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from vartok.checkpoints import build_model, dropping_pages, locate_checkpoint, read_checkpoint
-from vartok.errors import DeviceError, quoted, warn
-from vartok.runtime import DTYPES, choose_device
+from vartok.errors import warn
+from vartok.runtime import check_dtype, choose_device, warn_of_dtype
 from vartok.tokenizer import Tokenizer
 
 
@@ -29,7 +29,8 @@ def load(
             the hub is fetched when it is first used.
         device: "cpu", "cuda", "cuda:1", "mps", ...; "auto" takes CUDA, then MPS, then the CPU.
         dtype: precision of encoder and decoder, a name or a torch dtype. "float32" gives the tokens of VAR's
-            own code. "bfloat16" and "float16" are faster on hardware that has them, but change many tokens,
+            own code, and only it gives the same tokens in every batch. "tf32" (on CUDA: float32 with products
+            in TF32), "bfloat16" and "float16" are faster on hardware that has them, but change many tokens,
             since a coarse token that changes alters all finer ones. The quantizer computes in float32.
         compile: let torch compile encoder and decoder for each batch shape that occurs twice, up to four
             shapes. This takes a minute or more per shape, so it pays off in long runs on a GPU. Compiled
@@ -40,19 +41,20 @@ def load(
 
     Raises:
         CheckpointError: `weights` does not exist, or is not a checkpoint that vartok can run.
-        DeviceError: torch cannot use the device here, or `dtype` is not one of the three.
+        DeviceError: torch cannot use the device here, or it cannot compute in `dtype`.
 
     Warns:
-        VartokWarning: the file does not state a part of its configuration, which was assumed.
+        VartokWarning: the file does not state a part of its configuration, which was assumed; or the CPU does
+            not compute in `dtype`, and the networks compute in float32 with weights rounded to it.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    if name not in DTYPES:
-        raise DeviceError(f"dtype must be one of {', '.join(DTYPES)}, not {quoted(str(dtype))}")
     chosen = choose_device(device)
+    check_dtype(str(name), chosen)
     file = locate_checkpoint(weights)
     checkpoint = read_checkpoint(file)
     for note in checkpoint.notes:
         warn(f"{file.label}: {note}")
+    warn_of_dtype(str(name), chosen)
     model = build_model(checkpoint)
     with dropping_pages(dict(model.named_parameters()), checkpoint.tensors):
         return Tokenizer(

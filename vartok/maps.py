@@ -107,13 +107,13 @@ class MapPainter:
         Yields:
             [H, W, C] uint8.
         """
-        before = self._draw_blank(latent)
+        before = self.draw_blank(latent)
         for picture in pictures:
             after = to_bytes(picture)
             yield ((after.astype(np.int16) - before + 256) // 2).clip(0, 255).astype(np.uint8)
             before = after
 
-    def _draw_blank(self, latent: Grid) -> NDArray[np.uint8]:
+    def draw_blank(self, latent: Grid) -> NDArray[np.uint8]:
         """Return the picture of an f_hat of zeros, [H, W, C]; that of the last grid is kept."""
         import torch
 

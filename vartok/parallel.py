@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,16 @@ from vartok.errors import DeviceError, VartokError, warn
 
 MAX_NBYTES = 1 << 28
 """Limit on the bytes of the items that `map_ordered` has taken and not yet yielded."""
+
+OUT_OF_MEMORY = re.compile(
+    "out of memory"  # CUDA, HIP, XPU, MPS
+    "|can't allocate memory|not enough memory: you tried"  # the CPU; on Windows
+    "|Invalid buffer size"  # MPS, for a tensor larger than it allows
+    "|_ALLOC_FAILED|ALLOCATION_FAILED"  # cuBLAS, cuDNN, cuSOLVER, hipBLAS
+    "|rocblas_status_memory_error|miopenStatusAllocFailed",
+    re.IGNORECASE,
+)
+"""How torch and its libraries word a lack of memory in a plain RuntimeError."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -99,12 +110,16 @@ def map_batches(
         nonlocal size
         half = len(batch) // 2
         if len(batch) <= size:  # size may have shrunk since the batch was made
+            out_of_memory = False
             try:
                 return [*compute(collate(batch) if values is None else values)]
             except (VartokError, MemoryError, RuntimeError) as error:
                 if len(batch) == 1:
                     return [_as_vartok_error(error)]
-                if is_out_of_memory(error) and half < size:
+                out_of_memory = is_out_of_memory(error)
+            if out_of_memory:  # the error is gone, whose traceback kept the batch's tensors
+                free_cached_memory()
+                if half < size:
                     size = half
                     warn(f"{len(batch)} pictures at once do not fit into memory: going on with {half}")
         return [*attempt(batch[:half]), *attempt(batch[half:])]
@@ -141,8 +156,18 @@ def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error means that the memory of the CPU or of another device ran out."""
     import torch
 
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, RuntimeError):  # which most of torch's are; also torch.OutOfMemoryError
+        return isinstance(error, torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError)
+
+
+def free_cached_memory() -> None:
+    """Return the memory that torch keeps for later tensors to CUDA and MPS; it may be in pieces too small."""
+    import torch
+
+    torch.cuda.empty_cache()  # does nothing where CUDA was not used
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _as_vartok_error(error: Exception) -> VartokError:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vartok.models.cpu import optimize_for_cpu
-from vartok.models.cuda import optimize_for_cuda
+from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.quantizer import scale_inputs
 from vartok.models.vqvae import VQVAE
-from vartok.runtime import DTYPES, CompiledNetwork, exact_float32
+from vartok.runtime import DTYPES, CompiledNetwork, computed_dtype, exact_float32, network_precision
 from vartok.schedule import Grid, Schedule
 
 QUANTIZED_CELLS = 4096
@@ -31,25 +31,34 @@ class ModelRunner:
         device: where to run it.
         dtype: precision of the networks, a key of `vartok.runtime.DTYPES`; the quantizer computes in float32.
         compile: let torch compile the networks.
-        differentiable: let gradients flow through the networks, which are then not optimized for the CPU.
+        differentiable: let gradients flow through the networks, which are then not optimized.
     """
 
     def __init__(
         self, model: VQVAE, device: torch.device, dtype: str, *, compile: bool, differentiable: bool
     ) -> None:
         self._device = device
+        self._dtype = dtype
         self._differentiable = differentiable
         model.to(device).requires_grad_(False)
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
-            part.to(DTYPES[dtype])
+            part.to(DTYPES[dtype]).to(computed_dtype(dtype, device))
         if device.type == "cuda":
-            optimize_for_cuda(model)
+            optimize_for_cuda(model, networks=not compile and not differentiable)
         if device.type == "cpu":
             with exact_float32(device):
                 optimize_for_cpu(model, networks=not compile and not differentiable)
         self._quantizer = model.quantize
-        self._encode: Callable[[Tensor], Tensor] = CompiledNetwork(model.encode) if compile else model.encode
-        self._decode: Callable[[Tensor], Tensor] = CompiledNetwork(model.decode) if compile else model.decode
+        self._encode: Callable[[Tensor], Tensor] = model.encode
+        self._decode: Callable[[Tensor], Tensor] = model.decode
+        self._quantize: Callable[..., list[Tensor]] = model.quantize.encode
+        self._sum_scales: Callable[..., Tensor] = model.quantize.decode
+        if compile:
+            self._encode, self._decode = CompiledNetwork(model.encode), CompiledNetwork(model.decode)
+        elif device.type == "cuda" and not differentiable:
+            self._encode, self._decode = graphed_networks(model)
+        if device.type == "cuda":
+            self._quantize, self._sum_scales = graphed_quantizer(model)
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute latents: [B, in_channels, H, W] -> [B, C, h, w] float32, contiguous."""
@@ -74,8 +83,7 @@ class ModelRunner:
             latent = latent.contiguous(memory_format=torch.channels_last)
         with exact_float32(self._device), torch.inference_mode():  # less overhead for many small steps
             parts = [
-                self._quantizer.encode(part, schedule, scales)
-                for part in self._quantizer_parts(latent, schedule[-1])
+                self._quantize(part, schedule, scales) for part in self._quantizer_parts(latent, schedule[-1])
             ]
         # Outside inference mode: inference tensors could not index an embedding that is being trained.
         return [torch.cat(maps) for maps in zip(*parts, strict=True)]
@@ -83,7 +91,7 @@ class ModelRunner:
     def f_hat(self, maps: Sequence[Tensor], schedule: Schedule) -> Tensor:
         """Compute f_hat from the maps of the first scales of a schedule: [B, C, h, w] float32."""
         with exact_float32(self._device):
-            return torch.cat([self._quantizer.decode(part, schedule) for part in self._split(maps, schedule)])
+            return torch.cat([self._sum_scales(part, schedule) for part in self._split(maps, schedule)])
 
     def f_hat_prefixes(self, maps: Sequence[Tensor], schedule: Schedule) -> Iterator[Tensor]:
         """Yield f_hat of the first 1, 2, ... maps of a schedule, each [B, C, h, w] float32."""
@@ -147,7 +155,7 @@ class ModelRunner:
         return torch.cat(added)
 
     def _precision(self) -> AbstractContextManager[None]:
-        return exact_float32(self._device, grad=self._differentiable)
+        return network_precision(self._device, self._dtype, grad=self._differentiable)
 
     def _network_parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Split a batch into the parts that the networks process one after the other."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,13 @@ from torch import Tensor
 
 from vartok.errors import DeviceError, one_line, quoted, warn
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Precisions of networks, and the dtypes of their weights; "tf32" computes products of float32 in TF32."""
 
 KEPT_BYTES = 31 << 20
 """Size in bytes of the block that `keep_freed_memory` allocates and frees."""
@@ -41,6 +47,62 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
         reason = one_line(str(error).strip().partition("\n")[0])
         raise DeviceError(f"torch cannot use the device {quoted(str(device))} here ({reason})") from None
     return chosen
+
+
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Check that networks can compute in a dtype on a device.
+
+    Raises:
+        DeviceError: the dtype is not a key of `DTYPES`, or is "tf32" and the device has no TF32.
+    """
+    if dtype not in DTYPES:
+        raise DeviceError(f"dtype must be one of {', '.join(DTYPES)}, not {quoted(dtype)}")
+    if dtype == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise DeviceError(
+            f"{device} does not compute in tf32, which CUDA GPUs since Ampere do",
+            hint="set `dtype` to float32 or bfloat16",
+        )
+
+
+def computed_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype in which networks of a dtype compute on a device.
+
+    It is float32 where a CPU has no instructions for the dtype, which torch then imitates one number at a
+    time: with the shipped checkpoint, one core without AVX-512 took 11 s to encode a picture in bfloat16 or
+    float16, and 0.35 s in float32. The weights are rounded to the dtype all the same.
+    """
+    imitated = dtype == "float16" or (
+        dtype == "bfloat16" and not getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
+    )
+    return torch.float32 if device.type == "cpu" and imitated else DTYPES[dtype]
+
+
+def warn_of_dtype(dtype: str, device: torch.device) -> None:
+    """Warn if networks of a dtype compute in another one on a device.
+
+    Warns:
+        VartokWarning: they do.
+    """
+    if computed_dtype(dtype, device) != DTYPES[dtype]:
+        warn(
+            f"this processor does not compute in {dtype}: "
+            f"the networks compute in float32, with weights rounded to {dtype}"
+        )
+
+
+def pin_for(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return a tensor in pinned memory if it will be copied to CUDA, so that `to_device` does not wait."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, in the background if it lies in pinned memory and the device is CUDA.
+
+    torch keeps pinned memory until such a copy is done. All other copies wait: a copy in the background from
+    ordinary memory, or to MPS, may read memory that has been freed (pytorch issues 139550, 189690).
+    """
+    background = device.type == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=background)
 
 
 def keep_freed_memory() -> None:
@@ -98,51 +160,123 @@ class CompiledNetwork:
 
 
 @contextlib.contextmanager
-def exact_float32(device: torch.device, *, grad: bool = False) -> Iterator[None]:
-    """Compute float32 products in float32 inside the block, without autocast.
+def network_precision(device: torch.device, dtype: str, *, grad: bool = False) -> Iterator[None]:
+    """Compute as networks of a dtype do inside the block, without autocast.
 
     Args:
         device: device whose autocast is switched off.
+        dtype: a key of `DTYPES`; float32 products are computed in TF32 for "tf32", else in float32.
         grad: keep the caller's gradient mode; if False, gradients are switched off.
     """
     gradients = contextlib.nullcontext() if grad else torch.no_grad()
-    with gradients, torch.autocast(device.type, enabled=False), _FLOAT32:
+    products = _PRODUCTS.computed_in("tf32" if dtype == "tf32" else "ieee")
+    with gradients, torch.autocast(device.type, enabled=False), products:
         yield
 
 
-class _Float32Products:
-    """A context in which float32 products are computed in float32, as TF32 or bfloat16 would change tokens.
+def exact_float32(device: torch.device, *, grad: bool = False) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which float32 products are computed in float32, see `network_precision`."""
+    return network_precision(device, "float32", grad=grad)
 
-    torch's settings are per process: the first thread to enter changes them, and the last one to leave
-    restores the user's.
+
+class _ProductPrecision:
+    """The precision in which torch computes products of float32 numbers: "ieee" is float32, "tf32" is TF32.
+
+    torch's settings are per process, and a kernel is chosen when it is called: the first thread to enter
+    changes them, the last one to leave restores the user's, and a thread with another precision waits.
     """
 
     def __init__(self) -> None:
-        backends: Any = torch.backends
-        self._settings: list[tuple[Any, str, Any]]  # object, attribute, value for float32
-        if hasattr(backends, "fp32_precision"):  # since torch 2.9, where `allow_tf32` may raise
-            parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-            self._settings = [(part, "fp32_precision", "ieee") for part in parts]
-        else:
-            self._settings = [(part, "allow_tf32", False) for part in (backends.cuda.matmul, backends.cudnn)]
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._inside = 0
-        self._found: list[Any] = []
+        self._precision = ""
+        self._restore: Callable[[], None] = _do_nothing
 
-    def __enter__(self) -> None:
-        with self._lock:
+    @contextlib.contextmanager
+    def computed_in(self, precision: str) -> Iterator[None]:
+        """Compute products in a precision, "ieee" or "tf32", inside the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside or self._precision == precision)
             if not self._inside:
-                self._found = [getattr(part, name) for part, name, _ in self._settings]
-                for part, name, exact in self._settings:
-                    setattr(part, name, exact)
+                self._restore, self._precision = _set_product_precision(precision), precision
             self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                if not self._inside:
+                    self._restore()
+                    self._changed.notify_all()
 
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                for (part, name, _), value in zip(self._settings, self._found, strict=True):
-                    setattr(part, name, value)
+
+def _do_nothing() -> None:
+    pass
 
 
-_FLOAT32 = _Float32Products()
+def _set_product_precision(precision: str) -> Callable[[], None]:
+    """Set the precision of float32 products, and return a function that restores the settings found.
+
+    Since torch 2.9 a setting that was not made follows a general one. It must follow that afterwards too, so
+    the general ones are changed first, and others only if they do not follow. torch keeps an older setting
+    beside them, `set_float32_matmul_precision`, and raises errors in its compiler and profiler where the two
+    disagree; so both are changed.
+    """
+    backends: Any = torch.backends
+    older = {"ieee": "highest", "tf32": "high"}[precision]
+    undo: list[Callable[[], None]] = []
+
+    def put(part: Any, name: str, value: object) -> None:
+        found = getattr(part, name)
+        if found != value:
+            undo.append(lambda: setattr(part, name, found))
+            setattr(part, name, value)
+
+    def put_older() -> None:
+        found = torch.get_float32_matmul_precision()
+        if found == older:
+            return
+        own = [] if general is None else [(part, _follows(part, general)) for part in matmul]
+
+        def restore_older() -> None:
+            torch.set_float32_matmul_precision(found)
+            for part, follows in own:  # both of which the older setting changes
+                part.fp32_precision = "none" if follows else "ieee"
+
+        undo.append(restore_older)
+        torch.set_float32_matmul_precision(older)
+
+    def restore() -> None:
+        while undo:
+            undo.pop()()
+
+    general = (backends, backends.cudnn) if hasattr(backends, "fp32_precision") else None
+    if general is None:
+        put(backends.cudnn, "allow_tf32", precision == "tf32")
+        put_older()
+        return restore
+    matmul = (backends.cuda.matmul, backends.mkldnn.matmul)
+    cuda = (*general, backends.cuda.matmul, backends.cudnn.conv)
+    for part in (*cuda, backends.mkldnn.matmul, backends.mkldnn.conv):
+        put(part, "fp32_precision", "ieee")  # where all are, the older setting can be read
+    put_older()
+    if precision == "tf32":
+        for part in cuda:
+            put(part, "fp32_precision", "tf32")
+    return restore
+
+
+def _follows(part: Any, general: Sequence[Any]) -> bool:
+    """Return whether a setting of torch follows the general ones, which are "ieee"."""
+    changed = []
+    for one in general:
+        if one.fp32_precision == "ieee":  # else it follows the one before
+            one.fp32_precision = "tf32"
+            changed.append(one)
+    follows = bool(part.fp32_precision == "tf32")
+    for one in changed:
+        one.fp32_precision = "ieee"
+    return follows
+
+
+_PRODUCTS = _ProductPrecision()

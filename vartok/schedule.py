@@ -64,10 +64,10 @@ def check_schedule(value: object) -> Schedule:
         raise ScheduleError(f"a schedule must be a list of 1 to {MAX_SCALES} grids, not {quoted(value)}")
     schedule = tuple(_check_grid(grid) for grid in value)
     height, width = schedule[-1]
-    for k, (h, w) in enumerate(schedule):
+    for number, (h, w) in enumerate(schedule, 1):
         if h > height or w > width:
             raise ScheduleError(
-                f"scale {k}, {h}x{w}, is higher or wider than the last scale, {height}x{width}"
+                f"scale {number}, {h}x{w}, is higher or wider than the last scale, {height}x{width}"
             )
     return schedule
 

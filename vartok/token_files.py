@@ -87,16 +87,16 @@ def parse_json(text: str | bytes) -> ImageTokens:
         document = _parse(text)
         model, image, schedule, count = _json_meta(document)
         scales = []
-        for k, (rows, (h, w)) in enumerate(zip(document["scales"], schedule[:count], strict=True)):
+        for number, (rows, (h, w)) in enumerate(zip(document["scales"], schedule[:count], strict=True), 1):
             # Check types first: numpy reads true as 1, and pads every string to the longest one.
             if not isinstance(rows, list) or len(rows) != h or not all(_is_row(row, w) for row in rows):
                 raise TokenFileError(
-                    f"scale {k} must be {h} rows of {w} whole numbers, its grid in the schedule"
+                    f"scale {number} must be {h} rows of {w} whole numbers, its grid in the schedule"
                 )
             try:
                 scales.append(np.array(rows, dtype=np.int64))
             except OverflowError:
-                raise TokenFileError(f"scale {k}: an index is outside the vocabulary") from None
+                raise TokenFileError(f"scale {number}: an index is outside the vocabulary") from None
         return ImageTokens(tuple(scales), model, image, schedule=schedule)
 
 

@@ -43,7 +43,7 @@ class Tokenizer:
         config: the checkpoint's configuration.
         name: the checkpoint's name, which is written to token files.
         device: device of the model.
-        dtype: precision of encoder and decoder: "float32", "bfloat16" or "float16".
+        dtype: precision of encoder and decoder: "float32", "tf32", "bfloat16" or "float16".
         differentiable: whether gradients flow through `latent` and `decode_latent`.
         fingerprint: sha256 of everything that maps tokens to f_hat, 64 hex digits: the codebook, the phis,
             and which phi serves which scale. Token files identify their checkpoint by it.

@@ -196,9 +196,9 @@ class ImageTokens:
 
     def __post_init__(self) -> None:
         """Check the scales and copy them into the files' dtype."""
-        for k, scale in enumerate(self.scales):
+        for number, scale in enumerate(self.scales, 1):
             if not isinstance(scale, np.ndarray) or scale.dtype.kind not in "iu" or scale.ndim != 2:
-                raise TokensError(f"scale {k} is not a 2-d array of integers")
+                raise TokensError(f"scale {number} is not a 2-d array of integers")
         grids = tuple((scale.shape[0], scale.shape[1]) for scale in self.scales)
         object.__setattr__(self, "schedule", _whole_schedule(grids, self.schedule))
         # One copy and one range check for all scales: this runs for every row of a data set.
@@ -206,8 +206,8 @@ class ImageTokens:
         if flat.dtype.kind not in "iu":  # numpy joins int64 and uint64 to float64
             raise TokensError("the scales mix uint64 with signed integers: convert them to one integer dtype")
         if not 0 <= int(flat.min()) <= int(flat.max()) < self.model.vocab_size:
-            for k, scale in enumerate(self.scales):
-                _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {k}: ")
+            for number, scale in enumerate(self.scales, 1):
+                _check_range(int(scale.min()), int(scale.max()), self.model.vocab_size, f"scale {number}: ")
         flat = flat.astype(token_dtype(self.model.vocab_size), copy=False)
         flat.flags.writeable = False
         object.__setattr__(self, "scales", split_tokens(flat, grids))

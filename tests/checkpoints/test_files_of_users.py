@@ -239,7 +239,7 @@ READ = {
         None,
         TINY,
         PLAIN,
-        ("args is not used: patch_nums: scale 0, 4x4, is higher or wider than the last scale, 2x2",),
+        ("args is not used: patch_nums: scale 1, 4x4, is higher or wider than the last scale, 2x2",),
     ),
 }
 

@@ -416,13 +416,13 @@ def test_the_variables_of_the_hub_are_heeded_and_an_interrupted_file_is_removed(
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("vra", "did you mean var?"), ("Switti-1024", "did you mean switti-1024?"), ("x", "folder: vartok")],
+    [("vra", "did you mean var?"), ("Switti-1024", "did you mean switti-1024?"), ("x", "folder: see vartok")],
 )
 def test_a_misspelt_name_is_said(here: Path, name: str, hint: str) -> None:
     text = refused(name)
     assert text.startswith("no such file or folder: ")
     assert hint in text
-    assert text.endswith("vartok models lists known names")
+    assert text.endswith("see vartok models for known names")
 
 
 @pytest.mark.parametrize(("name", "other"), [("var", known.KNOWN["var"].source), ("light", "shipped")])

@@ -44,6 +44,7 @@ def test_inspect(vartok: Vartok, here: Path, tokenizer: library.Tokenizer) -> No
         "img.png, 300 x 200 pixels",
         "256 x 256 pixels, crop, zoom 1.125, adm, float32",
         "680 in 10",
+        "\n     1      1x1  ",
     ):
         assert part in text
     for index in item.scales[3].ravel()[:8]:
@@ -243,6 +244,10 @@ def test_beside_the_original(vartok: Vartok, here: Path, tokenizer: library.Toke
     assert np.array_equal(sheet[:128, -128:], decoded_pixels(tokenizer, item))
     assert (sheet[128:] == 0).any()  # a caption
     vartok("decode", "img.tokens.npz", "--beside", "img.png", "--strip", "--scales", 1, "-o", "one.webp")
+    (here / "copy.png").write_bytes((here / "img.png").read_bytes())
+    for name, notes in (("img.png", 0), ("copy.png", 1)):
+        told = vartok("decode", "img.tokens.npz", "--beside", name, "--strip", "-f").stderr
+        assert told.count("its tokens are of img.png, by their source, and copy.png is beside it") == notes
     assert np.array_equal(pixels(here / "one.webp")[:128, -128:], decoded_pixels(tokenizer, item, 1))
     run = vartok("decode", "img.tokens.npz", "other.tokens.npz", "--beside", "img.png", "-o", "d/", code=3)
     assert "other.tokens.npz: the picture has 200 x 128 pixels, but the original had 128 x 128" in run.stderr

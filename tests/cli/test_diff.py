@@ -14,8 +14,12 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
         save(here / f"{name}.png", n, 64, 64)
         vartok("encode", f"{name}.png", *QUICK, "--zoom", 1.5)
     a, b = "a.tokens.npz", "b.tokens.npz"
-    assert "0.0%" in vartok("diff", a, "a.png").stdout  # with the settings of the tokens
-    assert json.loads(vartok("diff", "b.png", a, "--json", code=1).stdout)["differing"] == 1
+    same = vartok("diff", a, "a.png")
+    assert "0.0%" in same.stdout  # with the settings of the tokens
+    assert not same.stderr
+    other = vartok("diff", "b.png", a, "--json", code=1)
+    assert json.loads(other.stdout)["differing"] == 1
+    assert other.stderr == "vartok: note: the tokens are of two pictures, by their sources: b.png and a.png\n"
     unused = vartok("diff", a, a, "-w", "light", "--device", "cuda").stderr
     assert "--weights was not used" in unused
     assert "--device was not used" in unused
@@ -33,6 +37,7 @@ def test_diff_and_mix(vartok: Vartok, here: Path, tokenizer: library.Tokenizer, 
 
     shown = vartok("diff", "-", a, "-o", "d.png", stdin=mixed, code=1)
     assert "1 picture compared, 1 with other tokens" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines() if "x" in line] == ["1", "2"]
     assert "drew 1 picture in d.png" in shown.stderr
     assert pixels(here / "d.png").shape[2] == 3
     found = json.loads(vartok("diff", a, "mixed.npz", "--json", code=1).stdout)

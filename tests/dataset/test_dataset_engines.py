@@ -4,18 +4,21 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from dataset_cases import SHARDS, contents, make_job, plan, run
 
 import vartok
-from vartok.dataset import engines
-from vartok.dataset.engines import WorkerConfig, run_processes
+from vartok.dataset import build, builder, engines
+from vartok.dataset.engines import WorkerConfig, choose_processes, run_processes, share_machine
 from vartok.dataset.write import write_summary
-from vartok.errors import DatasetError, VartokError, VartokWarning
+from vartok.errors import DatasetError, DeviceError, VartokError, VartokWarning
+from vartok.operations.settings import MAX_WORKERS, default_workers
 from vartok.sources import find_input_shards
 from vartok.stopping import stop
 
@@ -26,6 +29,63 @@ def worker(small_weights: Path) -> WorkerConfig:
     return WorkerConfig(
         weights=small_weights, device="cpu", dtype="float32", batch_size=2, workers=1, threads=1
     )
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Count GPUs by the returned function, 2 by default; initialising CUDA fails."""
+    count = Mock(return_value=2)
+    for name in ("is_available", "_lazy_init", "init", "current_device", "set_device"):
+        refuse = Mock(side_effect=AssertionError(f"torch.cuda.{name} was called"))
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    monkeypatch.setattr(torch.cuda, "device_count", count)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "count", "devices"),
+    [
+        ("auto", None, 2, ["cuda:0", "cuda:1"]),
+        ("cuda", 3, 2, ["cuda:0", "cuda:1", "cuda:0"]),
+        ("cuda", 2, 1, ["cuda:0", "cuda:0"]),  # two processes share a GPU
+        ("cuda:1", 2, 2, ["cuda:1", "cuda:1"]),
+    ],
+)
+def test_gpus_are_divided_among_processes_without_a_cuda_context(
+    small_weights: Path, gpus: Mock, device: str, processes: int | None, count: int, devices: list[str]
+) -> None:
+    gpus.return_value = count
+    chosen, number = choose_processes(device, processes)
+    shared = share_machine(replace(worker(small_weights), device=chosen), number)
+    assert [config.device for config in shared] == devices
+    assert not torch.cuda.is_initialized()
+
+
+def test_the_parent_opens_no_cuda_context_and_gives_each_process_its_readers(
+    tmp_path: Path,
+    source: Path,
+    small_weights: Path,
+    small_tokenizer: vartok.Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: Mock,
+) -> None:
+    run = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(engines, "run_processes", run)
+    monkeypatch.setattr(builder, "available_processors", lambda: 8)
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "out", weights=small_weights, device="cuda", shard_size=3)
+    assert [(config.device, config.workers) for config in run.call_args[0][2]] == [
+        ("cuda:0", 5),
+        ("cuda:1", 5),
+    ]
+    assert [default_workers(processors=cores) for cores in (0, 1, 96)] == [1, 2, MAX_WORKERS]
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda:2", 2), ("cuda:x", 2), ("cuda", 0)])
+def test_a_gpu_that_is_not_there_is_refused(gpus: Mock, device: str, count: int) -> None:
+    gpus.return_value = count
+    with pytest.raises(DeviceError, match=f"torch cannot use the device '{device}' here"):
+        choose_processes(device, 2)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import photo
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vartok.errors import ImageError
-from vartok.images import from_pil, to_pil, to_pixels, to_tensor
+from vartok.images import from_pil, scale_levels, to_levels, to_pil, to_pixels, to_tensor
 
 
 def test_every_level_is_exact() -> None:
@@ -31,6 +33,26 @@ def test_every_level_of_16_bits_is_another_value_and_comes_back() -> None:
     assert bool((tensor.flatten().diff() > 0).all())
     assert tensor.flatten()[[0, -1]].tolist() == [-1, 1]
     assert np.array_equal(to_pixels(tensor, np.uint16), levels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_levels_are_divided_on_their_device(dtype: type[np.uint8 | np.uint16]) -> None:
+    """CUDA multiplies by the reciprocal of a number, which rounds otherwise for half of the levels."""
+
+    class Divisors(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if str(func).startswith("aten.div"):
+                found.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    found: list[Any] = []
+    levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(1, 1, -1, 1)
+    half = np.float32(np.iinfo(dtype).max) / np.float32(2)
+    expected = levels.astype(np.float32).ravel() / half - np.float32(1)
+    assert np.array_equal(scale_levels(to_levels(levels)).numpy().ravel(), expected)
+    with Divisors():
+        scale_levels(to_levels(levels).to("meta"))
+    assert [divisor.device.type for divisor in found] == ["meta"]
 
 
 @settings(max_examples=40)

@@ -131,8 +131,10 @@ def test_without_packed_convolutions_public_ones_give_the_same_tokens(
     assert isinstance(slow._model.quant_conv, PublicConv2d)
 
 
-def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain() -> None:
-    tokenizer = vartok.load(device="cpu", dtype="float16")
+def test_a_dtype_that_cannot_be_packed_leaves_the_networks_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vartok.runner.computed_dtype", lambda dtype, device: torch.bfloat16)
+    monkeypatch.setattr(cpu, "can_pack", lambda dtype: dtype == torch.float32)
+    tokenizer = vartok.load(device="cpu")
     assert isinstance(tokenizer._model.quant_conv, nn.Conv2d)
     assert isinstance(tokenizer._model.quantize, cpu._Quantizer)
 

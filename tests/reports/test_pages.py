@@ -8,6 +8,7 @@ import math
 import random
 import re
 import threading
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def test_a_run(running: bool) -> None:
         name="<b>run</b>",
         step=999,
         seconds=60.0,
-        running=running,
+        running_at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC) if running else None,
         pictures=0,
         loss=[*points, (1000.0, math.nan)],
         psnr=points,
@@ -211,6 +212,8 @@ def test_a_run(running: bool) -> None:
     assert any("No validation" in text for text in found.texts)
     refresh = [one for _, one in found.elements if one.get("http-equiv") == "refresh"]
     assert bool(refresh) == running
+    state = "Running at 2026-01-02 03:04 UTC, after a validation: 999 steps in 1.0 minutes."
+    assert (state in found.texts) == running
 
 
 def noise(seed: int, side: int = 32) -> Any:

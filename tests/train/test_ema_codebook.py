@@ -9,7 +9,7 @@ from tiny_run import LIGHT, latents, started
 from torch import Tensor
 
 from vartok.models.quantizer import MultiScaleQuantizer, ScaleStep
-from vartok.train.codebook import EMACodebook
+from vartok.train.codebook import EMACodebook, _draw
 from vartok.train.settings import QuantizerSettings
 
 
@@ -23,6 +23,11 @@ def steps(maps: list[Tensor], cells: list[Tensor]) -> list[ScaleStep]:
 
 def same(value: Tensor) -> Tensor:
     return value
+
+
+def codes_of(replaced: Tensor) -> list[int]:
+    indices: list[int] = replaced.nonzero().flatten().tolist()
+    return indices
 
 
 @pytest.mark.parametrize("token_weight", [0.0, 0.5, 1.0])
@@ -90,14 +95,14 @@ def test_dead_codes_are_replaced_and_a_code_of_the_coarsest_scale_is_not_dead() 
     )
     before = quantizer.embedding.weight.clone()
     moved = codebook.replace_dead_codes(seed=3, gather=same)
-    assert moved.tolist() == list(range(32, 53))  # a quarter of the 84 residuals is enough for one time
+    assert codes_of(moved) == list(range(32, 53))  # a quarter of the 84 residuals is enough for one time
     assert torch.equal(quantizer.embedding.weight[:32], before[:32])
     candidates = torch.cat([rows.permute(0, 2, 3, 1).reshape(-1, 8) for rows in cells])
     chosen = [int((candidates == code).all(1).nonzero()) for code in quantizer.embedding.weight[32:53]]
     assert len(set(chosen)) == 21
     assert sum(index < 20 for index in chosen) >= 14  # of the scales that lack use most; by chance it were 5
-    assert codebook.replace_dead_codes(seed=4, gather=same).tolist() == list(range(53, 64))
-    assert not len(codebook.replace_dead_codes(seed=5, gather=same))  # new codes have time to settle
+    assert codes_of(codebook.replace_dead_codes(seed=4, gather=same)) == list(range(53, 64))
+    assert not codes_of(codebook.replace_dead_codes(seed=5, gather=same))  # new codes have time to settle
 
 
 def test_dead_codes_are_drawn_from_the_residuals_of_all_processes() -> None:
@@ -112,3 +117,26 @@ def test_dead_codes_are_drawn_from_the_residuals_of_all_processes() -> None:
     codes = quantizer.embedding.weight[moved]
     assert len(codes) == 42
     assert 10 <= int((codes > 5).all(1).sum()) <= 32
+
+
+def test_an_update_asks_the_other_processes_once() -> None:
+    asked: list[torch.Size] = []
+
+    def mean(value: Tensor) -> Tensor:
+        asked.append(value.shape)
+        return value
+
+    quantizer = started(2)
+    codebook = ema_codebook(quantizer)
+    scales = list(quantizer.scale_steps(LIGHT.patch_nums, latent=latents()))
+    codebook.update(scales, mean)
+    codebook.update_usage([scale.indices for scale in scales], mean)
+    assert asked == [(3, 64, 9), (3, 64, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_indices_are_drawn_as_torch_draws_them_on_a_cpu(count: int) -> None:
+    weights = torch.rand(30) + 0.1
+    wanted = torch.multinomial(weights, count, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(_draw(weights, count, seed=5), wanted)
+    assert torch.equal(_draw(weights, 30, seed=5)[:count], wanted)

@@ -16,7 +16,7 @@ import vartok
 from vartok.errors import ConfigError, TrainError
 from vartok.images import to_tensor
 from vartok.models.vqvae import VQVAE
-from vartok.train import Progress, TrainSettings, Validation, parse_settings, read_settings
+from vartok.train import Progress, TrainSettings, Validation, parse_settings, psnr_target, read_settings
 from vartok.train.folder import STATE, WEIGHTS
 from vartok.train.frozen import FROZEN_NOTE, FrozenTokens
 from vartok.train.objective import TrainingModel, latent_loss
@@ -62,13 +62,22 @@ def test_fine_tuning_begins_with_the_checkpoints_weights(tiles: Path, trained: P
 @pytest.mark.slow
 @pytest.mark.parametrize("keep_tokens", [False, True])
 def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
-    tiles: Path, trained: Path, tmp_path: Path, keep_tokens: bool
+    tiles: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_tokens: bool
 ) -> None:
     weights, settings = fine_tuning(trained, tmp_path)
+    looks: dict[str, Any] = {}
+    if keep_tokens:
+        looks = {
+            "adversarial_net": "projected",
+            "adversarial_ramp": 3,
+            "perceptual": 1.0,
+            "target_psnr_drop": 1.0,
+        }
+        monkeypatch.setattr(psnr_target, "EVERY", 2)
     settings = dataclasses.replace(
         settings,
         start=dataclasses.replace(settings.start, keep_tokens=keep_tokens),
-        loss=dataclasses.replace(settings.loss, adversarial=0.1, adversarial_start=3),
+        loss=dataclasses.replace(settings.loss, adversarial=0.1, adversarial_start=2, **looks),
     )
     go(settings, tiles, tmp_path / "whole")
     asked = itertools.count(1)
@@ -76,9 +85,10 @@ def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
     first = load_file(weights)
     weights.unlink()  # a run that has begun does not need it
     go(settings, tiles, tmp_path / "parts", resume=True)
-    whole, parts = (
-        torch.load(tmp_path / name / STATE, weights_only=True)["model"] for name in ("whole", "parts")
-    )
+    states = [torch.load(tmp_path / name / STATE, weights_only=True) for name in ("whole", "parts")]
+    whole, parts = (state["model"] for state in states)
+    assert (states[0]["log_mse_factor"] == 1) != keep_tokens
+    assert states[0]["log_mse_factor"] == states[1]["log_mse_factor"]
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     if keep_tokens:
         assert all(

@@ -1,6 +1,7 @@
 """The forward pass of training and its losses."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,16 @@ from torch import Tensor
 from vartok.images import to_tensor
 from vartok.metrics import blockiness, count_steps
 from vartok.models.vqvae import VQVAE
-from vartok.train.adversary import Adversary, PatchDiscriminator
+from vartok.train.adversary import Adversary, PatchDiscriminator, ProjectedDiscriminator, adaptive_weight
 from vartok.train.kmeans import init_quantizer
-from vartok.train.objective import TrainingModel, _blockiness, latent_loss, reconstruction_loss
+from vartok.train.objective import (
+    TrainingModel,
+    _blockiness,
+    latent_loss,
+    reconstruction_loss,
+    visible_cells,
+)
+from vartok.train.perceptual import PerceptualNetworks, View, random_window
 from vartok.train.settings import LossSettings
 from vartok.train.start import init_light, principal_components
 
@@ -91,7 +99,7 @@ def test_pixel_losses_have_their_definitions_values() -> None:
         (LossSettings(log_mse=1.0), (math.log(0.01 + 1e-5) + math.log(0.08 + 1e-5)) / 2),
         (LossSettings(gradient=1.0), 0.4 / 3 / 2),
     ):
-        loss, squared = reconstruction_loss(picture, images, settings, cell=16)
+        loss, squared = reconstruction_loss(picture, images, settings, cells=[16])
         assert float(loss) == pytest.approx(wanted, rel=1e-5)
         assert squared.tolist() == pytest.approx([0.01, 0.08])
 
@@ -108,33 +116,92 @@ def test_the_blockiness_loss_agrees_with_the_metric() -> None:
         blockiness(np.sum([count_steps(picture, 16) for picture in pictures], axis=0)) or 0.0
         for pictures in (blocky, smooth)
     ]
-    loss, _ = reconstruction_loss(to_tensor(blocky), to_tensor(smooth), LossSettings(blockiness=2.0), cell=16)
+    loss, _ = reconstruction_loss(
+        to_tensor(blocky), to_tensor(smooth), LossSettings(blockiness=2.0), cells=[16]
+    )
     assert float(loss) == pytest.approx(2 * (measured[0] - measured[1]) ** 2, rel=1e-4)
     assert measured[0] > measured[1] + 0.2
     for size in (16, 32):  # without borders, and without any step
         flat = torch.zeros(1, 3, size, size, requires_grad=True)
         weights = LossSettings(blockiness=2.0, mse=1.0)
-        loss, _ = reconstruction_loss(flat, torch.zeros_like(flat), weights, cell=16)
+        loss, _ = reconstruction_loss(flat, torch.zeros_like(flat), weights, cells=[16])
         loss.backward()
         assert loss.item() == 0
         assert flat.grad is not None
         assert flat.grad.isfinite().all()
 
 
-def test_the_generator_loss_has_vqgans_adaptive_weight_and_the_discriminator_learns() -> None:
+@pytest.mark.parametrize("network", [PatchDiscriminator, ProjectedDiscriminator])
+def test_a_discriminator_learns_and_its_state_goes_on(network: type) -> None:
     from accelerate import Accelerator
 
     torch.manual_seed(0)
-    adversary = Adversary(Accelerator(cpu=True), lr=1e-3)
-    real = torch.rand(4, 3, 32, 32)
-    drawn = (real * 0.2).requires_grad_()
-    loss = (drawn - real).square().mean()
-    generator = adversary.generator_loss(real, drawn, loss)
-    (ours,) = torch.autograd.grad(generator, drawn, retain_graph=True)
+    channels = [4, 8, 8, 8, 4] if network is ProjectedDiscriminator else []
+    pixels = torch.rand(2, 3, 32, 32)
+    features = [torch.rand(2, width, 32 >> k, 32 >> k) for k, width in enumerate(channels, 1)]
+    drawn = (pixels * 0.2).requires_grad_()
+    real, fake = View(pixels, features), View(drawn, [depth * 0.2 for depth in features])
+    adversary = Adversary(Accelerator(cpu=True), 1e-3, feature_channels=channels)
+    frozen = {name: value.clone() for name, value in adversary.state_dict()["network"].items()}
+    losses = [float(adversary.discriminator_step(real, fake)) for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.2
+    changed = adversary.state_dict()["network"]
+    assert all(torch.equal(frozen[name], changed[name]) for name in frozen if "projections" in name)
+
+    other = Adversary(Accelerator(cpu=True), 1e-3, feature_channels=channels)
+    other.load_state_dict(deepcopy(adversary.state_dict()))
+    assert [float(one.discriminator_step(real, fake)) for one in (other, other)] == [
+        float(one.discriminator_step(real, fake)) for one in (adversary, adversary)
+    ]
+    generator = adversary.generator_loss(real, fake)
+    generator.backward()
+    assert drawn.grad is not None
+    assert drawn.grad.any()
+    assert all(parameter.requires_grad for parameter in adversary._trained)
+
+
+def test_the_adaptive_weight_makes_the_gradients_equally_large() -> None:
+    drawn = torch.rand(2, 3, 8, 8).requires_grad_()
+    loss, generator = drawn.square().mean(), 100 * drawn[:, :, :4].abs().mean()
+    weighted = adaptive_weight(loss, generator, drawn) * generator
+    (ours,) = torch.autograd.grad(weighted, drawn, retain_graph=True)
     (theirs,) = torch.autograd.grad(loss, drawn)
     assert float(ours.norm()) == pytest.approx(float(theirs.norm()), rel=1e-3)
-    for _ in range(20):
-        adversary.discriminator_step(real, drawn)
-    network = PatchDiscriminator()
-    network.load_state_dict(adversary.state_dict()["network"])
-    assert network(real).mean() > network(drawn).mean() + 0.5
+
+
+def test_windows_lie_inside_and_at_every_offset_of_the_cells() -> None:
+    windows = [random_window((256, 320), seed=0, step=step) for step in range(200)]
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows} == {
+        (224, 280)
+    }
+    assert all(rows.start >= 0 and rows.stop <= 256 and columns.stop <= 320 for rows, columns in windows)
+    for slices in zip(*windows, strict=True):
+        assert {one.start % 4 for one in slices} == {0, 1, 2, 3}
+    assert windows[7] == random_window((256, 320), seed=0, step=7)
+
+
+def test_views_are_one_window_and_gradients_reach_reconstructions_alone() -> None:
+    networks = PerceptualNetworks.load(LossSettings(perceptual=1.0))
+    images = torch.rand(1, 1, 64, 64)  # a grey level three times
+    drawn = images.clone().requires_grad_()
+    real, fake = networks.views(images, drawn, (slice(3, 59), slice(8, 64)))
+    assert torch.equal(real.pixels, images[:, :, 3:59, 8:64])
+    assert all(torch.equal(a, b) for a, b in zip(real.features, fake.features, strict=True))
+    assert not any(depth.requires_grad for depth in real.features)
+    torch.stack([depth.sum() for depth in fake.features]).sum().backward()
+    assert drawn.grad is not None
+    assert drawn.grad[:, :, 3:59, 8:64].any()
+    assert not drawn.grad[:, :, :3].any()
+
+
+def test_a_light_decoder_may_draw_cells_of_its_last_layer_too() -> None:
+    config = tiny().model
+    assert visible_cells(config) == (16, 4)
+    rng = torch.rand(1, 3, 32, 32)
+    grid = rng.clone()
+    grid[:, :, ::4] += 0.5
+    weights = LossSettings(mse=1e-9, blockiness=1.0)
+    sixteen, both = (
+        float(reconstruction_loss(grid, rng, weights, cells)[0]) for cells in ([16], visible_cells(config))
+    )
+    assert both > 1.5 * sixteen

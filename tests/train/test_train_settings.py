@@ -38,6 +38,17 @@ def test_settings_survive_toml() -> None:
         ("[run]\nseed = -1\n[loss]\nmse = 1.0\n", "seed must be from 0"),
         ("[run]\nminutes = 0\n[loss]\nmse = 1.0\n", "minutes must be from"),
         ("[optimizer]\ngrad_clip = 0\n[loss]\nmse = 1.0\n", "grad_clip must be from"),
+        (
+            "[loss]\nmse = 1.0\nperceptual_net = 'vgg'\n",
+            'efficientnet-lite1" or "efficientnet-lite2", not \'vgg\'',
+        ),
+        ("[loss]\nmse = 1.0\nadversarial_net = 'stylegan'\n", '"patch" or "projected"'),
+        ("[loss]\nlog_mse = 1.0\ntarget_psnr_drop = 1.0\n", "target_psnr_drop needs"),
+        ("[data]\nmin_zoom = 1.2\n[loss]\nmse = 1.0\n", "min_zoom must be at most zoom, 1.125"),
+        (
+            "[model]\nin_channels = 5\n[loss]\nmse = 1.0\nperceptual = 1.0\n",
+            "perceptual needs a model of 1 or 3",
+        ),
         ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "needs .* latent_anchor"),
     ],
 )
@@ -55,6 +66,15 @@ def test_an_unknown_key_is_answered_with_the_known_ones() -> None:
 def test_a_wrong_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match="'lihgt' is no preset"):
         read_settings("lihgt")
+
+
+def test_a_preset_that_fine_tunes_has_the_checkpoints_model() -> None:
+    settings = read_settings("light-looks")
+    assert (settings.start.weights, settings.start.keep_tokens) == ("shipped", True)
+    assert settings.model == read_settings("light", weights="shipped").model
+    assert settings.license == "MIT"
+    with pytest.raises(ConfigError, match=r"\[model\] in_channels cannot be changed: shipped has its own"):
+        read_settings("light-looks", {"model": {"in_channels": 1}})
 
 
 @pytest.mark.parametrize(

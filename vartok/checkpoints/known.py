@@ -144,7 +144,7 @@ def suggest_name(name: str) -> str:
     """Return a hint for a name that is not known, with the known one most like it, if any is."""
     close = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.6)
     return (
-        f"did you mean {close[0]}? vartok models lists known names"
+        f"did you mean {close[0]}? see vartok models for known names"
         if close
-        else "vartok models lists known names"
+        else "see vartok models for known names"
     )

@@ -29,6 +29,7 @@ from vartok.operations.settings import (
     make_schedule,
     resolve_fit,
 )
+from vartok.processors import available_processors
 from vartok.schedule import Schedule, adapt_schedule
 from vartok.sources import NamedColumns, SearchReport, find_input_shards, folder_classes
 from vartok.sources.classes import table_classes
@@ -132,12 +133,12 @@ def build(
             and `compile` are then not used.
         weights: a checkpoint, as `vartok.load` takes it; the shipped one if None.
         device: torch device of the encoder; "auto" takes CUDA, then MPS, then the CPU.
-        dtype: dtype of the encoder: "float32", "bfloat16" or "float16".
+        dtype: dtype of the encoder: "float32", "tf32", "bfloat16" or "float16".
         compile: compile the networks with torch.compile, which takes a minute; for long runs on a GPU.
         batch_size: views per batch; if None, 32 on a GPU; on a CPU 16, or 1 for pictures of more than
             131,072 pixels after the fit.
         workers: threads per process that read pictures; on a CPU they also encode. If None, one more than
-            the cores, at most 8, divided among the processes.
+            the process's share of the cores, at most 8.
         processes: number of local processes; if None, one for every GPU, or without GPUs only this process.
         shard: (i, n), 0 <= i < n: take only input shards i, i + n, i + 2n, ...; for n calls, such as on n
             machines.
@@ -204,8 +205,7 @@ def build(
         if engine == "ray":
             from vartok.dataset.ray import ray_cluster
 
-            gpus = stack.enter_context(ray_cluster(address))
-            device = ("cuda" if gpus else "cpu") if device == "auto" else device
+            device = stack.enter_context(ray_cluster(address, device))
         else:
             device, processes = choose_processes(device, processes)
         shard_size = shard_size or default_shard_size(out, device)
@@ -228,7 +228,9 @@ def build(
             )
         warn_of_gaps(shards, columns, folder_labels=folder_labels, parts=shard[1])
         alone = processes == 1  # else this process needs only the checkpoint's config
-        tokenizer = tokenizer or _load(weights, device if alone else "cpu", dtype, compile=compile and alone)
+        if tokenizer is None:
+            own = (device, dtype) if alone else ("cpu", dtype if device == "cpu" else "float32")
+            tokenizer = _load(weights, *own, compile=compile and alone)
         pixels = resolve_fit([tokenizer], pixels, size=size, schedule=grids, scales=scales)
         job = Job(
             out=out,
@@ -256,12 +258,12 @@ def build(
             batch_size=default_batch_size(batch_size, tokenizer, max(map(math.prod, pixels.sizes)))
             if device == "cpu"
             else batch_size or GPU_BATCH_SIZE,
-            workers=workers or max(1, -(-default_workers() // count)),
+            workers=default_workers(workers, processors=available_processors() // count),
         )
         if engine == "ray":
             from vartok.dataset.ray import run_ray
 
-            reports = run_ray(job, tasks, config)
+            reports = run_ray(job, tasks, config, workers)
         elif count > 1:
             reports = run_processes(job, tasks, share_machine(config, count))
         else:

@@ -65,6 +65,9 @@ class WorkerConfig:
 def choose_processes(device: str, processes: int | None) -> tuple[str, int]:
     """Choose the device and the number of processes.
 
+    With several processes, GPUs are counted without a CUDA context, which would take memory of the first GPU
+    as long as the run lasts: the processes themselves check that torch can use them.
+
     Args:
         device: torch device, or "auto": CUDA, then MPS, then the CPU.
         processes: number of processes; if None, one for every GPU on "cuda", else 1.
@@ -77,14 +80,18 @@ def choose_processes(device: str, processes: int | None) -> tuple[str, int]:
     """
     from vartok.runtime import choose_device
 
-    chosen = str(choose_device(device))
-    return chosen, processes or (_count_gpus() if chosen == "cuda" else 1)
+    gpus = _count_gpus() if device.startswith(("auto", "cuda")) else 0
+    count = processes or (max(1, gpus) if device in ("auto", "cuda") else 1)
+    if gpus and count > 1 and device in {"auto", "cuda", *(f"cuda:{number}" for number in range(gpus))}:
+        return "cuda" if device == "auto" else device, count
+    return str(choose_device(device)), count
 
 
 def _count_gpus() -> int:
+    """Count CUDA devices; torch asks NVIDIA's management library, which opens no context."""
     import torch
 
-    return max(1, torch.cuda.device_count())
+    return torch.cuda.device_count()
 
 
 def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
@@ -101,7 +108,7 @@ def share_machine(config: WorkerConfig, count: int) -> list[WorkerConfig]:
         threads = min(torch.get_num_threads(), available_processors())
         return [replace(config, threads=max(1, threads // count))] * count
     if config.device == "cuda":
-        gpus = _count_gpus()
+        gpus = max(1, _count_gpus())
         return [replace(config, device=f"cuda:{number % gpus}") for number in range(count)]
     return [config] * count
 
@@ -313,7 +320,8 @@ def _serve(connection: Connection, job: Job, config: WorkerConfig) -> None:
             connection.send(("next", None))
 
     try:
-        tokenizer = config.load_tokenizer()
+        with warnings.catch_warnings(action="ignore"):  # the parent loaded it too, and gave the same ones
+            tokenizer = config.load_tokenizer()
         while True:
             connection.send(("idle", None))
             first = connection.recv()

@@ -10,12 +10,13 @@ import contextlib
 import functools
 import itertools
 import logging
+import math
 import os
 import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from vartok.dataset.plan import InputTask, Job, SampleSlot, pending_samples
 from vartok.dataset.write import SampleResult, ShardProgress, write_shards
 from vartok.errors import DatasetError, VartokError, one_line
 from vartok.images import Fit, Picture, configure_pillow
-from vartok.operations import encode_views
+from vartok.operations import default_workers, encode_views
 
 BATCHES_PER_CHUNK = 4
 """Batches per chunk, the unit sent between Ray's processes: more take memory, fewer leave cores idle."""
@@ -32,23 +33,30 @@ BATCHES_PER_CHUNK = 4
 BLOCK_BYTES = 1 << 24
 """Size in bytes that Ray Data aims at for a block of chunks; its default is 128 MiB."""
 
+READER_CPUS = 0.5
+"""CPUs that a task that reads pictures asks of a cluster without GPUs, where it waits most of the time."""
+
+MAX_ACTOR_CPUS = 6
+"""Largest number of CPUs that an actor asks for: `MAX_WORKERS` threads, as its reserve is added to them."""
+
 LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 """Environment variable of Ray's log level. Unless it is set, `ray_cluster` suppresses Ray's messages."""
 
 
 @contextlib.contextmanager
-def ray_cluster(address: str | None = None) -> Iterator[int]:
+def ray_cluster(address: str | None = None, device: str = "auto") -> Iterator[str]:
     """Connect this process to a Ray cluster, for `run_ray`.
 
     Args:
         address: address of the cluster, such as "auto" or "ray://host:10001". If None, a cluster that Ray
             finds here (RAY_ADDRESS or a running one), or a new one on this machine.
+        device: torch device of the actors; "auto" takes CUDA if the cluster has a GPU, else the CPU.
 
     Yields:
-        The number of GPUs in the cluster.
+        The device.
 
     Raises:
-        DatasetError: the cluster cannot be reached or started.
+        DatasetError: the cluster cannot be reached or started, or lacks what `request_resources` needs.
     """
     import ray.data
 
@@ -61,7 +69,11 @@ def ray_cluster(address: str | None = None) -> Iterator[int]:
             ray.init(
                 address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             )
-        yield int(ray.cluster_resources().get("GPU", 0))
+        nodes = _find_nodes()
+        if device == "auto":
+            device = "cuda" if any(node.get("GPU", 0) >= 1 for node in nodes) else "cpu"
+        request_resources(nodes, device)
+        yield device
     except (ConnectionError, ValueError, RuntimeError) as error:
         if ray.is_initialized():  # the error comes from the caller's block
             raise
@@ -101,22 +113,89 @@ def _silence_stderr() -> Iterator[None]:
         os.close(null)
 
 
+@dataclass(frozen=True)
+class ResourceRequests:
+    """Resources that tasks and actors ask of a cluster.
+
+    All actors ask for the same, so that one whose machine is lost can start on another.
+
+    Attributes:
+        actors: number of actors, which encode.
+        actor_cpus: CPUs of an actor.
+        actor_gpus: GPUs of an actor.
+        threads: threads of an actor; None with GPUs.
+        readers: largest number of tasks at once that read; None for as many as there are CPUs.
+        reader_cpus: CPUs of a task that reads.
+    """
+
+    actors: int
+    actor_cpus: float
+    actor_gpus: int
+    threads: int | None
+    readers: int | None
+    reader_cpus: float
+
+
+def request_resources(nodes: Sequence[Mapping[str, float]], device: str) -> ResourceRequests:
+    """Divide a cluster's machines, which may differ, among the tasks and actors of `run_ray`.
+
+    On "cuda" an actor has a GPU and asks for no CPU, so that tasks can read on machines with as many GPUs as
+    CPUs. Elsewhere actors get three quarters of each machine's CPUs, and leave half a CPU at least to tasks.
+    An actor fits the smallest machine, unless this is much smaller than the largest: it then only reads.
+
+    Args:
+        nodes: "CPU" and "GPU" of each machine, as Ray counts them; a missing one is 0.
+        device: device of the actors.
+
+    Raises:
+        DatasetError: the cluster has no GPU for "cuda", or no CPU.
+    """
+    cpus = [node.get("CPU", 0) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cpus:
+        raise DatasetError("the Ray cluster has no CPU", hint="start a node with one, by `ray start`")
+    if device.startswith("cuda"):
+        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        if not gpus:
+            raise DatasetError("the Ray cluster has no GPU", hint="set `device` to cpu")
+        return ResourceRequests(gpus, actor_cpus=0, actor_gpus=1, threads=None, readers=None, reader_cpus=1)
+    shares = [count - max(READER_CPUS, count / 4) for count in cpus]
+    size = min(MAX_ACTOR_CPUS, max(min(shares), min(MAX_ACTOR_CPUS, max(shares)) / 4))
+    actors = sum(int(share / size) for share in shares)
+    return ResourceRequests(
+        actors,
+        actor_cpus=size,
+        actor_gpus=0,
+        threads=math.ceil(size * 4 / 3),  # reading leaves most of its quarter unused
+        readers=int((sum(cpus) - actors * size) / READER_CPUS),
+        reader_cpus=READER_CPUS,
+    )
+
+
+def _find_nodes() -> list[Mapping[str, float]]:
+    """Return the resources of the cluster's machines, as `request_resources` takes them."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def run_ray(
-    job: Job, tasks: Sequence[InputTask], worker: WorkerConfig
+    job: Job, tasks: Sequence[InputTask], worker: WorkerConfig, workers: int | None = None
 ) -> Generator[ShardProgress, None, None]:
     """Run tasks with Ray Data, inside `ray_cluster`.
 
     Args:
         job: the data set.
         tasks: input shards with work left, in order.
-        worker: configuration of every actor. An actor gets one GPU, or without GPUs three quarters of
-            the cores of the largest machine.
+        worker: configuration of every actor, without its threads; `request_resources` chooses these.
+        workers: threads of an actor that prepare pictures and on a CPU encode; if None, one more than the
+            CPUs that the actor may use, at most 8.
 
     Yields:
         Reports on the shards.
 
     Raises:
-        DatasetError: Ray ended the run, for instance because an actor failed too often.
+        DatasetError: the cluster lacks a GPU or a CPU, or Ray ended the run, for instance because an actor
+            failed too often.
         OSError: a file cannot be written.
     """
     import ray.data
@@ -127,11 +206,9 @@ def run_ray(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if worker.device.startswith("cuda") else 0
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cores = int(max(node["Resources"].get("CPU", 1) for node in nodes))
-    config = replace(worker, threads=None if gpus else cores)
+    found = request_resources(_find_nodes(), worker.device)
+    threads = default_workers(workers, processors=found.threads or 1)
+    config = replace(worker, threads=found.threads, workers=threads)
     chunk_size = max(1, BATCHES_PER_CHUNK * worker.batch_size // job.encoding.rows_per_picture)
     items = [{"task": pickle.dumps(task)} for task in tasks]
     chunks = (
@@ -140,15 +217,16 @@ def run_ray(
             functools.partial(_read_chunks, job=job, size=chunk_size),
             batch_size=1,
             batch_format="numpy",
-            num_cpus=1 if gpus else min(0.5, 0.25 * cores),
+            compute=ray.data.TaskPoolStrategy(size=found.readers),
+            num_cpus=found.reader_cpus,
         )
         .map_batches(
             _Encoder,
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=gpus or len(nodes)),
-            num_gpus=1 if gpus else None,
-            num_cpus=1 if gpus else 0.75 * cores,  # the other cores read pictures
+            compute=ray.data.ActorPoolStrategy(size=found.actors),
+            num_cpus=found.actor_cpus,
+            num_gpus=found.actor_gpus or None,
             fn_constructor_kwargs={"job": job, "config": config},
         )
     )

@@ -21,11 +21,10 @@ from torch import Tensor
 from vartok.codebook import Spread
 from vartok.errors import ArgumentError, DeviceError, VartokWarning
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
-from vartok.images import to_tensor
 from vartok.images.tensors import Pixels
 from vartok.loading import load
 from vartok.models.quantizer import area_pool
-from vartok.runtime import DTYPES
+from vartok.runtime import DTYPES, warn_of_dtype
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
@@ -141,12 +140,11 @@ class AgreementMeter:
 
     def compare(self, pixels: Pixels) -> list[tuple[Differences, ...]]:
         """Compare the tokens of pictures, [B, H, W, C] uint8 or uint16: the differences of each."""
-        images = to_tensor(pixels)
-        latent = self._reference.latent(images)
+        latent = self._reference.latent(pixels)
         tokens = self._reference.quantize(latent, self._schedule)
         cells = list(self._cells(latent, tokens))
         found = [
-            self._differences(tokens, cells, other.encode(images, tokens.schedule))
+            self._differences(tokens, cells, other.encode(pixels, tokens.schedule))
             for other in self._others.values()
         ]
         return list(zip(*found, strict=True))
@@ -250,12 +248,16 @@ def load_others(
         ArgumentError: `tokenizer` is of another checkpoint than `weights`.
         DeviceError: a name is neither a dtype nor a device of this machine.
         CheckpointError: the checkpoint cannot be loaded.
+
+    Warns:
+        VartokWarning: the CPU does not compute in one of the dtypes, see `vartok.load`.
     """
     others = {}
     for name in [names] if isinstance(names, str) else names:
         try:
             where, precision = (device, name) if name in DTYPES else (name, dtype)
             others[name] = _load_again(weights, device=where, dtype=precision)
+            warn_of_dtype(precision, others[name].device)
         except DeviceError as error:
             hint = f"name a device, or one of {', '.join(DTYPES)}, in `agree`"
             if close := difflib.get_close_matches(name, DTYPES, n=1, cutoff=0.5):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vartok.evaluation.equality import EqualTokens, count_equal, sum_equal
-from vartok.images import to_pixels, to_tensor
+from vartok.images import to_pixels
 from vartok.images.tensors import Pixels
 from vartok.metrics import psnr
 from vartok.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def make_round_trips(
     trips: list[list[RoundTrip]] = [[] for _ in pixels]
     own = [part.cpu() for part in tokens.maps]
     for _ in range(count):
-        found = tokenizer.encode(to_tensor(copies), tokens.schedule)
+        found = tokenizer.encode(copies, tokens.schedule)
         decoded = to_pixels(tokenizer.decode(found), pixels.dtype)
         equal = count_equal(own, [part.cpu() for part in found.maps])
         for b, trip in enumerate(trips):

@@ -221,7 +221,7 @@ class Evaluation:
 
     def _reconstruct_with(self, tokenizer: Tokenizer, pixels: Pixels) -> list[Reconstruction]:
         """Reconstruct [B, H, W, C] pixels with one tokenizer, and compute the figures that need a network."""
-        latent = tokenizer.latent(to_tensor(pixels))
+        latent = tokenizer.latent(pixels)
         tokens = tokenizer.quantize(latent, self._schedule)
         dtype = pixels.dtype
         unquantized = to_pixels(tokenizer.decode_latent(latent), dtype)

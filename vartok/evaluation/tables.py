@@ -79,7 +79,7 @@ def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
     headings += [f"equal after {counted(number, 'trip')}" for number in trips]
     rows = []
     for k, usage in enumerate(scores.usage.scales):
-        cells = [str(k), "x".join(map(str, scores.schedule[k])) if scores.schedule else ""]
+        cells = [str(k + 1), "x".join(map(str, scores.schedule[k])) if scores.schedule else ""]
         if scores.scale_psnr is not None:
             found = scores.scale_psnr[k]
             gain = f"{found - scores.scale_psnr[k - 1]:+.2f}" if k else NO_VALUE
@@ -106,7 +106,7 @@ def agreement_rows(agreements: Sequence[Agreement]) -> tuple[list[str], Rows]:
     headings = ["", *(f"{one.dtype} on {one.device}" for one in agreements)]
     rows = [["equal tokens", *(f"{one.equal.share:.2%}" for one in agreements)]]
     for k in range(len(agreements[0].equal.by_scale)):
-        rows.append([f"  of scale {k}", *(f"{one.equal.by_scale[k]:.2%}" for one in agreements)])
+        rows.append([f"  of scale {k + 1}", *(f"{one.equal.by_scale[k]:.2%}" for one in agreements)])
     for title, count, margin in (
         ("differences", "differences", "margin"),
         ("first differences", "first_differences", "first_margin"),

@@ -18,7 +18,7 @@ from vartok.images.reading import (
     read_picture,
 )
 from vartok.images.scaling import large_image_lock
-from vartok.images.tensors import from_pil, to_pil, to_pixels, to_tensor
+from vartok.images.tensors import from_pil, scale_levels, to_levels, to_pil, to_pixels, to_tensor
 from vartok.images.views import Views
 from vartok.images.writing import FORMATS, SUFFIXES, encode_picture
 
@@ -44,6 +44,8 @@ __all__ = [
     "read_file",
     "read_picture",
     "restore_size",
+    "scale_levels",
+    "to_levels",
     "to_pil",
     "to_pixels",
     "to_tensor",

@@ -129,8 +129,10 @@ def scale_windows(
         # Scale the height first: Pillow may widen a tall picture first, which needs far more memory.
         image = image.resize((image.width, height), filter)
     if width * height <= LARGE:
-        image = image.resize((width, height), filter)
-        return {window: np.array(image.crop(window)) for window in windows}
+        if (image.width, image.height) != (width, height):  # Pillow would copy it
+            image = image.resize((width, height), filter)
+        whole = (0, 0, width, height)
+        return {window: np.array(image if window == whole else image.crop(window)) for window in windows}
     return {window: _scale_strips(image, width, height, window, filter) for window in windows}
 
 

@@ -31,14 +31,46 @@ def to_tensor(pixels: Pixels) -> Tensor:
     Raises:
         ImageError: `pixels` has another shape or dtype.
     """
+    return scale_levels(to_levels(pixels))
+
+
+def to_levels(pixels: Pixels) -> Tensor:
+    """Copy pixels to a tensor for `scale_levels`, which takes a quarter of the bytes to a device.
+
+    Args:
+        pixels: [B, H, W, C] uint8 or uint16.
+
+    Returns:
+        [B, H, W, C] uint8; or int16 with the bits of uint16, which few devices know.
+
+    Raises:
+        ImageError: `pixels` has another shape or dtype.
+    """
     import torch
 
     check_pixels(pixels, "BHWC")
-    half = peak(pixels.dtype) / 2
-    if pixels.dtype == np.uint16:
-        pixels = pixels.astype(np.float32)  # torch does little with uint16
-    images = torch.tensor(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(half).sub_(1)
+    return torch.tensor(
+        np.ascontiguousarray(pixels).view(np.int16 if pixels.dtype == np.uint16 else np.uint8)
+    )
+
+
+def scale_levels(levels: Tensor) -> Tensor:
+    """Scale levels, as `to_levels` returns them, to [-1, 1] on their device; the same bits on every device.
+
+    Args:
+        levels: [B, H, W, C] uint8, or int16 with the bits of uint16.
+
+    Returns:
+        [B, C, H, W] float32 in [-1, 1], contiguous.
+    """
+    import torch
+
+    half = 127.5 if levels.dtype == torch.uint8 else 32767.5
+    if levels.dtype == torch.int16:
+        levels = levels.int().bitwise_and_(0xFFFF)
+    images = levels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # By a tensor: instead of dividing by a number, CUDA multiplies by its reciprocal, which rounds otherwise.
+    return images.div_(torch.full((), half, dtype=torch.float32, device=images.device)).sub_(1)
 
 
 @overload
@@ -66,14 +98,17 @@ def to_pixels(images: Tensor, dtype: type[np.uint8 | np.uint16] | np.dtype[Any] 
 
     if images.ndim != 4 or not images.shape[1] or not images.is_floating_point():
         raise ImageError(f"images are [B, C, H, W] floats, not {list(images.shape)} of {images.dtype}")
+    B, C, H, W = images.shape
     levels = images.detach().to(torch.float32)
-    if levels.isnan().any():
+    # The last element says whether there is a NaN: one copy from the device, and one wait, for both.
+    packed = levels.new_empty(levels.numel() + 1, dtype=torch.uint8 if dtype == np.uint8 else torch.int32)
+    packed[-1] = levels.isnan().any()
+    levels = levels.clamp(-1, 1).add_(1).mul_(peak(dtype) / 2).round_()
+    packed[:-1].view(B, H, W, C).copy_(levels.to(packed.dtype).permute(0, 2, 3, 1))
+    found: NDArray[Any] = packed.cpu().numpy()
+    if found[-1]:
         raise ImageError("the decoded pixels are NaN: the weights are broken, or the dtype is too narrow")
-    levels = levels.clamp(-1, 1).add_(1).mul_(peak(dtype) / 2).round_().permute(0, 2, 3, 1)
-    if dtype == np.uint16:
-        deep: NDArray[np.uint16] = levels.contiguous().cpu().numpy().astype(np.uint16)
-        return deep
-    pixels: NDArray[np.uint8] = levels.to(torch.uint8).contiguous().cpu().numpy()
+    pixels: Pixels = found[:-1].reshape(B, H, W, C).astype(dtype, copy=False)
     return pixels
 
 

@@ -8,8 +8,8 @@
   convolutions is fused into the first.
 - Nearest-neighbour upsampling and its 3x3 convolution are one transposed convolution: 16 products for an
   input cell instead of 36.
-- In the quantizer, upsampling is a product with a cached matrix, and phi is one convolution, whose weights
-  include the identity's (1 - r).
+- In the quantizer (`OptimizedQuantizer`), upsampling is a product with a cached matrix, and phi is one
+  convolution, whose weights include the identity's (1 - r).
 
 With float32 networks, the latent and the tokens are the same, bit for bit, for any batch and any number of
 threads: `GroupNorm` and `PaddedLookup` sum in a fixed order, `silu_` rounds in the same way, and no 1x1
@@ -20,8 +20,6 @@ numbers of threads in the last bits of float32 (`_Upsample2x`), and after roundi
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,14 +30,10 @@ from torch import Tensor, nn
 
 from vartok.models import light
 from vartok.models.layers import AttnBlock, ResnetBlock, Upsample2x
+from vartok.models.optimized_quantizer import OptimizedQuantizer
 from vartok.models.packed_conv import PackedConv2d, PublicConv2d, can_pack
-from vartok.models.quantizer import Lookup, MultiScaleQuantizer, Phi
+from vartok.models.quantizer import Lookup, MultiScaleQuantizer
 from vartok.models.vqvae import VQVAE
-from vartok.schedule import Grid
-
-MAX_MATRIX = 1 << 18
-"""Largest number of elements of an upsampling matrix, 1 MiB of float32; `F.interpolate` replaces
-larger ones."""
 
 STRIPS = 32
 """Largest number of partial sums of a channel in a group norm. More are more accurate, but slower once they
@@ -286,42 +280,13 @@ def _argmin(table: Tensor) -> Tensor:
     return block * ARGMIN_BLOCK + inside
 
 
-class _Quantizer(MultiScaleQuantizer):
-    """`quantizer.MultiScaleQuantizer` with `PaddedLookup`, folded phis and cached upsampling matrices."""
+class _Quantizer(OptimizedQuantizer):
+    """`OptimizedQuantizer` with `PaddedLookup` and packed convolutions."""
 
     lookup_class = PaddedLookup
 
     def __init__(self, quantizer: MultiScaleQuantizer) -> None:
-        nn.Module.__init__(self)
-        self.using_znorm = quantizer.using_znorm
-        self.last_phi = quantizer.last_phi
-        self.embedding = quantizer.embedding
-        self.phis = [_conv2d(_folded(phi)) for phi in quantizer.phis if isinstance(phi, Phi)]
-        self.quant_resi = nn.ModuleList(self.phis)
-
-    def upsample(self, h: Tensor, grid: Grid) -> Tensor:
-        B, C, *own = h.shape
-        if own[0] * own[1] * grid[0] * grid[1] > MAX_MATRIX:
-            return super().upsample(h, grid)
-        cells = h.permute(0, 2, 3, 1).reshape(B, own[0] * own[1], C)
-        return (_upsampling((own[0], own[1]), grid) @ cells).view(B, *grid, C).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(maxsize=64)
-def _upsampling(grid: Grid, finer: Grid) -> Tensor:
-    """Return the matrix of bicubic upsampling: [cells of `finer`, cells of `grid`] float32."""
-    cells = grid[0] * grid[1]
-    alone = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, *grid)
-    return F.interpolate(alone, finer, mode="bicubic").view(cells, -1).T.contiguous()
-
-
-def _folded(phi: Phi) -> Phi:
-    """Return a copy of phi whose weights, as a plain convolution, compute (1 - r) h + r conv(h)."""
-    folded = copy.deepcopy(phi).requires_grad_(False)
-    folded.weight.mul_(phi.ratio)[:, :, 1, 1].diagonal().add_(1 - phi.ratio)
-    if folded.bias is not None:
-        folded.bias.mul_(phi.ratio)
-    return folded
+        super().__init__(quantizer, _conv2d)
 
 
 def _conv2d(conv: nn.Conv2d) -> nn.Module:

@@ -54,7 +54,7 @@ def decode_file(
             and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: precision of the decoder: "float32", "bfloat16" or "float16".
+        dtype: precision of the decoder: "float32", "tf32", "bfloat16" or "float16".
         scales: decode only the first `scales` scales; all if None.
         strip: return one wide picture: the images decoded from the first 1, 2, ... scales, side by side.
         maps: return the token maps above what each scale adds to the picture; see `vartok.maps.draw_maps`.
@@ -168,7 +168,7 @@ def decode_files(
             `weights`, `device`, `dtype` and `compile` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: precision of the decoder: "float32", "bfloat16" or "float16".
+        dtype: precision of the decoder: "float32", "tf32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
         batch_size: pictures per batch; if None, 32 on a GPU and 1 on a CPU.
         workers: threads that write pictures; if None, the number of cores + 1, at most 8.

@@ -22,6 +22,7 @@ from vartok.flat_tokens import FlatTokens
 from vartok.images import picture_suffixes
 from vartok.operations.encode import encode_file
 from vartok.operations.inputs import TOKEN_KINDS, Input, Source, find_inputs
+from vartok.operations.originals import may_be_one_picture
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import resolve_tokenizer
 from vartok.schedule import Schedule, ScheduleLike, describe
@@ -65,6 +66,7 @@ class TokensDiff:
         maps: for each schedule, the number of pictures and K arrays: array k is [h_k, w_k] int64, the number
             of pictures whose cell differs. Schedules after the first `MAX_MAPS` have none.
         uncharted: number of pictures of those schedules.
+        sources: the sources of two single images, if their names differ; None for data sets.
     """
 
     pictures: int = 0
@@ -75,6 +77,7 @@ class TokensDiff:
     scales: list[ScaleDiff] = field(default_factory=list)
     maps: dict[Schedule, tuple[int, list[NDArray[np.int64]]]] = field(default_factory=dict)
     uncharted: int = 0
+    sources: tuple[str, str] | None = None
 
     @property
     def equal(self) -> bool:
@@ -334,6 +337,8 @@ class _Diff:
         cells = [a != b for a, b in pairs]
         cells += [np.ones(grid, bool) for grid in grids[len(cells) :]]
         self._add(one.schedule, grids, cells)
+        if one.whole and other.whole and not may_be_one_picture(one.whole, other.whole):
+            self.result.sources = one.whole.image.source, other.whole.image.source
         self._progress(label, None)
 
     def _add(self, schedule: Schedule, grids: Schedule, cells: list[NDArray[np.bool_]]) -> None:

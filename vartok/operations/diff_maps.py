@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from vartok.drawing import Tile, label, sheet
+from vartok.drawing import Tile, draw_headed, sheet
 from vartok.errors import TokensError, counted
 from vartok.maps import enlarge
 from vartok.schedule import describe
@@ -48,9 +46,9 @@ def draw_diff(diff: TokensDiff, names: tuple[str, str] | None = None) -> NDArray
     parts = []
     for schedule, (pictures, counts) in diff.maps.items():
         tiles = []
-        for k, count in enumerate(counts):
+        for number, count in enumerate(counts, 1):
             cells = draw_shares(count / pictures)
-            tiles.append(Tile(cells, f"scale {k}: {count.sum() / (count.size * pictures):.1%}"))
+            tiles.append(Tile(cells, f"scale {number}: {count.sum() / (count.size * pictures):.1%}"))
         drawn = sheet(tiles, columns=COLUMNS)
         parts.append((f"{describe(schedule)}: {counted(pictures, 'picture')}", drawn))
     legend = "grey: equal; red: differs"
@@ -59,24 +57,6 @@ def draw_diff(diff: TokensDiff, names: tuple[str, str] | None = None) -> NDArray
     told = [f"{side}: {name}" for side, name in zip("AB", names or (), strict=False)]
     parts[0] = ("\n".join([*told, legend, parts[0][0]]), parts[0][1])
     return np.asarray(draw_headed(parts, text_size=14))
-
-
-def draw_headed(parts: Sequence[tuple[str, Image.Image]], *, text_size: int) -> Image.Image:
-    """Draw pictures one below the other, each below its heading.
-
-    Args:
-        parts: headings, of one or several lines, and their pictures.
-        text_size: height of the font in pixels.
-
-    Raises:
-        ImageError: the result would have more than `MAX_PIXELS` pixels.
-    """
-    nothing = Image.new("RGB", (max(picture.width for _, picture in parts), 0))
-    tiles = []
-    for n, (heading, picture) in enumerate(parts):
-        apart = "\n" if n else ""  # an empty line, so that a heading is nearer to its own picture
-        tiles += [Tile(label(nothing, f"{apart}{heading}", text_size=text_size)), Tile(picture)]
-    return sheet(tiles, columns=1)
 
 
 def draw_shares(shares: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -77,7 +77,7 @@ def encode_file(
             and `dtype` are passed to `vartok.load`.
         weights: a checkpoint; the shipped one if None.
         device: torch device, or "auto".
-        dtype: precision of the encoder: "float32", "bfloat16" or "float16".
+        dtype: precision of the encoder: "float32", "tf32", "bfloat16" or "float16".
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop", "pad", "stretch", "native" or "bucket"; see `encode_files`.
         buckets: table of the sizes with the fit "bucket"; see `encode_files`.
@@ -178,7 +178,7 @@ def encode_files(
         weights: a checkpoint; the shipped one if None. Beside a function `tokenizer`: the checkpoint that it
             will load, "shipped" for the shipped one, with which `skip_existing` compares.
         device: torch device, or "auto".
-        dtype: precision of the encoder: "float32", "bfloat16" or "float16".
+        dtype: precision of the encoder: "float32", "tf32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
         size: side, or (height, width), of the encoded pixels; the checkpoint's own if None.
         fit: "crop": cut out the centre; "pad": scale the whole picture and fill up with background;

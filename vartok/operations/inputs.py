@@ -172,7 +172,7 @@ def find_inputs(
 
 def kind_of_stream(stream: BinaryIO) -> Kind:
     """Return "tokens" for a stream that begins as token files or arrays of tokens do, else "picture"."""
-    head = _peek(stream)
+    head = peek(stream)
     if not head.startswith(MAGIC):
         return "tokens" if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(TOKENS) else "picture"
     try:
@@ -182,7 +182,7 @@ def kind_of_stream(stream: BinaryIO) -> Kind:
     return "tokens" if header.dtype.kind in "iu" and len(header.shape) < 3 else "picture"
 
 
-def _peek(stream: BinaryIO) -> bytes:
+def peek(stream: BinaryIO) -> bytes:
     """Return the first bytes of a stream, which stay to be read."""
     if hasattr(stream, "peek"):
         return bytes(stream.peek(MAX_NPY_START)[:MAX_NPY_START])

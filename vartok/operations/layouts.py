@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vartok import images
-from vartok.drawing import sheet
-from vartok.errors import ArgumentError
+from vartok.drawing import draw_headed, sheet
+from vartok.errors import ArgumentError, printable
 from vartok.files import check_regular
 from vartok.images.animation import (
     ANIMATIONS,
@@ -22,7 +22,13 @@ from vartok.images.animation import (
     encode_animation,
 )
 from vartok.maps import MapPainter
-from vartok.operations.originals import comparison_tiles, original_tile, read_original
+from vartok.operations.originals import (
+    build_up_heading,
+    comparison_tiles,
+    has_name,
+    original_tile,
+    read_original,
+)
 from vartok.operations.streams import join_pictures, restore_pictures
 
 if TYPE_CHECKING:
@@ -182,6 +188,7 @@ class Beside(Layout):
         check_regular(picture)
         self.prefixes = strip
         self._read, self._scales = functools.partial(images.read_picture, picture), scales
+        self._name = PurePath(picture)
 
     def start(self, tokenizer: Tokenizer) -> None:
         """Take the tokenizer; see `Layout.start`."""
@@ -195,7 +202,19 @@ class Beside(Layout):
         """
         original = read_original(self._read, tokens, self._tokenizer)
         tiles = comparison_tiles(pictures, tokens, original, scales=self._scales)
-        return np.asarray(sheet([original_tile(original, tokens), *tiles]))
+        drawn = sheet([original_tile(original, tokens), *tiles])
+        if len(pictures) > 1:
+            drawn = draw_headed([(build_up_heading(pictures, tokens), drawn)])
+        return np.asarray(drawn)
+
+    def encode(
+        self, pictures: Sequence[Pixels], tokens: ImageTokens, format: str, *, restore_size: bool
+    ) -> PictureFile:
+        """Return the sheet, with a note if the tokens name another picture; see `Layout.encode`."""
+        drawn = super().encode(pictures, tokens, format, restore_size=restore_size)
+        source = printable(tokens.image.source)
+        note = f"its tokens are of {source}, by their source, and {printable(self._name.name)} is beside it"
+        return drawn._replace(notes=() if has_name(self._name, tokens) else (note,))
 
 
 def make_layout(

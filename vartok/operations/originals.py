@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from vartok.drawing import Tile
@@ -72,7 +73,6 @@ def comparison_tiles(
         A tile for each picture. A single one is also labelled with the image's source and the checkpoint.
     """
     last = len(tokens.scales) if scales is None else scales
-    height, width = pictures[0].shape[:2]
     tiles = []
     for number, pixels in enumerate(pictures, last - len(pictures) + 1):
         count = sum(rows * columns for rows, columns in tokens.grids[:number])
@@ -81,21 +81,44 @@ def comparison_tiles(
             quality = [f"{_psnr(original, pixels):.2f} dB"]
         if len(pictures) > 1:
             rows, columns = tokens.grids[number - 1]
-            lines = [f"scale {number}, {rows}x{columns}", counted(count, "token"), *quality]
+            lines = [f"scale {number}, {rows}x{columns}", f"{counted(count, 'token')} so far", *quality]
         else:
-            whole = len(tokens.schedule)
-            shown = counted(whole, "scale") if number == whole else f"{number} of {counted(whole, 'scale')}"
-            lines = [printable(tokens.image.source)]
-            lines.append(f"{width} x {height} pixels, {shown}, {counted(count, 'token')}")
+            lines = [printable(tokens.image.source), _extent(pixels, tokens, number)]
             lines.append(", ".join([*quality, printable(tokens.model.name)]))
         tiles.append(Tile(pixels, "\n".join(lines)))
     return tiles
+
+
+def build_up_heading(pictures: Sequence[Pixels], tokens: ImageTokens) -> str:
+    """Return a line on the tokens whose first 1, 2, ... scales give pictures: source, extent, checkpoint."""
+    extent = _extent(pictures[0], tokens, len(pictures))
+    return ", ".join([printable(tokens.image.source), extent, printable(tokens.model.name)])
+
+
+def has_name(name: PurePath, tokens: ImageTokens) -> bool:
+    """Return whether a picture of a name may be the source of tokens, whose suffix data sets leave out."""
+    return PurePath(tokens.image.source).name in (name.name, name.stem)
+
+
+def may_be_one_picture(one: ImageTokens, other: ImageTokens) -> bool:
+    """Return whether tokens of two files may be of one picture, by the names of their sources."""
+    pairs = ((one, other), (other, one))
+    return any(has_name(PurePath(tokens.image.source), others) for tokens, others in pairs)
 
 
 def original_tile(original: Pixels, tokens: ImageTokens) -> Tile:
     """Label the pixels that were encoded."""
     image = tokens.image
     return Tile(original, f"original\n{image.width} x {image.height} pixels, {image.fit}")
+
+
+def _extent(picture: Pixels, tokens: ImageTokens, scales: int) -> str:
+    """Return the size of a picture, and the numbers of scales and tokens that it is decoded from."""
+    height, width = picture.shape[:2]
+    whole = len(tokens.schedule)
+    shown = counted(whole, "scale") if scales == whole else f"{scales} of {counted(whole, 'scale')}"
+    count = sum(rows * columns for rows, columns in tokens.grids[:scales])
+    return f"{width} x {height} pixels, {shown}, {counted(count, 'token')}"
 
 
 def _psnr(original: Pixels, copy: Pixels) -> float:

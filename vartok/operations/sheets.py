@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
-from vartok.drawing import PAPER, Tile, as_image, fit_inside
+from vartok.drawing import PAPER, Tile, as_image, draw_headed, fit_inside, sheet
 from vartok.errors import VartokError
 
 MAX_TILES = 400
@@ -69,6 +69,23 @@ def lay_out(groups: list[list[Tile]]) -> tuple[list[Tile], int]:
         return [tile for group in groups for tile in group], columns
     blank = Tile(Image.new("RGB", (1, 1), PAPER))
     return [tile for group in groups for tile in group + [blank] * (columns - len(group))], columns
+
+
+def draw_groups(groups: list[list[Tile]], headings: Sequence[str]) -> Image.Image:
+    """Draw the tiles of every drawing on one sheet; with headings, each drawing below its own.
+
+    Args:
+        groups: the tiles of each drawing, as `collect_tiles` returns them.
+        headings: the heading of each drawing, "" for none.
+
+    Raises:
+        ImageError: the sheet would be too large.
+    """
+    if any(headings):
+        drawn = [sheet(lay_out([group])[0]) for group in groups]
+        return draw_headed(list(zip(headings, drawn, strict=True)))
+    tiles, columns = lay_out(groups)
+    return sheet(tiles, columns=columns)
 
 
 def _scaled(tile: Tile, height: int) -> Tile:

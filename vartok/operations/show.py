@@ -21,7 +21,13 @@ from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
 from vartok.maps import MapPainter
 from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs, kind_of_stream
-from vartok.operations.originals import comparison_tiles, original_tile, read_original
+from vartok.operations.originals import (
+    build_up_heading,
+    comparison_tiles,
+    has_name,
+    original_tile,
+    read_original,
+)
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model
 from vartok.operations.streams import decode_tokens
@@ -40,6 +46,9 @@ CHECKPOINT: Final = "checkpoint"
 NATIVE = Fit(mode="native", multiple=1)
 """The fit that leaves a picture's size as it is."""
 
+MAPS_LEGEND = "above: each scale's tokens, in the colours of their codes; below: what it adds"
+"""Second line of the heading of token maps."""
+
 FIRST_ROWS = 8
 """Number of rows of a data set, an array or a file of several images that are drawn if none are selected."""
 
@@ -51,12 +60,14 @@ class Drawing:
     Attributes:
         label: its name in messages.
         tiles: the pictures with their captions; empty if it failed.
+        heading: text above several pictures of an image's tokens; "" for none.
         notes: remarks for the user.
         error: why it cannot be drawn, or None.
     """
 
     label: str
     tiles: tuple[Tile, ...] = ()
+    heading: str = ""
     notes: tuple[str, ...] = ()
     error: VartokError | None = None
 
@@ -68,6 +79,7 @@ def draw_files(
     weights: str | None = None,
     build_up: bool = False,
     maps: bool = False,
+    animate: bool = False,
     originals: bool = False,
     any_weights: bool = False,
     keys: Keys = None,
@@ -89,6 +101,7 @@ def draw_files(
         build_up: draw the images decoded from the first 1, 2, ... scales.
         maps: draw the token map of each scale above what the scale adds to the picture; see
             `vartok.maps.MapPainter`.
+        animate: draw the frames of an animation, the images of `build_up`.
         originals: draw the original beside each decoded image, where it is at hand and no input itself.
         any_weights: also decode tokens that were made with another codebook or other phis.
         keys: draw only the rows of these keys; a key that is not found is an error.
@@ -109,10 +122,10 @@ def draw_files(
     """
     items = _find(inputs)
     tokens = [item for item in items if item.kind not in ("picture", CHECKPOINT)]
-    if build_up and maps:
-        raise ArgumentError("`build_up` and `maps` contradict each other: choose one")
-    settings = {"keys": keys, "rows": rows, "limit": limit, "build_up": build_up, "maps": maps}
-    settings["any_weights"] = any_weights
+    forms = {"build_up": build_up, "maps": maps, "animate": animate}
+    if sum(forms.values()) > 1:
+        raise ArgumentError("`build_up`, `maps` and `animate` contradict each other: choose one")
+    settings = {"keys": keys, "rows": rows, "limit": limit, **forms, "any_weights": any_weights}
     for name in (name for name, value in settings.items() if value not in (None, False) and not tokens):
         raise ArgumentError(f"`{name}` is for tokens, but no input holds tokens")
     if rows is not None and not any(item.is_collection for item in tokens):
@@ -122,6 +135,7 @@ def draw_files(
     if keys is None and rows is None and limit is None:
         tokens = [_FirstRows(**vars(item)) if item.is_collection else item for item in tokens]
     schedules, selection = FlatSchedules(schedule), RowSelection(keys, limit, rows)
+    build_up = build_up or animate
     drawer = _Drawer(items, functools.cache(load), weights, schedules, build_up, maps, originals, any_weights)
     return _draw(items, selection.read(tokens, schedules), drawer)
 
@@ -204,7 +218,10 @@ class _Drawer:
             tiles = [tile._replace(picture=image) for tile, image in zip(tiles, drawn_maps, strict=True)]
         if self.originals and original is not None and not drawn:
             tiles.insert(0, original_tile(original, tokens))
-        return Drawing(label, tuple(tiles), tuple(notes))
+        heading = build_up_heading(pictures, tokens) if strip else ""
+        if self.maps:
+            heading += f"\n{MAPS_LEGEND}"
+        return Drawing(label, tuple(tiles), heading, tuple(notes))
 
     def _find_original(
         self, item: Input, tokens: ImageTokens
@@ -219,7 +236,7 @@ class _Drawer:
             os.path.abspath(other.place): other
             for other in self.items
             if other.kind == "picture" and other.place is not None
-            if name in (other.name.name, other.name.stem)  # keys of data sets have no suffix
+            if has_name(other.name, tokens)
         }
         folder = None if item.place is None else os.path.dirname(os.path.abspath(item.place))
         near = {place: other for place, other in found.items() if os.path.dirname(place) == folder}
@@ -248,7 +265,7 @@ class _Drawer:
 def _picture(item: Input) -> Drawing:
     picture = _read(item, NATIVE)
     text = f"{item}\n{picture.width} x {picture.height} pixels"
-    return Drawing(str(item), (Tile(picture.pixels, text),), picture.notes)
+    return Drawing(str(item), (Tile(picture.pixels, text),), notes=picture.notes)
 
 
 def _read(item: Input, fit: Fit) -> Picture:
@@ -289,14 +306,18 @@ def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
     return found
 
 
+def holds_checkpoint(folder: str) -> bool:
+    """Return whether a folder has a checkpoint by its files' names, and no data set."""
+    with contextlib.suppress(OSError):
+        return any(entry.endswith(CHECKPOINTS) for entry in os.listdir(folder)) and not is_dataset(folder)
+    return False  # find_inputs says what is wrong
+
+
 def _kind(place: str) -> str:
     """Return "picture", "tokens" or `CHECKPOINT`: by the suffix, and if it tells nothing by the content."""
     name = place.lower()
     if os.path.isdir(place):
-        with contextlib.suppress(OSError):  # find_inputs says what is wrong
-            has_checkpoint = any(entry.endswith(CHECKPOINTS) for entry in os.listdir(place))
-            return CHECKPOINT if has_checkpoint and not is_dataset(place) else "tokens"
-        return "tokens"
+        return CHECKPOINT if holds_checkpoint(place) else "tokens"
     if name.endswith(CHECKPOINTS) or is_hub(place):
         return CHECKPOINT
     if place in (*KNOWN, SHIPPED) and not os.path.lexists(place):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from vartok.errors import ImageError, TokensError, VartokError, counted
-from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels, to_tensor
+from vartok.images import MAX_PIXELS, Fit, Picture, read_picture, to_pixels
 from vartok.images import restore_size as scale_back
 from vartok.metadata import ImageInfo, View
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
@@ -129,6 +129,8 @@ def encode_views(
     """
     import torch
 
+    from vartok.runtime import pin_for
+
     device = tokenizer.device.type
     schedules = {bucket.size: bucket.schedule for bucket in fit.buckets}
     at_once = max(1, batch_size // fit.views.count)  # pictures
@@ -160,7 +162,7 @@ def encode_views(
         )
         if device == "cpu" and height * width <= MAX_BATCHED_PIXELS:
             try:
-                found = [tokenizer.latent(to_tensor(view[None])) for view in pixels]
+                found = [tokenizer.latent(view[None]) for view in pixels]
                 return _Prepared(info, picture.notes, views, torch.cat(found))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -178,8 +180,8 @@ def encode_views(
         found = [item.data for item in batch if isinstance(item.data, torch.Tensor)]
         if found:
             return batch, torch.cat(found)
-        images = to_tensor(np.concatenate([item.data for item in batch]))
-        return batch, images.pin_memory() if device == "cuda" else images
+        pixels = torch.from_numpy(np.concatenate([item.data for item in batch]))
+        return batch, pin_for(tokenizer.device, pixels)
 
     def tokenize(batch: list[_Prepared], values: Tensor) -> tuple[TokenMaps, Tensor | None]:
         """Return the tokens of images or latents; and their latents, if they are to be kept."""

@@ -83,7 +83,7 @@ def codebook_section(
 
 def usage_charts(counts: NDArray[np.int64], usage: UsageReport) -> tuple[Chart | None, ...]:
     """Return charts of the use by scale, and of the use of all codes from the most to the least used one."""
-    names = [str(k) for k in range(len(usage.scales))]
+    names = [str(k + 1) for k in range(len(usage.scales))]
     ranked = np.sort(counts.sum(0))[::-1]
     places = np.unique(np.geomspace(1, len(ranked), 200).round().astype(int))
     line = [(float(n), float(ranked[n - 1])) for n in places]

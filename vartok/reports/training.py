@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from vartok.errors import counted
 from vartok.reports.charts import Points, line_chart
@@ -23,7 +24,7 @@ class RunFigures:
         name: name of the checkpoint.
         step: number of steps done.
         seconds: time of the run in seconds, over all sessions.
-        running: whether the run goes on.
+        running_at: time (UTC) at which the run went on, after its last validation; None once it has ended.
         pictures: number of validation pictures.
         loss: total loss.
         psnr: PSNR of training crops, in dB.
@@ -39,7 +40,7 @@ class RunFigures:
     name: str
     step: int
     seconds: float
-    running: bool
+    running_at: datetime | None
     pictures: int
     loss: Points
     psnr: Points
@@ -60,7 +61,9 @@ def training_page(figures: RunFigures, gallery: Gallery) -> str:
         gallery: validation pictures and their reconstructions; pictures are shown in the order of names.
     """
     scales = [f"{h}x{w}" for h, w in figures.schedule]
-    state = "Running" if figures.running else "Ended"
+    state = "Ended"
+    if figures.running_at is not None:  # true also of a run that was killed since
+        state = f"Running at {figures.running_at:%Y-%m-%d %H:%M} UTC, after a validation"
     exhibits = sorted(gallery.pictures, key=lambda exhibit: (len(exhibit.name), exhibit.name))
     psnr = {"training crops": figures.psnr, "validation": figures.validation_psnr}
     return render(
@@ -68,7 +71,7 @@ def training_page(figures: RunFigures, gallery: Gallery) -> str:
         title=f"Training of {figures.name}",
         subtitle=f"{state}: {counted(figures.step, 'step')} in {figures.seconds / 60:.1f} minutes.",
         notes=[] if figures.pictures else ["No validation: no readable picture is held out."],
-        reload=RELOAD if figures.running else None,
+        reload=None if figures.running_at is None else RELOAD,
         charts=[
             line_chart("Loss", {"loss": figures.loss}, "step", digits=4),
             line_chart("PSNR, dB", psnr, "step"),
@@ -84,7 +87,7 @@ def training_page(figures: RunFigures, gallery: Gallery) -> str:
 
 
 def _by_scale(title: str, scales: Sequence[str], curves: Sequence[Points]) -> object:
-    names = [f"{k}: {grid}" for k, grid in enumerate(scales)]
+    names = [f"{number}: {grid}" for number, grid in enumerate(scales, 1)]
     return line_chart(title, dict(zip(names, curves, strict=False)), "step", ordered=True, digits=0)
 
 
@@ -94,8 +97,8 @@ def _latest(figures: RunFigures, scales: Sequence[str]) -> tuple[list[str], list
         return None
     both = zip(scales, figures.used, figures.perplexity, strict=True)
     rows = [
-        [str(k), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"]
-        for k, (grid, used, found) in enumerate(both)
+        [str(number), grid, f"{used[-1][1]:,.0f}", f"{found[-1][1]:,.0f}"]
+        for number, (grid, used, found) in enumerate(both, 1)
     ]
     total = ["all", "", f"{figures.total_used[-1][1]:,.0f} of {figures.vocab_size:,}", ""]
     return ["scale", "grid", "codes used", "perplexity"], [*rows, total]

@@ -86,19 +86,25 @@ def _figures(settings: TrainSettings, validation: Validation, origin: Origin | N
     lines = [
         f"On {counted(validation.pictures, 'picture')} held out of the training data, scaled to cover and "
         f"cut to their centre, {crop} pixels; PSNR of rounded pixels, mean over pictures: "
-        f"{validation.psnr:.2f} dB. Codes used there: {validation.total_used} of {config.vocab_size}.",
+        f"{_quality(validation)}. Codes used there: {validation.total_used} of {config.vocab_size}.",
         "",
         "| scale | grid | codes used | perplexity |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {k} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
+            f"| {k + 1} | {h}x{w} | {validation.used[k]} | {validation.perplexity[k]:.0f} |"
             for k, (h, w) in enumerate(config.patch_nums)
         ),
     ]
     if before is not None and origin is not None:
         lines += [
             "",
-            f"Before fine-tuning, {origin.name} on the same pictures: {before.psnr:.2f} dB, "
+            f"Before fine-tuning, {origin.name} on the same pictures: {_quality(before)}, "
             f"{counted(before.total_used, 'code')} used.",
         ]
     return lines
+
+
+def _quality(validation: Validation) -> str:
+    """Return PSNR, and the perceptual distance if it was measured."""
+    distance = validation.perceptual
+    return f"{validation.psnr:.2f} dB" + ("" if distance is None else f", perceptual distance {distance:.3f}")

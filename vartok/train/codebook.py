@@ -54,13 +54,17 @@ class EMACodebook:
         self.usage = codes.new_full((len(tokens), len(codes)), 1 / len(codes))
         self.sums = (codes / len(codes)).repeat(len(tokens), 1, 1)
         weights = torch.tensor(tokens, dtype=torch.float64) ** settings.token_weight
+        self._tokens = torch.tensor(tokens, device=codes.device, dtype=codes.dtype)[:, None, None]
         self._weights = (weights / weights.sum()).to(codes)
         self._quantizer = quantizer
         self._settings = settings
         memory = 1 / max(1 - settings.codebook_ema_decay, 1e-6)  # steps
-        self._most_codes = torch.tensor([min(len(codes), memory * batch_size * count) for count in tokens])
+        most = [min(len(codes), memory * batch_size * count) for count in tokens]
+        self._most_codes = torch.tensor(most, device=codes.device)
+        first_rows = torch.arange(len(tokens)) * len(codes)
+        self._first_rows = first_rows.repeat_interleave(torch.tensor(tokens)).to(codes.device)
         self.replace_every = max(1, round(memory / 8))
-        self._residuals: list[Tensor] = []
+        self._cells: list[Tensor] = []
 
     def update(self, scales: Sequence[ScaleStep], mean: Callable[[Tensor], Tensor]) -> None:
         """Update `usage` and `sums`; if the setting `codebook` is "ema", also the codes.
@@ -70,22 +74,19 @@ class EMACodebook:
 
         Args:
             scales: K steps of the quantizer, for this process's part of the batch.
-            mean: maps a tensor to its mean over all processes.
+            mean: maps a tensor to its mean over all processes; called once.
         """
-        self.update_usage([scale.indices for scale in scales], mean)
-        sums = torch.zeros_like(self.sums)
-        self._residuals = []
-        for k, scale in enumerate(scales):
-            assert scale.cells is not None  # in training a latent is quantized
-            indices = scale.indices.flatten()
-            rows = scale.cells.detach().permute(0, 2, 3, 1).reshape(len(indices), -1)
-            sums[k].index_add_(0, indices, rows, alpha=1 / len(indices))
-            self._residuals.append(rows)
+        self._cells = [scale.cells.detach() for scale in scales if scale.cells is not None]
+        K, V, C = self.sums.shape
+        assert len(self._cells) == K  # in training a latent is quantized
+        cells = torch.cat([part.flatten(2) for part in self._cells], dim=2).transpose(1, 2)  # [B, L, C]
+        totals = mean(self._totals([scale.indices for scale in scales], cells))
         decay = self._settings.codebook_ema_decay
-        self.sums.lerp_(mean(sums), 1 - decay)
+        self.usage.lerp_(totals[..., C], 1 - decay)
+        self.sums.lerp_(totals[..., :C], 1 - decay)
         if self._settings.codebook == "ema":
             share = self._weighted_mean(self.usage)[:, None]
-            reliable = share > 1e-3 / len(share)  # the mean of very few residuals is noise
+            reliable = share > 1e-3 / V  # the mean of very few residuals is noise
             codes = self._quantizer.embedding.weight
             means = self._weighted_mean(self.sums) / share.clamp(min=1e-12)
             codes.data.copy_(torch.where(reliable, means, codes))
@@ -95,11 +96,30 @@ class EMACodebook:
 
         Args:
             maps: K token maps [B, h_k, w_k], for this process's part of the batch.
-            mean: maps a tensor to its mean over all processes.
+            mean: maps a tensor to its mean over all processes; called once.
         """
-        V = self.usage.shape[1]
-        usage = [torch.bincount(tokens.flatten(), minlength=V) / tokens.numel() for tokens in maps]
-        self.usage.lerp_(mean(torch.stack(usage)), 1 - self._settings.codebook_ema_decay)
+        none = self.usage.new_empty(len(maps[0]), len(self._first_rows), 0)
+        self.usage.lerp_(mean(self._totals(maps, none))[..., 0], 1 - self._settings.codebook_ema_decay)
+
+    def _totals(self, maps: Sequence[Tensor], cells: Tensor) -> Tensor:
+        """Return the sum of the cells of each code, and the share of each code, at every scale.
+
+        All scales are summed by one `index_add_`: a row of its result is a scale and a code. `bincount` would
+        make a CUDA device's queue run empty, once for each scale.
+
+        Args:
+            maps: K token maps [B, h_k, w_k].
+            cells: [B, L, C], the cells of a picture, scale by scale.
+
+        Returns:
+            [K, V, C + 1]: sums [K, V, C], divided by the scale's number of tokens, then shares.
+        """
+        K, V = self.usage.shape
+        rows = torch.cat([tokens.flatten(1) for tokens in maps], dim=1) + self._first_rows
+        values = torch.cat([cells, cells.new_ones(()).expand(*cells.shape[:2], 1)], dim=2)
+        totals = cells.new_zeros(K * V, values.shape[2])
+        totals.index_add_(0, rows.flatten(), values.flatten(0, 1))
+        return totals.view(K, V, -1).div_(self._tokens * len(cells))
 
     def replace_dead_codes(self, seed: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Re-initialise dead codes from the residuals of the last `update`.
@@ -107,33 +127,35 @@ class EMACodebook:
         A code is dead if the weighted mean of its usage over scales is below `dead_code_threshold` / V. Each
         becomes a residual, drawn without replacement and more often from scales that use few codes. A call
         turns at most `MAX_RESIDUAL_SHARE` of the residuals into codes; the other dead codes wait for the
-        next call.
+        next call. All shapes are known beforehand, so that nothing waits for the device.
 
         Args:
             seed: seed of the random draw.
             gather: joins the rows of all processes in order of rank, [n, C] -> [processes * n, C].
 
         Returns:
-            [n] int64, indices of the codes that were replaced.
+            [V] bool, True for the codes that were replaced.
         """
         share = self._weighted_mean(self.usage)
-        dead = (share < self._settings.dead_code_threshold / len(share)).nonzero().flatten()
-        if not len(dead):
-            return dead
-        random = torch.Generator().manual_seed(seed)
+        V = len(share)
+        residuals = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in self._cells]
+        candidates = gather(torch.cat(residuals))
         lack = (1 - self.perplexity() / self._most_codes).clamp(min=1e-3).square()
-        weights = torch.cat(
-            [gap.expand(len(rows)) / len(rows) for gap, rows in zip(lack, self._residuals, strict=True)]
-        )
-        candidates = gather(torch.cat(self._residuals))
+        lack /= self._tokens.flatten() * len(self._cells[0])
+        weights = torch.cat([gap.expand(len(rows)) for gap, rows in zip(lack, residuals, strict=True)])
         weights = weights.repeat(len(candidates) // len(weights))
-        dead = dead[: max(1, int(MAX_RESIDUAL_SHARE * len(candidates)))]
-        chosen = torch.multinomial(weights, len(dead), generator=random)
-        new = candidates[chosen.to(candidates.device)]
-        self._quantizer.embedding.weight.data[dead] = new
-        self.usage[:, dead] = 1 / len(share)
-        self.sums[:, dead] = new / len(share)
-        return dead
+        most = min(V, max(1, int(MAX_RESIDUAL_SHARE * len(candidates))))
+        new = candidates[_draw(weights, most, seed)]
+        dead = share < self._settings.dead_code_threshold / V
+        number = dead.cumsum(0)  # from 1 in the order of dead codes
+        replaced = dead & (number <= most)
+        new = new[(number - 1).clamp(0, most - 1)]
+        chosen = replaced[:, None]
+        codes = self._quantizer.embedding.weight.data
+        codes.copy_(torch.where(chosen, new, codes))
+        self.usage.masked_fill_(replaced, 1 / V)
+        self.sums.copy_(torch.where(chosen, new / V, self.sums))
+        return replaced
 
     def perplexity(self) -> Tensor:
         """Return the perplexity of each scale's usage, [K]: exp(entropy), V if all codes are used evenly."""
@@ -150,7 +172,30 @@ class EMACodebook:
 
 
 def _perplexity(usage: Tensor) -> Tensor:
-    """Return the perplexity of the distributions along the last axis: [..., V] -> [...], on the CPU."""
-    usage = usage.cpu()  # the table is small, and not every device supports entr
-    perplexity: Tensor = torch.special.entr(usage / usage.sum(-1, keepdim=True)).sum(-1).exp()
-    return perplexity
+    """Return the perplexity of the distributions along the last axis: [..., V] -> [...]."""
+    share = usage / usage.sum(-1, keepdim=True)
+    entropy = -(share * share.clamp(min=1e-30).log()).sum(-1)  # not every device has `torch.special.entr`
+    return entropy.exp()
+
+
+def _draw(weights: Tensor, count: int, seed: int) -> Tensor:
+    """Draw indices without replacement, with probabilities proportional to weights.
+
+    It draws what `torch.multinomial` draws on a CPU, but reads nothing back from the weights' device. The
+    random numbers are the CPU's, so that processes on unlike devices draw the same.
+
+    Args:
+        weights: [n], above 0.
+        count: number of indices, at most n.
+        seed: seed of the draw.
+
+    Returns:
+        [count] int64; the first m of them are those that a smaller `count` m gives.
+
+    Source: Efraimidis and Spirakis 2006, weighted random sampling with a reservoir.
+    """
+    times = torch.empty(len(weights)).exponential_(1, generator=torch.Generator().manual_seed(seed))
+    if weights.device.type == "cuda":
+        times = times.pin_memory()  # else the copy waits for the device
+    keys = weights / times.to(weights.device, non_blocking=weights.device.type == "cuda")
+    return keys.topk(count).indices

@@ -268,7 +268,8 @@ class Pictures:
         allow_damaged = self.settings.allow_damaged
         fit = Fit(mode="native", multiple=1, allow_damaged=allow_damaged, channels=self.channels)
         picture = as_image(self._read(sample, fit))
-        zoom = max(height / picture.height, width / picture.width) * rng.uniform(1, self.settings.zoom)
+        zoom = rng.uniform(self.settings.min_zoom, self.settings.zoom)
+        zoom *= max(height / picture.height, width / picture.width)
         # Resize from a box of the original, which saves scaling the whole picture.
         part_w, part_h = min(picture.width, width / zoom), min(picture.height, height / zoom)
         left, top = rng.uniform(0, picture.width - part_w), rng.uniform(0, picture.height - part_h)

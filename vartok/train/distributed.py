@@ -116,3 +116,12 @@ def takes_bf16(precision: str, device: torch.device) -> bool:
     names = ("avx512_bf16", "amx_tile")
     on_cpu = any(getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in names)
     return device.type == "cpu" and on_cpu
+
+
+def adam_kernels(device: torch.device) -> dict[str, bool]:
+    """Return the options of torch's Adam for a device: few launches, and the results of torch's own loop.
+
+    CUDA has a fused kernel. The CPU's is four times as fast as its loop, but rounds otherwise, and the loop
+    takes 1% of a step there.
+    """
+    return {"fused": True} if device.type == "cuda" else {"foreach": True}

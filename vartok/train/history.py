@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 from vartok.files import write_bytes
@@ -109,7 +110,7 @@ def write_report(
         name=settings.name,
         step=step,
         seconds=seconds,
-        running=running,
+        running_at=datetime.now(UTC) if running else None,
         pictures=validations[-1].pictures if validations else 0,
         loss=[(point[0], point[1]) for point in progress],
         psnr=[(point[0], point[2]) for point in progress],

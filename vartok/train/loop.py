@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from vartok.errors import OutputError, TrainError, counted
 from vartok.files import os_error_reason, write_bytes
-from vartok.images import to_tensor
-from vartok.metrics import load_lpips
+from vartok.images import scale_levels, to_levels
 from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
 from vartok.optional import require
 from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.reports.gallery import Gallery
+from vartok.runtime import pin_for, to_device
 from vartok.train.card import describe
 from vartok.train.data import Batch, Pictures
 from vartok.train.distributed import Processes
@@ -29,7 +29,9 @@ from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
 from vartok.train.frozen import FROZEN_NOTE, FrozenTokens
 from vartok.train.history import History, write_report
 from vartok.train.kmeans import Deadline
+from vartok.train.perceptual import PerceptualNetworks
 from vartok.train.progress import Event, Meter, Progress
+from vartok.train.psnr_target import follow_target, target_psnr
 from vartok.train.settings import RunSettings, TrainSettings
 from vartok.train.settings_file import dump_settings
 from vartok.train.start import LinearTransform, checkpoint_anchor, start_from_checkpoint, start_from_pictures
@@ -129,8 +131,9 @@ def _train(
         channels=settings.model.in_channels,
         exclude=run / SAMPLES,
     )
-    lpips = load_lpips() if settings.loss.lpips else None
+    networks = PerceptualNetworks.load(settings.loss)
     processes = Processes(device, settings.run.precision)
+    networks.to(processes.device)
     if not processes.is_main:
         report = lambda _: None  # noqa: E731
     _check_batch_size(settings.data.batch_size, processes.world_size)
@@ -169,7 +172,7 @@ def _train(
         tokenizer = as_tokenizer(model, settings, processes.device)
         before = None
         if validation_pictures:
-            before, _ = validate(tokenizer, validation_pictures, step=0)
+            before, _ = validate(tokenizer, validation_pictures, step=0, features=networks.features)
             report(before)
         origin = Origin(name=checkpoint.name, fingerprint=tokenizer.fingerprint, validation=before)
         # settings.toml and the card give the checkpoint's name, not its path on this machine.
@@ -183,7 +186,8 @@ def _train(
         )
         report(summary)
 
-    state = create_state(model, anchor, settings, processes)
+    feature_channels = [] if networks.features is None else networks.features.channels
+    state = create_state(model, anchor, settings, processes, feature_channels)
     state.origin = origin
     if saved is not None:
         restore_state(run, state, saved, settings)
@@ -191,8 +195,8 @@ def _train(
             report("the pictures differ from those that the run began with: their order changes too")
     if settings.start.keep_tokens:
         state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
-    if lpips is not None:
-        lpips.to(processes.device).requires_grad_(False)
+    if processes.is_main and (target := target_psnr(state, settings)) is not None:
+        report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
 
     # ------------------------------------------------------------------------------------------------
     # Length of the run
@@ -227,7 +231,9 @@ def _train(
             validation, gallery = None, Gallery()
             if validation_pictures:
                 tokenizer = as_tokenizer(state.ema_model, settings, processes.device)
-                validation, sample = validate(tokenizer, validation_pictures, state.step, gallery)
+                validation, sample = validate(
+                    tokenizer, validation_pictures, state.step, gallery, networks.features
+                )
                 write_sample(run, sample, state.step)
                 report(validation)
                 history.add(validation)
@@ -268,11 +274,12 @@ def _train(
         for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
             if fraction >= 1:
                 break
-            values = training_step(state, settings, processes, images, lpips, fraction)
+            values = training_step(state, settings, processes, images, networks, fraction)
             state.step += 1
             state.position = batch.after
             update_ema(state, settings.optimizer.ema_decay)
             replace_dead_codes(state, settings, processes, fraction)
+            follow_target(state, settings, processes, validation_pictures)
             for line in batch.unreadable:
                 if line not in unreadable:
                     report(line)
@@ -290,7 +297,7 @@ def _train(
                     loss=means["loss"],
                     psnr=means["psnr"],
                     perplexity=tuple(state.codebook.perplexity().tolist()),
-                    replaced_codes=state.replaced_codes,
+                    replaced_codes=int(state.replaced_codes),
                     images_per_second=meter.images_per_second(),
                     unreadable=processes.sum(len(unreadable)),
                 )
@@ -367,8 +374,5 @@ class _BatchMover:
         self._device = device
 
     def __call__(self, batch: Batch) -> tuple[Batch, Tensor]:
-        images = to_tensor(batch.pixels)
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            images = images.pin_memory()
-        return batch, images.to(self._device, non_blocking=on_gpu, memory_format=torch.channels_last)
+        levels = to_device(pin_for(self._device, to_levels(batch.pixels)), self._device)
+        return batch, scale_levels(levels).contiguous(memory_format=torch.channels_last)

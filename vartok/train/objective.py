@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vartok.config import LightConfig, TokenizerConfig
+from vartok.models.light import CELL
 from vartok.models.quantizer import ScaleStep
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
@@ -105,7 +108,11 @@ def latent_loss(out: TrainingOutput, weights: LossSettings) -> Tensor:
 
 
 def reconstruction_loss(
-    reconstruction: Tensor, images: Tensor, weights: LossSettings, cell: int, lpips: nn.Module | None = None
+    reconstruction: Tensor,
+    images: Tensor,
+    weights: LossSettings,
+    cells: Sequence[int],
+    lpips: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of the losses on pixels, and the MSE of every picture.
 
@@ -113,7 +120,7 @@ def reconstruction_loss(
         reconstruction: [B, C, H, W] float32 in about [-1, 1], as decoded, not clamped.
         images: [B, C, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
-        cell: side of a latent cell, in pixels.
+        cells: sides of the cells for the loss `blockiness`, in pixels, see `visible_cells`.
         lpips: network that maps two batches to their LPIPS distances; None: no such loss.
 
     Returns:
@@ -131,12 +138,22 @@ def reconstruction_loss(
     if weights.gradient:
         loss = loss + weights.gradient * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
     if weights.blockiness:
-        excess = _blockiness(reconstruction, cell) - _blockiness(images, cell)
-        loss = loss + weights.blockiness * excess.square()
+        for cell in cells:
+            excess = _blockiness(reconstruction, cell) - _blockiness(images, cell)
+            loss = loss + weights.blockiness * excess.square()
     if lpips is not None:
         rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
         loss = loss + weights.lpips * lpips(*rgb).mean()
     return loss, squared.detach()
+
+
+def visible_cells(config: TokenizerConfig) -> tuple[int, ...]:
+    """Return the sides of the cells whose borders a decoder may draw, in pixels.
+
+    They are the latent cells, and the cells of the finest layer of a `light` decoder with a network.
+    """
+    light = isinstance(config.autoencoder, LightConfig) and bool(config.autoencoder.widths)
+    return (config.downsample, CELL) if light else (config.downsample,)
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:

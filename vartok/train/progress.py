@@ -66,6 +66,8 @@ class Validation:
         used: number of different codes that each scale uses.
         perplexity: perplexity of the usage of the codebook by each scale.
         total_used: number of different codes that all scales use together.
+        perceptual: perceptual distance, mean over pictures, see `feature_distance`; None if the run has no
+            network for it.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Validation:
     used: tuple[int, ...]
     perplexity: tuple[float, ...]
     total_used: int
+    perceptual: float | None = None
 
 
 Event = StartProgress | Progress | Validation | str

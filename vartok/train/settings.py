@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import ConfigError, quoted
+from vartok.features import NETWORKS
 
 MAX_PATCH_VALUES = 8192
 """Largest number of values of a patch of several channels; their covariance takes 1 GiB of memory with it."""
@@ -30,6 +31,8 @@ class DataSettings:
     Attributes:
         batch_size: number of crops per step, over all processes.
         zoom: largest random zoom, in [1, 8]; at zoom 1 a picture just covers the crop.
+        min_zoom: smallest random zoom, from 1 to `zoom`. Above 1, crops of pictures of the crop's own size
+            do not keep the grid of 4 or 8 pixels that JPEG or WebP may have left in them.
         grayscale_prob: probability that a crop becomes greyscale, in [0, 1]; not used unless the model has
             three channels.
         color_jitter: largest relative change of brightness and of contrast, in [0, 0.9].
@@ -43,6 +46,7 @@ class DataSettings:
 
     batch_size: int = 16
     zoom: float = 1.125
+    min_zoom: float = 1.0
     grayscale_prob: float = 0.05
     color_jitter: float = 0.1
     val_fraction: float = 1 / 64
@@ -109,16 +113,32 @@ class LossSettings:
         gradient: mean absolute error of the differences between neighbouring pixels.
         blockiness: squared difference between the blockiness of the decoded batch and that of the originals.
             Blockiness is the mean absolute difference of neighbouring pixels across the borders of latent
-            cells, divided by the mean inside cells.
+            cells, divided by the mean inside cells. A `light` decoder has a second such loss, for the cells
+            of 4 pixels of its last layer.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
             coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
         latent_anchor: mean squared distance of latents from the principal components of the patches, or in
             fine-tuning from the latents of the checkpoint's encoder.
         lpips: perceptual distance LPIPS on AlexNet, whose weights are not part of vartok.
-        adversarial: generator loss against a patch discriminator, scaled so that at weight 1 its gradient is
-            as large as that of the other losses on pixels.
-        adversarial_start: number of first steps without the adversarial loss.
+        perceptual: squared distance of the features of `perceptual_net` at five depths, summed; their
+            channels have unit norm. The network, and every discriminator, sees a window of 7/8 of a crop's
+            sides at a random offset.
+        perceptual_net: "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", trained on
+            ImageNet; each is larger than the one before.
+        adversarial: generator loss against a discriminator.
+        adversarial_net: "patch": a patch discriminator of pixels, as in VQGAN; "projected": a projected
+            discriminator of the features of `perceptual_net`, with a small patch discriminator of pixels,
+            at a quarter of the cost.
+        adversarial_adaptive: scale the generator loss so that at weight 1 its gradient is as large as that
+            of the other losses on pixels. This takes two more backward passes through the networks of the
+            losses.
+        adversarial_start: number of first steps without the adversarial loss and its discriminator.
+        adversarial_ramp: number of steps after these in which the weight rises from 0, while the
+            discriminator learns.
+        target_psnr_drop: in fine-tuning, how far the PSNR of validation pictures may fall below that of the
+            checkpoint, in dB. Every 200 steps the weight of `log_mse` is changed towards this. None: the
+            weight stays.
     """
 
     mse: float = 0.0
@@ -130,8 +150,14 @@ class LossSettings:
     final_commitment: float = 0.0
     latent_anchor: float = 0.0
     lpips: float = 0.0
+    perceptual: float = 0.0
+    perceptual_net: str = "efficientnet-lite0"
     adversarial: float = 0.0
+    adversarial_net: str = "patch"
+    adversarial_adaptive: bool = True
     adversarial_start: int = 0
+    adversarial_ramp: int = 0
+    target_psnr_drop: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,21 +243,31 @@ class TrainSettings:
             ConfigError: a value is out of its range, or settings contradict each other.
         """
         loss, run = self.loss, self.run
+        for table, key, value, allowed in (
+            ("quantizer", "codebook", self.quantizer.codebook, ("ema", "gradient")),
+            ("loss", "perceptual_net", loss.perceptual_net, tuple(NETWORKS)),
+            ("loss", "adversarial_net", loss.adversarial_net, ("patch", "projected")),
+            ("run", "precision", run.precision, ("auto", "bf16", "float32")),
+        ):
+            if value not in allowed:
+                choices = ", ".join(f'"{choice}"' for choice in allowed[:-1]) + f' or "{allowed[-1]}"'
+                raise ConfigError(f"[{table}] {key} must be {choices}, not {quoted(value)}")
         if not (loss.mse or loss.log_mse or loss.l1 or loss.gradient):
             raise ConfigError("[loss] has no reconstruction loss: give mse, log_mse, l1 or gradient a weight")
-        if self.quantizer.codebook not in ("ema", "gradient"):
-            raise ConfigError(
-                f'[quantizer] codebook must be "ema" or "gradient", not {quoted(self.quantizer.codebook)}'
-            )
-        if run.precision not in ("auto", "bf16", "float32"):
-            raise ConfigError(
-                f'[run] precision must be "auto", "bf16" or "float32", not {quoted(run.precision)}'
-            )
         if self.start.keep_tokens and not self.start.weights:
             raise ConfigError(
                 "[start] keep_tokens needs [start] weights, the checkpoint whose tokens are kept"
             )
         self._check_ranges()
+        if self.data.min_zoom > self.data.zoom:
+            raise ConfigError(
+                f"[data] min_zoom must be at most zoom, {self.data.zoom!r}, not {self.data.min_zoom!r}"
+            )
+        if loss.target_psnr_drop is not None and not (self.start.weights and loss.log_mse):
+            raise ConfigError(
+                "[loss] target_psnr_drop needs [start] weights, the checkpoint whose PSNR may fall, and a "
+                "weight of log_mse, which it changes"
+            )
         is_var = isinstance(self.model.autoencoder, VarConfig)
         if is_var and self.optimizer.encoder_warmup_steps and not loss.latent_anchor:
             raise ConfigError(
@@ -249,8 +285,14 @@ class TrainSettings:
                     f"[model] in_channels {self.model.in_channels} makes patches of {values:,} values, more "
                     f"than the {MAX_PATCH_VALUES:,} whose principal components can be computed"
                 )
-        if loss.lpips and self.model.in_channels not in (1, 3):
-            raise ConfigError("[loss] lpips needs a model of 1 or 3 channels: set it to 0")
+        projected = loss.adversarial if loss.adversarial_net == "projected" else 0.0
+        for name, weight in (
+            ("lpips", loss.lpips),
+            ("perceptual", loss.perceptual),
+            ("adversarial", projected),
+        ):
+            if weight and self.model.in_channels not in (1, 3):
+                raise ConfigError(f"[loss] {name} needs a model of 1 or 3 channels: set it to 0")
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:
             raise ConfigError(
@@ -270,6 +312,7 @@ _RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "data": {
         "batch_size": (1, 1 << 20),
         "zoom": (1, 8),
+        "min_zoom": (1, 8),
         "grayscale_prob": (0, 1),
         "color_jitter": (0, 0.9),
         "val_fraction": (0, 0.5),
@@ -277,7 +320,11 @@ _RANGES: dict[str, dict[str, tuple[float, float]]] = {
     },
     "start": {"init_pictures": (1, 1 << 20), "kmeans_rounds": (0, 100)},
     "quantizer": {"token_weight": (0, 1), "codebook_ema_decay": (0, 1), "dead_code_threshold": (0, 1)},
-    "loss": {entry.name: (0, 1e9) for entry in dataclasses.fields(LossSettings)},
+    "loss": {
+        entry.name: (0, 1e9)
+        for entry in dataclasses.fields(LossSettings)
+        if not isinstance(entry.default, str | bool)
+    },
     "optimizer": {
         "lr": (0, 1e9),
         "encoder_lr": (0, 1e9),

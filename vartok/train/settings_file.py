@@ -24,7 +24,7 @@ from vartok.train.settings import (
     TrainSettings,
 )
 
-PRESETS = ("light", "var-small", "var")
+PRESETS = ("light", "light-looks", "var-small", "var")
 
 TABLES: dict[str, type[Any]] = {
     "data": DataSettings,
@@ -49,22 +49,32 @@ def read_settings(
     Args:
         preset: one of `PRESETS`, or the path of a TOML file.
         overrides: values that replace those of the preset, see `parse_settings`.
-        weights: checkpoint to fine-tune, as for `vartok.load`; None: train from scratch, unless the file's
-            [start] names a checkpoint. The checkpoint's configuration becomes [model]. Its licence becomes
-            the run's if the preset states none. `encoder_warmup_steps` becomes 0, as the encoder is trained
-            already.
+        weights: checkpoint to fine-tune, as for `vartok.load`; None: the one that the file's [start] names,
+            else none. Its configuration becomes [model], unless the file has both [start] weights and
+            [model], as that of a run has. Its licence becomes the run's if the preset states none.
+            `encoder_warmup_steps` becomes 0, as the encoder is trained already.
 
     Raises:
-        ConfigError: there is no such preset or file, or `parse_settings` refuses its text.
+        ConfigError: there is no such preset or file, or `parse_settings` refuses its text; or `overrides`
+            change the [model] of a checkpoint.
         CheckpointError: there is no such checkpoint, or vartok cannot run it.
     """
     changes = dict(overrides or {})
     if weights is not None:
         changes["start"] = {**changes.get("start", {}), "weights": str(weights)}
-    settings = _read_preset(str(preset), changes)
-    if weights is None:
+    text = _read_preset(str(preset))
+    try:
+        settings = parse_settings(text, changes)
+    except ConfigError as error:
+        if preset in PRESETS:
+            raise
+        raise ConfigError(f"{preset}: {error}", hint=error.hint) from None
+    start = settings.start.weights
+    if not start or (weights is None and "model" in tomllib.loads(text)):
         return settings
-    checkpoint = read_start(weights)
+    if changes.get("model"):
+        raise ConfigError(f"[model] {min(changes['model'])} cannot be changed: {start} has its own")
+    checkpoint = read_start(start)
     return dataclasses.replace(
         settings,
         license=settings.license or checkpoint.license,
@@ -125,21 +135,17 @@ def dump_settings(settings: TrainSettings) -> str:
     return "\n".join(line for line in lines if line is not None) + "\n"
 
 
-def _read_preset(preset: str, overrides: Mapping[str, Any]) -> TrainSettings:
+def _read_preset(preset: str) -> str:
+    """Return the text of a preset or of a file."""
     if preset in PRESETS:
-        text = (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text("utf-8")
-        return parse_settings(text, overrides)
+        return (importlib.resources.files("vartok.train") / "presets" / f"{preset}.toml").read_text("utf-8")
     try:
-        text = Path(preset).read_text(encoding="utf-8")
+        return Path(preset).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{quoted(preset)} is no preset ({', '.join(PRESETS)}) and no file that can be read "
             f"({os_error_reason(error)})"
         ) from None
-    try:
-        return parse_settings(text, overrides)
-    except ConfigError as error:
-        raise ConfigError(f"{preset}: {error}", hint=error.hint) from None
 
 
 def _table(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vartok.schedule import token_count
 from vartok.train.adversary import Adversary
 from vartok.train.codebook import EMACodebook
 from vartok.train.data import StreamPosition
-from vartok.train.distributed import Processes
+from vartok.train.distributed import Processes, adam_kernels
 from vartok.train.folder import STATE
 from vartok.train.frozen import freeze_tokens
 from vartok.train.objective import TrainingModel, parameter_groups
@@ -57,9 +58,11 @@ class TrainingState:
         step: number of optimizer steps done.
         position: position in the stream of pictures.
         seconds: time of all earlier sessions, in seconds.
-        replaced_codes: number of dead codes re-initialised so far.
+        replaced_codes: number of dead codes re-initialised so far, a scalar int64 on the model's device, so
+            that counting does not wait for the device.
         peak_perplexity: largest perplexity of the codebook so far; 0 in the first steps, when the EMA of its
             usage still remembers the start.
+        log_mse_factor: factor of the weight of `log_mse`, see `follow_target`.
     """
 
     model: TrainingModel
@@ -69,16 +72,21 @@ class TrainingState:
     adversary: Adversary | None
     parallel_model: Any
     parallel_optimizer: Any
+    replaced_codes: Tensor
     origin: Origin | None = None
     step: int = 0
     position: StreamPosition = field(default_factory=StreamPosition)
     seconds: float = 0.0
-    replaced_codes: int = 0
     peak_perplexity: float = 0.0
+    log_mse_factor: float = 1.0
 
 
 def create_state(
-    model: VQVAE, anchor: nn.Module, settings: TrainSettings, processes: Processes
+    model: VQVAE,
+    anchor: nn.Module,
+    settings: TrainSettings,
+    processes: Processes,
+    feature_channels: Sequence[int] = (),
 ) -> TrainingState:
     """Create the state of a run at step 0; every process gets the weights of the main process.
 
@@ -87,6 +95,7 @@ def create_state(
         anchor: frozen network for the loss `latent_anchor`, see `TrainingModel`.
         settings: settings of the run.
         processes: processes of the run.
+        feature_channels: channels of the features for a projected discriminator, at every depth.
     """
     config, rates = settings.model, settings.optimizer
     training_model = TrainingModel(model, anchor, config.patch_nums)
@@ -96,10 +105,12 @@ def create_state(
     if keep_tokens:
         freeze_tokens(model)
     groups = parameter_groups(model, rates.lr, rates.encoder_lr, train_codebook=by_gradient)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay)
+    kernels = adam_kernels(processes.device)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=rates.weight_decay, **kernels)
     adversary = None
     if settings.loss.adversarial:
-        adversary = Adversary(processes.accelerator, rates.lr, config.in_channels)
+        seen = feature_channels if settings.loss.adversarial_net == "projected" else ()
+        adversary = Adversary(processes.accelerator, rates.lr, config.in_channels, seen)
     parallel_model, parallel_optimizer = processes.accelerator.prepare(training_model, optimizer)
     tokens = [token_count([grid]) for grid in config.patch_nums]
     return TrainingState(
@@ -110,6 +121,7 @@ def create_state(
         adversary=adversary,
         parallel_model=parallel_model,
         parallel_optimizer=parallel_optimizer,
+        replaced_codes=torch.zeros((), dtype=torch.int64, device=processes.device),
     )
 
 
@@ -141,8 +153,9 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
         "step": state.step,
         "position": dataclasses.astuple(state.position),
         "seconds": seconds,
-        "replaced_codes": state.replaced_codes,
+        "replaced_codes": int(state.replaced_codes),
         "peak_perplexity": state.peak_perplexity,
+        "log_mse_factor": state.log_mse_factor,
         "origin": None if state.origin is None else dataclasses.asdict(state.origin),
         "model": state.model.state_dict(),
         "ema_model": state.ema_model.state_dict(),
@@ -181,9 +194,12 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
     Raises:
         TrainError: a value is missing, or does not fit the state, as after a run with other networks.
     """
+    kernels = adam_kernels(state.replaced_codes.device)
     try:
         state.model.load_state_dict(saved["model"])
         state.ema_model.load_state_dict(saved["ema_model"])
+        for group in saved["optimizer"]["param_groups"]:  # it may have been saved on another device
+            group.update({"fused": None, "foreach": None} | kernels)
         state.optimizer.load_state_dict(saved["optimizer"])
         state.codebook.usage.copy_(saved["usage"])
         state.codebook.sums.copy_(saved["sums"])
@@ -191,7 +207,9 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
             state.adversary.load_state_dict(saved["adversary"])
         state.step, state.seconds = saved["step"], saved["seconds"]
         state.position = StreamPosition(*saved["position"])
-        state.replaced_codes, state.peak_perplexity = saved["replaced_codes"], saved["peak_perplexity"]
+        state.replaced_codes.fill_(saved["replaced_codes"])
+        state.peak_perplexity = saved["peak_perplexity"]
+        state.log_mse_factor = saved.get("log_mse_factor", 1.0)  # earlier versions had no target
         state.origin = _origin(saved["origin"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainError(f"{run / STATE} does not fit this run's settings ({one_line(error)})") from None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vartok.errors import TrainError
+from vartok.features import feature_distance
+from vartok.train.adversary import adaptive_weight
 from vartok.train.distributed import Processes
-from vartok.train.objective import latent_loss, reconstruction_loss
+from vartok.train.objective import latent_loss, reconstruction_loss, visible_cells
+from vartok.train.perceptual import PerceptualNetworks, random_window
 from vartok.train.settings import OptimizerSettings, TrainSettings
 from vartok.train.state import TrainingState, diverged
 
@@ -23,7 +27,7 @@ def training_step(
     settings: TrainSettings,
     processes: Processes,
     images: Tensor,
-    lpips: nn.Module | None,
+    networks: PerceptualNetworks,
     fraction: float,
 ) -> dict[str, Tensor]:
     """Update the weights, the discriminator and the codebook.
@@ -33,26 +37,41 @@ def training_step(
         settings: settings of the run.
         processes: processes of the run.
         images: [B, C, H, W] float32 in [-1, 1], this process's part of the batch, on its device.
-        lpips: network for the LPIPS loss, on the images' device, see `load_lpips`; None: no such loss.
+        networks: networks of the losses, on the images' device.
         fraction: fraction of the run that is done, in [0, 1]; it sets the learning rate.
 
     Returns:
-        This process's scalars by name: "loss", "psnr" in dB, "commitment" and "latent_anchor".
+        This process's scalars by name: "loss", "psnr" in dB, "commitment" and "latent_anchor"; of losses
+        that are used, also "perceptual", "generator" and "discriminator".
     """
     weights = settings.loss
+    weights = dataclasses.replace(weights, log_mse=weights.log_mse * state.log_mse_factor)
     _set_learning_rates(state, settings.optimizer, fraction)
     out = state.parallel_model(images, state.step < settings.optimizer.encoder_warmup_steps)
-    loss, squared = reconstruction_loss(out.reconstruction, images, weights, settings.model.downsample, lpips)
-    total = loss + latent_loss(out, weights)
+    cells, values = visible_cells(settings.model), {}
+    loss, squared = reconstruction_loss(out.reconstruction, images, weights, cells, networks.lpips)
     adversary = state.adversary if state.step >= weights.adversarial_start else None
+    if weights.perceptual or adversary is not None:
+        window = random_window(images.shape[2:], settings.run.seed, state.step)
+        with processes.accelerator.autocast():
+            real, fake = networks.views(images, out.reconstruction, window)
+    if weights.perceptual:
+        values["perceptual"] = feature_distance(real.features, fake.features)
+        loss = loss + weights.perceptual * values["perceptual"]
+    total = loss + latent_loss(out, weights)
     if adversary is not None:
-        total = total + weights.adversarial * adversary.generator_loss(images, out.reconstruction, loss)
+        values["generator"] = generator = adversary.generator_loss(real, fake)
+        ramp = min(1.0, (state.step - weights.adversarial_start) / max(1, weights.adversarial_ramp))
+        weight = weights.adversarial * (ramp if weights.adversarial_ramp else 1.0)
+        if weights.adversarial_adaptive:
+            generator = adaptive_weight(loss, generator, out.reconstruction) * generator
+        total = total + weight * generator
     processes.accelerator.backward(total)
     processes.accelerator.clip_grad_norm_(state.model.parameters(), settings.optimizer.grad_clip)
     state.parallel_optimizer.step()
     state.parallel_optimizer.zero_grad()
     if adversary is not None:
-        adversary.discriminator_step(images, out.reconstruction)
+        values["discriminator"] = adversary.discriminator_step(real, fake)
     if settings.start.keep_tokens:
         state.codebook.update_usage(out.maps, processes.mean)
     else:
@@ -62,6 +81,7 @@ def training_step(
         "psnr": (10 * torch.log10(4 / squared.clamp(min=1e-10))).mean(),
         "commitment": out.commitment.detach(),
         "latent_anchor": out.latent_anchor.detach(),
+        **{name: value.detach() for name, value in values.items()},
     }
 
 
@@ -81,10 +101,13 @@ def update_ema(state: TrainingState, decay: float) -> None:
     torch._foreach_lerp_([old for old, _ in pairs], [new for _, new in pairs], 1 - decay)
 
 
+@torch.no_grad()
 def replace_dead_codes(
     state: TrainingState, settings: TrainSettings, processes: Processes, fraction: float
 ) -> None:
     """Re-initialise dead codes every `replace_every` steps, also in the EMA of the weights.
+
+    AdamW's moments of these codes become zero: they belong to the codes that died.
 
     Nothing is done if tokens are kept, if the threshold is 0, or from the fraction `REPLACE_UNTIL` of the run
     on.
@@ -95,9 +118,14 @@ def replace_dead_codes(
     if state.step % state.codebook.replace_every == 0:
         seed = settings.run.seed * 1_000_003 + state.step
         replaced = state.codebook.replace_dead_codes(seed, processes.gather)
-        codes = state.model.model.quantize.embedding.weight.detach()
-        state.ema_model.quantize.embedding.weight[replaced] = codes[replaced]
-        state.replaced_codes += len(replaced)
+        codes = state.model.model.quantize.embedding.weight
+        averages = state.ema_model.quantize.embedding.weight
+        averages.copy_(torch.where(replaced[:, None], codes, averages))
+        moments = state.optimizer.state.get(codes, {})  # of a codebook that is trained by gradient
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in moments:
+                moments[name].masked_fill_(replaced[:, None], 0)
+        state.replaced_codes += replaced.sum()
 
 
 def check_health(run: Path, state: TrainingState, settings: TrainSettings, loss: float) -> None:

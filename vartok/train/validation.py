@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
+from vartok.features import EfficientNetLite, feature_distance
 from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, drawable
@@ -36,6 +37,7 @@ def validate(
     pictures: Sequence[Pixels],
     step: int,
     gallery: Gallery | None = None,
+    features: EfficientNetLite | None = None,
 ) -> tuple[Validation, NDArray[np.uint8]]:
     """Measure a tokenizer on the validation pictures.
 
@@ -44,6 +46,7 @@ def validate(
         pictures: arrays [H, W, C] uint8 or uint16 of one size; at least one.
         step: number of steps that the weights were trained for.
         gallery: gets the pictures of the sample, decoded from 1, 2, ... K scales.
+        features: network for the perceptual distance, on the tokenizer's device; None: it is not measured.
 
     Returns:
         The figures; and a sample, [2 H, n W, 3 or 1] uint8: the first n pictures, at most 8, in a row above
@@ -51,17 +54,21 @@ def validate(
     """
     config = tokenizer.config
     found: list[float] = []
+    distances: list[float] = []
     maps: list[list[NDArray[np.int64]]] = []
     decoded: list[Pixels] = []
     for number, pixels in enumerate(pictures, 1):
         tokens = tokenizer.encode(to_tensor(pixels[None]))
         if gallery is not None and number <= SAMPLE_PICTURES:
             copies = [to_pixels(prefix, pixels.dtype)[0] for prefix in tokenizer.decode_prefixes(tokens)]
-            gallery.add(f"picture {number}", pixels, [copies], [[psnr(pixels, copy) for copy in copies]])
+            by_scale = [psnr(pixels, copy) for copy in copies]
+            gallery.add(f"validation picture {number}", pixels, [copies], [by_scale])
             reconstruction = copies[-1]
         else:
             reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
         found.append(psnr(pixels, reconstruction))
+        if features is not None:
+            distances.append(_perceptual_distance(features, pixels, reconstruction, tokenizer.device))
         maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
         if len(decoded) < SAMPLE_PICTURES:
             decoded.append(reconstruction)
@@ -75,8 +82,17 @@ def validate(
         used=tuple(scale.used for scale in usage.scales),
         perplexity=tuple(scale.perplexity for scale in usage.scales),
         total_used=usage.overall.used,
+        perceptual=float(np.mean(distances)) if distances else None,
     )
     return validation, sample
+
+
+@torch.no_grad()
+def _perceptual_distance(
+    features: EfficientNetLite, pixels: Pixels, reconstruction: Pixels, device: torch.device
+) -> float:
+    images = [to_tensor(one[None]).to(device).expand(-1, 3, -1, -1) for one in (pixels, reconstruction)]
+    return float(feature_distance(*map(features, images)))
 
 
 def write_sample(run: Path, sample: NDArray[np.uint8], step: int) -> None:

@@ -52,7 +52,7 @@ class ModelRunner:
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype]).to(computed_dtype(dtype, device))
         if device.type == "cuda":
-            optimize_for_cuda(model, networks=not compile and not differentiable)
+            optimize_for_cuda(model, dtype, networks=not compile and not differentiable)
         if device.type == "cpu":
             with exact_float32(device):
                 optimize_for_cpu(model, networks=not compile and not differentiable)

@@ -401,7 +401,7 @@ def test_smaller_dtypes_keep_most_tokens(
     some = photos[:2] if kind == "var" else photos  # some processors take long over small dtypes
     tokens, want = small.encode(some), exact.encode(some)
     kept = (tokens.flatten() == want.flatten()).float().mean()
-    assert (0.8 if dtype == "float16" else 0.5) < kept < 1
+    assert kept > (0.8 if dtype == "float16" else 0.5)
     assert psnr(small.decode(want), exact.decode(want)) > 35
     assert small.decode(want).dtype == small.var_inputs(want).dtype == torch.float32
     assert torch.equal(small.var_inputs(want), exact.var_inputs(want))  # the quantizer is exact always

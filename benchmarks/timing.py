@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 import time
@@ -14,7 +15,11 @@ SIDE = 2048  # rows of the matrices whose product measures the machine's speed
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, seconds: float = 0.2
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 5,
+    seconds: float = 0.2,
+    deadline: float = math.inf,
 ) -> dict[str, float]:
     """Measure the time of calls that take turns, after one call of each to warm up.
 
@@ -22,6 +27,7 @@ def take_turns(
         calls: functions to measure, by name.
         rounds: number of rounds; in a round every function is repeated for `seconds`.
         seconds: shortest time of a function in a round, in seconds; it runs at least once.
+        deadline: value of `time.monotonic()` after which no round begins but the first.
 
     Returns:
         The median over rounds of the mean time of one call, in seconds, by name.
@@ -29,21 +35,23 @@ def take_turns(
     for call in calls.values():
         call()
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and time.monotonic() > deadline:
+            break
         for name, call in calls.items():
-            _wait()
+            wait()
             begin, count = time.perf_counter(), 0
             while not count or time.perf_counter() - begin < seconds:
                 call()
                 count += 1
-                _wait()
+                wait()
             found[name].append((time.perf_counter() - begin) / count)
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def product(dtype: torch.dtype, device: torch.device) -> Callable[[], object]:
-    """Return a function that multiplies two random SIDE x SIDE matrices: 2 SIDE^3 operations."""
-    a, b = (torch.rand(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+def product(dtype: torch.dtype, device: torch.device, side: int = SIDE) -> Callable[[], object]:
+    """Return a function that multiplies two random side x side matrices: 2 side^3 operations."""
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b
 
 
@@ -64,9 +72,12 @@ def table(heading: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in heading) + " |", *lines[1:]])
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Wait until the accelerator has done its work, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 if __name__ == "__main__":

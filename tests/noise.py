@@ -58,6 +58,14 @@ def _draw(config: TokenizerConfig, seed: int, codebook_std: float, gain: float) 
     return tensors
 
 
+def model(config: TokenizerConfig, gain: float = 1.4) -> VQVAE:
+    """Return a model of random weights, which are frozen."""
+    with torch.device("meta"):  # where nothing is initialised
+        model = VQVAE(config)
+    model.load_state_dict(draw(config, gain=gain), assign=True)
+    return model.requires_grad_(False)
+
+
 def save(path: Path, config: TokenizerConfig, tensors: dict[str, Tensor] | None = None) -> Path:
     """Write a checkpoint in vartok's format, of random weights unless `tensors` are given."""
     metadata = {"format": FORMAT, "version": VERSION, "name": path.stem, "config": config.to_json()}

@@ -347,7 +347,7 @@ def test_pictures_in_colour_are_counted_once_however_often_they_are_read(here: P
     source = Pictures(["0.png", "1.png"], DataSettings(val_fraction=0), (64, 64), 0, channels=1)
     take(source, 3, size=4)
     with pytest.warns(VartokWarning, match="the colours of 2 pictures to grey levels"):
-        source.warn()
+        source.findings.warn()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Ordered work in threads, and batches."""
 
+import itertools
 import threading
 import time
 import weakref
@@ -152,6 +153,36 @@ def test_batches_are_full() -> None:
 
     list(map_batches(compute, enumerate([1, 11, 2, 12, 3, 13, 4]), size=4, key=lambda value: value // 10))
     assert seen == [[1, 2], [11, 12], [3, 4], [13]]
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 8))
+def test_heavy_items_make_smaller_batches(weights: list[int], size: int) -> None:
+    seen: list[list[int]] = []
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        seen.append(batch)
+        return [*batch]
+
+    results = map_batches(compute, enumerate(weights), size=size, key=lambda _: 0, weight=float)
+    assert [result for _, result in results] == weights
+    assert all(len(batch) == 1 or sum(batch) <= size for batch in seen)
+    for batch, following in itertools.pairwise(seen):
+        assert sum(batch) + following[0] > size  # no room for the next one
+
+
+def test_a_heavy_batch_that_does_not_fit_into_memory_is_halved_by_weight() -> None:
+    sizes = []
+
+    def compute(batch: list[int]) -> list[int | VartokError]:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise MemoryError
+        return [*batch]
+
+    found = map_batches(compute, enumerate([4] * 8), size=16, key=lambda _: 0, weight=float)
+    with pytest.warns(VartokWarning, match="4 pictures at once do not fit into memory: going on with 2"):
+        assert [result for _, result in found] == [4] * 8
+    assert sizes == [4, 2, 2, 2, 2]
 
 
 @given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 4), st.integers(0, 6))

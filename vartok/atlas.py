@@ -130,13 +130,15 @@ def atlas_order(features: NDArray[np.floating[Any]], columns: int | None = None)
 
 
 def _components(features: Floats) -> Floats:
-    """Return the principal component scores of [V, D] features: [V, min(V, D)], largest variance first.
+    """Return the principal component scores of [V, D] features: [V, D], largest variance first.
 
     The sign of each component makes its largest loading positive.
     """
-    left, scale, axes = np.linalg.svd(features - features.mean(0), full_matrices=False)
-    signs = np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])
-    components: Floats = left * scale * signs
+    centered = features - features.mean(0)
+    _, axes = np.linalg.eigh(centered.T @ centered)  # half of the time of an SVD
+    axes = axes[:, ::-1]
+    signs = np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    components: Floats = centered @ (axes * signs)
     return components
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vartok.errors import TokensError, counted
 from vartok.runner import ModelRunner
 from vartok.schedule import Schedule, describe
-from vartok.tokens import check_indices, check_tensor
+from vartok.tokens import check_indices_without_waiting, check_tensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,8 +65,9 @@ class Generation:
             `Tokenizer.var_inputs` for that scale to the bit; None after the last scale.
 
         Raises:
-            TokensError: `tokens` has another type or shape, or an index outside the vocabulary; or all
-                scales have been added. The state stays as it was.
+            TokensError: `tokens` has another type or shape, or an index outside the vocabulary, see
+                `Tokenizer.var_inputs` for those on a CUDA device; or all scales have been added. The state
+                stays as it was.
 
         Source: `get_next_autoregressive_input` of VAR's code.
         """
@@ -77,7 +78,7 @@ class Generation:
         B = sum(len(part) for part in self._f_hat) if k else len(tokens)
         if tokens.shape != (B, *self.schedule[k]):
             raise TokensError(f"token map {k} must be {[B, *self.schedule[k]]}, not {list(tokens.shape)}")
-        check_indices(tokens, self._vocab_size)
+        check_indices_without_waiting([tokens], self._vocab_size)
         self._f_hat, inputs = self._runner.add_scale(self._f_hat, tokens, k, self.schedule)
         self.added += 1
         return inputs

@@ -75,20 +75,24 @@ def map_batches(
     *,
     size: int,
     key: Callable[[T], Hashable],
+    weight: Callable[[T], float] = lambda item: 1.0,
     group_key: Callable[[S], Hashable] | None = None,
     collate: Callable[[list[T]], Any] = list,
     prefetch: bool = False,
 ) -> Iterator[tuple[S, R | VartokError]]:
     """Compute items in batches, and yield the results in the items' order.
 
-    Items are taken in windows of `size` consecutive items; items of a window with equal keys form a batch.
-    A batch that fails is computed again in halves, so that only the items at fault fail.
+    Items are taken in windows of consecutive items, whose weights add up to at most `size`; items of a window
+    with equal keys form a batch. A batch that fails is computed again in halves, so that only the items at
+    fault fail.
 
     Args:
         compute: maps the output of `collate` to one result per item of the batch.
         items: pairs of an id and an item; an error in an item's place is yielded unchanged.
-        size: number of items in a window, and so in the largest batch.
+        size: number of items of weight 1 in a window, and so in the largest batch.
         key: maps an item to its batch key, such as the shape of its pixels.
+        weight: maps an item to the number of usual items whose memory it takes, 1 or more. An item that is
+            heavier than `size` is alone in its window.
         group_key: maps an item's id to a group; a batch never spans two groups, so batch composition does
             not depend on where a run resumes.
         collate: maps a batch, a list of items, to the input of `compute`.
@@ -105,11 +109,12 @@ def map_batches(
     Warns:
         VartokWarning: a batch did not fit into memory; later batches are smaller.
     """
+    room: float = size
 
     def attempt(batch: list[T], values: Any = None) -> list[R | VartokError]:
-        nonlocal size
+        nonlocal room
         half = len(batch) // 2
-        if len(batch) <= size:  # size may have shrunk since the batch was made
+        if len(batch) == 1 or sum(map(weight, batch)) <= room:  # which may have shrunk since
             out_of_memory = False
             try:
                 return [*compute(collate(batch) if values is None else values)]
@@ -119,14 +124,26 @@ def map_batches(
                 out_of_memory = is_out_of_memory(error)
             if out_of_memory:  # the error is gone, whose traceback kept the batch's tensors
                 free_cached_memory()
-                if half < size:
-                    size = half
+                if (lighter := sum(map(weight, batch[:half]))) < room:
+                    room = lighter
                     warn(f"{len(batch)} pictures at once do not fit into memory: going on with {half}")
         return [*attempt(batch[:half]), *attempt(batch[half:])]
 
     def windows() -> Iterator[list[tuple[S, T | VartokError]]]:
         for _, group in itertools.groupby(items, lambda item: group_key and group_key(item[0])):
-            while window := list(itertools.islice(group, size)):
+            window: list[tuple[S, T | VartokError]] = []
+            load = 0.0
+            for pair in group:
+                heavy = 1.0 if isinstance(pair[1], VartokError) else weight(pair[1])
+                if window and load + heavy > room:
+                    yield window
+                    window, load = [], 0.0
+                window.append(pair)
+                load += heavy
+                if load + 1 > room:  # no other item fits
+                    yield window
+                    window, load = [], 0.0
+            if window:
                 yield window
 
     def split(window: list[tuple[S, T | VartokError]]) -> tuple[list[tuple[S, T | VartokError]], list[Any]]:

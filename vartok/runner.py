@@ -12,7 +12,15 @@ from vartok.models.cpu import optimize_for_cpu
 from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.quantizer import scale_inputs
 from vartok.models.vqvae import VQVAE
-from vartok.runtime import DTYPES, CompiledNetwork, computed_dtype, exact_float32, network_precision
+from vartok.runtime import (
+    DTYPES,
+    CompiledNetwork,
+    computed_dtype,
+    exact_float32,
+    network_precision,
+    pin_for,
+    to_device,
+)
 from vartok.schedule import Grid, Schedule
 
 QUANTIZED_CELLS = 4096
@@ -44,7 +52,7 @@ class ModelRunner:
         for part in (model.encoder, model.quant_conv, model.post_quant_conv, model.decoder):
             part.to(DTYPES[dtype]).to(computed_dtype(dtype, device))
         if device.type == "cuda":
-            optimize_for_cuda(model, networks=not compile and not differentiable)
+            optimize_for_cuda(model, dtype, networks=not compile and not differentiable)
         if device.type == "cpu":
             with exact_float32(device):
                 optimize_for_cpu(model, networks=not compile and not differentiable)
@@ -175,6 +183,11 @@ class ModelRunner:
         return parts
 
     def _split(self, maps: Sequence[Tensor], schedule: Schedule) -> list[list[Tensor]]:
-        """Split the maps of all scales by `_quantizer_parts`, and move them to the device."""
+        """Split the maps of all scales by `_quantizer_parts`, and move them to the device in one copy."""
+        if maps[0].device.type != self._device.type:
+            flat = torch.cat([tokens.flatten(1) for tokens in maps], dim=1)
+            flat = to_device(pin_for(self._device, flat), self._device)
+            scales = flat.split([h * w for h, w in schedule[: len(maps)]], dim=1)
+            maps = [tokens.unflatten(1, grid) for tokens, grid in zip(scales, schedule, strict=False)]
         parts = (self._quantizer_parts(tokens, schedule[-1]) for tokens in maps)
         return [[tokens.to(self._device) for tokens in part] for part in zip(*parts, strict=True)]

@@ -22,7 +22,7 @@ from vartok.models.vqvae import VQVAE
 from vartok.runner import ModelRunner
 from vartok.runtime import exact_float32
 from vartok.schedule import Schedule, ScheduleLike, as_schedule, describe, first_scales
-from vartok.tokens import ImageTokens, TokenMaps
+from vartok.tokens import ImageTokens, TokenMaps, check_indices_without_waiting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -313,15 +313,16 @@ class Tokenizer:
             scale is 1x1.
 
         Raises:
-            ImageError: `as_pil`, and images have neither 1 nor 3 channels.
             TokensError: `tokens` has another type, an index outside the vocabulary, or a number of tokens
-                that does not fit the schedule.
+                that does not fit the schedule. Indices on a CUDA device are not looked at, which would wait
+                for it in every training step: one outside the vocabulary is torch's own error there.
             TokenFileError: an `ImageTokens` was made with another codebook or other phis.
 
         Source: `idxBl_to_var_input` of VAR's code.
         """
         maps = self._token_maps(tokens, None)
-        return self._runner.var_inputs(self._first(maps, None), maps.schedule)
+        check_indices_without_waiting(maps.maps, self.config.vocab_size)
+        return self._runner.var_inputs(maps.maps, maps.schedule)
 
     def next_inputs(
         self,
@@ -342,7 +343,7 @@ class Tokenizer:
 
         Raises:
             TokensError: there are no maps or too many, a map is not its scale's, or an index is outside the
-                vocabulary.
+                vocabulary; see `var_inputs` for indices on a CUDA device.
             ScheduleError: `schedule` is not a schedule.
 
         Source: `get_next_autoregressive_input` of VAR's code.

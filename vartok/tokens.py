@@ -147,7 +147,7 @@ class TokenMaps:
         ]
 
     def check_vocab(self, vocab_size: int) -> None:
-        """Check that every token is an index into a codebook of `vocab_size` vectors.
+        """Check that every token is an index into a codebook of `vocab_size` vectors; waits for a GPU.
 
         Raises:
             TokensError: a token is not in [0, vocab_size).
@@ -339,8 +339,25 @@ def check_indices(tokens: Tensor, vocab_size: int) -> None:
         TokensError: a token is not in [0, vocab_size).
     """
     if tokens.numel():
-        low, high = tokens.aminmax()  # one kernel for both
-        _check_range(int(low), int(high), vocab_size)
+        import torch
+
+        low, high = torch.stack(tokens.aminmax()).tolist()  # one wait for a GPU, not two
+        _check_range(low, high, vocab_size)
+
+
+def check_indices_without_waiting(maps: Sequence[Tensor], vocab_size: int) -> None:
+    """Check token maps as `check_indices` does, but leave those on a CUDA device to torch.
+
+    Reading from the device would make a training loop wait for it in every step. torch's lookup checks the
+    indices there, and its error is raised by a later call.
+
+    Raises:
+        TokensError: a token on another device is not in [0, vocab_size).
+    """
+    if maps[0].device.type != "cuda":
+        import torch
+
+        check_indices(torch.cat([tokens.flatten() for tokens in maps]), vocab_size)
 
 
 def check_token_schedule(value: object) -> Schedule:

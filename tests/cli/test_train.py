@@ -1,10 +1,12 @@
 """`vartok train`: options, messages, signals, several processes."""
 
 import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -202,22 +204,42 @@ def test_two_processes_train_what_one_does(tiles: Path, tmp_path: Path, preset: 
         assert f"on {count} process" in (tmp_path / count / "weights.md").read_text()
     one, two = (torch.load(tmp_path / count / STATE, weights_only=True) for count in ("1", "2"))
     assert one["step"] == two["step"] == 12
-    assert one["position"] == two["position"]
+    assert one["positions"] == two["positions"]
     for name, tensor in one["model"].items():
         assert torch.allclose(tensor, two["model"][name], rtol=1e-2, atol=1e-3), name
     assert torch.allclose(one["usage"], two["usage"], atol=0.05)
 
 
 @pytest.mark.slow
-def test_two_processes_replace_dead_codes_and_train_a_discriminator(tiles: Path, tmp_path: Path) -> None:
+def test_two_processes_with_shards_of_their_own_replace_dead_codes_and_train_a_discriminator(
+    tiles: Path, tmp_path: Path
+) -> None:
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
+            for path in sorted(tiles.glob("*.png"))[number::2]:
+                shard.add(path, path.name)
+            broken = tarfile.TarInfo(f"bad{number}.png")
+            broken.size = 4
+            shard.addfile(broken, io.BytesIO(b"none"))
+            shard.addfile(tarfile.TarInfo(f"odd{number}.xyz"))
     extra = "[quantizer]\ndead_code_threshold = 0.9\ncodebook_ema_decay = 0.8\n"
     judged = TINY.replace("[loss]\n", "[loss]\nadversarial = 0.1\nadversarial_start = 3\n")
     (tmp_path / "lively.toml").write_text(judged + extra)
     run = tmp_path / "run"
-    done = launched(
-        "2", tiles, "-p", tmp_path / "lively.toml", "--device", "cpu", "--minutes", "1", "-o", run
-    )
+    shards = [tmp_path / f"{number}.tar" for number in range(2)]
+    options: list[str | Path] = ["--device", "cpu", "--minutes", "1", "-o", run]
+    done = launched("2", *shards, "-p", tmp_path / "lively.toml", *options)
     assert done.returncode == 0, done.stderr
+    for number in range(2):
+        assert done.stderr.count(f"bad{number}") == 1, done.stderr
+    assert "passed over 2 members of tars: 2 .xyz" in done.stderr
     state = torch.load(run / STATE, weights_only=True)
     assert state["step"] == 8
     assert state["replaced_codes"] > 0
+    assert len(state["positions"]) == 2
+    done = launched("2", *shards, "--resume", "--steps", "10", *options)
+    assert done.returncode == 0, done.stderr
+    assert "new epoch" not in done.stderr
+    later = torch.load(run / STATE, weights_only=True)
+    assert later["step"] == 10
+    assert all(now > then for now, then in zip(later["positions"], state["positions"], strict=True))

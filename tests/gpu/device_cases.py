@@ -223,3 +223,8 @@ def share_equal(one: TokenMaps, two: TokenMaps) -> float:
     """Return the share of equal tokens; of the first images, if one has more."""
     count = min(len(one.maps[0]), len(two.maps[0]))
     return float((one.flatten()[:count].cpu() == two.flatten()[:count].cpu()).double().mean())
+
+
+def largest_error(images: Tensor, others: Tensor) -> float:
+    """Return the largest difference of two values."""
+    return float((images.cpu() - others.cpu()).abs().max())

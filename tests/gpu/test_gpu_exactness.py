@@ -1,14 +1,21 @@
 """Tokens and pictures on an accelerator, compared with the CPU's in float32."""
 
-import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
-from device_cases import MOST_CHANGED, NEAR_TIE, Case, Sizes, State, in_batches, share_equal
-from torch import Tensor
+from device_cases import (
+    MOST_CHANGED,
+    NEAR_TIE,
+    Case,
+    Sizes,
+    State,
+    in_batches,
+    largest_error,
+    share_equal,
+)
 
-from vartok.errors import VartokWarning
+from vartok.errors import DeviceError
 from vartok.tokens import TokenMaps
 
 pytestmark = pytest.mark.gpu
@@ -16,12 +23,8 @@ pytest_plugins = ["device_cases"]
 
 Cases = Callable[[str], Case]
 NAMES = ("light", "ch32", "ch160")
-LEAST_EQUAL = {"bfloat16": 0.35, "float16": 0.7}
+LEAST_EQUAL = {"bfloat16": 0.35, "float16": 0.7, "tf32": 0.7}
 """Shares of tokens equal to float32's below which something is wrong; about 0.65 and 0.9 are usual."""
-
-
-def largest_error(images: Tensor, others: Tensor) -> float:
-    return float((images.cpu() - others.cpu()).abs().max())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +70,10 @@ def test_the_share_of_equal_tokens_in_a_smaller_dtype_is_stated(
     if name not in sizes.half:
         pytest.skip("takes minutes on a CPU")
     case = cases(name)
-    tokenizer = case.load(device, dtype)
+    try:
+        tokenizer = case.load(device, dtype)
+    except DeviceError as error:
+        pytest.skip(str(error))
     images = case.images[: sizes.batch]
     tokens = in_batches(tokenizer, images, sizes.batch)
     share = share_equal(tokens, case.tokens)
@@ -101,35 +107,3 @@ def test_a_batch_that_comes_again_gives_the_same(cases: Cases, sizes: Sizes, dev
         assert torch.equal(tokenizer.decode(again), kept_pictures)
     assert torch.equal(first.flatten(), kept)
     assert torch.equal(pictures, kept_pictures)
-
-
-@pytest.mark.slow
-def test_compiled_networks_agree_with_eager_ones(
-    cases: Cases, sizes: Sizes, device: str, state: State
-) -> None:
-    if device == "cpu" and shutil.which("g++") is None:
-        pytest.skip("torch compiles by g++ on a CPU")
-    case = cases(sizes.compiled)
-    images = case.images[:3]
-    eager, compiled = case.load(device), case.load(device, compile=True)
-    wanted = in_batches(eager, images, 3)
-    shares = [share_equal(in_batches(compiled, images, 3), wanted) for _ in range(3)]
-    error = max(largest_error(compiled.decode(wanted), eager.decode(wanted)) for _ in range(3))
-    state(network=sizes.compiled, as_eager=min(shares), picture_error=error)
-    assert min(shares) > 0.98
-    assert error < 5e-4
-
-
-def test_where_torch_cannot_compile_the_networks_run_without(
-    cases: Cases, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("not on this device")
-
-    monkeypatch.setattr(torch, "compile", refuse)
-    case = cases("light")
-    tokenizer = case.load(device, compile=True)
-    with pytest.warns(VartokWarning, match="torch cannot compile here"):
-        first, again = (in_batches(tokenizer, case.images[:3], 3) for _ in range(2))
-    assert share_equal(again, case.tokens) >= 1 - MOST_CHANGED
-    assert torch.equal(again.flatten(), first.flatten())

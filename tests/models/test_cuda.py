@@ -7,10 +7,11 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+import noise
 import pytest
 import torch
 import torch.nn.functional as F
-from noise import SMALL, draw
+from noise import SMALL
 from torch import Tensor, nn
 
 from vartok.config import LightConfig, TokenizerConfig
@@ -21,7 +22,7 @@ from vartok.models.cuda import optimize_for_cuda
 from vartok.models.cuda_quantizer import CudaQuantizer, RowLookup, _matrices
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x
 from vartok.models.quantizer import MultiScaleQuantizer
-from vartok.models.vqvae import VQVAE
+from vartok.runtime import DTYPES
 from vartok.schedule import VAR_256, adapt_schedule, square
 
 CHANNELS_LAST = torch.channels_last
@@ -95,15 +96,14 @@ LIGHT = TokenizerConfig(
 
 
 @pytest.mark.usefixtures("_torch_kernels")
-@pytest.mark.parametrize("config", [SMALL, LIGHT], ids=["var", "light"])
+@pytest.mark.parametrize(("config", "dtype"), [(SMALL, "tf32"), (SMALL, "bfloat16"), (LIGHT, "bfloat16")])
 @torch.no_grad()
-def test_networks_in_bfloat16_stay_near(config: TokenizerConfig) -> None:
-    plain = VQVAE(config).requires_grad_(False)
-    plain.load_state_dict(draw(config, gain=0.7))
+def test_networks_stay_near(config: TokenizerConfig, dtype: str) -> None:
+    plain = noise.model(config, gain=0.7)
     small = copy.deepcopy(plain)
     for part in (small.encoder, small.quant_conv, small.post_quant_conv, small.decoder):
-        part.to(torch.bfloat16)
-    optimize_for_cuda(small)
+        part.to(DTYPES[dtype])
+    optimize_for_cuda(small, dtype)
     assert not {type(module) for module in small.modules()} & cuda._REPLACED.keys() - {
         nn.GroupNorm,
         AttnBlock,
@@ -111,16 +111,16 @@ def test_networks_in_bfloat16_stay_near(config: TokenizerConfig) -> None:
     side = config.downsample * 2
     images = torch.rand(1, 3, side, side) * 2 - 1
     want = plain.encode(images)
-    assert off(small.encode(images), want) < 0.05
-    assert off(small.decode(want), plain.decode(want)) < 0.05
+    bound = 0.05 if dtype == "bfloat16" else 1e-4
+    assert off(small.encode(images), want) < bound
+    assert off(small.decode(want), plain.decode(want)) < bound
 
 
 @torch.no_grad()
 def test_networks_in_float32_keep_every_bit() -> None:
-    plain = VQVAE(SMALL).requires_grad_(False)
-    plain.load_state_dict(draw(SMALL))
+    plain = noise.model(SMALL)
     optimized = copy.deepcopy(plain)
-    optimize_for_cuda(optimized)
+    optimize_for_cuda(optimized, "float32")
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     latent = plain.encode(images)
     assert torch.equal(optimized.encode(images), latent)
@@ -135,12 +135,12 @@ def test_without_kernels_that_work_torchs_own_run_and_one_warning_says_so(
 
     monkeypatch.setattr(cuda, "_kernels", missing)
     cuda.kernels_work.cache_clear()
-    model = VQVAE(SMALL).requires_grad_(False).bfloat16()
+    model = noise.model(SMALL).bfloat16()
     with pytest.warns(VartokWarning, match="No module named 'triton'"):
-        optimize_for_cuda(model)
+        optimize_for_cuda(model, "bfloat16")
     assert isinstance(model.encoder.norm_out, nn.GroupNorm)
     assert model.decoder.conv_in.weight.is_contiguous(memory_format=CHANNELS_LAST)  # type: ignore[union-attr, operator]
-    optimize_for_cuda(VQVAE(SMALL).requires_grad_(False).bfloat16())  # no second warning
+    optimize_for_cuda(noise.model(SMALL).bfloat16(), "bfloat16")  # no second warning
     cuda.kernels_work.cache_clear()
 
 

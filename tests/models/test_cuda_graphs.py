@@ -4,16 +4,16 @@ import copy
 import pickle
 from collections.abc import Callable
 
+import noise
 import pytest
 import torch
-from noise import SMALL, draw
+from noise import SMALL
 from torch import Tensor
 
 from vartok.errors import VartokWarning
 from vartok.models import cuda_graphs
 from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
 from vartok.models.cuda_graphs import GRAPHED_SHAPES, GraphedFunction, Tensors
-from vartok.models.vqvae import VQVAE
 
 
 class Recorder:
@@ -139,10 +139,9 @@ def test_copies_make_graphs_of_their_own() -> None:
 
 @torch.no_grad()
 def test_a_models_functions_as_graphs() -> None:
-    plain = VQVAE(SMALL).requires_grad_(False)
-    plain.load_state_dict(draw(SMALL))
+    plain = noise.model(SMALL)
     model = copy.deepcopy(plain)
-    optimize_for_cuda(model)
+    optimize_for_cuda(model, "float32")
     encode, decode = graphed_networks(model)
     quantize, sum_scales = graphed_quantizer(model)
     images = torch.rand(1, 3, 8, 8) * 2 - 1

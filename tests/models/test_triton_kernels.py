@@ -2,18 +2,18 @@
 
 import copy
 import importlib
+import os
+import subprocess
+import sys
 from types import ModuleType
 
-import noise
 import pytest
 import torch
 import torch.nn.functional as F
-from noise import SMALL
 from torch import Tensor, nn
 
 from vartok.models import cuda
-from vartok.models.cuda import optimize_for_cuda
-from vartok.models.vqvae import VQVAE
+from vartok.models.layers import ResnetBlock
 from vartok.optional import is_installed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,8 +71,8 @@ def check_group_norm(
 
 
 def test_group_norm_of_a_map_in_several_parts(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BLOCK", 128)  # 4 cells
-    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # one split of 20 cells, one of 13
+    monkeypatch.setattr(kernels, "BLOCK", 256)  # 8 cells
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # one split of 24 cells, one of 9
     check_group_norm(kernels, (1, 20, 3, 11), 1, torch.float32, 100.0, silu=True, offset=True)
 
 
@@ -103,20 +103,13 @@ def test_group_norm(
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_model_that_uses_them_stays_near() -> None:
+def test_a_block_that_uses_them_stays_near() -> None:
+    assert cuda.kernels_work(DEVICE, torch.bfloat16)
     torch.manual_seed(0)
-    plain = VQVAE(SMALL).requires_grad_(False)
-    plain.load_state_dict(noise.draw(SMALL, gain=0.7))
-    optimized = copy.deepcopy(plain)
-    for part in (optimized.encoder, optimized.quant_conv, optimized.post_quant_conv, optimized.decoder):
-        part.to(torch.bfloat16)
-    plain.to(DEVICE)
-    optimize_for_cuda(optimized.to(DEVICE))
-    assert isinstance(optimized.encoder.norm_out, cuda.GroupNorm)
-    images = torch.rand(1, 3, 8, 8, device=DEVICE) * 2 - 1
-    want = plain.encode(images)
-    assert off(optimized.encode(images), want.double()) < 0.05
-    assert off(optimized.decode(want), plain.decode(want).double()) < 0.05
+    block = ResnetBlock(32, 64).to(DEVICE)
+    x = draw(1, 32, 6, 10, dtype=torch.float32)
+    optimized = cuda._optimized(copy.deepcopy(block).to(torch.bfloat16, memory_format=CHANNELS_LAST))  # type: ignore[call-overload]
+    assert off(optimized(x.bfloat16()), block(x).double()) < 0.02
 
 
 def test_group_norm_in_place(kernels: ModuleType) -> None:
@@ -153,3 +146,40 @@ def test_maps_without_pictures(kernels: ModuleType) -> None:
     x = torch.empty(0, 20, 5, 7, device=DEVICE)
     assert kernels.group_norm(x, norm, silu=True).shape == x.shape
     assert kernels.add_(x, norm.bias).shape == x.shape
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from vartok.models import triton_kernels as kernels
+
+POINTERS = dict.fromkeys(("means", "squares", "scale", "shift"), "*fp32")
+POINTERS |= dict.fromkeys(("x", "out", "weight", "bias", "offset", "residual"), "*bf16")
+FLOATS = {"total": "fp32", "eps": "fp32"}
+FLAGS = dict(SILU=True, HAS_OFFSET=True, HAS_RESIDUAL=True, RELU=True)
+GROUP = dict(GROUP=5, BLOCK_GROUP=8, BLOCK_SPLITS=256)
+
+def check(kernel, card):
+    names = kernel.arg_names
+    constants = FLAGS | GROUP | dict(zip(("BLOCK_CHANNELS", "BLOCK_CELLS"), kernels._block(160)))
+    constants = {name: value for name, value in constants.items() if name in names}
+    types = {name: POINTERS.get(name) or FLOATS.get(name) or "i32" for name in names}
+    types |= dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names)
+               if name in POINTERS or name == "channels"}
+    places = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, types, places, aligned)
+    return compile(source, target=GPUTarget("cuda", card, 32), options={"num_warps": 8}).asm["ptx"]
+
+for card in (80, 90):
+    for kernel in (kernels._channel_statistics, kernels._affine, kernels._normalize, kernels._add):
+        assert "ld.global.v4" in check(kernel, card) or kernel is kernels._affine, kernel
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_cards_and_load_whole_vectors() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

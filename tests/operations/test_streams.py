@@ -161,6 +161,43 @@ def test_other_devices_prefetch_and_give_the_same_tokens(
             assert other.image.device == "xpu"
 
 
+def test_batches_are_bounded_by_pixels(tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bound for pictures to encode, for views and for tokens to decode."""
+    monkeypatch.setattr(streams, "picture_weight", lambda config, size: max(1.0, size[0] * size[1] / 1024))
+    away: Any = Elsewhere(tokenizer)
+    encode, decode = tokenizer.encode, tokenizer.decode
+    seen: list[tuple[int, ...]] = []
+
+    def noted(pixels: torch.Tensor, *args: Any) -> TokenMaps:
+        seen.append(tuple(pixels.shape[:3]))
+        return encode(pixels, *args)
+
+    def noted_tokens(maps: TokenMaps, *args: Any) -> torch.Tensor:
+        images = decode(maps, *args)
+        seen.append((len(images), *images.shape[2:]))
+        return images
+
+    monkeypatch.setattr(tokenizer, "encode", noted)
+    monkeypatch.setattr(tokenizer, "decode", noted_tokens)
+    sizes = [32] * 4 + [64] * 2 + [48] + [32] * 2
+    bounded = [(4, 32, 32), (1, 64, 64), (1, 64, 64), (1, 48, 48), (1, 32, 32), (1, 32, 32)]
+    pictures = [(i, f"{i}.png", png(side, side, seed=i)) for i, side in enumerate(sizes)]
+    tokens = list(enumerate(encoded(encode_pictures(away, pictures, NATIVE, batch_size=4))))
+    assert seen == bounded
+    seen.clear()
+    list(decode_tokens(tokenizer, tokens, batch_size=4))
+    assert seen == bounded
+    seen.clear()
+    fit = Fit(size=48, views=Views.parse("flip"))
+    list(encode_views(away, pictures[:2], fit, batch_size=5))
+    assert seen == [(2, 48, 48)] * 2
+
+
+def test_the_weight_of_a_picture_is_its_pixels_in_own_sizes(tokenizer: vartok.Tokenizer) -> None:
+    weights = [streams.picture_weight(tokenizer.config, (side, side)) for side in (16, 256, 512)]
+    assert weights == [1, 1, 4]
+
+
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_views_are_the_same_in_batches_of_any_size_and_on_any_device(
     tokenizer: vartok.Tokenizer, batch_size: int

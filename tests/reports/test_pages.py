@@ -173,6 +173,11 @@ def test_the_bytes_of_a_picture_are_not_underestimated(name: str) -> None:
         assert two - one <= exhibit.bytes
 
 
+def test_names_break_where_they_have_parts() -> None:
+    shown = _environment().from_string("{{ name|breakable }}").render(name="<b>/a_1.webp")
+    assert shown == "&lt;b&gt;/<wbr>a_<wbr>1.webp"
+
+
 def test_a_codebook(small: vartok.Tokenizer) -> None:
     page = codebook_page(small, describe_codebook(small.codebook.cpu()))
     found = check(page)

@@ -213,7 +213,7 @@ def test_commands_say_once_that_files_were_passed_over(vartok: Vartok, here: Pat
         pictures = Pictures(["all"], DataSettings(val_fraction=0.0), (8, 8), 0)
     next(pictures.batches(4, StreamPosition()))  # more than an epoch
     with pytest.warns(VartokWarning, match=members):
-        pictures.warn()
+        pictures.findings.warn()
 
 
 def test_linked_folders_are_followed_by_all_commands(vartok: Vartok, here: Path) -> None:

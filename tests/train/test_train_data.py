@@ -1,8 +1,10 @@
 """Training data: order, crops, the validation split, what cannot be read."""
 
+import random
 import shutil
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,121 @@ from PIL import Image
 from tiny_run import pictures, take
 
 from vartok.errors import SourceError, TrainError, VartokWarning
+from vartok.sources import places
 from vartok.sources.samples import Sample
-from vartok.train import data
+from vartok.train import data, shuffle
 from vartok.train.data import StreamPosition
 
 
-def test_every_process_takes_its_share_of_the_same_batches(tiles: Path) -> None:
-    alone = take(pictures(tiles), 6)
-    shares = [take(pictures(tiles), 6, size=2, rank=rank, world_size=2) for rank in range(2)]
+def shards_of(tiles: Path, folder: Path, count: int) -> Path:
+    """Write the tiles as tars of as many members each, and return their folder."""
+    folder.mkdir(exist_ok=True)
+    paths = sorted(tiles.glob("*.png"))
+    for number in range(count):
+        with tarfile.open(folder / f"{number}.tar", "w") as shard:
+            for path in paths[number::count]:
+                shard.add(path, path.name)
+    return folder
+
+
+def looks(crops: Any) -> list[bytes]:
+    """Return what tells crops of whole pictures apart, mirrored or not."""
+    return [min(crop.tobytes(), crop[:, ::-1].tobytes()) for crop in crops]
+
+
+WHOLE: dict[str, Any] = {"val_fraction": 0.0, "zoom": 1.0, "grayscale_prob": 0.0, "color_jitter": 0.0}
+
+
+@pytest.mark.parametrize("shards", [0, 1])
+def test_every_process_takes_its_share_of_the_same_batches(tiles: Path, tmp_path: Path, shards: int) -> None:
+    source = shards_of(tiles, tmp_path / "tars", shards) if shards else tiles
+    alone = take(pictures(source), 6)
+    shares = [take(pictures(source), 6, size=2, rank=rank, world_size=2) for rank in range(2)]
     for batch, *parts in zip(alone, *shares, strict=True):
         assert np.array_equal(batch.pixels[0::2], parts[0].pixels)
         assert np.array_equal(batch.pixels[1::2], parts[1].pixels)
         assert {batch.after} == {part.after for part in parts}
+
+
+def test_each_process_reads_shards_of_its_own(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shards_of(tiles, tmp_path / "tars", 4)
+    opened: list[str] = []
+
+    def open_place(place: str) -> Any:
+        opened.append(place)
+        return places.open_place(place)
+
+    monkeypatch.setattr(data, "open_place", open_place)
+    seen, read = [], []
+    for rank in range(2):
+        (batch,) = take(pictures(folder, **WHOLE), 1, size=8, rank=rank, world_size=2)
+        assert batch.after == StreamPosition(0, 8)
+        seen += looks(batch.pixels)
+        read.append({Path(place).name for place in opened[:2]})
+        opened.clear()
+    assert len(set(seen)) == 16
+    assert sorted(read[0] | read[1]) == ["0.tar", "1.tar", "2.tar", "3.tar"]
+    source = pictures(folder)
+    assert source.streams(2) == 2
+    assert source.streams(5) == source.streams(1) == 1
+    batches = take(source, 5, size=2, rank=1, world_size=2)
+    (again,) = take(source, 1, batches[3].after, size=2, rank=1, world_size=2)
+    assert np.array_equal(again.pixels, batches[4].pixels)
+
+
+def test_a_process_whose_shards_are_empty_reads_the_others(tiles: Path, tmp_path: Path) -> None:
+    shards_of(tiles, tmp_path, 1)
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    seen = [
+        looks(take(pictures(tmp_path, **WHOLE), 1, size=16, rank=rank, world_size=2)[0].pixels)
+        for rank in range(2)
+    ]
+    assert set(seen[0]) == set(seen[1])
+    assert len(set(seen[0])) == 16
+
+
+def test_the_buffer_shuffles_as_webdatasets_and_is_limited_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import webdataset
+
+    samples = [Sample(str(number), b"picture") for number in range(2500)]
+    theirs = webdataset.shuffle(1000, rng=random.Random(7))(iter(samples))
+    assert list(shuffle.shuffle(iter(samples), random.Random(7))) == list(theirs)
+
+    monkeypatch.setattr(shuffle, "SHUFFLE_NBYTES", 300)
+    held = most = 0
+
+    def counting() -> Iterator[Sample]:
+        nonlocal held, most
+        for number in range(200):
+            held += 100
+            most = max(most, held)
+            yield Sample(str(number), bytes(100))
+
+    found = []
+    for sample in shuffle.shuffle(counting(), random.Random(7)):
+        held -= sample.nbytes
+        found.append(sample.key)
+    assert most == 400  # the picture that exceeds the limit is held too
+    assert sorted(map(int, found)) == list(range(200))
+    assert found != sorted(found, key=int)
+
+
+def test_findings_of_several_processes_count_once(tiles: Path, tmp_path: Path) -> None:
+    shards_of(tiles, tmp_path, 2)
+    found = []
+    for name in ("0.tar", "1.tar"):
+        with tarfile.open(tmp_path / name, "a") as shard:
+            shard.add(tiles / "tile00.png", "odd.xyz")
+    for rank in range(2):
+        source = pictures(tmp_path, val_fraction=0.0)
+        take(source, 2, size=8, rank=rank, world_size=2)
+        found.append(source.findings)
+    assert [len(one.members) for one in found] == [2, 2]  # in the second epoch those of the other one
+    found[0].update(found[1])
+    with pytest.warns(VartokWarning, match=r"2 .*\.xyz"):
+        found[0].warn()
 
 
 @pytest.mark.parametrize("done", [1, 3, 4, 9])
@@ -47,11 +152,11 @@ def test_an_epoch_shows_every_picture_once_but_those_held_out(tiles: Path) -> No
     assert epoch.after == StreamPosition(0, 16 - len(held))
     assert 0 < len(held) < 8
 
-    def looks(crops: Any) -> set[tuple[int, ...]]:  # mirrored or not, a crop of the whole has these levels
+    def levels(crops: Any) -> set[tuple[int, ...]]:  # mirrored or not, a crop of the whole has these levels
         return {tuple(np.sort(crop.astype(int).sum((0, 1))).tolist()) for crop in crops}
 
-    assert len(looks(epoch.pixels)) == len(epoch.pixels)
-    assert not looks(epoch.pixels) & looks(held)
+    assert len(levels(epoch.pixels)) == len(epoch.pixels)
+    assert not levels(epoch.pixels) & levels(held)
 
 
 def test_tars_lists_and_folders_hold_the_same_pictures(tiles: Path, tmp_path: Path) -> None:
@@ -66,9 +171,8 @@ def test_tars_lists_and_folders_hold_the_same_pictures(tiles: Path, tmp_path: Pa
     (tmp_path / "list.txt").write_text("\n".join(map(str, names)))
 
     def seen(*sources: Path) -> set[bytes]:
-        source = pictures(*sources, val_fraction=0.0, zoom=1.0, grayscale_prob=0.0, color_jitter=0.0)
-        (batch,) = take(source, 1, size=16)
-        return {min(crop.tobytes(), crop[:, ::-1].tobytes()) for crop in batch.pixels}
+        (batch,) = take(pictures(*sources, **WHOLE), 1, size=16)
+        return set(looks(batch.pixels))
 
     assert len(seen(tiles)) == 16
     assert seen(tiles) == seen(tmp_path / "list.txt") == seen(tmp_path / "0.tar", tmp_path / "1.tar")
@@ -107,7 +211,7 @@ def test_damaged_pictures_are_left_out_or_taken_and_said(tiles: Path, tmp_path: 
     assert batch.unreadable == ()
     told = r"^took what can be decoded of 1 damaged picture, such as .*b\.png: is truncated: "
     with pytest.warns(VartokWarning, match=told):
-        source.warn()
+        source.findings.warn()
 
 
 def test_sources_without_readable_pictures_are_refused(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ import itertools
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from noise import DATA, shapes
 from PIL import Image
 from safetensors import safe_open
 from tiny_run import go, pictures, tiny
+from torch import Tensor
 
 import vartok
 from vartok.errors import OutputError, TrainError
 from vartok.images import to_tensor
 from vartok.train import Progress, Validation, read_settings
+from vartok.train.distributed import Processes
 from vartok.train.folder import SAMPLES, STATE, WEIGHTS
 from vartok.train.history import MAX_POINTS, History
 
@@ -66,7 +69,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiles: Path, tmp_path: Path
     go(settings, tiles, tmp_path / "parts", resume=True)
     whole, parts = (torch.load(tmp_path / name / STATE, weights_only=True) for name in ("whole", "parts"))
     assert whole["step"] == parts["step"] == 8
-    assert whole["position"] == parts["position"]
+    assert whole["positions"] == parts["positions"]
     assert whole["replaced_codes"] == parts["replaced_codes"] > 0
     for part in ("model", "ema_model"):
         for name, tensor in whole[part].items():
@@ -157,6 +160,65 @@ def test_a_run_without_a_step_fails_and_leaves_nothing(tiles: Path, tmp_path: Pa
         go(tiny(run={"minutes": 0.001}), tiles, tmp_path / "run")
     assert error.value.hint == "set `minutes` higher"
     assert not (tmp_path / "run").exists()
+
+
+class FirstOfTwo(Processes):
+    """The first of two processes, of which the other does the same, and names an unreadable picture too."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, device: str, precision: str) -> None:
+        super().__init__(device, precision)
+        self.world_size = 2
+
+    def mean(self, value: Tensor) -> Tensor:
+        self.calls.append("mean")
+        return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows])
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        self.calls.append("gather_objects")
+        return [value, ["there.png: is broken"] if isinstance(value, list) else value]
+
+    def from_main(self, value: float) -> float:
+        self.calls.append("from_main")
+        return value
+
+
+def test_several_processes_wait_for_each_other_once_a_step_and_at_reports(
+    tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vartok.train.loop.Processes", FirstOfTwo)
+    monkeypatch.setattr(FirstOfTwo, "calls", [])
+    shutil.copytree(tiles, tmp_path / "data")
+    (tmp_path / "data" / "here.png").write_bytes(b"no picture")
+    asked = itertools.count(1)
+    settings = tiny(run={"steps": 30}, quantizer={"dead_code_threshold": 0.0}, data={"val_fraction": 0.0})
+    events = go(settings, tmp_path / "data", tmp_path / "run", should_stop=lambda: next(asked) == 2)
+    assert [event.step for event in events if isinstance(event, Progress)] == [10, 20]
+    assert next(asked) == 3  # a stop was asked for at reports alone
+    calls = Counter(FirstOfTwo.calls)
+    assert calls["mean"] == 20 + 2 * 3  # a step's codebook; at a report its means, unreadable pictures, stop
+    assert calls["from_main"] == 3  # before the first step, and at reports
+    assert 1 < calls["gather_objects"] <= 3
+    lines = [event for event in events if isinstance(event, str) and ".png" in event]
+    assert len(lines) == 2
+    assert lines[1] == "there.png: is broken"
+    assert [event.unreadable for event in events if isinstance(event, Progress)] == [2, 2]
+
+
+def test_another_number_of_processes_that_read_shards_begins_an_epoch(tiles: Path, tmp_path: Path) -> None:
+    go(tiny(run={"steps": 1}), tiles, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["positions"] == [(0, 4)]
+    state["positions"] = [(4, 3), (5, 1)]  # as two processes save it that read shards of their own
+    torch.save(state, tmp_path / "run" / STATE)
+    events = go(tiny(run={"steps": 2}), tiles, tmp_path / "run", resume=True)
+    assert any("a new epoch of the pictures begins" in str(event) for event in events)
+    state = torch.load(tmp_path / "run" / STATE, weights_only=True)
+    assert state["positions"] == [(6, 4)]
 
 
 def test_a_checkpoint_is_named_after_its_folder(tiles: Path, tmp_path: Path) -> None:

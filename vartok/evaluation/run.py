@@ -23,7 +23,7 @@ from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores, S
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, FrechetDistance, ms_ssim, psnr, require_torchmetrics, ssim
-from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count
+from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count, picture_weight
 from vartok.parallel import map_batches, map_ordered
 from vartok.reports.gallery import Gallery, shrink
 from vartok.schedule import Schedule
@@ -123,7 +123,8 @@ class Evaluation:
 
         Args:
             samples: pictures to read; a sample's key is the picture's name in the report.
-            batch_size: number of pictures of one size that the networks compute together.
+            batch_size: number of pictures of one size that the networks compute together; one larger than
+                the checkpoint's own size counts as several.
             workers: number of threads that read pictures, and of as many that compute metrics.
 
         Yields:
@@ -161,6 +162,9 @@ class Evaluation:
             pictures,
             size=batch_size,
             key=lambda picture: (picture.pixels.shape, picture.pixels.dtype),
+            weight=lambda picture: max(
+                picture_weight(one.config, picture.pixels.shape[:2]) for one in self._tokenizers
+            ),
         )
         with closing(map_ordered(compare, copies, workers=workers, limit=limit)) as results:
             for result in results:

@@ -3,15 +3,16 @@
 `optimize_for_cuda` replaces the modules of a loaded model, which `layers`, `light` and `quantizer` define:
 
 - The quantizer computes a scale in few launches (`CudaQuantizer`).
-- Networks in bfloat16 or float16 are channels last, weights and maps: the layout of cuDNN's kernels for them.
+- Networks in bfloat16, float16 or TF32 are channels last, weights and maps: the layout of cuDNN's kernels for
+  them.
 - There, group norm and SiLU are one operation of three kernels (`triton_kernels`). A convolution leaves its
   bias to the group norm or to the addition of the residual after it, as torch's own addition of a bias
   reads and writes the map once more.
 - There, nearest-neighbour upsampling and its 3x3 convolution are one convolution with 2x2 kernels: 16
   products for an input cell instead of 36. A downsampling convolution pads its input itself.
 
-Float32 networks keep torch's own operations and layout, and with them their tokens: cuDNN's float32 kernels
-are no faster with channels last.
+Networks in float32 keep torch's own operations and layout, and with them their tokens: cuDNN's float32
+kernels are no faster with channels last.
 """
 
 from __future__ import annotations
@@ -34,23 +35,24 @@ from vartok.models.vqvae import VQVAE
 CHANNELS_LAST = torch.channels_last
 
 
-def optimize_for_cuda(model: VQVAE, *, networks: bool = True) -> None:
+def optimize_for_cuda(model: VQVAE, dtype: str, *, networks: bool = True) -> None:
     """Replace a model's modules by their CUDA versions, in place.
 
-    Afterwards the quantizer is for inference only. So are networks in bfloat16 or float16, unless `networks`
-    is false: then they only get channels-last weights, as also where Triton's kernels do not work.
+    Afterwards the quantizer is for inference only. So are networks, unless they are in float32, which are not
+    replaced. Without `networks`, or where Triton's kernels do not work, they only get channels-last weights.
 
     Args:
         model: model on its device, with the networks in their final dtype.
+        dtype: precision of the networks: "float32", "tf32", "bfloat16" or "float16".
         networks: replace the modules of encoder and decoder too.
 
     Warns:
         VartokWarning: Triton's kernels do not work here; once for each device and dtype.
     """
-    weight = model.quant_conv.weight
     model.quantize = CudaQuantizer(model.quantize)
-    if weight.dtype == torch.float32:
+    if dtype == "float32":
         return
+    weight = model.quant_conv.weight
     networks = networks and kernels_work(weight.device, weight.dtype)
     for name in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
         part = getattr(model, name)

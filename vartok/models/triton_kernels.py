@@ -6,7 +6,8 @@ returns another layout than channels last, and its SiLU, biases and residuals ea
 A map [B, C, H, W] in channels last is a matrix with H W rows, or cells, of C values for each picture. All
 kernels read and write blocks of it, and compute in float32. `TRITON_INTERPRET=1` runs them on a CPU; it must
 be set before triton is imported. Only a machine with CUDA needs triton, so nothing imports this module until
-it is used there.
+it is used there. A kernel is compiled for each dtype and number of channels, not for sizes of maps
+(`do_not_specialize`); Triton keeps what it compiled on the disk.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def group_norm(
     block_channels, block_cells = _block(C)
     blocks = _ceil_div(cells, block_cells)
     columns = _ceil_div(C, block_channels)
-    split_cells = _ceil_div(blocks, _ceil_div(PROGRAMS, columns)) * block_cells
+    most_splits = _ceil_div(PROGRAMS, columns)
+    split_cells = _ceil_div(blocks, most_splits) * block_cells
     splits = _ceil_div(cells, split_cells)
     means, squares = torch.empty(2, B, splits, C, dtype=torch.float32, device=x.device)
     scale, shift = torch.empty(2, B, C, dtype=torch.float32, device=x.device)
@@ -69,9 +71,9 @@ def group_norm(
         _affine[(B * norm.num_groups,)](
             *(means, squares, norm.weight, norm.bias),
             *(norm.bias if offset is None else offset.contiguous(), scale, shift),
-            *(cells, C, splits, split_cells, norm.num_groups, norm.eps),
-            *(offset is not None, group, _power_of_two(group), _power_of_two(splits)),
-            num_warps=4,
+            *(cells, C, splits, split_cells, norm.num_groups, float(cells * group), norm.eps),
+            *(offset is not None, group, _power_of_two(group), _power_of_two(most_splits)),
+            num_warps=8,
         )
         _normalize[(B * blocks, columns)](
             *(x, scale, shift, out, cells, C, blocks),
@@ -109,7 +111,7 @@ def add_(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, relu: bool 
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "splits", "split_cells"])
 def _channel_statistics(
     x,
     means,
@@ -152,7 +154,7 @@ def _channel_statistics(
     tl.store(squares + offsets, tl.maximum(deviations, 0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "splits", "split_cells", "groups"])
 def _affine(
     means,
     squares,
@@ -166,6 +168,7 @@ def _affine(
     splits,
     split_cells,
     groups,
+    total,
     eps,
     HAS_OFFSET: tl.constexpr,
     GROUP: tl.constexpr,
@@ -173,6 +176,8 @@ def _affine(
     BLOCK_SPLITS: tl.constexpr,
 ):
     """Store scale and shift of one group's channels in one picture: x * scale + shift is normalized.
+
+    A group has `total` values, a float.
 
     Source of the combination of partial sums: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise
     algorithm for computing sample variances".
@@ -190,7 +195,6 @@ def _affine(
         added = tl.load(offset + channel, mask=inside, other=0.0).to(tl.float32)
         mean += added[None, :]
     count = tl.minimum(cells - split * split_cells, split_cells).to(tl.float32)[:, None]
-    total = cells.to(tl.float32) * GROUP
     center = tl.sum(tl.sum(tl.where(mask, count * mean, 0.0), axis=1), axis=0) / total
     distance = mean - center
     deviations += count * distance * distance
@@ -203,7 +207,7 @@ def _affine(
     tl.store(shift + picture * channels + channel, constant, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells", "blocks"])
 def _normalize(
     x,
     scale,
@@ -232,7 +236,7 @@ def _normalize(
     tl.store(out + offsets, value.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["cells"])
 def _add(
     x,
     bias,

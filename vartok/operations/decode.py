@@ -170,7 +170,8 @@ def decode_files(
         device: torch device, or "auto".
         dtype: precision of the decoder: "float32", "tf32", "bfloat16" or "float16".
         compile: compile the networks, which takes a minute: for long runs on a GPU.
-        batch_size: pictures per batch; if None, 32 on a GPU and 1 on a CPU.
+        batch_size: pictures of the checkpoint's size per batch, of larger ones fewer; if None, 32 on a GPU
+            and 1 on a CPU.
         workers: threads that write pictures; if None, the number of cores + 1, at most 8.
 
     Returns:

@@ -196,8 +196,8 @@ def encode_files(
         max_bytes: size limit in bytes of a picture from a tar, a table, a URL or a stream.
         allow_damaged: take what can be decoded of a truncated or corrupt picture, and say so in
             `image.damaged` of its tokens; else it fails.
-        batch_size: pictures per batch; if None, 32 on a GPU; on a CPU 16 if all have one encoded size of up
-            to `MAX_BATCHED_PIXELS` pixels, else 1.
+        batch_size: pictures of the checkpoint's size per batch, of larger ones fewer; if None, 32 on a GPU;
+            on a CPU 16 if all have one encoded size of up to `MAX_BATCHED_PIXELS` pixels, else 1.
         workers: threads that read pictures; if None, the number of cores + 1, at most 8.
 
     Returns:

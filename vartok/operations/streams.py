@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,8 @@ def encode_pictures(
             "bucket" has a schedule for each of its buckets instead.
         scales: encode only the first `scales` scales; all if None.
         max_tokens: limit of tokens of a picture with the fit "native".
-        batch_size: largest number of pictures in a batch; the pictures of a batch have one size.
+        batch_size: pictures of the checkpoint's own size in a batch, at most; a larger one counts as several,
+            see `picture_weight`. The pictures of a batch have one size.
         workers: threads that read pictures. On a CPU they also encode pictures of up to `MAX_BATCHED_PIXELS`,
             each with its share of torch's threads, which keeps cores busier than all threads on one picture.
         group_key: maps a picture's id to a group; a batch never spans two groups, so batch composition does
@@ -120,7 +122,7 @@ def encode_views(
         scales: see there.
         latents: keep the latents too, in float16.
         max_tokens: see there.
-        batch_size: largest number of views in a batch.
+        batch_size: views of the checkpoint's own size in a batch, at most; a larger one counts as several.
         workers: see there.
         group_key: see there.
 
@@ -176,6 +178,9 @@ def encode_views(
         except VartokError as error:
             return item_id, error
 
+    def weight(item: _Prepared) -> float:
+        return picture_weight(tokenizer.config, item.info.size)
+
     def collate(batch: list[_Prepared]) -> tuple[list[_Prepared], Tensor]:
         found = [item.data for item in batch if isinstance(item.data, torch.Tensor)]
         if found:
@@ -201,7 +206,8 @@ def encode_views(
         batch, values = collated
         infos = [item.info for item in batch for _ in item.views]
         rows: list[tuple[ImageTokens, NDArray[np.float16] | None]] = []
-        for part in values.split(batch_size):
+        fitting = max(1, int(batch_size // weight(batch[0])))
+        for part in values.split(fitting):
             maps, kept = tokenize(batch, part)
             tokens = maps.unstack(tokenizer.info, infos[len(rows) : len(rows) + len(part)])
             rows += zip(tokens, [None] * len(part) if kept is None else _to_float16(kept), strict=True)
@@ -229,12 +235,26 @@ def encode_views(
                 prepared,
                 size=at_once,
                 key=lambda item: (item.info.size, item.data.dtype),
+                weight=weight,
                 group_key=group_key,
                 collate=collate,
                 prefetch=device != "cpu",
             )
     finally:
         torch.set_num_threads(threads)  # torch starts a new thread with the number that was set last
+
+
+def picture_weight(config: TokenizerConfig, size: tuple[int, int]) -> float:
+    """Return how many pictures of the checkpoint's own size a picture counts as in a batch, 1 or more.
+
+    Networks take memory by the pixel, so batches are bounded by pixels: 32 pictures of 256x256 pixels take
+    as much as 2 of 1024x1024.
+
+    Args:
+        config: the checkpoint's configuration.
+        size: (height, width) of the picture.
+    """
+    return max(1.0, math.prod(size) / math.prod(config.image_size))
 
 
 def check_token_count(config: TokenizerConfig, size: tuple[int, int], max_tokens: int) -> None:
@@ -308,7 +328,8 @@ def decode_tokens(
         tokens: for each picture an id, and its tokens; an error in their place is yielded unchanged.
         scales: decode only the first `scales` scales; all if None.
         strip: yield the images decoded from the first 1, 2, ... scales, instead of the last of these alone.
-        batch_size: largest number of pictures in a batch; the pictures of a batch have one schedule.
+        batch_size: pictures of the checkpoint's own size in a batch, at most; a larger one counts as several.
+            The pictures of a batch have one schedule.
         bits: bits of a level of the pixels.
 
     Yields:
@@ -332,7 +353,17 @@ def decode_tokens(
         decoded = [to_pixels(image, dtype) for image in images]
         return [[pixels[b] for pixels in decoded] for b in range(len(batch))]
 
-    return map_batches(decode, tokens, size=batch_size, key=lambda item: (item.schedule, len(item.scales)))
+    def weight(item: ImageTokens) -> float:
+        step, (rows, columns) = tokenizer.config.downsample, item.schedule[-1]
+        return picture_weight(tokenizer.config, (rows * step, columns * step))
+
+    return map_batches(
+        decode,
+        tokens,
+        size=batch_size,
+        key=lambda item: (item.schedule, len(item.scales)),
+        weight=weight,
+    )
 
 
 def pixels_room(channels: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from vartok.errors import counted, printable
 from vartok.reports.gallery import MAX_NAME
@@ -52,7 +53,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["name"] = lambda text: printable(text, MAX_NAME)
+    environment.filters["breakable"] = _breakable
     return environment
+
+
+def _breakable(text: str) -> Markup:
+    """Return a name as HTML that may break after a slash, underscore or hyphen, rather than elsewhere."""
+    return Markup(re.sub("(?<=[/_-])", "<wbr>", escape(printable(text, MAX_NAME))))
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vartok.train.distributed import adam_kernels, load_adam_state
 from vartok.train.perceptual import View
 
 CHANNELS = 64
@@ -117,7 +118,8 @@ class Adversary:
             self._plain, second_beta = PatchDiscriminator(in_channels), 0.9
         self._plain.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = [parameter for parameter in self._plain.parameters() if parameter.requires_grad]
-        self._adam = torch.optim.AdamW(self._trained, lr=lr, betas=(0.5, second_beta))
+        kernels = adam_kernels(accelerator.device)
+        self._adam = torch.optim.AdamW(self._trained, lr=lr, betas=(0.5, second_beta), **kernels)
         self._parallel, self._optimizer = accelerator.prepare(self._plain, self._adam)
 
     def generator_loss(self, real: View, fake: View) -> Tensor:
@@ -163,7 +165,7 @@ class Adversary:
         """Load a result of `state_dict`; the learning rate stays the one that `Adversary` was given."""
         rates = [group["lr"] for group in self._adam.param_groups]
         self._plain.load_state_dict(state["network"])
-        self._adam.load_state_dict(state["optimizer"])
+        load_adam_state(self._adam, state["optimizer"])
         for group, lr in zip(self._adam.param_groups, rates, strict=True):
             group["lr"] = lr
 

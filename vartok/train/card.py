@@ -34,7 +34,7 @@ def describe(
         seconds: time of the run in seconds, over all sessions.
         processes: number of processes.
         device: device of the main process.
-        precision: precision of the networks in training, "bf16" or "float32".
+        precision: precision of the networks in training, see `Processes.describe_precision`.
         validation: quality of the exported weights; None if no picture is held out.
         origin: the checkpoint that was fine-tuned; None if training began from scratch.
     """

@@ -7,12 +7,13 @@ continues where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import posixpath
 import random
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -21,23 +22,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from PIL.Image import Resampling
 
-from vartok.errors import ImageError, SourceError, TrainError, VartokError, counted, warn
+from vartok.errors import ImageError, SourceError, TrainError, VartokError
 from vartok.files import os_error_reason
 from vartok.images import Fit
 from vartok.images.bands import Bands, as_image
-from vartok.images.channels import CONVERTED, warn_of_grey
+from vartok.images.channels import CONVERTED
 from vartok.images.tensors import Pixels, peak
 from vartok.parallel import map_ordered
 from vartok.sources.find import FoundFile, SearchReport, find_files
-from vartok.sources.passed_over import warn_of_members
 from vartok.sources.places import is_url, open_place, shorten_path
 from vartok.sources.samples import Sample
 from vartok.sources.tars import read_tar
+from vartok.train.findings import Findings
 from vartok.train.settings import DataSettings
-
-SHUFFLE_BUFFER = 1000
-"""Number of pictures in the buffer that shuffles the stream. A tar is read in order, so that shuffling files
-is not enough."""
+from vartok.train.shuffle import divide_files, shuffle
 
 MAX_UNREADABLE_RUN = 64
 """Training gives up if no picture of a batch can be read, nor any of this many pictures after it."""
@@ -79,6 +77,7 @@ class Pictures:
     Attributes:
         fingerprint: crc32 of the sorted names of all files, without suffixes. A resumed run compares it, to
             notice that files were added, removed or renamed.
+        findings: what this process passed over, and took although damaged, so far.
 
     Args:
         sources: folders, tars, pictures, and lists (.txt) of them, as for `find_files`.
@@ -124,21 +123,7 @@ class Pictures:
             raise SourceError("no pictures found: name picture files, tar shards, or folders that hold some")
         names = "\n".join(map(_name, self._files))
         self.fingerprint = zlib.crc32(names.encode(errors="replace"))
-        self._members: dict[str, Counter[str]] = {}  # those passed over, by tar
-        self._damaged: set[str] = set()  # places of damaged pictures that were taken
-        self._grey: set[int] = set()  # hashes of the places of pictures whose colours became grey levels
-
-    def warn(self) -> None:
-        """Warn of damaged pictures that were taken, of colours converted to grey, and of members passed over.
-
-        Warns:
-            VartokWarning: there are some.
-        """
-        if damaged := list(self._damaged):
-            pictures = counted(len(damaged), "damaged picture")
-            warn(f"took what can be decoded of {pictures}, such as {min(damaged)}")
-        warn_of_grey(len(self._grey))
-        warn_of_members(sum(list(self._members.values()), Counter()))
+        self.findings = Findings()
 
     def held_out(self, workers: int) -> list[Pixels]:
         """Read the validation pictures.
@@ -163,7 +148,7 @@ class Pictures:
             return []
         # Shuffled, as the first files may all come from one folder or one shard.
         files = random.Random(0).sample(self._files, len(self._files))
-        chosen = (sample for sample in _samples(files, self._members) if self._is_held_out(sample))
+        chosen = (sample for sample in _samples(files, self.findings.members) if self._is_held_out(sample))
         pixels = (
             found
             for found in map_ordered(read, chosen, workers=workers, limit=2 * workers)
@@ -171,14 +156,27 @@ class Pictures:
         )
         return list(itertools.islice(pixels, self.settings.val_pictures))
 
+    def streams(self, world_size: int) -> int:
+        """Return the number of streams of pictures: one for all processes, or one for each.
+
+        If there are at least as many tars as processes, files are divided: in every epoch each process reads
+        its share of them alone, and a step's pictures depend on the number of processes. Otherwise each
+        process reads every tar and takes every `world_size`-th picture of one stream, so that they do not.
+
+        Args:
+            world_size: number of processes.
+        """
+        tars = sum(file.kind == "tar" for file in self._files)
+        return world_size if tars >= world_size else 1
+
     def batches(
         self, size: int, position: StreamPosition, *, rank: int = 0, world_size: int = 1, workers: int = 1
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yield batches without end; threads read ahead.
 
         Args:
             size: number of crops in a batch of this process.
-            position: position in the stream at which the first batch begins.
+            position: position in the process's stream, see `streams`, at which the first batch begins.
             rank: number of this process, from 0.
             world_size: number of processes.
             workers: number of threads that read.
@@ -187,17 +185,25 @@ class Pictures:
             TrainError: no picture of a batch can be read, nor the `MAX_UNREADABLE_RUN` pictures after it;
                 or there is no picture to train on, as all are held out or the tars hold none.
         """
+        streams = self.streams(world_size)
+        own = [rank] if streams > 1 else []
 
         def read(entry: tuple[StreamPosition, int, Sample]) -> tuple[StreamPosition, Pixels | str]:
             after, number, sample = entry
             try:
-                return after, self._crop(sample, np.random.default_rng([self.seed, after.epoch, number]))
+                rng = np.random.default_rng([self.seed, after.epoch, number, *own])
+                return after, self._crop(sample, rng)
             except VartokError as error:
                 return after, f"{_place(sample)}: {error}"
 
-        mine = itertools.islice(self._stream(position), rank, None, world_size)
+        if own:
+            mine = self._stream(position, rank, streams)
+        else:
+            mine = itertools.islice(self._stream(position), rank, None, world_size)
         found: Iterator[tuple[StreamPosition, Pixels | str]]
-        found = map_ordered(read, mine, workers=workers, limit=3 * size + workers)
+        found = map_ordered(
+            read, mine, workers=workers, limit=3 * size + workers, nbytes=lambda entry: entry[2].nbytes
+        )
         while part := list(itertools.islice(found, size)):
             good = [pixels for _, pixels in part if not isinstance(pixels, str)]
             bad = tuple(text for _, text in part if isinstance(text, str))
@@ -216,16 +222,18 @@ class Pictures:
                 found = itertools.chain(further, found)
             filled = itertools.islice(itertools.cycle(stand_ins), size - len(good))
             last = part[-1][0]
-            # The pictures of the processes with higher rank follow this process's last one.
-            after = StreamPosition(last.epoch, last.offset + world_size - 1 - rank)
+            # In one stream, the pictures of the processes with higher rank follow this process's last one.
+            after = last if own else StreamPosition(last.epoch, last.offset + world_size - 1 - rank)
             yield Batch(np.stack([*good, *filled]), bad, after)
 
-    def _stream(self, position: StreamPosition) -> Iterator[tuple[StreamPosition, int, Sample]]:
+    def _stream(
+        self, position: StreamPosition, stream: int = 0, streams: int = 1
+    ) -> Iterator[tuple[StreamPosition, int, Sample]]:
         """Yield training pictures without end: position after it, its number in the epoch, the picture."""
         skipped = position.offset
         for epoch in itertools.count(position.epoch):
             number = 0
-            for sample in self._epoch(epoch):
+            for sample in self._epoch(epoch, stream, streams):
                 number += 1
                 if number > skipped:
                     yield StreamPosition(epoch, number), number, sample
@@ -236,16 +244,21 @@ class Pictures:
                 )
             skipped = max(0, skipped - number)
 
-    def _epoch(self, epoch: int) -> Iterator[Sample]:
-        """Yield every training picture once, in the random order of the epoch."""
-        import webdataset
+    def _epoch(self, epoch: int, stream: int = 0, streams: int = 1) -> Iterator[Sample]:
+        """Yield every training picture of a stream once, in the random order of the epoch.
 
+        A stream whose files hold no picture to train on in this epoch has those of all streams instead.
+        """
         order = random.Random(f"{self.seed}/{epoch}")
         files = order.sample(self._files, len(self._files))
-        shuffled: Iterable[Sample] = webdataset.shuffle(SHUFFLE_BUFFER, rng=order)(
-            _samples(files, self._members)
-        )
-        return (sample for sample in shuffled if not self._is_held_out(sample))
+        found = False
+        samples = _samples(divide_files(files, stream, streams), self.findings.members)
+        for sample in shuffle(samples, order):
+            if not self._is_held_out(sample):
+                found = True
+                yield sample
+        if not found and streams > 1:
+            yield from self._epoch(epoch)
 
     def _is_held_out(self, sample: Sample) -> bool:
         fraction = self.settings.val_fraction
@@ -257,9 +270,10 @@ class Pictures:
         """Return the fitted pixels of a picture, and note whether it is damaged, or was converted to grey."""
         picture = sample.read(fit)
         if CONVERTED in picture.notes:
-            self._grey.add(hash(_full_place(sample)))
+            place = _full_place(sample).encode(errors="surrogatepass")
+            self.findings.grey.add(hashlib.blake2b(place, digest_size=8).digest())
         if picture.damage is not None:
-            self._damaged.add(f"{_place(sample)}: {picture.damage}")
+            self.findings.damaged.add(f"{_place(sample)}: {picture.damage}")
         return picture.pixels
 
     def _crop(self, sample: Sample, rng: np.random.Generator) -> Pixels:

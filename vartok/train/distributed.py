@@ -6,13 +6,15 @@ If there is only one process, an operation returns its input.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from vartok.errors import TrainError, one_line
 from vartok.runtime import choose_device
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -73,6 +75,12 @@ class Processes:
                 hint="start the processes with accelerate launch",
             )
 
+    def describe_precision(self) -> str:
+        """Return "bf16" or "float32"; on CUDA, float32 says which products torch computes in TF32."""
+        if self.device.type != "cuda" or self.precision != "float32":
+            return self.precision
+        return f"float32 ({_describe_tf32()})"
+
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
         if self.world_size == 1:
@@ -92,15 +100,20 @@ class Processes:
 
         return float(broadcast(torch.tensor([value], device=self.device)))
 
+    def gather_objects(self, value: T) -> list[T]:
+        """Return the values of all processes, in order of rank, in every process. They are pickled."""
+        if self.world_size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        values: list[T] = gather_object([value])
+        return values
+
     def any(self, value: bool) -> bool:
         """Return True if the value is True in at least one process."""
         if self.world_size == 1:
             return value
         return float(self.mean(torch.tensor([float(value)], device=self.device))) > 0
-
-    def sum(self, value: int) -> int:
-        """Return the sum of an integer over all processes."""
-        return round(float(self.mean(torch.tensor(float(value), device=self.device))) * self.world_size)
 
     def wait(self) -> None:
         """Wait until all processes have called this."""
@@ -118,6 +131,19 @@ def takes_bf16(precision: str, device: torch.device) -> bool:
     return device.type == "cpu" and on_cpu
 
 
+def _describe_tf32() -> str:
+    """Return the parts of networks that torch's settings let CUDA compute in TF32, in words."""
+    backends: Any = torch.backends
+    if hasattr(backends, "fp32_precision"):  # since torch 2.9, where `allow_tf32` may raise
+        parts = (backends.cuda.matmul, backends.cudnn.conv)
+        products, convolutions = (part.fp32_precision == "tf32" for part in parts)
+    else:
+        products, convolutions = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    if products == convolutions:
+        return "TF32 on" if products else "TF32 off"
+    return "TF32 in matrix products alone" if products else "TF32 in convolutions alone"
+
+
 def adam_kernels(device: torch.device) -> dict[str, bool]:
     """Return the options of torch's Adam for a device: few launches, and the results of torch's own loop.
 
@@ -125,3 +151,11 @@ def adam_kernels(device: torch.device) -> dict[str, bool]:
     takes 1% of a step there.
     """
     return {"fused": True} if device.type == "cuda" else {"foreach": True}
+
+
+def load_adam_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load an optimizer's state dict, saved on any device, but keep the optimizer's own `adam_kernels`."""
+    names = ("fused", "foreach")
+    for kept, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        group.update({name: kept[name] for name in names})
+    optimizer.load_state_dict(saved)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vartok.errors import OutputError, TrainError, counted
-from vartok.files import os_error_reason, write_bytes
+from vartok.files import write_bytes
 from vartok.images import scale_levels, to_levels
 from vartok.models.cpu import PaddedLookup
 from vartok.models.vqvae import VQVAE
@@ -22,10 +22,10 @@ from vartok.parallel import is_out_of_memory, map_ordered
 from vartok.reports.gallery import Gallery
 from vartok.runtime import pin_for, to_device
 from vartok.train.card import describe
-from vartok.train.data import Batch, Pictures
+from vartok.train.data import Batch, Pictures, StreamPosition
 from vartok.train.distributed import Processes
 from vartok.train.event_log import EventLog
-from vartok.train.folder import CARD, SAMPLES, SETTINGS, STATE, WEIGHTS
+from vartok.train.folder import CARD, SAMPLES, SETTINGS, prepare_folder
 from vartok.train.frozen import FROZEN_NOTE, FrozenTokens
 from vartok.train.history import History, write_report
 from vartok.train.kmeans import Deadline
@@ -45,9 +45,9 @@ from vartok.train.state import (
 from vartok.train.step import check_health, replace_dead_codes, training_step, update_ema
 from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
 
-PACKAGES = ("accelerate", "tensorboard", "torchmetrics", "webdataset")
+PACKAGES = ("accelerate", "tensorboard", "torchmetrics")
 START_FRACTION = 0.25  # largest share of the time limit that initialisation may take
-REPORT_EVERY = 10  # steps; a report waits for the device
+REPORT_EVERY = 10  # steps; a report waits for the device and for all processes
 
 
 def train(
@@ -73,8 +73,8 @@ def train(
         device: as for `vartok.load`: "auto", "cpu", "cuda", ...
         workers: number of threads per process that read pictures.
         report: called with every event: progress, a validation, or a note.
-        should_stop: called after every step. If it returns True in any process, the run ends after its
-            state and its checkpoint are saved.
+        should_stop: called after every step, with several processes after every tenth. If it returns True in
+            any process, the run ends after its state and its checkpoint are saved.
 
     Returns:
         True if the run is complete, False if `should_stop` ended it earlier.
@@ -136,8 +136,10 @@ def _train(
     networks.to(processes.device)
     if not processes.is_main:
         report = lambda _: None  # noqa: E731
+    if processes.device.type == "cuda" and processes.precision == "float32":
+        report(f"networks in {processes.describe_precision()}")
     _check_batch_size(settings.data.batch_size, processes.world_size)
-    _prepare_folder(run, resume)
+    prepare_folder(run, resume)
     validation_pictures = pictures.held_out(workers) if processes.is_main else []
     if not validation_pictures:
         report(
@@ -190,7 +192,13 @@ def _train(
     state = create_state(model, anchor, settings, processes, feature_channels)
     state.origin = origin
     if saved is not None:
-        restore_state(run, state, saved, settings)
+        positions = restore_state(run, state, saved, settings)
+        streams = pictures.streams(processes.world_size)
+        if len(positions) == streams:
+            state.position = positions[processes.rank % streams]
+        else:
+            state.position = StreamPosition(max(position.epoch for position in positions) + 1)
+            report("other processes share the shards than before: a new epoch of the pictures begins")
         if saved["pictures"] != pictures.fingerprint:
             report("the pictures differ from those that the run began with: their order changes too")
     if settings.start.keep_tokens:
@@ -226,8 +234,10 @@ def _train(
 
     def save_and_validate(*, running: bool) -> None:
         nonlocal shown
+        position = torch.tensor([dataclasses.astuple(state.position)], device=processes.device)
+        positions = processes.gather(position)[: pictures.streams(processes.world_size)].tolist()
         if processes.is_main:
-            save_state(run, state, seconds=seconds(), pictures=pictures.fingerprint)
+            save_state(run, state, positions=positions, seconds=seconds(), pictures=pictures.fingerprint)
             validation, gallery = None, Gallery()
             if validation_pictures:
                 tokenizer = as_tokenizer(state.ema_model, settings, processes.device)
@@ -248,7 +258,7 @@ def _train(
                 seconds=seconds(),
                 processes=processes.world_size,
                 device=processes.device,
-                precision=processes.precision,
+                precision=processes.describe_precision(),
                 validation=validation,
                 origin=state.origin,
             )
@@ -268,7 +278,16 @@ def _train(
         workers=workers,
     )
     meter, saved_at = Meter(), state.step
-    unreadable: set[str] = set()
+    unreadable: set[str] = set()  # lines that this process knows; the main process reported them
+    news: list[str] = []  # those of this process since the last report
+
+    def name_unreadable(lines: Sequence[str]) -> list[str]:
+        fresh = [line for line in dict.fromkeys(lines) if line not in unreadable]
+        for line in fresh:
+            report(line)
+        unreadable.update(fresh)
+        return fresh
+
     to_device = _BatchMover(processes.device)
     try:
         for batch, images in map_ordered(to_device, batches, workers=1, limit=2):
@@ -280,15 +299,17 @@ def _train(
             update_ema(state, settings.optimizer.ema_decay)
             replace_dead_codes(state, settings, processes, fraction)
             follow_target(state, settings, processes, validation_pictures)
-            for line in batch.unreadable:
-                if line not in unreadable:
-                    report(line)
-                unreadable.add(line)
-
+            news += name_unreadable(batch.unreadable)
             meter.add(values, len(images) * processes.world_size)
-            fraction = fraction_done()
+            # Between reports several processes do not wait for each other, nor for their devices.
+            polled = processes.world_size == 1 or state.step % REPORT_EVERY == 0
+            fraction = fraction_done() if polled else max(fraction, state.step / settings.run.steps)
             if state.step % REPORT_EVERY == 0 or fraction >= 1:
-                means = {name: float(processes.mean(value)) for name, value in meter.means().items()}
+                means = meter.means(processes.mean)
+                if processes.any(bool(news)):
+                    for lines in processes.gather_objects(news):
+                        name_unreadable(lines)
+                news.clear()
                 check_health(run, state, settings, means["loss"])
                 progress = Progress(
                     step=state.step,
@@ -299,14 +320,14 @@ def _train(
                     perplexity=tuple(state.codebook.perplexity().tolist()),
                     replaced_codes=int(state.replaced_codes),
                     images_per_second=meter.images_per_second(),
-                    unreadable=processes.sum(len(unreadable)),
+                    unreadable=len(unreadable),
                 )
                 report(progress)
                 history.add(progress)
                 if log is not None:
                     log.add_progress(progress, means, state)
                 meter = Meter()
-            if processes.any(should_stop()):
+            if polled and processes.any(should_stop()):
                 break
             if fraction < 1 and state.step - saved_at >= settings.run.val_every:
                 save_and_validate(running=True)
@@ -317,8 +338,11 @@ def _train(
             with contextlib.suppress(OutputError):
                 write_report(run, history, shown, settings, step=state.step, seconds=seconds(), running=False)
         raise
+    batches.close()  # ends the threads that add findings
+    for findings in processes.gather_objects(pictures.findings):
+        pictures.findings.update(findings)
     if processes.is_main:
-        pictures.warn()
+        pictures.findings.warn()
     return fraction >= 1
 
 
@@ -337,23 +361,6 @@ def _check_batch_size(batch_size: int, world_size: int) -> None:
             f"a batch of {batch_size} pictures cannot be divided evenly among {world_size} processes",
             hint=f"set `batch_size` to a multiple of {world_size}",
         )
-
-
-def _prepare_folder(run: Path, resume: bool) -> None:
-    """Create the run's folder.
-
-    Raises:
-        TrainError: without `resume`, the folder holds a run; with it, the folder holds no state.
-        OutputError: the folder cannot be created.
-    """
-    if not resume and ((run / STATE).is_file() or (run / WEIGHTS).is_file()):
-        raise TrainError(f"{run} holds a run already", hint="set `resume`, or name another folder")
-    if resume and not (run / STATE).is_file():
-        raise TrainError(f"{run} holds no state of a run to resume", hint="leave `resume` out")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {run}: {os_error_reason(error)}") from None
 
 
 def _fraction_done(run: RunSettings, step: int, seconds: float) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -98,9 +100,14 @@ class Meter:
         self._steps += 1
         self._images += images
 
-    def means(self) -> dict[str, Tensor]:
-        """Return the mean of every scalar over the steps added, by name."""
-        return {name: value / self._steps for name, value in self._sums.items()}
+    def means(self, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the mean of every scalar over the steps added, by name; this waits for the device.
+
+        Args:
+            mean: maps a tensor to its mean over all processes; called once.
+        """
+        means = mean(torch.stack([value / self._steps for value in self._sums.values()]))
+        return dict(zip(self._sums, means.tolist(), strict=True))
 
     def images_per_second(self) -> float:
         """Return the number of images per second since the meter was created."""

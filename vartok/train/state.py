@@ -19,7 +19,7 @@ from vartok.schedule import token_count
 from vartok.train.adversary import Adversary
 from vartok.train.codebook import EMACodebook
 from vartok.train.data import StreamPosition
-from vartok.train.distributed import Processes, adam_kernels
+from vartok.train.distributed import Processes, adam_kernels, load_adam_state
 from vartok.train.folder import STATE
 from vartok.train.frozen import freeze_tokens
 from vartok.train.objective import TrainingModel, parameter_groups
@@ -56,7 +56,7 @@ class TrainingState:
         parallel_optimizer: `optimizer` in accelerate's wrapper.
         origin: the checkpoint that is fine-tuned; None if training began from scratch.
         step: number of optimizer steps done.
-        position: position in the stream of pictures.
+        position: position in this process's stream of pictures.
         seconds: time of all earlier sessions, in seconds.
         replaced_codes: number of dead codes re-initialised so far, a scalar int64 on the model's device, so
             that counting does not wait for the device.
@@ -125,12 +125,20 @@ def create_state(
     )
 
 
-def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int) -> None:
+def save_state(
+    run: Path,
+    state: TrainingState,
+    *,
+    positions: Sequence[Sequence[int]],
+    seconds: float,
+    pictures: int,
+) -> None:
     """Write the state to the run's folder.
 
     Args:
         run: folder of the run.
-        state: state to save, except its `seconds`.
+        state: state to save, except its `seconds` and `position`.
+        positions: position of every stream of pictures, as (epoch, offset), see `Pictures.streams`.
         seconds: time of the run so far in seconds, over all sessions.
         pictures: `Pictures.fingerprint` of the training pictures.
 
@@ -151,7 +159,7 @@ def save_state(run: Path, state: TrainingState, *, seconds: float, pictures: int
     saved = {
         "pictures": pictures,
         "step": state.step,
-        "position": dataclasses.astuple(state.position),
+        "positions": [tuple(position) for position in positions],
         "seconds": seconds,
         "replaced_codes": int(state.replaced_codes),
         "peak_perplexity": state.peak_perplexity,
@@ -188,25 +196,27 @@ def read_state(run: Path) -> dict[str, Any]:
     return saved
 
 
-def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings) -> None:
+def restore_state(
+    run: Path, state: TrainingState, saved: dict[str, Any], settings: TrainSettings
+) -> list[StreamPosition]:
     """Load the values of `read_state` into a state. Learning rates and weight decay come from the settings.
+
+    Returns:
+        The position of every stream of pictures; the caller sets `position`.
 
     Raises:
         TrainError: a value is missing, or does not fit the state, as after a run with other networks.
     """
-    kernels = adam_kernels(state.replaced_codes.device)
     try:
         state.model.load_state_dict(saved["model"])
         state.ema_model.load_state_dict(saved["ema_model"])
-        for group in saved["optimizer"]["param_groups"]:  # it may have been saved on another device
-            group.update({"fused": None, "foreach": None} | kernels)
-        state.optimizer.load_state_dict(saved["optimizer"])
+        load_adam_state(state.optimizer, saved["optimizer"])
         state.codebook.usage.copy_(saved["usage"])
         state.codebook.sums.copy_(saved["sums"])
         if state.adversary is not None:
             state.adversary.load_state_dict(saved["adversary"])
         state.step, state.seconds = saved["step"], saved["seconds"]
-        state.position = StreamPosition(*saved["position"])
+        positions = [StreamPosition(*one) for one in saved.get("positions") or [saved["position"]]]
         state.replaced_codes.fill_(saved["replaced_codes"])
         state.peak_perplexity = saved["peak_perplexity"]
         state.log_mse_factor = saved.get("log_mse_factor", 1.0)  # earlier versions had no target
@@ -216,6 +226,7 @@ def restore_state(run: Path, state: TrainingState, saved: dict[str, Any], settin
     rates = settings.optimizer
     for group, lr in zip(state.optimizer.param_groups, (rates.lr, rates.encoder_lr), strict=True):
         group["base_lr"], group["weight_decay"] = lr, rates.weight_decay
+    return positions
 
 
 def diverged(run: Path, step: int) -> TrainError:

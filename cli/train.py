@@ -256,7 +256,7 @@ def _run(
 
 
 class _Stopper:
-    """Asks `train` to stop after the current step when Ctrl-C or SIGTERM arrives; a second one stops at once.
+    """Asks `train` to stop after a step when Ctrl-C or SIGTERM arrives; a second one stops at once.
 
     Signal handlers are set at the end of the first step. Before that there is nothing to save, and the first
     signal stops the program.
@@ -284,7 +284,9 @@ class _Stopper:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
         self.signal = number
         with contextlib.suppress(RuntimeError):  # the signal came while Python was writing to the same stream
-            self._display.say("stopping after this step; a second signal stops at once")
+            alone = os.environ.get("WORLD_SIZE", "1") == "1"  # set by torchrun and accelerate
+            step = "this step" if alone else "the next tenth step"
+            self._display.say(f"stopping after {step}; a second signal stops at once")
 
 
 def _show(display: Display, event: Event) -> None:

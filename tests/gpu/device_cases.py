@@ -49,7 +49,6 @@ class Sizes:
         few: pictures that are also encoded one by one and in threes.
         files: pictures of a data set.
         compiled: checkpoint whose networks torch compiles.
-        half: checkpoints that run in bfloat16 and float16; on a CPU these take minutes for the others.
     """
 
     side: int
@@ -58,11 +57,10 @@ class Sizes:
     few: int
     files: int
     compiled: str
-    half: tuple[str, ...]
 
 
-ON_GPU = Sizes(256, {"light": 500, "ch32": 500, "ch160": 16}, 64, 12, 96, "light", ("light", "ch32", "ch160"))
-ON_CPU = Sizes(64, {"light": 8, "ch32": 4, "ch160": 1, "tiny": 4}, 4, 3, 48, "tiny", ("light",))
+ON_GPU = Sizes(256, {"light": 500, "ch32": 500, "ch160": 16}, 64, 12, 96, "light")
+ON_CPU = Sizes(64, {"light": 8, "ch32": 4, "ch160": 1, "tiny": 4}, 4, 3, 48, "tiny")
 
 
 def accelerators() -> list[str]:

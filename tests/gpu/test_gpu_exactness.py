@@ -67,8 +67,6 @@ def test_another_token_than_the_nearest_is_no_near_tie(cases: Cases) -> None:
 def test_the_share_of_equal_tokens_in_a_smaller_dtype_is_stated(
     cases: Cases, sizes: Sizes, device: str, state: State, name: str, dtype: str
 ) -> None:
-    if name not in sizes.half:
-        pytest.skip("takes minutes on a CPU")
     case = cases(name)
     try:
         tokenizer = case.load(device, dtype)

@@ -85,7 +85,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tiles: Path, tmp_path: Pat
     losses(settings, tiles, parts, device, resume=True)
     one, two = states(whole, parts)
     assert one["step"] == two["step"] == 8
-    assert one["position"] == two["position"]
+    assert one["positions"] == two["positions"]
     assert difference(one, two) < 0.01
 
 

@@ -95,7 +95,7 @@ def evaluated(
     (folder / "<b>bad.png").write_bytes(b"no picture")
     gallery = Gallery()
     report = evaluate_files(
-        folder, tokenizer=small, size=16, recursive=True, gallery=gallery, compare=small, again=1
+        folder, tokenizer=small, size=32, recursive=True, gallery=gallery, compare=small, again=1
     )
     return report, gallery
 
@@ -110,6 +110,9 @@ def test_an_evaluation(small: vartok.Tokenizer, evaluated: tuple[EvaluationRepor
         "<i>one</i> (2)",
         "1 picture not measured; see below.",
         "Round trips",
+        "ST-LPIPS, VGG16",
+        "ST-LPIPS (AlexNet) by scale",
+        "Fréchet distance (Lite2), 3 pictures",
     ):
         assert any(text in one for one in found.texts), text
     assert any("<b>bad.png" in text for text in found.texts)

@@ -196,9 +196,9 @@ def test_several_processes_wait_for_each_other_once_a_step_and_at_reports(
     (tmp_path / "data" / "here.png").write_bytes(b"no picture")
     asked = itertools.count(1)
     settings = tiny(run={"steps": 30}, quantizer={"dead_code_threshold": 0.0}, data={"val_fraction": 0.0})
-    events = go(settings, tmp_path / "data", tmp_path / "run", should_stop=lambda: next(asked) == 2)
+    events = go(settings, tmp_path / "data", tmp_path / "run", should_stop=lambda: next(asked) == 12)
     assert [event.step for event in events if isinstance(event, Progress)] == [10, 20]
-    assert next(asked) == 3  # a stop was asked for at reports alone
+    assert next(asked) == 21  # the signal was heard after step 12, and told to the others after step 20
     calls = Counter(FirstOfTwo.calls)
     assert calls["mean"] == 20 + 2 * 3  # a step's codebook; at a report its means, unreadable pictures, stop
     assert calls["from_main"] == 3  # before the first step, and at reports

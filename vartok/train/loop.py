@@ -73,8 +73,8 @@ def train(
         device: as for `vartok.load`: "auto", "cpu", "cuda", ...
         workers: number of threads per process that read pictures.
         report: called with every event: progress, a validation, or a note.
-        should_stop: called after every step, with several processes after every tenth. If it returns True in
-            any process, the run ends after its state and its checkpoint are saved.
+        should_stop: called after every step. If it returns True in any process, the run ends after its
+            state and its checkpoint are saved; several processes end after the next tenth step.
 
     Returns:
         True if the run is complete, False if `should_stop` ended it earlier.
@@ -277,7 +277,7 @@ def _train(
         world_size=processes.world_size,
         workers=workers,
     )
-    meter, saved_at = Meter(), state.step
+    meter, saved_at, stopping = Meter(), state.step, False
     unreadable: set[str] = set()  # lines that this process knows; the main process reported them
     news: list[str] = []  # those of this process since the last report
 
@@ -327,7 +327,8 @@ def _train(
                 if log is not None:
                     log.add_progress(progress, means, state)
                 meter = Meter()
-            if polled and processes.any(should_stop()):
+            stopping = should_stop() or stopping
+            if polled and processes.any(stopping):
                 break
             if fraction < 1 and state.step - saved_at >= settings.run.val_every:
                 save_and_validate(running=True)

@@ -196,9 +196,8 @@ def _read_settings(
     from vartok.train.loop import check_packages
 
     check_packages()
-    if (
-        overrides["start"] and start is None and (preset or "light") in PRESETS
-    ):  # a file may name a checkpoint
+    from_scratch = {*PRESETS} - {"light-looks"}  # this one and a file may name a checkpoint
+    if overrides["start"] and start is None and (preset or "light") in from_scratch:
         raise typer.BadParameter("--keep-tokens needs --from, the checkpoint whose tokens are kept")
     if preset and preset.endswith(".toml"):
         os.stat(preset)  # raises FileNotFoundError; an unknown preset without this suffix is a usage error

@@ -144,6 +144,7 @@ def train(
       vartok train xrays -o run --channels 1
       vartok train xrays -o run --from shipped --steps 2000 --lr 3e-4
       vartok train xrays -o run --from shipped --keep-tokens
+      vartok train photos -o run --preset light-looks
       accelerate launch -m vartok train shards/*.tar -o run --preset var
     """
     overrides: dict[str, Any] = {
@@ -196,7 +197,7 @@ def _read_settings(
     from vartok.train.loop import check_packages
 
     check_packages()
-    from_scratch = {*PRESETS} - {"light-looks"}  # this one and a file may name a checkpoint
+    from_scratch = set(PRESETS) - {"light-looks"}  # a file may name a checkpoint too
     if overrides["start"] and start is None and (preset or "light") in from_scratch:
         raise typer.BadParameter("--keep-tokens needs --from, the checkpoint whose tokens are kept")
     if preset and preset.endswith(".toml"):

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import vartok
+from vartok import inputs
 from vartok.errors import ImageError, TokenFileError, TokensError
 from vartok.schedule import VAR_256
 from vartok.tokens import TokenMaps
@@ -149,3 +150,18 @@ def test_a_bright_picture_is_not_taken_for_one_in_0_to_1(light: vartok.Tokenizer
         light.encode(pixels)
         pixels.flags.writeable = False  # as PIL's are
         light.encode(pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_levels_cross_to_a_device_in_a_dtype_that_mps_has(
+    light: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: type[np.unsignedinteger[Any]]
+) -> None:
+    crossed = []
+
+    def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+        crossed.append(tensor.dtype)
+        return tensor.to(device)
+
+    monkeypatch.setattr(inputs, "to_device", to_device)
+    light.latent(np.zeros((1, 16, 16, 3), dtype))
+    assert crossed == [torch.uint8 if dtype == np.uint8 else torch.int16]

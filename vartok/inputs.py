@@ -74,7 +74,7 @@ def image_batch(
             hint="resize or crop it, as `vartok.images.read_picture` does",
         )
     if is_levels:
-        return _scaled(to_device(batch, device)), None
+        return _scaled(batch, device), None
     bounds: Tensor | None = torch.stack(batch.detach().aminmax())
     if bounds is not None and batch.device.type == "cpu":
         check_bounds(*bounds.tolist())
@@ -89,7 +89,8 @@ def _as_tensor(images: Images, channels: int) -> Tensor:
     [B, C, H, W] float32 in [-1, 1]; other dtypes keep their shape and values.
     """
     if isinstance(images, (list, tuple)):
-        batches = [_scaled(_as_tensor(image, channels)) for image in images]
+        tensors = [_as_tensor(image, channels) for image in images]
+        batches = [_scaled(tensor, tensor.device) for tensor in tensors]
         stackable = batches and all(
             isinstance(image, Tensor) and image.shape[:-2] == (channels,) for image in images
         )
@@ -129,13 +130,13 @@ def _as_tensor(images: Images, channels: int) -> Tensor:
     return pixels
 
 
-def _scaled(images: Tensor) -> Tensor:
-    """Scale [B, H, W, C] uint8 or uint16 to [B, C, H, W] float32 in [-1, 1]; return others as they are."""
+def _scaled(images: Tensor, device: torch.device) -> Tensor:
+    """Scale [B, H, W, C] uint8 or uint16 to [B, C, H, W] float32 in [-1, 1] on a device; return others."""
     if images.dtype == torch.uint16:
-        images = images.view(torch.int16)
+        images = images.view(torch.int16)  # before it crosses to the device: MPS has no uint16
     elif images.dtype != torch.uint8:
         return images
-    return scale_levels(images)
+    return scale_levels(to_device(images, device))
 
 
 def _pil_pixels(image: Any, channels: int) -> NDArray[Any]:

@@ -59,7 +59,11 @@ def test_the_command_trains_and_says_so(vartok: Vartok, tiles: Path, tmp_path: P
         (["{tiles}", "-o", "run", "--resume", "--from", "shipped"], 2, "leave --from out"),
         (["{tiles}", "-o", "run", "--resume", "--keep-tokens"], 2, "leave --keep-tokens out"),
         (["{tiles}", "-o", "run", "--keep-tokens"], 2, "--keep-tokens needs --from"),
-        (["nowhere", "-o", "run", "-p", "light-looks", "--keep-tokens"], 1, "nowhere: no such file"),
+        (
+            ["{tiles}", "-o", "run", "--preset", "light-looks", "--keep-tokens", "--channels", "1"],
+            2,
+            "in_channels cannot be changed: shipped has its own",
+        ),
         (["{tiles}", "-o", "run", "--from", "none.pth"], 1, "none.pth: no such file or folder"),
         (["{tiles}", "-o", "run", "--from", "{tiles}/tile00.png"], 1, "neither a safetensors nor a PyTorch"),
         (["nowhere", "-o", "run"], 1, "nowhere: no such file or folder"),

@@ -19,7 +19,7 @@ from vartok.errors import VartokWarning
 from vartok.models import cuda, cuda_quantizer, light
 from vartok.models import quantizer as quantizer_module
 from vartok.models.cuda import optimize_for_cuda
-from vartok.models.cuda_quantizer import CudaQuantizer, RowLookup, _matrices
+from vartok.models.cuda_quantizer import CudaQuantizer, RowLookup, _matrices, _pooling
 from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x
 from vartok.models.quantizer import MultiScaleQuantizer
 from vartok.runtime import DTYPES
@@ -189,6 +189,19 @@ def test_matrices_that_are_too_large_are_not_made(
     _matrices.cache_clear()
     for one, other in zip(found, quantizer.encode(latent, schedule), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 10), (7, 16)])
+def test_pooling_by_a_matrix(grid: tuple[int, int]) -> None:
+    f = torch.randn(1, 5, 7, 33)
+    cells = _pooling(grid, (7, 33), torch.device("cpu")) @ f[0].flatten(1).T
+    assert torch.allclose(cells.T.view(1, 5, *grid), quantizer_module.area_pool(f, grid), atol=1e-6)
+
+
+def test_the_pooling_of_a_large_latent_takes_no_memory_but_its_matrix() -> None:
+    matrix = _pooling((1, 2), (256, 256), torch.device("cpu"))  # a one-hot map per cell would be 16 GiB
+    assert matrix.shape == (2, 1 << 16)
+    assert matrix.unique().tolist() == [0, 2**-15]
 
 
 @pytest.mark.parametrize("znorm", [False, True])

@@ -1,8 +1,11 @@
 """Functions run as CUDA graphs: when a graph is made and used; here with a stand-in that captures nothing."""
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import MagicMock
 
 import noise
 import pytest
@@ -13,7 +16,7 @@ from torch import Tensor
 from vartok.errors import VartokWarning
 from vartok.models import cuda_graphs
 from vartok.models.cuda import graphed_networks, graphed_quantizer, optimize_for_cuda
-from vartok.models.cuda_graphs import GRAPHED_SHAPES, GraphedFunction, Tensors
+from vartok.models.cuda_graphs import GRAPHED_SHAPES, GraphedFunction, Tensors, _Graph
 
 
 class Recorder:
@@ -154,3 +157,40 @@ def test_a_models_functions_as_graphs() -> None:
     want = plain.quantize.encode(plain.encode(images), schedule)
     assert all(torch.equal(*pair) for pair in zip(maps, want, strict=True))
     assert torch.allclose(found, plain.decode(plain.quantize.decode(want, schedule)), atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("operation not permitted")])
+def test_a_graph_is_captured_on_a_stream_of_its_device_which_is_left(
+    error: RuntimeError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams: list[Any] = ["the caller's"]
+    captured = []
+
+    @contextlib.contextmanager
+    def stream(given: Any) -> Iterator[None]:
+        streams.append(given)
+        try:
+            yield
+        finally:
+            del streams[streams.index(given) :]
+
+    @contextlib.contextmanager
+    def graph(graph: object, *, stream: Any, **options: object) -> Iterator[None]:
+        """Leave the stream current after an error, as torch does."""
+        streams.append(stream)
+        captured.append(stream)
+        yield
+        if error:
+            raise error
+        streams.pop()
+
+    shared = MagicMock()
+    for name, stand_in in {"stream": stream, "graph": graph, "device": contextlib.nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(cuda_graphs, "_shared", {torch.device("cpu"): shared}.__getitem__)
+    with pytest.raises(RuntimeError, match="not permitted") if error else contextlib.nullcontext():
+        _Graph(lambda given: given, latent(), None)
+    assert captured == [shared.stream]
+    assert streams == ["the caller's"]

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -106,15 +106,19 @@ class _Graph:
     def __init__(self, function: Callable[[Tensors], Tensors], argument: Tensors, kept: object) -> None:
         self._kept = kept
         self._device = argument.device if isinstance(argument, Tensor) else argument[0].device
-        pool, self._replayed = _shared(self._device)
+        shared = _shared(self._device)
+        self._replayed = shared.replayed
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(self._device):
             self._input = _cloned(argument)
-            with _side_stream():
+            # torch's own stream for captures is of one device: of another's work it captures nothing.
+            with _running_on(shared.stream):  # torch leaves its stream current where a capture fails
                 function(self._input)  # makes workspaces of libraries, which a capture cannot
-            # Other threads may allocate memory meanwhile.
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._output = function(self._input)
+                # Other threads may allocate memory meanwhile.
+                with torch.cuda.graph(
+                    self._graph, pool=shared.pool, stream=shared.stream, capture_error_mode="thread_local"
+                ):
+                    self._output = function(self._input)
 
     def replay(self, argument: Tensors) -> Tensors:
         """Compute the function of another argument of the same kind."""
@@ -129,20 +133,33 @@ class _Graph:
         return result
 
 
+class _Shared(NamedTuple):
+    """The parts that all graphs of a device share.
+
+    Attributes:
+        pool: memory pool of their maps.
+        stream: stream on which they are captured.
+        replayed: event of the last use of the memory.
+    """
+
+    pool: Any
+    stream: torch.cuda.Stream
+    replayed: torch.cuda.Event
+
+
 @functools.cache
-def _shared(device: torch.device) -> tuple[Any, torch.cuda.Event]:
-    """Return the memory pool of a device's graphs, and the event of the last use of it."""
-    return torch.cuda.graph_pool_handle(), torch.cuda.Event()
+def _shared(device: torch.device) -> _Shared:
+    return _Shared(torch.cuda.graph_pool_handle(), torch.cuda.Stream(device), torch.cuda.Event())
 
 
 @contextlib.contextmanager
-def _side_stream() -> Iterator[None]:
-    """Run on another stream inside the block, as a capture does."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
+def _running_on(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Run on a stream inside the block, after the current stream's work and before what it does next."""
+    current = torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
         yield
-    current.wait_stream(side)
+    current.wait_stream(stream)
 
 
 def _listed(tensors: Tensors) -> Sequence[Tensor]:

@@ -123,25 +123,28 @@ def _matrices(schedule: Schedule, refine: bool, device: torch.device) -> tuple[S
         scales = []
         for grid, n in coarser:
             fits = 9 * n * finest[1] <= MAX_REFINING
-            pooling = _pooling(grid, finest[0]).to(device) if fits else None
-            refining = _refining(grid, finest[0], refine).to(device) if fits else None
+            pooling = _pooling(grid, finest[0], device) if fits else None
+            refining = _refining(grid, finest[0], refine, device) if fits else None
             scales.append(ScaleMatrices(pooling, refining))
         return (*scales, ScaleMatrices(None, None))
 
 
-def _pooling(grid: Grid, finer: Grid) -> Tensor:
+def _pooling(grid: Grid, finer: Grid, device: torch.device) -> Tensor:
     """Return the matrix of area pooling: [cells of `grid`, cells of `finer`] float32."""
-    cells = math.prod(finer)
-    alone = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, *finer)
-    return area_pool(alone, grid).view(cells, -1).T.contiguous()
+    areas = []
+    for coarse, fine in zip(grid, finer, strict=True):
+        alone = torch.eye(fine, dtype=torch.float32, device="cpu")
+        areas.append((F.adaptive_avg_pool1d(alone, coarse) > 0).T.contiguous().to(device, torch.float32))
+    inside = torch.kron(*areas)  # 1 where a cell of `finer` is in the area of one of `grid`
+    return inside / inside.sum(1, keepdim=True)
 
 
-def _refining(grid: Grid, finer: Grid, refine: bool) -> Tensor:
-    """Return the matrix of `ScaleMatrices.refining` on the CPU."""
+def _refining(grid: Grid, finer: Grid, refine: bool, device: torch.device) -> Tensor:
+    """Return the matrix of `ScaleMatrices.refining`, made on the device from a ninth of its bytes."""
     rows, columns = finer
-    matrix = upsampling(grid, finer, torch.device("cpu"))
+    matrix = upsampling(grid, finer, torch.device("cpu")).to(device, copy=True)
     if not refine:
-        return matrix.clone()
+        return matrix
     padded = F.pad(matrix.view(rows, columns, -1), (0, 0, 1, 1, 1, 1))
     shifts = [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
     return torch.stack(shifts, -1).reshape(rows * columns, -1)

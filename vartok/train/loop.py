@@ -204,8 +204,10 @@ def _train(
             report("the pictures differ from those that the run began with: their order changes too")
     if settings.start.keep_tokens:
         state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
-    if processes.is_main and (target := target_psnr(state, settings)) is not None:
-        report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
+    if processes.is_main:
+        target = target_psnr(state, settings, validation_pictures)
+        if target is not None:
+            report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
 
     # ------------------------------------------------------------------------------------------------
     # Length of the run

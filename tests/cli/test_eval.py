@@ -317,6 +317,7 @@ def test_without_torchmetrics(vartok: Vartok, folder: Path, monkeypatch: pytest.
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    monkeypatch.setitem(sys.modules, "stlpips_pytorch", None)  # which comes after it, and is not named
     result = vartok("eval", "-r", "in", code=1)
     assert re.fullmatch("vartok: .*torchmetrics.*\n", result.stderr)
     assert result.stdout == ""

@@ -100,7 +100,7 @@ def test_table(vartok: Vartok, folder: Path) -> None:
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0] == ["3", "pictures"]
     both = [*found["models"], *found["baselines"]]
-    assert ["vartok-light-v1", "JPEG", "WebP"] in lines
+    assert ["vartok-light-v2", "JPEG", "WebP"] in lines
     assert ["PSNR,", "dB", *(f"{one['psnr']:.2f}" for one in both)] in lines
     assert ["SSIM", *(f"{one['ssim']:.4f}" for one in both)] in lines
     assert ["MS-SSIM", *(f"{one['ms_ssim']:.4f}" for one in both)] in lines
@@ -227,7 +227,7 @@ def test_compared_side_by_side(vartok: Vartok, folder: Path, other: Path) -> Non
     assert turned["models"] == [theirs, {**mine, "weights": "shipped"}]
     text = vartok("eval", "-r", "in", *QUICK, "--compare", other, "--worst", "1").stdout
     lines = [line.split() for line in text.splitlines()]
-    assert ["vartok-light-v1", "[other]"] in lines  # brackets are no markup
+    assert ["vartok-light-v2", "[other]"] in lines  # brackets are no markup
     assert ["PSNR,", "dB", f"{mine['psnr']:.2f}", f"{theirs['psnr']:.2f}"] in lines
     assert "Scales of [other]" in text
     assert "PSNR of [other]" in text

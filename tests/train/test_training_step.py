@@ -120,6 +120,13 @@ def test_a_step_between_reports_reads_nothing_back_from_the_device(
             meter.means(same)
 
 
+def test_means_are_over_the_steps_that_have_a_scalar() -> None:
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)}, 2)
+    meter.add({"loss": torch.tensor(3.0), "generator": torch.tensor(5.0)}, 2)  # its first step
+    assert meter.means(same) == {"loss": 2.0, "generator": 5.0}
+
+
 def test_a_replaced_code_begins_without_moments() -> None:
     settings, processes = settings_of("gradient"), one_process("cpu")
     torch.manual_seed(0)

@@ -45,7 +45,16 @@ def report_of(vartok: Vartok, *args: object, code: int = 0) -> dict[str, Any]:
 
 def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vartok.cli.eval_tables", None)  # imports Rich, which JSON needs not
-    options = ["--zoom", "1.125", "--resample", "adm", "--background", "#102030", "--baselines"]
+    options = [
+        "--zoom",
+        "1.125",
+        "--resample",
+        "adm",
+        "--background",
+        "#102030",
+        "--baselines",
+        "--no-perceptual",
+    ]
     report = report_of(vartok, "in/a.png", *options)
     assert report.keys() == {
         *(
@@ -94,8 +103,8 @@ def test_json(vartok: Vartok, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_table(vartok: Vartok, folder: Path) -> None:
-    found = report_of(vartok, "-r", "in", "--size", "176", "--baselines", "--worst", "1")
-    result = vartok("eval", "-r", "in", "--size", "176", "--baselines", "--worst", "1")
+    args = ("-r", "in", "--size", "176", "--baselines", "--worst", "1", "--no-perceptual")
+    found, result = report_of(vartok, *args), vartok("eval", *args)
     assert re.fullmatch(r"vartok: evaluated 3 in [\d.]+ s\n", result.stderr)
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0] == ["3", "pictures"]

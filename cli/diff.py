@@ -162,9 +162,9 @@ def _table(found: TokensDiff) -> Table:
 
 def _summary(found: TokensDiff) -> str:
     told = [f"{counted(found.pictures, 'picture')} compared, {found.differing:,} with other tokens"]
-    told += [f"{n:,} only in {name}" for n, name in zip(found.only, "AB", strict=True) if n]
-    if found.example is not None:
-        told[-1] += f" (the first: {printable(found.example, 100)})"
+    for name, n, first in zip("AB", found.only, found.first_only, strict=True):
+        if first is not None:
+            told.append(f"{n:,} only in {name} (the first: {printable(first, 100)})")
     return "; ".join(told)
 
 

@@ -216,7 +216,7 @@ def report_results(
     """
     report = Report(
         results.total,
-        verb=f"dry run: to be {verb}" if write.dry_run else verb,
+        verb="dry run: planned" if write.dry_run else verb,
         quiet=messages.quiet,
         debug=messages.debug,
         after_stop=after_stop(results, output, force=write.force),

@@ -63,7 +63,8 @@ def test_diff_of_files_with_several_pictures(vartok: Vartok, here: Path) -> None
     vartok("encode", "0.png", "1.png", "-o", "a.jsonl", *QUICK)
     vartok("encode", "1.png", "2.png", "-o", "b.jsonl", *QUICK)
     shown = vartok("diff", "a.jsonl", "b.jsonl", code=1).stdout
-    assert "1 picture compared, 0 with other tokens; 1 only in A; 1 only in B (the first: 0.png)" in shown
+    assert "1 picture compared, 0 with other tokens; 1 only in A (the first: 0.png);" in shown
+    assert "1 only in B (the first: 2.png)" in shown
     with open(here / "b.jsonl", "a") as file:
         file.write("{}\n")
     failed = vartok("diff", "a.jsonl", "b.jsonl", code=2)

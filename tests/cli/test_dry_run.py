@@ -37,7 +37,7 @@ def test_encode(vartok: Vartok, here: Path) -> None:
         "in/s/b.png -> out/s/b.tokens.npz",
     ]
     assert "vartok: missing.png: no such file or folder" in run.stderr
-    assert "dry run: to be encoded 3, 1 failed" in run.stderr
+    assert "dry run: planned 3, 1 failed" in run.stderr
     assert vartok("encode", "in/a.png", "-n", "-o", "all.jsonl").stdout == "in/a.png -> all.jsonl\n"
     assert vartok("encode", "-n", stdin=b"x").stdout == "standard input -> stdout\n"
     assert names(here) == before

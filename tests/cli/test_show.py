@@ -258,7 +258,7 @@ def test_bad_inputs_cost_one_line_each(vartok: Vartok, pair: Path) -> None:
     assert "made with" in vartok("show", "other.npz", code=1).output
     vartok("show", "other.npz", "--any-weights")
     (pair / "empty").mkdir()
-    assert "folder without a data set" in vartok("show", "empty", code=2).output
+    assert "folder without a data set: name the files in it" in vartok("show", "empty", code=2).output
     assert "no X, and standard input is empty" in vartok("show", code=2).output
     for option in (
         ["--keys", "a"],

@@ -55,7 +55,7 @@ def test_collections_are_compared_by_key(here: Path) -> None:
     b = write(here / "b.jsonl", *(tokens(f"{n}.png", last=n // 5) for n in (5, 4, 3, 2, 7, 1)))
     seen: list[tuple[str, VartokError | None]] = []
     diff = diff_tokens(a, b, progress=lambda *told: seen.append(told))
-    assert (diff.pictures, diff.differing, diff.only, diff.example) == (5, 1, (1, 1), "0.png")
+    assert (diff.pictures, diff.differing, diff.only, diff.first_only) == (5, 1, (1, 1), ("0.png", "7.png"))
     assert diff.scales == [ScaleDiff(5, 0), ScaleDiff(30, 1)]
     assert diff.maps[SCHEDULE][1][1].tolist() == [[0, 0, 0], [0, 0, 1]]
     assert len(seen) == 5

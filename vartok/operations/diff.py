@@ -60,7 +60,7 @@ class TokensDiff:
         pictures: number of pictures that both sides have.
         differing: number of those with other tokens.
         only: number of pictures that only the first side has, and only the second.
-        example: key of one such picture, or None.
+        first_only: key of the first such picture of each side, or None.
         failed: number of pictures that could not be read or compared.
         scales: the difference of every scale.
         maps: for each schedule, the number of pictures and K arrays: array k is [h_k, w_k] int64, the number
@@ -72,7 +72,7 @@ class TokensDiff:
     pictures: int = 0
     differing: int = 0
     only: tuple[int, int] = (0, 0)
-    example: str | None = None
+    first_only: tuple[str | None, str | None] = (None, None)
     failed: int = 0
     scales: list[ScaleDiff] = field(default_factory=list)
     maps: dict[Schedule, tuple[int, list[NDArray[np.int64]]]] = field(default_factory=dict)
@@ -301,7 +301,7 @@ def _pair_by_key(sides: list[_Side], diff: _Diff) -> None:
         raise SourceError(f"{sides[0].name} and {sides[1].name} hold no tokens")
     left = [sum(map(len, side.values())) for side in waiting]
     diff.result.only = (left[0], left[1])
-    diff.result.example = next((key for side in waiting for key in side), None)
+    diff.result.first_only = (next(iter(waiting[0]), None), next(iter(waiting[1]), None))
 
 
 class _Diff:

@@ -302,7 +302,12 @@ def _find(inputs: Iterable[str | BinaryIO]) -> list[Input]:
             assert isinstance(source, str)
             found.append(Input(PurePath(source), CHECKPOINT, source))
         else:
-            found += find_inputs(source, PICTURE_KINDS if kind == "picture" else TOKEN_KINDS)
+            try:
+                found += find_inputs(source, PICTURE_KINDS if kind == "picture" else TOKEN_KINDS)
+            except ArgumentError as error:
+                if not (isinstance(source, str) and os.path.isdir(source)):
+                    raise
+                raise ArgumentError(str(error), hint="name the files in it") from None
     return found
 
 

@@ -23,7 +23,7 @@ def test_a_few_steps_bring_a_held_out_photo_nearer_to_its_original(tmp_path: Pat
         "light-looks",
         {
             "data": {"batch_size": 4, "val_fraction": 0.25, "zoom": 3.0},  # of eight photos, one
-            "loss": {"adversarial_ramp": 20},
+            "loss": {"adversarial_ramp": 20, "log_mse": 0.02},  # so low as its PSNR is low already
             "optimizer": {"warmup_steps": 5, "ema_decay": 0.8},
             "run": {"steps": 24, "precision": "float32"},
         },

@@ -28,7 +28,8 @@ def print_report(
     labels = texts.model_labels(report, checkpoints)
     tables = [_figures_table(report, labels)]
     models = list(zip(report.models, labels, strict=True))
-    tables += [_table(f"Scales of {label}", texts.scale_rows(model)) for model, label in models]
+    for model, label in models:
+        tables.append(_table(f"Scales of {label}", texts.scale_rows(model), texts.worse_scales(model)))
     if report.models[0].round_trips:
         tables += [_table(f"Round trips of {label}", texts.trip_rows(model)) for model, label in models]
     if report.agreements:
@@ -44,9 +45,9 @@ def _figures_table(report: evaluation.EvaluationReport, labels: list[str]) -> Ta
     return _table(counted(report.pictures, "picture"), (["", *labels, *titles], texts.figure_rows(report)))
 
 
-def _table(title: str, headings_and_rows: tuple[list[str], texts.Rows]) -> Table:
+def _table(title: str, headings_and_rows: tuple[list[str], texts.Rows], caption: str = "") -> Table:
     headings, rows = headings_and_rows
-    table = new_table(title, *headings)
+    table = new_table(title, *headings, caption=caption)
     for row in rows:
         table.add_row(*row)
     return table

@@ -22,8 +22,8 @@ def table_width() -> int:
     return shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
 
 
-def new_table(title: str, *columns: str) -> Table:
-    """Make a table without rows.
+def new_table(title: str, *columns: str, caption: str = "") -> Table:
+    """Make a table without rows; the caption stands below it.
 
     Columns without a heading, and "scale", "grid" and "picture", are left-aligned, the others right-aligned.
     """
@@ -35,6 +35,9 @@ def new_table(title: str, *columns: str) -> Table:
         title=Text(title, no_wrap=True, overflow="ignore"),  # on one line, even if wider than the table
         title_justify="left",
         title_style="bold",
+        caption=Text(caption, no_wrap=True, overflow="ignore") if caption else None,
+        caption_justify="left",
+        caption_style="",
         box=box.Box(str(box.SIMPLE_HEAD), ascii=True),  # Rich would replace another by one with frames
         show_edge=False,
         pad_edge=False,

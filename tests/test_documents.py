@@ -90,7 +90,7 @@ def place(here: Path) -> Path:
     with tarfile.open(here / "shards" / "0.tar", "w") as tar:
         for n in range(3):
             tar.add(here / "photos" / "trip" / f"{n}.jpg", f"{n}.jpg")
-    shutil.copy(ROOT / "weights" / "vartok-light-v1.safetensors", here / "shipped.safetensors")
+    shutil.copy(ROOT / "weights" / "vartok-light-v2.safetensors", here / "shipped.safetensors")
     return here
 
 

@@ -126,7 +126,7 @@ def test_image_tokens_of_another_checkpoint_are_refused_by_name(
 ) -> None:
     [item] = light.image_tokens(light.encode(photos[:1]), ["a.png"])
     with pytest.raises(
-        TokenFileError, match=r"a\.png: the tokens were made with vartok-light-v1 .*, not with var"
+        TokenFileError, match=r"a\.png: the tokens were made with vartok-light-v2 .*, not with var"
     ) as error:
         var.decode(item)
     assert "`tokens.flatten()[None]` with `schedule=tokens.schedule`" in str(error.value.hint)

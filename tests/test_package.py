@@ -268,9 +268,9 @@ def test_the_wheel_holds_every_file_of_every_package(wheel: zipfile.ZipFile) -> 
         found = (path for kind in ("*.py", "*.toml", "templates/*") for path in (ROOT / folder).rglob(kind))
         wanted |= {f"{package}/{path.relative_to(ROOT / folder)}" for path in found}
     weights = {f"vartok/weights/{path.name}" for path in (ROOT / "weights").glob("*.[smt]*")}
-    assert {"vartok/weights/vartok-light-v1.safetensors", "vartok/weights/vartok-light-v1.md"} <= weights
+    assert {"vartok/weights/vartok-light-v2.safetensors", "vartok/weights/vartok-light-v2.md"} <= weights
     assert installed == wanted | weights
-    for name in ("vartok/weights/vartok-light-v1.safetensors", "vartok/py.typed"):
+    for name in ("vartok/weights/vartok-light-v2.safetensors", "vartok/py.typed"):
         folder, _, file = name.removeprefix("vartok/").rpartition("/")
         assert wheel.read(name) == (ROOT / (folder or "vartok") / file).read_bytes()
 

@@ -263,6 +263,17 @@ def test_float32_and_tf32_wait_for_each_other() -> None:
     assert order == ["float32", "left", "tf32"]
 
 
+def test_tf32_inside_float32_is_an_error_instead_of_a_wait_without_end() -> None:
+    device = torch.device("cpu")
+    with network_precision(device, "float32"):
+        with network_precision(device, "float32"), pytest.raises(RuntimeError, match=r"tf32 .* inside"):
+            network_precision(device, "tf32").__enter__()
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+    with network_precision(device, "tf32"):
+        pass
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_cpu_without_a_dtype_computes_in_float32_with_weights_rounded_to_it(
     coffee: Tensor, monkeypatch: pytest.MonkeyPatch, dtype: str

@@ -167,6 +167,9 @@ def network_precision(device: torch.device, dtype: str, *, grad: bool = False) -
         device: device whose autocast is switched off.
         dtype: a key of `DTYPES`; float32 products are computed in TF32 for "tf32", else in float32.
         grad: keep the caller's gradient mode; if False, gradients are switched off.
+
+    Raises:
+        RuntimeError: the block is inside one of the other precision of products.
     """
     gradients = contextlib.nullcontext() if grad else torch.no_grad()
     products = _PRODUCTS.computed_in("tf32" if dtype == "tf32" else "ieee")
@@ -183,28 +186,36 @@ class _ProductPrecision:
     """The precision in which torch computes products of float32 numbers: "ieee" is float32, "tf32" is TF32.
 
     torch's settings are per process, and a kernel is chosen when it is called: the first thread to enter
-    changes them, the last one to leave restores the user's, and a thread with another precision waits.
+    changes them, the last one to leave restores the user's, and a thread with another precision waits until
+    no thread is inside.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside: list[int] = []  # a thread's id for each of its blocks
         self._precision = ""
         self._restore: Callable[[], None] = _do_nothing
 
     @contextlib.contextmanager
     def computed_in(self, precision: str) -> Iterator[None]:
-        """Compute products in a precision, "ieee" or "tf32", inside the block."""
+        """Compute products in a precision, "ieee" or "tf32", inside the block.
+
+        Raises:
+            RuntimeError: the thread is inside a block of the other precision, and would wait for itself.
+        """
+        thread = threading.get_ident()
         with self._changed:
+            if thread in self._inside and self._precision != precision:
+                raise RuntimeError(f"a block of {precision} products is inside one of {self._precision}")
             self._changed.wait_for(lambda: not self._inside or self._precision == precision)
             if not self._inside:
                 self._restore, self._precision = _set_product_precision(precision), precision
-            self._inside += 1
+            self._inside.append(thread)
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._inside.remove(thread)
                 if not self._inside:
                     self._restore()
                     self._changed.notify_all()

@@ -94,7 +94,7 @@ def test_overrides_win_over_the_files_own_words(tmp_path: Path) -> None:
 
 def test_the_shipped_checkpoint() -> None:
     found = read_checkpoint("shipped")
-    assert (found.name, found.license, found.notes) == ("vartok-light-v1", "MIT", ())
+    assert (found.name, found.license, found.notes) == ("vartok-light-v2", "MIT", ())
     assert found.config == read_settings("light").model
 
 

@@ -139,7 +139,7 @@ def test_tokens_of_another_checkpoint(vartok: Vartok, here: Path, other_weights:
     vartok("encode", "own.png", "-o", "own.npz")
     [line] = vartok("decode", "img.npz", code=1).stderr.splitlines()
     assert line.startswith("vartok: img.npz: ")
-    for part in ("other", "vartok-light-v1", "--weights", "--any-weights"):
+    for part in ("other", "vartok-light-v2", "--weights", "--any-weights"):
         assert part in line
     assert not (here / "img.decoded.png").exists()
     assert "decoded 1, 1 failed" in vartok("decode", "img.npz", "own.npz", "-o", "out", code=3).stderr

@@ -120,7 +120,7 @@ def test_tokens_of_another_codebook(vartok: Vartok, here: Path, tokens: list[Ima
     changed = {name: tensor * 2 for name, tensor in shipped.tensors.items()}
     write_checkpoint(here / "other.safetensors", type(shipped)("other", None, shipped.config, changed))
     result = vartok("inspect-codebook", "-w", "other.safetensors", "--usage", "tokens/0.tokens.npz", code=1)
-    assert "the tokens were made with vartok-light-v1" in result.stderr
+    assert "the tokens were made with vartok-light-v2" in result.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from vartok.schedule import NAMED, check_schedule, phi_index
 
 def test_schedules_are_listed_with_the_phis_of_a_checkpoint(vartok: Vartok, here: Path) -> None:
     shown = json.loads(vartok("schedules", "--json").stdout)
-    assert (shown["checkpoint"], shown["phis"]) == ("vartok-light-v1", 4)
+    assert (shown["checkpoint"], shown["phis"]) == ("vartok-light-v2", 4)
     assert {row["name"]: check_schedule(row["schedule"]) for row in shown["schedules"]} == NAMED
     assert [row["name"] for row in shown["schedules"] if row["own"]] == ["var-256"]
     for row in shown["schedules"]:

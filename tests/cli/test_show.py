@@ -73,7 +73,7 @@ def test_tokens_are_decoded(vartok: Vartok, pair: Path, tokenizer: library.Token
     run = vartok("show", "img.tokens.npz")
     assert np.array_equal(pixels(run.stdout_bytes), decoded_pixels(tokenizer, tokens_of(data)[0]))
     found = re.fullmatch(
-        r"vartok: img.png, 64 x 64 pixels, 2 scales, 17 tokens, ([0-9.]+) dB, vartok-light-v1\n", run.stderr
+        r"vartok: img.png, 64 x 64 pixels, 2 scales, 17 tokens, ([0-9.]+) dB, vartok-light-v2\n", run.stderr
     )
     assert found, run.stderr
     assert 10 < float(found[1]) < 40
@@ -152,7 +152,7 @@ def test_token_maps_and_animations(vartok: Vartok, pair: Path, tokenizer: librar
     assert (sheet[: below[0]] == 0).any()  # a heading
     [drawing] = draw_files(["img.tokens.npz"], load=lambda _: tokenizer, maps=True)
     assert drawing.heading.startswith(
-        "img.png, 64 x 64 pixels, 2 scales, 17 tokens, vartok-light-v1\nabove: "
+        "img.png, 64 x 64 pixels, 2 scales, 17 tokens, vartok-light-v2\nabove: "
     )
     vartok("decode", "img.tokens.npz", "--animate")
     said = vartok("show", "img.tokens.npz", "--animate", "-o", "build.webp").stderr
@@ -234,7 +234,7 @@ def test_a_checkpoint_is_drawn_as_its_atlas(
 ) -> None:
     monkeypatch.setattr(atlas, "draw_atlas", lambda _: np.zeros((32, 32, 3), np.uint8))
     run = vartok("show", "light", "-o", "codes.png")
-    assert "vartok-light-v1, 4,096 codes of 32 channels" in run.stderr
+    assert "vartok-light-v2, 4,096 codes of 32 channels" in run.stderr
     assert pixels(here / "codes.png").shape == (32, 32, 3)
     (here / "run").mkdir()
     (here / "run" / "weights.safetensors").touch()

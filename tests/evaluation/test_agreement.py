@@ -115,7 +115,7 @@ def test_names_that_cannot_be_loaded(weights: Path, files: list[Path]) -> None:
     assert caught.value.hint == (
         "did you mean bfloat16? name a device, or one of float32, tf32, bfloat16, float16, in `agree`"
     )
-    with pytest.raises(ArgumentError, match="`agree` loads vartok-light-v1, but small is measured"):
+    with pytest.raises(ArgumentError, match="`agree` loads vartok-light-v2, but small is measured"):
         evaluate_files(files, tokenizer=vartok.load(weights, device="cpu"), agree="bfloat16", device="cpu")
 
 

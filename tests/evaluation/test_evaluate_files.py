@@ -103,7 +103,7 @@ def test_a_report_without_pictures_is_an_error_if_pictures_failed(small: vartok.
 
 def test_checkpoints_are_loaded_or_given(small: vartok.Tokenizer, folder: Path) -> None:
     report = evaluate_files(folder / "a.png", device="cpu", size=32, compare=small, scales=False)
-    assert [scores.model.name for scores in report.models] == ["vartok-light-v1", "small"]
+    assert [scores.model.name for scores in report.models] == ["vartok-light-v2", "small"]
     assert report.fit.multiple == 16
     assert report.models[1].scale_psnr is None
 

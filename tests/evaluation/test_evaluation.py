@@ -39,7 +39,8 @@ from vartok.evaluation import (
 )
 from vartok.evaluation.baselines import compress
 from vartok.evaluation.figures import figures
-from vartok.evaluation.perceptual import load_perceptual
+from vartok.evaluation.perceptual import PerceptualMeter, PerceptualNetworks, load_perceptual
+from vartok.evaluation.tables import worse_scales
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
 from vartok.schedule import square
 from vartok.sources import Sample
@@ -428,6 +429,42 @@ def test_perceptual_figures(light: vartok.Tokenizer) -> None:
     assert quick.st_lpips_alex is not None
 
 
+def test_perceptual_figures_are_computed_in_float32() -> None:
+    """CUDA computes convolutions in TF32 by default."""
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    seen: list[bool] = []
+
+    class Network(nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            seen.append(convolutions.fp32_precision != "ieee" or torch.is_grad_enabled())
+            return [images]
+
+        features = forward
+
+        def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
+            return (features[0] - others[0]).abs().mean((1, 2, 3))
+
+    network: Any = Network()
+    meter = PerceptualMeter(PerceptualNetworks(network, network, network), torch.device("cpu"))
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    assert meter.measure(pixels, [pixels], [[pixels]]).alex == (0.0,)
+    assert seen == [False] * 7
+    assert convolutions.fp32_precision != "ieee"
+
+
+def test_a_picture_that_does_not_fit_into_memory_fails_alone(
+    light: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(reference: NDArray[np.uint8], copy: NDArray[np.uint8]) -> float:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr("vartok.evaluation.run.ssim", scarce)
+    evaluation = Evaluation([light], Fit(size=(32, 32)), scales=False)
+    [failure] = evaluation.measure(named(FILES[:1]))
+    assert isinstance(failure, Failure)
+    assert str(failure.error) == "not enough memory to measure this picture"
+
+
 def test_networks_that_cannot_measure_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(VartokWarning, match="they need pictures of 1 or 3 channels, not the checkpoint's 5$"):
         assert load_perceptual(channels=5) is None
@@ -451,6 +488,29 @@ def test_scales_left_out_change_nothing_else(
     assert report.models[0] == replace(scores_and_report[1].models[0], scale_psnr=None)
     assert report.baselines == scores_and_report[1].baselines
     assert "scale_psnr" not in report.methods()
+
+
+@pytest.mark.parametrize(
+    ("psnr", "st_lpips", "said"),
+    [
+        ((1.0, 2.0, 3.0), (0.3, 0.2, 0.1), ""),
+        (None, None, ""),
+        ((1.0, 0.9, 3.0), None, "Worse: PSNR falls with scale 2."),
+        (
+            (1.0, 2.0, 1.5),
+            (0.1, 0.2, 0.3),
+            "Worse: PSNR falls with scale 3; ST-LPIPS rises with scales 2, 3.",
+        ),
+    ],
+)
+def test_scales_that_get_worse_are_named(
+    scores_and_report: tuple[tuple[PictureScores, ...], EvaluationReport],
+    psnr: tuple[float, ...] | None,
+    st_lpips: tuple[float, ...] | None,
+    said: str,
+) -> None:
+    scores = replace(scores_and_report[1].models[0], scale_psnr=psnr, scale_st_lpips=st_lpips)
+    assert worse_scales(scores) == said
 
 
 def test_every_figure_has_one_name_and_one_title(

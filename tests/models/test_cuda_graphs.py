@@ -88,6 +88,15 @@ def test_large_batches_and_more_shapes_get_no_graph() -> None:
     assert len(Recorder.made) == GRAPHED_SHAPES == 4
 
 
+def test_in_a_capture_of_the_callers_own_the_function_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = GraphedFunction(double, 64)
+    x = latent()
+    for capturing, replays in ((False, []), (True, []), (False, [1]), (True, [1])):
+        monkeypatch.setattr(cuda_graphs, "_capturing", lambda _, capturing=capturing: capturing)
+        assert torch.equal(function(x), x * 2)
+        assert [graph.replays for graph in Recorder.made] == replays
+
+
 def test_maps_of_several_scales() -> None:
     def total(maps: list[Tensor], schedule: tuple[int, ...]) -> list[Tensor]:
         return [tokens + len(schedule) for tokens in maps]

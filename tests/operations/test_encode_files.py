@@ -112,13 +112,13 @@ def test_decode_file_gives_the_pixels_of_the_command(
     assert (np.asarray(picture) == decoded_pixels(tokenizer, tokens)).all()
     assert library.decode_file("img.npz", tokenizer=tokenizer, restore_size=True).size == (300, 200)
     assert library.decode_file("img.npz", tokenizer=tokenizer, strip=True, scales=3).size == (768, 256)
-    message = r"img\.npz: the tokens were made with vartok-light-v1 .*, not with other "
+    message = r"img\.npz: the tokens were made with vartok-light-v2 .*, not with other "
     with pytest.raises(TokenFileError, match=message) as refused:
         library.decode_file("img.npz", weights=other_weights, device="cpu")
     assert "`any_weights`" in str(refused.value.hint)
     [result] = library.decode_files("img.npz", "out/", weights=other_weights, device="cpu")
     assert result.input == "img.npz"
-    assert re.match("the tokens were made with vartok-light-v1 .*, not with other ", str(result.error))
+    assert re.match("the tokens were made with vartok-light-v2 .*, not with other ", str(result.error))
     assert result.error
     assert "`any_weights`" in str(result.error.hint)
     drawn = library.decode_file("img.npz", weights=other_weights, device="cpu", any_weights=True)

@@ -73,7 +73,7 @@ def test_tokens_of_the_same_settings_are_skipped_without_torch(
     skipped = vartok("encode", "-r", "in", "-o", "out", "--skip-existing", *QUICK)
     assert skipped.stderr.startswith("vartok: encoded 0, 3 skipped in ")
     told = vartok("encode", "-r", "in", "-o", "out", "--skip-existing", *QUICK, "-w", other_weights, code=1)
-    assert "checkpoint vartok-light-v1 (9dc453ccf34b), not other (" in told.stderr
+    assert "checkpoint vartok-light-v2 (9dc453ccf34b), not other (" in told.stderr
 
 
 def test_a_jsonl_is_compared_line_by_line(vartok: Vartok, encoded: Path) -> None:

@@ -25,7 +25,7 @@ from vartok.errors import (
     VartokError,
 )
 from vartok.images import Fit, Picture, Views, read_picture, to_pixels, to_tensor
-from vartok.operations import decode_tokens, encode_pictures, encode_views, streams
+from vartok.operations import decode_streams, decode_tokens, encode_pictures, encode_views, streams
 from vartok.parallel import map_ordered
 from vartok.schedule import adapt_schedule, square
 from vartok.token_files import dump_json
@@ -163,7 +163,8 @@ def test_other_devices_prefetch_and_give_the_same_tokens(
 
 def test_batches_are_bounded_by_pixels(tokenizer: vartok.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bound for pictures to encode, for views and for tokens to decode."""
-    monkeypatch.setattr(streams, "picture_weight", lambda config, size: max(1.0, size[0] * size[1] / 1024))
+    for module in (streams, decode_streams):
+        monkeypatch.setattr(module, "picture_weight", lambda _, size: max(1.0, size[0] * size[1] / 1024))
     away: Any = Elsewhere(tokenizer)
     encode, decode = tokenizer.encode, tokenizer.decode
     seen: list[tuple[int, ...]] = []

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,6 +102,21 @@ def test_latents_stay_near_the_checkpoints_in_a_resumed_run_too(
     assert moved
     for name, tensor in held.items():
         assert torch.equal(tensor, first[_of_model(name).removeprefix("model.")]), name
+
+
+@pytest.mark.parametrize(("measured", "held_out"), [(False, 1), (True, 0)])
+def test_a_target_of_psnr_needs_pictures_when_a_run_begins_and_when_it_goes_on(
+    measured: bool, held_out: int
+) -> None:
+    before = Validation(step=0, pictures=1, psnr=20.0, used=(), perplexity=(), total_used=0)
+    origin = SimpleNamespace(validation=before if measured else None)
+    state: Any = SimpleNamespace(origin=origin)
+    settings = tiny(start={"weights": "w"}, loss={"log_mse": 1.0, "target_psnr_drop": 1.5})
+    pictures = [np.zeros((64, 64, 3), np.uint8)]
+    with pytest.raises(TrainError, match="no picture is held out to measure them"):
+        psnr_target.target_psnr(state, settings, pictures[:held_out])
+    origin.validation = before
+    assert psnr_target.target_psnr(state, settings, pictures) == 18.5
 
 
 def _of_model(name: str) -> str:

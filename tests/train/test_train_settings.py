@@ -3,11 +3,16 @@
 import dataclasses
 
 import pytest
+import torch
 from tiny_run import tiny
 
 from vartok.errors import ConfigError
 from vartok.train import PRESETS, parse_settings, read_settings
+from vartok.train.adversary import PatchDiscriminator
+from vartok.train.perceptual import random_window
+from vartok.train.settings import MIN_PATCH_SIDE
 from vartok.train.settings_file import dump_settings
+from vartok.train.unused import unused_settings
 
 
 def test_settings_survive_toml() -> None:
@@ -49,6 +54,10 @@ def test_settings_survive_toml() -> None:
             "[model]\nin_channels = 5\n[loss]\nmse = 1.0\nperceptual = 1.0\n",
             "perceptual needs a model of 1 or 3",
         ),
+        (
+            "[model]\npatch_nums = [[1, 1]]\n[loss]\nmse = 1.0\nadversarial = 0.1\n",
+            'adversarial_net "patch" needs crops of 28 pixels',
+        ),
         ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "needs .* latent_anchor"),
     ],
 )
@@ -88,3 +97,18 @@ def test_only_training_from_scratch_limits_principal_components(model: dict[str,
     with pytest.raises(ConfigError, match=reason):
         tiny(model=model)
     assert tiny(model=model, start={"weights": "w"}).start.weights == "w"
+
+
+def test_the_smallest_crop_of_a_patch_discriminator_has_a_logit() -> None:
+    rows, columns = random_window((MIN_PATCH_SIDE, MIN_PATCH_SIDE), 0, 0)
+    [logits] = PatchDiscriminator()(torch.zeros(2, 3, MIN_PATCH_SIDE, MIN_PATCH_SIDE)[:, :, rows, columns])
+    assert logits.shape == (2, 1, 1, 1)
+
+
+def test_settings_without_effect_are_named() -> None:
+    assert [unused_settings(read_settings(preset)) for preset in PRESETS] == [[], [], [], []]
+    changed = {"adversarial": 0.0, "perceptual": 0.0, "perceptual_net": "efficientnet-lite1"}
+    assert unused_settings(read_settings("light-looks", {"loss": changed})) == [
+        "[loss] adversarial_net, adversarial_adaptive, adversarial_ramp are not used: adversarial is 0",
+        "[loss] perceptual_net is not used: neither perceptual nor a projected discriminator is used",
+    ]

@@ -1,5 +1,6 @@
 """One training step: what it reads back from the device, and what dead codes leave behind."""
 
+import contextlib
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vartok.features import load_features
 from vartok.models.vqvae import VQVAE
 from vartok.train import TrainSettings
 from vartok.train.distributed import adam_kernels, load_adam_state
+from vartok.train.frozen import FrozenTokens
 from vartok.train.perceptual import PerceptualNetworks
 from vartok.train.progress import Meter
 from vartok.train.start import LinearTransform
@@ -32,6 +35,7 @@ def one_process(device: str) -> Any:
         prepare=lambda *parts: parts,
         backward=lambda loss: loss.backward(),
         clip_grad_norm_=nn.utils.clip_grad_norm_,
+        autocast=contextlib.nullcontext,
     )
     return SimpleNamespace(accelerator=accelerator, device=torch.device(device), mean=same, gather=same)
 
@@ -39,12 +43,16 @@ def one_process(device: str) -> Any:
 def begin(settings: TrainSettings, processes: Any) -> TrainingState:
     model = VQVAE(settings.model).to(processes.device)
     anchor = LinearTransform.empty(settings.model).to(processes.device)
-    return create_state(model, anchor, settings, processes)
+    features = load_features("efficientnet-lite0").channels if settings.loss.uses_features else []
+    state = create_state(model, anchor, settings, processes, features)
+    if settings.start.keep_tokens:
+        state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
+    return state
 
 
-def settings_of(codebook: str) -> TrainSettings:
+def settings_of(codebook: str, **tables: dict[str, Any]) -> TrainSettings:
     quantizer = {"codebook": codebook, "dead_code_threshold": 0.9, "codebook_ema_decay": 0.8}
-    return tiny(quantizer=quantizer)
+    return tiny(quantizer=quantizer, **tables)
 
 
 class NoValues(TorchFunctionMode):
@@ -69,15 +77,37 @@ class NoUnknownShapes(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("codebook", ["ema", "gradient"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        settings_of("ema"),
+        settings_of("gradient"),
+        settings_of(
+            "ema",
+            loss={
+                "log_mse": 1.0,
+                "blockiness": 1.0,
+                "perceptual": 1.0,
+                "adversarial": 0.1,
+                "adversarial_net": "projected",
+                "target_psnr_drop": 1.0,
+            },
+            start={"weights": "w", "keep_tokens": True},
+        ),
+    ],
+    ids=["ema", "gradient", "looks"],
+)
 def test_a_step_between_reports_reads_nothing_back_from_the_device(
-    monkeypatch: pytest.MonkeyPatch, codebook: str
+    monkeypatch: pytest.MonkeyPatch, settings: TrainSettings
 ) -> None:
-    monkeypatch.setattr("vartok.train.state.adam_kernels", lambda _: adam_kernels(torch.device("cuda")))
-    settings, processes = settings_of(codebook), one_process("cpu")
+    for module in ("state", "adversary"):
+        monkeypatch.setattr(
+            f"vartok.train.{module}.adam_kernels", lambda _: adam_kernels(torch.device("cuda"))
+        )
+    processes = one_process("cpu")
     torch.manual_seed(0)
-    state = begin(settings, processes)
-    images, meter, networks = torch.rand(4, 3, 64, 64), Meter(), PerceptualNetworks()
+    state, networks = begin(settings, processes), PerceptualNetworks.load(settings.loss)
+    images, meter = torch.rand(2, 3, 64, 64), Meter()
     assert state.codebook.replace_every == 1
     with NoValues(), NoUnknownShapes():  # type: ignore[no-untyped-call]
         for _ in range(2):  # the second one has AdamW's moments
@@ -88,6 +118,13 @@ def test_a_step_between_reports_reads_nothing_back_from_the_device(
             meter.add(values, len(images))
         with pytest.raises(AssertionError, match="waits for the device"):  # a report does
             meter.means(same)
+
+
+def test_means_are_over_the_steps_that_have_a_scalar() -> None:
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0)}, 2)
+    meter.add({"loss": torch.tensor(3.0), "generator": torch.tensor(5.0)}, 2)  # its first step
+    assert meter.means(same) == {"loss": 2.0, "generator": 5.0}
 
 
 def test_a_replaced_code_begins_without_moments() -> None:

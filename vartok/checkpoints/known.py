@@ -137,7 +137,7 @@ KNOWN: Mapping[str, KnownCheckpoint] = {
 
 def shipped_checkpoint() -> Path:
     """Return the path of the checkpoint that is installed with vartok."""
-    return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v1.safetensors"))
+    return Path(str(importlib.resources.files("vartok.weights") / "vartok-light-v2.safetensors"))
 
 
 def suggest_name(name: str) -> str:

@@ -16,7 +16,7 @@ from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores
 from vartok.images import MAX_BYTES, MAX_PIXELS
 from vartok.images.channels import CONVERTED, warn_of_grey
 from vartok.loading import load
-from vartok.metrics import load_inception, load_lpips
+from vartok.metrics import load_inception, load_lpips, require_torchmetrics
 from vartok.operations import (
     MAX_NATIVE_TOKENS,
     Input,
@@ -117,6 +117,7 @@ def evaluate_files(
         VartokWarning: files, or members of tars, were passed over; colours were converted to grey levels; or
             `perceptual` needs packages that are not installed, or pictures of other channels.
     """
+    require_torchmetrics()  # before checkpoints and networks are loaded
     given = make_fit(
         fit,
         size=size,

@@ -14,6 +14,7 @@ from vartok.features import NETWORKS, load_features
 from vartok.images import to_tensor
 from vartok.images.tensors import Pixels, to_rgb_bytes
 from vartok.optional import require
+from vartok.runtime import exact_float32
 from vartok.st_lpips import PACKAGE, STLPIPS, load_st_lpips
 
 MIN_SIDE = 32
@@ -98,7 +99,6 @@ class PerceptualMeter:
         """Return whether pictures of this size in pixels are measured."""
         return min(height, width) >= MIN_SIDE and height * width <= MAX_PIXELS
 
-    @torch.no_grad()
     def measure(
         self, reference: Pixels, copies: Sequence[Pixels], prefixes: Sequence[Sequence[Pixels]]
     ) -> PerceptualFigures:
@@ -110,7 +110,7 @@ class PerceptualMeter:
             prefixes: lists of further copies, such as those after each scale, of which only ST-LPIPS on
                 AlexNet is measured.
         """
-        with self._lock:
+        with self._lock, exact_float32(self._device):
             original = self._to_images(reference)
             images = [self._to_images(copy) for copy in copies]
             features = self._alex.features(original)

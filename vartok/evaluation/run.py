@@ -24,8 +24,9 @@ from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
 from vartok.metrics import LPIPS_MIN_SIDE, FrechetDistance, ms_ssim, psnr, require_torchmetrics, ssim
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count, picture_weight
-from vartok.parallel import map_batches, map_ordered
+from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.reports.gallery import Gallery, shrink
+from vartok.runtime import exact_float32
 from vartok.schedule import Schedule
 from vartok.sources import Sample
 from vartok.tokenizer import Tokenizer
@@ -153,7 +154,9 @@ class Evaluation:
                 return self._compare(name, found)
             except VartokError as error:
                 return Failure(name, error)
-            except MemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 return Failure(name, VartokError("not enough memory to measure this picture"))
 
         pictures = map_ordered(read, samples, workers=workers, limit=limit)
@@ -263,7 +266,7 @@ class Evaluation:
         """Return B LPIPS distances of [B, H, W, C] pixels; None without LPIPS, or for too small pictures."""
         if self._lpips is None or min(references.shape[1:3]) < LPIPS_MIN_SIDE:
             return None
-        with torch.no_grad():
+        with exact_float32(self._device):
             copy, reference = (
                 to_tensor(to_rgb_bytes(part)).to(self._device) for part in (copies, references)
             )
@@ -274,7 +277,7 @@ class Evaluation:
         """Return Inception features [B, D] of [B, H, W, C] pixels; None without rFID."""
         if self._inception is None:
             return None
-        with torch.no_grad():
+        with exact_float32(self._device):
             images = torch.from_numpy(to_rgb_bytes(pixels)).permute(0, 3, 1, 2).to(self._device)
             features: Tensor = self._inception(images)
         return features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from vartok.errors import counted, printable
@@ -89,6 +90,20 @@ def scale_rows(scores: ModelScores) -> tuple[list[str], Rows]:
         cells += [f"{usage.used:,}", f"{usage.coverage:.1%}", f"{usage.perplexity:,.0f}"]
         rows.append(cells + [f"{scores.round_trips[number - 1].equal.by_scale[k]:.1%}" for number in trips])
     return headings, rows
+
+
+def worse_scales(scores: ModelScores) -> str:
+    """Return a sentence that names the scales after which a figure is worse than before; "" if none is."""
+    found = []
+    for figure, values, verb, sign in (
+        ("PSNR", scores.scale_psnr, "falls", 1),
+        ("ST-LPIPS", scores.scale_st_lpips, "rises", -1),
+    ):
+        pairs = enumerate(itertools.pairwise(values or ()), 2)
+        worse = [str(k) for k, (before, after) in pairs if sign * (after - before) < 0]
+        if worse:
+            found.append(f"{figure} {verb} with scale{'s' * (len(worse) > 1)} {', '.join(worse)}")
+    return f"Worse: {'; '.join(found)}." if found else ""
 
 
 def trip_rows(scores: ModelScores) -> tuple[list[str], Rows]:

@@ -33,7 +33,8 @@ class GraphedFunction:
     """A function that is captured in a CUDA graph for each kind of arguments that occurs twice.
 
     Arguments are of one kind if their tensors have the same shapes and dtypes and their settings are equal. A
-    graph that does not compute what the function computes for the batch that it is made of is not used.
+    graph that does not compute what the function computes for the batch that it is made of is not used. While
+    the caller captures a graph of its own, which cannot hold another, the function runs.
 
     Args:
         function: takes one or more [B, ..., h, w] on a CUDA device, as a tensor or a sequence, and settings.
@@ -62,7 +63,7 @@ class GraphedFunction:
         """Run the function, or a graph of it; results are the caller's to keep."""
         tensors = _listed(argument)
         cells = max(len(tensor) * tensor.shape[-2] * tensor.shape[-1] for tensor in tensors)
-        if not self._works or not 0 < cells <= self._max_cells:
+        if not self._works or not 0 < cells <= self._max_cells or _capturing(tensors[0].device):
             return self._function(argument, *settings)
         kind = (*((tensor.shape, tensor.dtype) for tensor in tensors), *settings)
         with _LOCK:
@@ -160,6 +161,10 @@ def _running_on(stream: torch.cuda.Stream) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     current.wait_stream(stream)
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _listed(tensors: Tensors) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vartok.models.optimized_quantizer import OptimizedQuantizer, folded, upsampling
+from vartok.models.optimized_quantizer import OptimizedQuantizer, folded
 from vartok.models.packed_conv import PublicConv2d
 from vartok.models.quantizer import Lookup, MultiScaleQuantizer, Phi, area_pool
 from vartok.schedule import Grid, Schedule, phi_index
@@ -131,23 +131,36 @@ def _matrices(schedule: Schedule, refine: bool, device: torch.device) -> tuple[S
 
 def _pooling(grid: Grid, finer: Grid, device: torch.device) -> Tensor:
     """Return the matrix of area pooling: [cells of `grid`, cells of `finer`] float32."""
-    areas = []
-    for coarse, fine in zip(grid, finer, strict=True):
-        alone = torch.eye(fine, dtype=torch.float32, device="cpu")
-        areas.append((F.adaptive_avg_pool1d(alone, coarse) > 0).T.contiguous().to(device, torch.float32))
-    inside = torch.kron(*areas)  # 1 where a cell of `finer` is in the area of one of `grid`
+    inside = _kron(*(_areas(*sides).to(device) for sides in zip(grid, finer, strict=True)))
     return inside / inside.sum(1, keepdim=True)
 
 
 def _refining(grid: Grid, finer: Grid, refine: bool, device: torch.device) -> Tensor:
-    """Return the matrix of `ScaleMatrices.refining`, made on the device from a ninth of its bytes."""
-    rows, columns = finer
-    matrix = upsampling(grid, finer, torch.device("cpu")).to(device, copy=True)
+    """Return the matrix of `ScaleMatrices.refining`."""
+    matrix = _kron(*(_bicubic(*sides).to(device) for sides in zip(grid, finer, strict=True)))
     if not refine:
         return matrix
+    rows, columns = finer
     padded = F.pad(matrix.view(rows, columns, -1), (0, 0, 1, 1, 1, 1))
     shifts = [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
     return torch.stack(shifts, -1).reshape(rows * columns, -1)
+
+
+def _areas(cells: int, finer: int) -> Tensor:
+    """Return which of `finer` cells of a side are in the area of each of `cells`: [cells, finer] 0 or 1."""
+    alone = torch.eye(finer, dtype=torch.float32, device="cpu")
+    return F.adaptive_avg_pool1d(alone, cells).T.gt(0).float()
+
+
+def _bicubic(cells: int, finer: int) -> Tensor:
+    """Return the matrix of bicubic upsampling along one side: [finer, cells] float32."""
+    alone = torch.eye(cells, dtype=torch.float32, device="cpu").view(1, cells, cells, 1)
+    return F.interpolate(alone, (finer, 1), mode="bicubic").view(cells, finer).T
+
+
+def _kron(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the Kronecker product, [a, b] and [c, d] -> [a c, b d]; `torch.kron` fails on some strides."""
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
 def _taps(phi: Phi) -> tuple[Tensor, Tensor]:

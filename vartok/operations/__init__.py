@@ -1,6 +1,7 @@
 """Encode and decode files, with the parts that evaluation and data sets share: inputs, settings, streams."""
 
 from vartok.operations.decode import decode_file, decode_files
+from vartok.operations.decode_streams import decode_tokens
 from vartok.operations.encode import encode_file, encode_files
 from vartok.operations.inputs import Input, find_inputs
 from vartok.operations.outputs import FileResult, FileResults
@@ -18,7 +19,6 @@ from vartok.operations.streams import (
     MAX_BATCHED_PIXELS,
     MAX_NATIVE_TOKENS,
     PictureSource,
-    decode_tokens,
     encode_pictures,
     encode_views,
 )

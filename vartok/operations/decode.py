@@ -12,6 +12,7 @@ from vartok.errors import ArgumentError, VartokError
 from vartok.flat_tokens import FlatTokens
 from vartok.images.tensors import as_pil
 from vartok.operations.decode_run import DecodeRun
+from vartok.operations.decode_streams import decode_tokens
 from vartok.operations.existing import PictureComparison
 from vartok.operations.inputs import TOKEN_KINDS, Source, check_path, find_inputs, name_file
 from vartok.operations.layouts import make_layout
@@ -21,7 +22,6 @@ from vartok.operations.plan import OutputPlan
 from vartok.operations.preview import preview
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model, default_batch_size, default_workers, resolve_tokenizer
-from vartok.operations.streams import decode_tokens
 from vartok.suffixes import TOKEN_ENDINGS
 from vartok.token_sources import load_row
 

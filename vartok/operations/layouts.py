@@ -22,6 +22,7 @@ from vartok.images.animation import (
     encode_animation,
 )
 from vartok.maps import MapPainter
+from vartok.operations.decode_streams import join_pictures, restore_pictures
 from vartok.operations.originals import (
     build_up_heading,
     comparison_tiles,
@@ -29,7 +30,6 @@ from vartok.operations.originals import (
     original_tile,
     read_original,
 )
-from vartok.operations.streams import join_pictures, restore_pictures
 
 if TYPE_CHECKING:
     from vartok.images.tensors import Pixels

@@ -20,6 +20,7 @@ from vartok.errors import ArgumentError, CheckpointError, ImageError, VartokErro
 from vartok.flat_tokens import FlatTokens
 from vartok.images import Fit, Picture, picture_suffixes, read_picture
 from vartok.maps import MapPainter
+from vartok.operations.decode_streams import decode_tokens
 from vartok.operations.inputs import PICTURE_KINDS, TOKEN_KINDS, Input, find_inputs, kind_of_stream
 from vartok.operations.originals import (
     build_up_heading,
@@ -30,7 +31,6 @@ from vartok.operations.originals import (
 )
 from vartok.operations.rows import FlatSchedules, Keys, RowSelection
 from vartok.operations.settings import check_model
-from vartok.operations.streams import decode_tokens
 from vartok.sources.places import is_url
 from vartok.suffixes import TABLES, TARS, TOKEN_FILES
 

@@ -17,6 +17,7 @@ from vartok.evaluation.tables import (
     picture_figures,
     scale_rows,
     trip_rows,
+    worse_scales,
 )
 from vartok.reports.charts import bar_chart, line_chart
 from vartok.reports.codebook import codebook_section
@@ -77,7 +78,10 @@ def evaluation_page(
         headings=headings,
         rows=rows,
         rows_text=f"The {MAX_ROWS:,} of lowest PSNR." if report.pictures > MAX_ROWS else "",
-        scales=[(label, scale_rows(scores)) for label, scores in zip(labels, report.models, strict=True)],
+        scales=[
+            (label, scale_rows(scores), worse_scales(scores))
+            for label, scores in zip(labels, report.models, strict=True)
+        ],
         trips=[
             (label, trip_rows(scores))
             for label, scores in zip(labels, report.models, strict=True)

@@ -43,6 +43,7 @@ from vartok.train.state import (
     save_state,
 )
 from vartok.train.step import check_health, replace_dead_codes, training_step, update_ema
+from vartok.train.unused import unused_settings
 from vartok.train.validation import as_tokenizer, export_weights, validate, write_sample
 
 PACKAGES = ("accelerate", "tensorboard", "torchmetrics")
@@ -146,8 +147,8 @@ def _train(
             "no validation: no readable picture is held out; add pictures, or raise [data] val_fraction in a "
             "settings file, given by `preset`"
         )
-    if settings.data.grayscale_prob and (channels := settings.model.in_channels) != 3:
-        report(f"[data] grayscale_prob is not used: the model has {counted(channels, 'channel')}, not 3")
+    for note in unused_settings(settings):
+        report(note)
 
     # ------------------------------------------------------------------------------------------------
     # Initial weights: from a saved state, a checkpoint, or computed from the pictures
@@ -203,8 +204,10 @@ def _train(
             report("the pictures differ from those that the run began with: their order changes too")
     if settings.start.keep_tokens:
         state.model.frozen = FrozenTokens(model, settings.model.patch_nums)
-    if processes.is_main and (target := target_psnr(state, settings)) is not None:
-        report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
+    if processes.is_main:
+        target = target_psnr(state, settings, validation_pictures)
+        if target is not None:
+            report(f"[loss] log_mse follows {target:.2f} dB on validation pictures")
 
     # ------------------------------------------------------------------------------------------------
     # Length of the run

@@ -55,10 +55,9 @@ class PerceptualNetworks:
         Raises:
             VartokError: a package or its weights are missing or damaged.
         """
-        projected = settings.adversarial and settings.adversarial_net == "projected"
         return cls(
             lpips=load_lpips().requires_grad_(False) if settings.lpips else None,
-            features=load_features(settings.perceptual_net) if settings.perceptual or projected else None,
+            features=load_features(settings.perceptual_net) if settings.uses_features else None,
         )
 
     def to(self, device: torch.device) -> None:

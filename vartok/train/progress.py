@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,23 +91,24 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
+        self._steps = Counter[str]()
+        self._images = 0
         self._begin = time.monotonic()
 
     def add(self, values: dict[str, Tensor], images: int) -> None:
         """Add the scalars of a step, by name, and its number of images."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value
-        self._steps += 1
+        self._steps.update(values.keys())
         self._images += images
 
     def means(self, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the mean of every scalar over the steps added, by name; this waits for the device.
+        """Return the mean of every scalar over the steps that have it, by name; this waits for the device.
 
         Args:
             mean: maps a tensor to its mean over all processes; called once.
         """
-        means = mean(torch.stack([value / self._steps for value in self._sums.values()]))
+        means = mean(torch.stack([value / self._steps[name] for name, value in self._sums.items()]))
         return dict(zip(self._sums, means.tolist(), strict=True))
 
     def images_per_second(self) -> float:

@@ -20,19 +20,24 @@ MAX_CHANGE = 0.15  # largest change of the weight's logarithm
 RANGE = (1 / 16, 4.0)  # of the factor of the weight
 
 
-def target_psnr(state: TrainingState, settings: TrainSettings) -> float | None:
+def target_psnr(state: TrainingState, settings: TrainSettings, pictures: Sequence[Pixels]) -> float | None:
     """Return the PSNR that the validation pictures should have, in dB; None if there is no target.
 
+    Args:
+        state: state of the run, which holds the PSNR of the checkpoint that it fine-tunes.
+        settings: settings of the run.
+        pictures: the validation pictures.
+
     Raises:
-        TrainError: the run has not measured the checkpoint that it fine-tunes.
+        TrainError: there are none, now or when the run began.
     """
     drop = settings.loss.target_psnr_drop
     if drop is None:
         return None
-    if state.origin is None or state.origin.validation is None:
+    if state.origin is None or state.origin.validation is None or not pictures:
         raise TrainError(
-            "[loss] target_psnr_drop needs the PSNR of the checkpoint that is fine-tuned, and no picture is "
-            "held out to measure it",
+            "[loss] target_psnr_drop needs the PSNR of the checkpoint that is fine-tuned and that of the "
+            "run, and no picture is held out to measure them",
             hint="add pictures, raise [data] val_fraction, or leave target_psnr_drop out",
         )
     return state.origin.validation.psnr - drop
@@ -56,7 +61,7 @@ def follow_target(
         return
     change = 0.0
     if processes.is_main:
-        target = target_psnr(state, settings)
+        target = target_psnr(state, settings, pictures)
         assert target is not None
         change = GAIN * (target - _psnr(state, processes, pictures, settings.data.batch_size))
     factor = state.log_mse_factor * math.exp(processes.from_main(max(-MAX_CHANGE, min(MAX_CHANGE, change))))

@@ -12,6 +12,9 @@ from vartok.features import NETWORKS
 MAX_PATCH_VALUES = 8192
 """Largest number of values of a patch of several channels; their covariance takes 1 GiB of memory with it."""
 
+MIN_PATCH_SIDE = 28
+"""Shortest side of a crop, in pixels, whose window is large enough for a logit of the patch discriminator."""
+
 UNUSED_IF_TOKENS_ARE_KEPT = (
     "[quantizer] codebook",
     "[quantizer] dead_code_threshold",
@@ -159,6 +162,11 @@ class LossSettings:
     adversarial_ramp: int = 0
     target_psnr_drop: float | None = None
 
+    @property
+    def uses_features(self) -> bool:
+        """True if a loss or the discriminator needs the features of `perceptual_net`."""
+        return bool(self.perceptual or (self.adversarial and self.adversarial_net == "projected"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
@@ -293,6 +301,11 @@ class TrainSettings:
         ):
             if weight and self.model.in_channels not in (1, 3):
                 raise ConfigError(f"[loss] {name} needs a model of 1 or 3 channels: set it to 0")
+        if loss.adversarial and loss.adversarial_net == "patch" and min(height, width) < MIN_PATCH_SIDE:
+            raise ConfigError(
+                f'[loss] adversarial_net "patch" needs crops of {MIN_PATCH_SIDE} pixels a side or more: '
+                'choose "projected", or set adversarial to 0'
+            )
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:
             raise ConfigError(

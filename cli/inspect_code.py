@@ -113,9 +113,9 @@ def _as_json(tokenizer: Tokenizer, report: CodeReport, uses: CodeUses | None) ->
 
 def _code_table(report: CodeReport, checkpoint: str) -> Table:
     table = new_table(f"Code {report.code} of {printable(checkpoint)}", "", "")
-    table.add_row("norm", f"{report.norm:.3g}")
+    table.add_row("norm", f"{report.norm:#.3g}")
     for n, (code, distance) in enumerate(report.neighbours):
-        table.add_row("nearest codes" if n == 0 else "", f"{code}, distance {distance:.3g}")
+        table.add_row("nearest codes" if n == 0 else "", f"{code}, distance {distance:#.3g}")
     return table
 
 

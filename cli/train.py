@@ -68,7 +68,9 @@ StepsOption = Annotated[
 MinutesOption = Annotated[
     float | None,
     typer.Option(
-        "--minutes", min=0.01, help="Time limit of the run in minutes, including its initialisation."
+        "--minutes",
+        min=0.01,
+        help="Time limit of the run in minutes, with initialisation and sessions before --resume.",
     ),
 ]
 BatchSizeOption = Annotated[

@@ -42,7 +42,7 @@ def draw_code_sheet(
     side = tokenizer.config.downsample
     side *= max(1, CODE_SIDE // side)
     pictures = [enlarge(picture, (side, side)) for picture in to_pixels(tokenizer.draw_codes(codes))]
-    captions = [f"code {report.code}", *(f"{code}\n{distance:.3g}" for code, distance in report.neighbours)]
+    captions = [f"code {report.code}", *(f"{code}\n{distance:#.3g}" for code, distance in report.neighbours)]
     parts = [
         (
             "decoded alone, and the nearest codes with their distances",

@@ -189,9 +189,9 @@ def test_one_code(vartok: Vartok, tokens: list[ImageTokens], here: Path) -> None
     each = [int((item.flatten() == code).sum()) for item in tokens]
     assert (uses["images"], uses["with_code"]) == (3, sum(n > 0 for n in each))
     assert [n for _, n in uses["top"]] == sorted((n for n in each if n), reverse=True)
-    assert (
-        f"in {uses['with_code']} of 3 pictures" in vartok("inspect-codebook", "tokens", "--code", code).stdout
-    )
+    shown = vartok("inspect-codebook", "tokens", "--code", code).stdout
+    assert f"in {uses['with_code']} of 3 pictures" in shown
+    assert re.findall(r"distance (\S+)", shown) == [f"{d:#.3g}" for _, d in found["neighbours"]]
 
 
 def test_picture_of_one_code(vartok: Vartok, here: Path) -> None:

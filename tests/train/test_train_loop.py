@@ -322,7 +322,8 @@ def test_a_resumed_run_has_the_settings_it_is_given(tiles: Path, tmp_path: Path)
     assert all(group["weight_decay"] == 0.5 for group in state["optimizer"]["param_groups"])
     assert state["adversary"]["optimizer"]["param_groups"][0]["lr"] == 2e-3
     assert any(
-        "nothing to train" in str(event) for event in go(changed, tiles, tmp_path / "run", resume=True)
+        "nothing to train: the run has 5 steps and 0." in str(event)
+        for event in go(changed, tiles, tmp_path / "run", resume=True)
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vartok.errors import OutputError, TrainError
+from vartok.errors import OutputError, TrainError, counted
 from vartok.files import write_bytes
 from vartok.images import scale_levels, to_levels
 from vartok.models.cpu import PaddedLookup
@@ -225,7 +225,8 @@ def _train(
             hint="set `minutes` higher",
         )
     if fraction >= 1:
-        report(f"nothing to train: after {state.step:,} steps the run has reached its [run] steps or minutes")
+        done = f"{counted(state.step, 'step')} and {seconds() / 60:.1f} minutes, validations included"
+        report(f"nothing to train: the run has {done}; to go on, raise [run] steps or minutes above these")
     if processes.is_main:
         write_bytes(run / SETTINGS, dump_settings(settings).encode(), overwrite=True)
     log = EventLog(run) if processes.is_main else None

@@ -52,7 +52,7 @@ def figures(channels: int) -> tuple[Figure, ...]:
             name="unquantized_psnr",
             title="unquantized PSNR, dB",
             digits=2,
-            method="PSNR of the latent decoded without quantization; a decoder trained on tokens does worse on it",
+            method="PSNR of the latent decoded without quantization; a decoder of tokens can do worse",
         ),
         Figure(
             name="ssim",

@@ -1,12 +1,14 @@
 """Helpers for tests of commands: their token files, their pictures, and their processes."""
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,13 @@ def wait_for(appeared: Callable[[], object], process: subprocess.Popen[bytes]) -
         assert process.poll() is None, "it ended too early"
         assert time.monotonic() < limit
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def only_ray_cluster() -> Iterator[None]:
+    """Wait until no other test process has a cluster of Ray: a program joins one that runs on its machine."""
+    import fcntl
+
+    with (Path(tempfile.gettempdir()) / "vartok-tests-ray.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

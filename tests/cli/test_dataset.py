@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import only_ray_cluster
 from conftest import Vartok, names, photo, save
 from noise import SMALL, draw
 from noise import save as save_checkpoint
@@ -491,15 +492,16 @@ def test_ray_gives_the_same_bytes_even_if_an_actor_is_killed(tmp_path: Path, wei
     options = (*source, tmp_path / "3.tar", "-w", weights, "--shard-size", 50, "-q", *buckets(tmp_path))
     options += ("--views", "random:2", "--zoom", 1.2, "--latents")
     assert start(*options, "-o", tmp_path / "whole").wait(120) == 3
-    run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)
-    wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)
-    killed = 0
-    for child in children(run.pid):
-        with contextlib.suppress(OSError):
-            if b"_Encoder" in Path(f"/proc/{child}/cmdline").read_bytes():
-                os.kill(child, signal.SIGKILL)
-                killed += 1
-    told, said = run.communicate(timeout=240)
+    with only_ray_cluster():
+        run = start(*options, "-o", tmp_path / "ray", "--engine", "ray", "--json", stdout=subprocess.PIPE)
+        wait_for(lambda: (tmp_path / "ray/stats").exists() and names(tmp_path / "ray/stats"), 120)
+        killed = 0
+        for child in children(run.pid):
+            with contextlib.suppress(OSError):
+                if b"_Encoder" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(child, signal.SIGKILL)
+                    killed += 1
+        told, said = run.communicate(timeout=240)
     assert run.returncode == 3, said.decode()
     assert killed == 1
     assert json.loads(told)["failed"] == 1  # and nothing of Ray's is on stdout

@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from commands import only_ray_cluster
 from dataset_cases import contents
 
 import vartok
@@ -76,11 +77,12 @@ def cluster() -> Iterator[str]:
     """
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, num_gpus=1)
-    yield cluster.address
-    cluster.shutdown()
+    with only_ray_cluster():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, num_gpus=1)
+        yield cluster.address
+        cluster.shutdown()
 
 
 @pytest.mark.slow

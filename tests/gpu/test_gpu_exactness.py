@@ -71,6 +71,8 @@ def test_the_share_of_equal_tokens_in_a_smaller_dtype_is_stated(
     try:
         tokenizer = case.load(device, dtype)
     except DeviceError as error:
+        if dtype != "tf32":  # which not every device has
+            raise
         pytest.skip(str(error))
     images = case.images[: sizes.batch]
     tokens = in_batches(tokenizer, images, sizes.batch)
@@ -89,7 +91,7 @@ def test_the_share_of_equal_tokens_in_a_smaller_dtype_is_stated(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_batch_that_comes_again_gives_the_same(cases: Cases, sizes: Sizes, device: str, dtype: str) -> None:
-    """What a device keeps for a shape that it has seen serves other images too, and no result is reused."""
+    """Graphs and caches of a shape serve other images of it too, and no result is reused."""
     case = cases("light")
     tokenizer = case.load(device, dtype)
     images = case.images[:3].to(tokenizer.device)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def test_group_norm_of_a_map_in_several_parts(kernels: ModuleType, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shape", "groups", "dtype", "mean", "silu", "offset"),
-    [
+    "case",
+    [  # shape, groups, dtype, mean, silu, offset
         ((1, 160, 40, 40), 32, torch.bfloat16, 1.0, True, True),
         ((1, 320, 33, 17), 32, torch.float16, -3.0, True, False),
         ((1, 640, 16, 16), 32, torch.float32, 0.5, False, False),
@@ -89,16 +90,9 @@ def test_group_norm_of_a_map_in_several_parts(kernels: ModuleType, monkeypatch: 
         ((1, 96, 7, 9), 32, torch.float16, 0.0, True, False),
     ],
 )
-def test_group_norm(
-    kernels: ModuleType,
-    shape: tuple[int, ...],
-    groups: int,
-    dtype: torch.dtype,
-    mean: float,
-    silu: bool,
-    offset: bool,
-) -> None:
-    check_group_norm(kernels, shape, groups, dtype, mean, silu=silu, offset=offset)
+def test_group_norm(kernels: ModuleType, case: tuple[Any, ...]) -> None:
+    *how, silu, offset = case
+    check_group_norm(kernels, *how, silu=silu, offset=offset)
 
 
 @pytest.mark.slow

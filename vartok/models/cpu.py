@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.models import light
-from vartok.models.layers import AttnBlock, ResnetBlock, Upsample2x
+from vartok.models.layers import AttnBlock, ResnetBlock, Upsample2x, replace_modules
 from vartok.models.optimized_quantizer import OptimizedQuantizer
 from vartok.models.packed_conv import PackedConv2d, PublicConv2d, can_pack
 from vartok.models.quantizer import Lookup, MultiScaleQuantizer
@@ -306,9 +306,4 @@ _REPLACED: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def _optimized(module: nn.Module) -> nn.Module:
-    replacement = _REPLACED.get(type(module))
-    if replacement is not None:
-        return replacement(module)
-    for name, child in module.named_children():
-        setattr(module, name, _optimized(child))
-    return module
+    return replace_modules(module, _REPLACED)

@@ -29,7 +29,7 @@ from vartok.errors import one_line, warn
 from vartok.models import light
 from vartok.models.cuda_graphs import GRAPHED_CELLS, GRAPHED_PIXELS, GraphedFunction
 from vartok.models.cuda_quantizer import CudaQuantizer
-from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x
+from vartok.models.layers import AttnBlock, Downsample2x, ResnetBlock, Upsample2x, replace_modules
 from vartok.models.vqvae import VQVAE
 
 CHANNELS_LAST = torch.channels_last
@@ -258,9 +258,4 @@ _REPLACED: dict[type, Callable[[Any], nn.Module]] = {
 
 
 def _optimized(module: nn.Module) -> nn.Module:
-    replacement = _REPLACED.get(type(module))
-    if replacement is not None:
-        return replacement(module)
-    for name, child in module.named_children():
-        setattr(module, name, _optimized(child))
-    return module
+    return replace_modules(module, _REPLACED)

@@ -5,6 +5,9 @@ Source: CompVis latent-diffusion (arXiv:2112.10752), as changed for VAR (arXiv:2
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -78,3 +81,21 @@ class Downsample2x(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+def replace_modules(module: nn.Module, replacements: Mapping[type, Callable[[Any], nn.Module]]) -> nn.Module:
+    """Replace modules by others that compute the same; the children of a replaced module are left to it.
+
+    Args:
+        module: changed in place, unless it is replaced itself.
+        replacements: for each type of module, a function that returns a module's replacement.
+
+    Returns:
+        The module, or its replacement.
+    """
+    replacement = replacements.get(type(module))
+    if replacement is not None:
+        return replacement(module)
+    for name, child in module.named_children():
+        setattr(module, name, replace_modules(child, replacements))
+    return module

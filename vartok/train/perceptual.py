@@ -15,9 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vartok.features import EfficientNetLite, load_features
+from vartok.features import EfficientNetLite, feature_distance, load_features
 from vartok.metrics import load_lpips
 from vartok.train.settings import LossSettings
+
+DEPTHS = slice(1, None)
+"""Depths of the features that the perceptual loss compares, of strides 4 to 32. Those of stride 2 are so near
+to pixels that they reward blur as MSE does. Without them, 250 steps of the decoder lowered ST-LPIPS by .013
+instead of .007, for half of the PSNR."""
 
 
 class View(NamedTuple):
@@ -34,6 +39,11 @@ class View(NamedTuple):
     def detach(self) -> View:
         """Return the view without gradients."""
         return View(self.pixels.detach(), [depth.detach() for depth in self.features])
+
+
+def perceptual_distance(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """Return the loss `perceptual` of the features of two batches at every depth: a scalar, float32."""
+    return feature_distance(first[DEPTHS], second[DEPTHS])
 
 
 @dataclass

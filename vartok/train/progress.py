@@ -69,7 +69,7 @@ class Validation:
         used: number of different codes that each scale uses.
         perplexity: perplexity of the usage of the codebook by each scale.
         total_used: number of different codes that all scales use together.
-        perceptual: perceptual distance, mean over pictures, see `feature_distance`; None if the run has no
+        perceptual: perceptual distance, mean over pictures, see `perceptual_distance`; None if the run has no
             network for it.
     """
 

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from vartok.errors import TrainError
-from vartok.features import feature_distance
 from vartok.train.adversary import adaptive_weight
 from vartok.train.distributed import Processes
 from vartok.train.objective import latent_loss, reconstruction_loss, visible_cells
-from vartok.train.perceptual import PerceptualNetworks, random_window
+from vartok.train.perceptual import PerceptualNetworks, perceptual_distance, random_window
 from vartok.train.settings import OptimizerSettings, TrainSettings
 from vartok.train.state import TrainingState, diverged
 
@@ -56,7 +55,7 @@ def training_step(
         with processes.accelerator.autocast():
             real, fake = networks.views(images, out.reconstruction, window)
     if weights.perceptual:
-        values["perceptual"] = feature_distance(real.features, fake.features)
+        values["perceptual"] = perceptual_distance(real.features, fake.features)
         loss = loss + weights.perceptual * values["perceptual"]
     total = loss + latent_loss(out, weights)
     if adversary is not None:

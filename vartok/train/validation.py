@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vartok.checkpoints import Checkpoint, write_checkpoint
 from vartok.codebook import count_codes, describe_usage
-from vartok.features import EfficientNetLite, feature_distance
+from vartok.features import EfficientNetLite
 from vartok.files import write_bytes
 from vartok.images import encode_picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, drawable
@@ -21,6 +21,7 @@ from vartok.models.vqvae import VQVAE
 from vartok.reports.gallery import Gallery
 from vartok.tokenizer import Tokenizer
 from vartok.train.folder import SAMPLES, WEIGHTS
+from vartok.train.perceptual import perceptual_distance
 from vartok.train.progress import Validation
 from vartok.train.settings import TrainSettings
 
@@ -68,7 +69,7 @@ def validate(
             reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
         found.append(psnr(pixels, reconstruction))
         if features is not None:
-            distances.append(_perceptual_distance(features, pixels, reconstruction, tokenizer.device))
+            distances.append(_distance(features, pixels, reconstruction, tokenizer.device))
         maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
         if len(decoded) < SAMPLE_PICTURES:
             decoded.append(reconstruction)
@@ -88,11 +89,11 @@ def validate(
 
 
 @torch.no_grad()
-def _perceptual_distance(
+def _distance(
     features: EfficientNetLite, pixels: Pixels, reconstruction: Pixels, device: torch.device
 ) -> float:
     images = [to_tensor(one[None]).to(device).expand(-1, 3, -1, -1) for one in (pixels, reconstruction)]
-    return float(feature_distance(*map(features, images)))
+    return float(perceptual_distance(*map(features, images)))
 
 
 def write_sample(run: Path, sample: NDArray[np.uint8], step: int) -> None:

@@ -18,6 +18,7 @@ from vartok import metrics
 from vartok.errors import ImageError, VartokError
 from vartok.metrics import (
     EXACT_PSNR,
+    MIN_PERIODS,
     FrechetDistance,
     blockiness,
     count_steps,
@@ -25,6 +26,7 @@ from vartok.metrics import (
     load_lpips,
     ms_ssim,
     psnr,
+    spectral_peaks,
     ssim,
 )
 
@@ -86,6 +88,31 @@ def frechet(references: NDArray[np.float64], copies: NDArray[np.float64]) -> flo
     found = distance.compute()
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(("period", "multiples"), [(16, range(1, 9)), (4, [4, 8]), (2, [8])])
+def test_spectral_peaks_are_at_the_multiples_of_a_texture(period: int, multiples: list[int]) -> None:
+    rng = np.random.default_rng(period)
+    noise = rng.normal(size=(4, 3, 256, 272)).cumsum(3)  # as in photos, high frequencies have little power
+    texture = np.zeros_like(noise)
+    texture[..., ::period] = period
+    plain, textured = (
+        spectral_peaks(torch.tensor(pixels / 64, dtype=torch.float32), 16)
+        for pixels in (noise, noise + texture)
+    )
+    assert textured[1] == pytest.approx(plain[1], abs=1e-3)  # a column has one level of the texture
+    gained = (textured - plain)[0]
+    assert [k for k in range(1, 9) if gained[k - 1] > 1] == [*multiples]
+    assert min(gained[k - 1] for k in multiples) > 2
+
+
+def test_spectral_peaks_see_a_period_and_not_an_amplitude() -> None:
+    rng = np.random.default_rng(0)
+    noise = torch.tensor(rng.normal(size=(8, 1, 128, 128)), dtype=torch.float32)
+    assert spectral_peaks(noise, 16).abs().max() < 0.5
+    assert spectral_peaks(noise, 16) == pytest.approx(spectral_peaks(2 * noise, 16), abs=1e-2)
+    flat = torch.zeros(1, 3, 16 * MIN_PERIODS, 16 * MIN_PERIODS + 5)
+    assert torch.equal(spectral_peaks(flat, 16), torch.zeros(2, 8))
 
 
 def test_frechet_distance_of_gaussians() -> None:

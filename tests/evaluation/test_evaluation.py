@@ -190,6 +190,31 @@ def test_blockiness_is_computed_over_all_pictures(
         assert value == pytest.approx(np.concatenate(border).mean() / np.concatenate(inside).mean())
 
 
+def test_the_spectral_peak_is_that_of_all_pictures(light: vartok.Tokenizer) -> None:
+    fit = Fit(size=(128, 144))
+    model = measured(Evaluation([light], fit))[1].models[0]
+    excess = np.zeros(8)
+    for file in FILES:
+        for pixels, sign in zip(drawn(light, file, fit), (-1, 1), strict=True):
+            for lines in (pixels.swapaxes(0, 1), pixels):  # [lines, values, C]
+                waves = lines - lines.astype(float).mean(1, keepdims=True)
+                side = lines.shape[1]
+                window = np.sin(np.pi * np.arange(side) / side) ** 2
+                power = np.abs(np.fft.fft(waves * window[:, None] / 127.5, axis=1)) ** 2
+                log = 10 * np.log10(power.mean((0, 2)) + 1e-3)
+                n = side // 16
+                for k in range(1, 9):
+                    near = [log[k * n + s * away] for away in range(n // 4, n // 2 + 1) for s in (-1, 1)]
+                    excess[k - 1] += sign * (log[k * n] - np.mean(near)) / 2 / len(FILES)
+    assert model.spectral_peak == pytest.approx(excess.max(), abs=1e-3)
+
+
+def test_pictures_of_few_patches_have_no_spectral_peak(light: vartok.Tokenizer) -> None:
+    report = measured(Evaluation([light], Fit(size=(112, 256))))[1]
+    assert report.models[0].spectral_peak is None
+    assert "spectral_peak" not in report.methods()
+
+
 # Tokens.
 
 

@@ -104,6 +104,24 @@ def test_pixel_losses_have_their_definitions_values() -> None:
         assert squared.tolist() == pytest.approx([0.01, 0.08])
 
 
+def test_the_periodicity_loss_removes_a_texture_that_repeats_in_every_cell() -> None:
+    rng = np.random.default_rng(0)
+    images = torch.tensor(rng.normal(size=(2, 3, 128, 128)).cumsum(3).cumsum(2) / 500, dtype=torch.float32)
+    cell = torch.tensor(rng.normal(size=(4, 4)) / 40, dtype=torch.float32).requires_grad_()
+    optimizer = torch.optim.Adam([cell], lr=2e-3)
+    losses = []
+    for _ in range(60):
+        reconstruction = images + cell.repeat(32, 32)
+        loss, _ = reconstruction_loss(reconstruction, images, LossSettings(periodicity=1.0), cells=[16, 4])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.05 * losses[0]
+    assert float(cell.detach().std()) < 0.25 / 40
+    assert float(reconstruction_loss(images, images, LossSettings(periodicity=1.0), cells=[16])[0]) == 0
+
+
 def test_the_blockiness_of_cells_of_one_pixel_is_one() -> None:
     assert _blockiness(torch.rand(2, 3, 8, 8), 1) == 1
 

@@ -58,6 +58,10 @@ def test_settings_survive_toml() -> None:
             "[model]\npatch_nums = [[1, 1]]\n[loss]\nmse = 1.0\nadversarial = 0.1\n",
             'adversarial_net "patch" needs crops of 28 pixels',
         ),
+        (
+            "[model]\npatch_nums = [1, 7]\n[loss]\nmse = 1.0\nperiodicity = 0.5\n",
+            "periodicity needs crops of 8 latent cells",
+        ),
         ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "needs .* latent_anchor"),
     ],
 )

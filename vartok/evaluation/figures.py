@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vartok.evaluation.perceptual import MAX_PIXELS, MIN_SIDE
-from vartok.metrics import LPIPS_MIN_SIDE, MS_SSIM_MIN_SIDE, SSIM_WINDOW
+from vartok.metrics import LPIPS_MIN_SIDE, MIN_PERIODS, MS_SSIM_MIN_SIDE, SSIM_WINDOW
 
 FINE_CELL = 4
 """Side in pixels of the cells of fine blockiness: that of WebP's transforms, and of many networks' grids."""
@@ -164,6 +164,14 @@ def figures(channels: int) -> tuple[Figure, ...]:
             title=f"reference blockiness, {FINE_CELL} pixels",
             digits=3,
             method="that of the references",
+        ),
+        Figure(
+            name="spectral_peak",
+            title="spectral peak, dB",
+            digits=2,
+            method="power at multiples of one cycle per patch over that around them, beyond the references': "
+            f"the largest of the means over pictures with sides of {MIN_PERIODS} patches or more",
+            optional=True,
         ),
         Figure(
             name="codes_used",

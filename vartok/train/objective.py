@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vartok.config import LightConfig, TokenizerConfig
+from vartok.metrics import spectral_peaks
 from vartok.models.light import CELL
 from vartok.models.quantizer import ScaleStep
 from vartok.models.vqvae import VQVAE
@@ -120,7 +121,7 @@ def reconstruction_loss(
         reconstruction: [B, C, H, W] float32 in about [-1, 1], as decoded, not clamped.
         images: [B, C, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
-        cells: sides of the cells for the loss `blockiness`, in pixels, see `visible_cells`.
+        cells: sides of the cells whose borders and period a decoder may draw, in pixels, see `visible_cells`.
         lpips: network that maps two batches to their LPIPS distances; None: no such loss.
 
     Returns:
@@ -141,6 +142,9 @@ def reconstruction_loss(
         for cell in cells:
             excess = _blockiness(reconstruction, cell) - _blockiness(images, cell)
             loss = loss + weights.blockiness * excess.square()
+    if weights.periodicity:
+        excess = spectral_peaks(reconstruction, max(cells)) - spectral_peaks(images, max(cells))
+        loss = loss + weights.periodicity * excess.square().mean()
     if lpips is not None:
         rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
         loss = loss + weights.lpips * lpips(*rgb).mean()

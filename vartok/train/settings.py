@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import ConfigError, quoted
 from vartok.features import NETWORKS
+from vartok.metrics import MIN_PERIODS
 
 MAX_PATCH_VALUES = 8192
 """Largest number of values of a patch of several channels; their covariance takes 1 GiB of memory with it."""
@@ -118,15 +119,18 @@ class LossSettings:
             Blockiness is the mean absolute difference of neighbouring pixels across the borders of latent
             cells, divided by the mean inside cells. A `light` decoder has a second such loss, for the cells
             of 4 pixels of its last layer.
+        periodicity: mean squared difference between the peaks of the decoded batch's spectrum and those of
+            the originals', at the multiples of one cycle per latent cell, as natural logarithms of power. A
+            texture that repeats in every cell has such peaks. Needs crops of 8 cells a side or more.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
             coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
         latent_anchor: mean squared distance of latents from the principal components of the patches, or in
             fine-tuning from the latents of the checkpoint's encoder.
         lpips: perceptual distance LPIPS on AlexNet, whose weights are not part of vartok.
-        perceptual: squared distance of the features of `perceptual_net` at five depths, summed; their
-            channels have unit norm. The network, and every discriminator, sees a window of 7/8 of a crop's
-            sides at a random offset.
+        perceptual: squared distance of the features of `perceptual_net` at four depths, of strides 4 to 32,
+            summed; their channels have unit norm. The network, and every discriminator, sees a window of 7/8
+            of a crop's sides at a random offset.
         perceptual_net: "efficientnet-lite0", "efficientnet-lite1" or "efficientnet-lite2", trained on
             ImageNet; each is larger than the one before.
         adversarial: generator loss against a discriminator.
@@ -149,6 +153,7 @@ class LossSettings:
     l1: float = 0.0
     gradient: float = 0.0
     blockiness: float = 0.0
+    periodicity: float = 0.0
     commitment: float = 0.25
     final_commitment: float = 0.0
     latent_anchor: float = 0.0
@@ -305,6 +310,10 @@ class TrainSettings:
             raise ConfigError(
                 f'[loss] adversarial_net "patch" needs crops of {MIN_PATCH_SIDE} pixels a side or more: '
                 'choose "projected", or set adversarial to 0'
+            )
+        if loss.periodicity and min(height, width) < MIN_PERIODS * self.model.downsample:
+            raise ConfigError(
+                f"[loss] periodicity needs crops of {MIN_PERIODS} latent cells a side or more: set it to 0"
             )
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:

@@ -126,9 +126,9 @@ def eval(
 ) -> None:
     """Measure how well a checkpoint reconstructs pictures.
 
-    The tables give PSNR, SSIM, MS-SSIM, ST-LPIPS, bits per pixel and blockiness, and for each scale
-    its PSNR, ST-LPIPS and codebook usage. Reconstructions are compared with the resized pictures that
-    the encoder gets. The method of each figure is printed below the tables.
+    The tables give PSNR, SSIM, MS-SSIM, ST-LPIPS, bits per pixel, blockiness and spectral peak, and
+    for each scale its PSNR, ST-LPIPS and codebook usage. Reconstructions are compared with the resized
+    pictures that the encoder gets. The method of each figure is printed below the tables.
 
     Examples:
       vartok eval -r photos

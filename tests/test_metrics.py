@@ -112,7 +112,7 @@ def test_spectral_peaks_see_a_period_and_not_an_amplitude() -> None:
     assert spectral_peaks(noise, 16).abs().max() < 0.5
     assert spectral_peaks(noise, 16) == pytest.approx(spectral_peaks(2 * noise, 16), abs=1e-2)
     flat = torch.zeros(1, 3, 16 * MIN_PERIODS, 16 * MIN_PERIODS + 5)
-    assert torch.equal(spectral_peaks(flat, 16), torch.zeros(2, 8))
+    assert spectral_peaks(flat, 16).abs().max() < 1e-5
 
 
 def test_frechet_distance_of_gaussians() -> None:

@@ -155,14 +155,15 @@ def spectral_peaks(images: Tensor, cell: int) -> Tensor:
     """Return the peaks of the spectrum that a texture has if it repeats in every cell, or in parts of one.
 
     Args:
-        images: [B, C, H, W] float in about [-1, 1], with sides of `MIN_PERIODS` cells or more.
-        cell: side of the cells, in pixels.
+        images: [B, C, H, W] float in about [-1, 1], with sides of `MIN_PERIODS` cells or more. Pixels beyond
+            the last whole cell are left out.
+        cell: side of the cells, in pixels, 2 or more.
 
     Returns:
-        [2, cell // 2], of rows and of columns, differentiable: at k / cell cycles per pixel, k = 1, 2, ...,
-        the natural logarithm of the power, less the mean logarithm around the frequencies halfway to k - 1
-        and k + 1. The power is a mean over images, channels and lines, under a Hann window. Peaks of an
-        amplitude far below 1/256 are not seen.
+        [2, cell // 2], of rows and of columns, differentiable. Column k - 1 is the peak at k / cell cycles
+        per pixel: the natural logarithm of the power, less its mean from a quarter of the way to the next
+        multiples to half of it. The power is a mean over images, channels and lines, under a Hann window.
+        Powers far below that of rounding to 8 bits count as equal.
     """
     found = []
     for lines in (images, images.transpose(2, 3)):
@@ -171,7 +172,8 @@ def spectral_peaks(images: Tensor, cell: int) -> Tensor:
         lines = lines[..., :side]
         window = torch.hann_window(side, device=images.device)
         waves = torch.view_as_real(torch.fft.rfft((lines - lines.mean(3, keepdim=True)) * window))
-        power = torch.log(waves.square().sum(4).mean((0, 1, 2)) + 1e-3)
+        power = waves.square().sum(4).mean((0, 1, 2)) / window.square().sum()
+        power = torch.log(power + 1e-5)  # rounding has (2 / 255) ** 2 / 12
         multiples = torch.arange(1, cell // 2 + 1, device=images.device) * periods
         away = torch.arange(periods // 4, periods // 2 + 1, device=images.device)
         around = multiples[:, None] + torch.cat([-away, away])

@@ -24,6 +24,7 @@ from torchmetrics.image import (
 
 import vartok
 from vartok.codebook import Usage
+from vartok.config import TokenizerConfig, VarConfig
 from vartok.errors import ImageError, VartokWarning
 from vartok.evaluation import (
     BASELINES,
@@ -40,8 +41,9 @@ from vartok.evaluation import (
 from vartok.evaluation.baselines import compress
 from vartok.evaluation.figures import figures
 from vartok.evaluation.perceptual import PerceptualMeter, PerceptualNetworks, load_perceptual
-from vartok.evaluation.tables import worse_scales
+from vartok.evaluation.tables import figure_rows, worse_scales
 from vartok.images import Fit, read_picture, to_pixels, to_tensor
+from vartok.models.vqvae import VQVAE
 from vartok.schedule import square
 from vartok.sources import Sample
 
@@ -200,8 +202,8 @@ def test_the_spectral_peak_is_that_of_all_pictures(light: vartok.Tokenizer) -> N
                 waves = lines - lines.astype(float).mean(1, keepdims=True)
                 side = lines.shape[1]
                 window = np.sin(np.pi * np.arange(side) / side) ** 2
-                power = np.abs(np.fft.fft(waves * window[:, None] / 127.5, axis=1)) ** 2
-                log = 10 * np.log10(power.mean((0, 2)) + 1e-3)
+                power = np.abs(np.fft.fft(waves * window[:, None] / 127.5, axis=1)) ** 2 / (window**2).sum()
+                log = 10 * np.log10(power.mean((0, 2)) + 1e-5)
                 n = side // 16
                 for k in range(1, 9):
                     near = [log[k * n + s * away] for away in range(n // 4, n // 2 + 1) for s in (-1, 1)]
@@ -209,8 +211,22 @@ def test_the_spectral_peak_is_that_of_all_pictures(light: vartok.Tokenizer) -> N
     assert model.spectral_peak == pytest.approx(excess.max(), abs=1e-3)
 
 
+def test_patches_of_one_pixel_have_no_spectral_peak() -> None:
+    config = TokenizerConfig(
+        vocab_size=16, z_channels=4, autoencoder=VarConfig(ch=32, ch_mult=(1,), num_res_blocks=1)
+    )
+    tokenizer = vartok.Tokenizer(
+        VQVAE(config), config, name="small", device=torch.device("cpu"), dtype="float32"
+    )
+    report = measured(Evaluation([tokenizer], Fit(size=(16, 16))), FILES[:1])[1]
+    assert report.models[0].spectral_peak is None
+
+
 def test_pictures_of_few_patches_have_no_spectral_peak(light: vartok.Tokenizer) -> None:
-    report = measured(Evaluation([light], Fit(size=(112, 256))))[1]
+    report = measured(Evaluation([light], Fit(mode="native")), NATIVE[:2])[1]  # 64 and 176 pixels
+    assert (report.pictures, report.models[0].spectral_peak_pictures) == (2, 1)
+    assert "spectral peak, dB, 1 of 2 pictures" in [title for title, *_ in figure_rows(report)]
+    report = measured(Evaluation([light], Fit(mode="native")), NATIVE[:1])[1]
     assert report.models[0].spectral_peak is None
     assert "spectral_peak" not in report.methods()
 

@@ -29,7 +29,7 @@ def test_held_out_photos_come_nearer_by_a_distance_that_training_does_not_use(tm
         "light-looks",
         {
             "data": {"batch_size": 4, "val_fraction": 0.5},
-            "loss": {"adversarial_ramp": 20},
+            "loss": {"adversarial_ramp": 0},  # so that losses compare
             "optimizer": {"warmup_steps": 5, "ema_decay": 0.8},
             "run": {"steps": 30, "precision": "float32"},
         },

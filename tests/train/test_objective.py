@@ -10,6 +10,7 @@ import torch
 from tiny_run import crops, tiny
 from torch import Tensor
 
+from vartok.features import feature_distance
 from vartok.images import to_tensor
 from vartok.metrics import blockiness, count_steps
 from vartok.models.vqvae import VQVAE
@@ -22,7 +23,7 @@ from vartok.train.objective import (
     reconstruction_loss,
     visible_cells,
 )
-from vartok.train.perceptual import PerceptualNetworks, View, random_window
+from vartok.train.perceptual import PerceptualNetworks, View, perceptual_distance, random_window
 from vartok.train.settings import LossSettings
 from vartok.train.start import init_light, principal_components
 
@@ -104,6 +105,18 @@ def test_pixel_losses_have_their_definitions_values() -> None:
         assert squared.tolist() == pytest.approx([0.01, 0.08])
 
 
+def test_the_perceptual_distance_leaves_out_the_features_of_stride_two() -> None:
+    rng = np.random.default_rng(0)
+    first = [torch.tensor(rng.normal(size=(2, 3, side, side))) for side in (32, 16, 8, 4, 2)]
+    other = [torch.tensor(rng.normal(size=depth.shape)) for depth in first]
+    assert float(perceptual_distance(first, [other[0], *first[1:]])) == 0
+    for depth in range(1, 5):
+        changed = [*first[:depth], other[depth], *first[depth + 1 :]]
+        wanted = feature_distance([first[depth]], [other[depth]])
+        assert float(perceptual_distance(first, changed)) == pytest.approx(float(wanted))
+        assert float(wanted) > 0.5
+
+
 def test_the_periodicity_loss_removes_a_texture_that_repeats_in_every_cell() -> None:
     rng = np.random.default_rng(0)
     images = torch.tensor(rng.normal(size=(2, 3, 128, 128)).cumsum(3).cumsum(2) / 500, dtype=torch.float32)
@@ -119,7 +132,9 @@ def test_the_periodicity_loss_removes_a_texture_that_repeats_in_every_cell() -> 
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
     assert float(cell.detach().std()) < 0.25 / 40
-    assert float(reconstruction_loss(images, images, LossSettings(periodicity=1.0), cells=[16])[0]) == 0
+    wave = 0.1 * torch.cos(torch.arange(128) * math.tau / 16)  # no period of 4
+    loss, _ = reconstruction_loss(images + wave, images, LossSettings(periodicity=1.0), cells=[16, 4])
+    assert float(loss) > 0.1
 
 
 def test_the_blockiness_of_cells_of_one_pixel_is_one() -> None:

@@ -62,6 +62,11 @@ def test_settings_survive_toml() -> None:
             "[model]\npatch_nums = [1, 7]\n[loss]\nmse = 1.0\nperiodicity = 0.5\n",
             "periodicity needs crops of 8 latent cells",
         ),
+        (
+            "[model]\nautoencoder = 'var'\nch_mult = [1]\nz_channels = 2\n"
+            "[loss]\nmse = 1.0\nperiodicity = 0.5\n",
+            "cells of several pixels",
+        ),
         ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "needs .* latent_anchor"),
     ],
 )

@@ -87,12 +87,14 @@ class NoUnknownShapes(TorchDispatchMode):
             loss={
                 "log_mse": 1.0,
                 "blockiness": 1.0,
+                "periodicity": 1.0,
                 "perceptual": 1.0,
                 "adversarial": 0.1,
                 "adversarial_net": "projected",
                 "target_psnr_drop": 1.0,
             },
             start={"weights": "w", "keep_tokens": True},
+            model={"patch_nums": [1, 2, 8]},
         ),
     ],
     ids=["ema", "gradient", "looks"],
@@ -107,7 +109,7 @@ def test_a_step_between_reports_reads_nothing_back_from_the_device(
     processes = one_process("cpu")
     torch.manual_seed(0)
     state, networks = begin(settings, processes), PerceptualNetworks.load(settings.loss)
-    images, meter = torch.rand(2, 3, 64, 64), Meter()
+    images, meter = torch.rand(2, 3, *settings.model.image_size), Meter()
     assert state.codebook.replace_every == 1
     with NoValues(), NoUnknownShapes():  # type: ignore[no-untyped-call]
         for _ in range(2):  # the second one has AdamW's moments

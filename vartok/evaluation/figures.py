@@ -169,8 +169,9 @@ def figures(channels: int) -> tuple[Figure, ...]:
             name="spectral_peak",
             title="spectral peak, dB",
             digits=2,
-            method="power at multiples of one cycle per patch over that around them, beyond the references': "
-            f"the largest of the means over pictures with sides of {MIN_PERIODS} patches or more",
+            method="power at multiples of one cycle per patch over that between, beyond the references', "
+            "in rows and columns, under a Hann window; the largest of the means over pictures with sides of "
+            f"{MIN_PERIODS} patches or more",
             optional=True,
         ),
         Figure(

@@ -14,8 +14,8 @@ from vartok.codebook import count_codes, describe_usage
 from vartok.evaluation.figures import FINE_CELL
 from vartok.evaluation.round_trips import RoundTrip, mean_round_trips
 from vartok.evaluation.scores import BaselineScores, ModelScores, PictureScores, Scores
-from vartok.images.tensors import Pixels, to_bytes, to_tensor
-from vartok.metrics import MIN_PERIODS, FrechetDistance, blockiness, count_steps, spectral_peaks
+from vartok.images.tensors import Pixels, to_bytes
+from vartok.metrics import FrechetDistance, blockiness, count_steps
 from vartok.schedule import Schedule
 from vartok.tokenizer import Tokenizer
 from vartok.tokens import TokenMaps
@@ -66,17 +66,20 @@ class Totals:
         self._cells = (tokenizer.config.downsample, FINE_CELL)
         self._steps = np.zeros((2, 4), np.int64)  # of each of these
         self._reference_steps = np.zeros((2, 4), np.int64)
-        self._peaks = torch.zeros(2, self._cells[0] // 2)  # of the references' and the copies' spectra
-        self._peaked = 0  # number of pictures in these sums
+        self._peaks = torch.zeros(tokenizer.config.downsample // 2)
+        self._peak_pictures = 0
         self._distance = FrechetDistance()
 
-    def add(self, reference: Pixels, features: Tensor | None, copy: Reconstruction) -> None:
+    def add(
+        self, reference: Pixels, features: Tensor | None, copy: Reconstruction, peaks: Tensor | None
+    ) -> None:
         """Add a picture.
 
         Args:
             reference: [H, W, C] uint8 or uint16, the pixels that were encoded.
             features: [D] Inception features of the reference; None without rFID.
             copy: the tokenizer's reconstruction.
+            peaks: its spectral peaks beyond the reference's, [patch // 2]; None for a small picture.
         """
         self._schedules.add(copy.tokens.schedule)
         self._pixels += reference.shape[0] * reference.shape[1]
@@ -87,11 +90,9 @@ class Totals:
         self.counts[: len(maps)] += count_codes([maps], self.counts.shape[1], len(maps))
         for sums, pixels in ((self._steps, copy.pixels), (self._reference_steps, reference)):
             sums += [count_steps(to_bytes(pixels), cell) for cell in self._cells]
-        patch = self._cells[0]
-        if min(reference.shape[:2]) >= MIN_PERIODS * patch:
-            images = [to_tensor(pixels[None]) for pixels in (reference, copy.pixels)]
-            self._peaks += torch.stack([spectral_peaks(image, patch).mean(0) for image in images])
-            self._peaked += 1
+        if peaks is not None:
+            self._peaks += peaks
+            self._peak_pictures += 1
         if features is not None and copy.features is not None:
             self._distance.add(features, copy.features)
 
@@ -102,7 +103,7 @@ class Totals:
             scores: this tokenizer's scores of every added picture; at least one.
             frechet_lite2: Fréchet distance of Lite2's features, or None.
         """
-        usage = describe_usage(self.counts)
+        usage, peaked = describe_usage(self.counts), self._peak_pictures
         return ModelScores(
             psnr=_mean([one.psnr for one in scores]),
             ssim=_mean([one.ssim for one in scores]),
@@ -124,16 +125,11 @@ class Totals:
             reference_blockiness=blockiness(self._reference_steps[0]),
             fine_blockiness=blockiness(self._steps[1]),
             reference_fine_blockiness=blockiness(self._reference_steps[1]),
-            spectral_peak=self._spectral_peak(),
+            spectral_peak=10 * math.log10(math.e) * float((self._peaks / peaked).max()) if peaked else None,
+            spectral_peak_pictures=peaked,
             codes_used=usage.overall.used,
             usage=usage,
         )
-
-    def _spectral_peak(self) -> float | None:
-        if not self._peaked:
-            return None
-        reference, copy = self._peaks / self._peaked
-        return 10 * math.log10(math.e) * float((copy - reference).max())
 
 
 def count_bits(tokens: TokenMaps, tokenizer: Tokenizer) -> float:

@@ -22,7 +22,16 @@ from vartok.evaluation.round_trips import make_round_trips
 from vartok.evaluation.scores import EvaluationReport, Failure, PictureScores, Scores
 from vartok.images import Fit, Picture, to_pixels, to_tensor
 from vartok.images.tensors import Pixels, peak, to_bytes, to_rgb_bytes
-from vartok.metrics import LPIPS_MIN_SIDE, FrechetDistance, ms_ssim, psnr, require_torchmetrics, ssim
+from vartok.metrics import (
+    LPIPS_MIN_SIDE,
+    MIN_PERIODS,
+    FrechetDistance,
+    ms_ssim,
+    psnr,
+    require_torchmetrics,
+    spectral_peaks,
+    ssim,
+)
 from vartok.operations.streams import MAX_NATIVE_TOKENS, check_token_count, picture_weight
 from vartok.parallel import is_out_of_memory, map_batches, map_ordered
 from vartok.reports.gallery import Gallery, shrink
@@ -49,11 +58,13 @@ class _Measured(NamedTuple):
         found: the picture.
         scores: its scores.
         features: Lite2's features [D] of it, of every tokenizer's copy and of every baseline's; or empty.
+        peaks: spectral peaks of every tokenizer's copy beyond its own, [patch // 2]; None if it is too small.
     """
 
     found: _Reconstructed
     scores: PictureScores
     features: tuple[Tensor, ...]
+    peaks: tuple[Tensor | None, ...]
 
 
 class Evaluation:
@@ -179,12 +190,12 @@ class Evaluation:
                     yield result.scores
 
     def _add(self, measured: _Measured) -> None:
-        found, scores, features = measured
+        found, scores, features, peaks = measured
         self._scores.append(scores)
         if self._agreement is not None:
             self._agreement.add(found.differences)
-        for totals, copy in zip(self._totals, found.copies, strict=True):
-            totals.add(found.picture.pixels, found.features, copy)
+        for totals, copy, peaks_of_copy in zip(self._totals, found.copies, peaks, strict=True):
+            totals.add(found.picture.pixels, found.features, copy, peaks_of_copy)
         for distance, copied in zip(self._frechet, features[1:], strict=False):  # or no features
             distance.add(features[0], copied)
 
@@ -336,4 +347,20 @@ class Evaluation:
             baselines=tuple(baselines),
             damage=found.picture.damage,
         )
-        return _Measured(found, picture, features)
+        return _Measured(found, picture, features, self._spectral_peaks(reference, found.copies))
+
+    def _spectral_peaks(
+        self, reference: Pixels, copies: Sequence[Reconstruction]
+    ) -> tuple[Tensor | None, ...]:
+        """Return the spectral peaks of every copy beyond the reference's; None for too small a picture."""
+
+        def peaks(pixels: Pixels, patch: int) -> Tensor:
+            return spectral_peaks(to_tensor(pixels[None]), patch).mean(0)
+
+        patches = [tokenizer.config.downsample for tokenizer in self._tokenizers]
+        large = {patch for patch in patches if patch > 1 and min(reference.shape[:2]) >= MIN_PERIODS * patch}
+        own = {patch: peaks(reference, patch) for patch in large}
+        return tuple(
+            peaks(copy.pixels, patch) - own[patch] if patch in own else None
+            for patch, copy in zip(patches, copies, strict=True)
+        )

@@ -70,9 +70,10 @@ class ModelScores(Scores):
         reference_blockiness: blockiness of the references at the same borders, or None likewise.
         fine_blockiness: blockiness at the borders of cells of `FINE_CELL` pixels, or None likewise.
         reference_fine_blockiness: that of the references, or None likewise.
-        spectral_peak: largest excess of the spectrum over that of the references at multiples of one cycle
-            per patch, in dB, see `vartok.metrics.spectral_peaks`: 0 or less without a grid or a repeated
-            texture. None if no picture is large enough.
+        spectral_peak: highest peak beyond those of the references at multiples of one cycle per patch, in
+            dB, see `vartok.metrics.spectral_peaks`; 0 for exact copies, and about 0 without a texture that
+            repeats in every patch. None if no picture is large enough.
+        spectral_peak_pictures: number of pictures that are large enough.
         codes_used: number of different codes in all tokens.
         usage: usage of the codebook, by all scales together and by each scale.
     """
@@ -86,6 +87,7 @@ class ModelScores(Scores):
     fine_blockiness: float | None
     reference_fine_blockiness: float | None
     spectral_peak: float | None
+    spectral_peak_pictures: int
     codes_used: int
     usage: UsageReport
 

@@ -58,6 +58,7 @@ def figure_rows(report: EvaluationReport) -> Rows:
             "ms_ssim": report.ms_ssim_pictures,
             "st_lpips_alex": report.perceptual_pictures,
             "st_lpips_vgg": report.perceptual_pictures,
+            "spectral_peak": report.models[0].spectral_peak_pictures if report.models else 0,
         }.get(figure.name, report.pictures)
         if 0 < measured < report.pictures:
             title += f", {measured:,} of {report.pictures:,} pictures"

@@ -121,7 +121,8 @@ def reconstruction_loss(
         reconstruction: [B, C, H, W] float32 in about [-1, 1], as decoded, not clamped.
         images: [B, C, H, W] float32 in [-1, 1], the originals.
         weights: weights of the losses.
-        cells: sides of the cells whose borders and period a decoder may draw, in pixels, see `visible_cells`.
+        cells: sides of the cells whose borders a decoder may draw, in pixels, see `visible_cells`; the first
+            is that of latent cells.
         lpips: network that maps two batches to their LPIPS distances; None: no such loss.
 
     Returns:
@@ -143,7 +144,7 @@ def reconstruction_loss(
             excess = _blockiness(reconstruction, cell) - _blockiness(images, cell)
             loss = loss + weights.blockiness * excess.square()
     if weights.periodicity:
-        excess = spectral_peaks(reconstruction, max(cells)) - spectral_peaks(images, max(cells))
+        excess = spectral_peaks(reconstruction, cells[0]) - spectral_peaks(images, cells[0])
         loss = loss + weights.periodicity * excess.square().mean()
     if lpips is not None:
         rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
@@ -154,7 +155,7 @@ def reconstruction_loss(
 def visible_cells(config: TokenizerConfig) -> tuple[int, ...]:
     """Return the sides of the cells whose borders a decoder may draw, in pixels.
 
-    They are the latent cells, and the cells of the finest layer of a `light` decoder with a network.
+    The first are the latent cells; then come those of the finest layer of a `light` decoder with a network.
     """
     light = isinstance(config.autoencoder, LightConfig) and bool(config.autoencoder.widths)
     return (config.downsample, CELL) if light else (config.downsample,)

@@ -120,8 +120,8 @@ class LossSettings:
             cells, divided by the mean inside cells. A `light` decoder has a second such loss, for the cells
             of 4 pixels of its last layer.
         periodicity: mean squared difference between the peaks of the decoded batch's spectrum and those of
-            the originals', at the multiples of one cycle per latent cell, as natural logarithms of power. A
-            texture that repeats in every cell has such peaks. Needs crops of 8 cells a side or more.
+            the originals', see `spectral_peaks`, at the multiples of one cycle per latent cell. A texture
+            that repeats in every cell has such peaks. Needs crops of 8 cells a side or more.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
             coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
@@ -311,9 +311,11 @@ class TrainSettings:
                 f'[loss] adversarial_net "patch" needs crops of {MIN_PATCH_SIDE} pixels a side or more: '
                 'choose "projected", or set adversarial to 0'
             )
-        if loss.periodicity and min(height, width) < MIN_PERIODS * self.model.downsample:
+        cell = self.model.downsample
+        if loss.periodicity and (cell < 2 or min(height, width) < MIN_PERIODS * cell):
             raise ConfigError(
-                f"[loss] periodicity needs crops of {MIN_PERIODS} latent cells a side or more: set it to 0"
+                f"[loss] periodicity needs crops of {MIN_PERIODS} latent cells a side or more, and cells of "
+                "several pixels: set it to 0"
             )
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:

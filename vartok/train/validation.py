@@ -69,7 +69,7 @@ def validate(
             reconstruction = to_pixels(tokenizer.decode(tokens), pixels.dtype)[0]
         found.append(psnr(pixels, reconstruction))
         if features is not None:
-            distances.append(_distance(features, pixels, reconstruction, tokenizer.device))
+            distances.append(_measure_distance(features, pixels, reconstruction, tokenizer.device))
         maps.append([token_map.cpu().numpy() for token_map in tokens.maps])
         if len(decoded) < SAMPLE_PICTURES:
             decoded.append(reconstruction)
@@ -89,7 +89,7 @@ def validate(
 
 
 @torch.no_grad()
-def _distance(
+def _measure_distance(
     features: EfficientNetLite, pixels: Pixels, reconstruction: Pixels, device: torch.device
 ) -> float:
     images = [to_tensor(one[None]).to(device).expand(-1, 3, -1, -1) for one in (pixels, reconstruction)]

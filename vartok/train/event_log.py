@@ -30,6 +30,11 @@ class EventLog:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def close(self) -> None:
+        """Write what its thread still holds, and end the thread."""
+        if self._writer is not None:
+            self._writer.close()
+
     def add_progress(self, progress: Progress, means: dict[str, float], state: TrainingState) -> None:
         """Add the scalars of a report: means, perplexities, replaced codes, speed and learning rate.
 

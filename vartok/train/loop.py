@@ -343,6 +343,9 @@ def _train(
             with contextlib.suppress(OutputError):
                 write_report(run, history, shown, settings, step=state.step, seconds=seconds(), running=False)
         raise
+    finally:
+        if log is not None:
+            log.close()
     batches.close()  # ends the threads that add findings
     for findings in processes.gather_objects(pictures.findings):
         pictures.findings.update(findings)

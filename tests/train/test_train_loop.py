@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(tiles: Path, tmp_path: Path
 
 
 def test_validation_measures_the_pictures_held_out(tiles: Path, tmp_path: Path) -> None:
+    threads = threading.enumerate()
     events = go(tiny(), tiles, tmp_path / "run")
+    assert threading.enumerate() == threads  # TensorBoard's too has ended
     (validation,) = (event for event in events if isinstance(event, Validation))
     assert validation.pictures == len(pictures(tiles, val_fraction=0.2).held_out(1))
     loaded = vartok.load(tmp_path / "run" / WEIGHTS, device="cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_run import crops, tiny
 from torch import Tensor
 
@@ -135,6 +136,42 @@ def test_the_periodicity_loss_removes_a_texture_that_repeats_in_every_cell() -> 
     wave = 0.1 * torch.cos(torch.arange(128) * math.tau / 16)  # no period of 4
     loss, _ = reconstruction_loss(images + wave, images, LossSettings(periodicity=1.0), cells=[16, 4])
     assert float(loss) > 0.1
+
+
+def test_the_local_contrast_loss_compares_the_strength_of_texture_not_its_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    texture, other = (torch.randn(1, 1, 128, 128, generator=generator) for _ in range(2))
+
+    def local_contrast(reconstruction: Tensor, images: Tensor) -> float:
+        loss, _ = reconstruction_loss(reconstruction, images, LossSettings(local_contrast=1.0), cells=[16])
+        return float(loss)
+
+    assert local_contrast(texture, texture) == 0
+    # Twice the amplitude is four times the variance, at both resolutions.
+    assert local_contrast(2 * texture, texture) == pytest.approx(math.log(4) ** 2, rel=0.02)
+    assert local_contrast(texture, 2 * texture) == pytest.approx(math.log(4) ** 2, rel=0.02)
+    assert local_contrast(other, texture) < 0.1
+    assert local_contrast(texture.flip(3), texture.flip(2)) == pytest.approx(
+        local_contrast(texture, texture.flip((2, 3))), abs=1e-4
+    )
+    blurred = F.avg_pool2d(texture, 3, 1, padding=1)
+    assert local_contrast(blurred, texture) > 1
+    # A slope has none, up to the borders of the picture; nor has texture fainter than a level.
+    slope = torch.linspace(-1, 1, 128).expand(1, 1, 128, 128)
+    assert local_contrast(slope, torch.zeros_like(slope)) < 1e-2
+    assert local_contrast(texture / 255, torch.zeros_like(texture)) < 1e-2
+    # A texture in half of the picture is missed in half of the windows, and in those across its border.
+    half = texture.clone()
+    half[..., 64:] = 0
+    assert local_contrast(half, texture) > 0.4 * local_contrast(torch.zeros_like(half), texture)
+
+
+def test_the_local_contrast_loss_takes_crops_of_one_window() -> None:
+    images = torch.linspace(-1, 1, 16 * 23).reshape(1, 1, 16, 23).requires_grad_()
+    loss, _ = reconstruction_loss(images, -images.detach(), LossSettings(local_contrast=1.0), cells=[16])
+    loss.backward()
+    assert images.grad is not None
+    assert bool(images.grad.isfinite().all())
 
 
 def test_the_blockiness_of_cells_of_one_pixel_is_one() -> None:

@@ -67,6 +67,11 @@ def test_settings_survive_toml() -> None:
             "[loss]\nmse = 1.0\nperiodicity = 0.5\n",
             "cells of several pixels",
         ),
+        (
+            "[model]\nautoencoder = 'var'\nch_mult = [1]\nz_channels = 2\npatch_nums = [1, 15]\n"
+            "[loss]\nmse = 1.0\nlocal_contrast = 0.5\n",
+            "local_contrast needs crops of 16 pixels",
+        ),
         ("[optimizer]\nencoder_warmup_steps = 5\n[loss]\nmse = 1.0\n", "needs .* latent_anchor"),
     ],
 )

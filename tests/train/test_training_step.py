@@ -88,6 +88,7 @@ class NoUnknownShapes(TorchDispatchMode):
                 "log_mse": 1.0,
                 "blockiness": 1.0,
                 "periodicity": 1.0,
+                "local_contrast": 1.0,
                 "perceptual": 1.0,
                 "adversarial": 0.1,
                 "adversarial_net": "projected",

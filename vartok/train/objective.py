@@ -16,7 +16,10 @@ from vartok.models.quantizer import ScaleStep
 from vartok.models.vqvae import VQVAE
 from vartok.schedule import Schedule
 from vartok.train.frozen import FrozenTokens
-from vartok.train.settings import LossSettings
+from vartok.train.settings import CONTRAST_WINDOW, LossSettings
+
+FAINT_CONTRAST = 1e-3
+"""Local contrast, a variance of pixels in [-1, 1], far below which it counts as none: 4 levels of 255."""
 
 
 class TrainingOutput(NamedTuple):
@@ -146,6 +149,8 @@ def reconstruction_loss(
     if weights.periodicity:
         excess = spectral_peaks(reconstruction, cells[0]) - spectral_peaks(images, cells[0])
         loss = loss + weights.periodicity * excess.square().mean()
+    if weights.local_contrast:
+        loss = loss + weights.local_contrast * _contrast_distance(reconstruction, images)
     if lpips is not None:
         rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
         loss = loss + weights.lpips * lpips(*rgb).mean()
@@ -159,6 +164,26 @@ def visible_cells(config: TokenizerConfig) -> tuple[int, ...]:
     """
     light = isinstance(config.autoencoder, LightConfig) and bool(config.autoencoder.widths)
     return (config.downsample, CELL) if light else (config.downsample,)
+
+
+def _contrast_distance(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mean squared difference of the logarithms of local contrast, a differentiable scalar.
+
+    Local contrast is the variance about the mean of 5x5 pixels, in each channel, averaged over windows of
+    `CONTRAST_WINDOW` pixels a side that overlap by half. It is compared at full and at half resolution.
+
+    Args:
+        first: [B, C, H, W] in about [-1, 1], with sides of `CONTRAST_WINDOW` or more.
+        second: [B, C, H, W].
+    """
+    both, window, distances = torch.cat([first, second]), CONTRAST_WINDOW, []
+    for _ in range(2):
+        detail = both - F.avg_pool2d(both, 5, 1, padding=2, count_include_pad=False)
+        contrast = F.avg_pool2d(detail.square(), window, window // 2)
+        one, other = torch.log(contrast + FAINT_CONTRAST).chunk(2)
+        distances.append((one - other).square().mean())
+        both, window = F.avg_pool2d(both, 2), window // 2
+    return torch.stack(distances).mean()
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:

@@ -16,6 +16,9 @@ MAX_PATCH_VALUES = 8192
 MIN_PATCH_SIDE = 28
 """Shortest side of a crop, in pixels, whose window is large enough for a logit of the patch discriminator."""
 
+CONTRAST_WINDOW = 16
+"""Side of the windows in which local contrast is compared, in pixels."""
+
 UNUSED_IF_TOKENS_ARE_KEPT = (
     "[quantizer] codebook",
     "[quantizer] dead_code_threshold",
@@ -122,6 +125,10 @@ class LossSettings:
         periodicity: mean squared difference between the peaks of the decoded batch's spectrum and those of
             the originals', see `spectral_peaks`, at the multiples of one cycle per latent cell. A texture
             that repeats in every cell has such peaks. Needs crops of 8 cells a side or more.
+        local_contrast: mean squared difference of the logarithms of local contrast: the variance about the
+            mean of 5x5 pixels, averaged over windows of 16 pixels a side, at full and at half resolution.
+            Blur has less of it than the original. Texture need not match pixel by pixel. Needs crops of 16
+            pixels a side or more.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
             coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.
@@ -154,6 +161,7 @@ class LossSettings:
     gradient: float = 0.0
     blockiness: float = 0.0
     periodicity: float = 0.0
+    local_contrast: float = 0.0
     commitment: float = 0.25
     final_commitment: float = 0.0
     latent_anchor: float = 0.0
@@ -316,6 +324,10 @@ class TrainSettings:
             raise ConfigError(
                 f"[loss] periodicity needs crops of {MIN_PERIODS} latent cells a side or more, and cells of "
                 "several pixels: set it to 0"
+            )
+        if loss.local_contrast and min(height, width) < CONTRAST_WINDOW:
+            raise ConfigError(
+                f"[loss] local_contrast needs crops of {CONTRAST_WINDOW} pixels a side or more: set it to 0"
             )
         cells = self.start.init_pictures * height * width // self.model.downsample**2
         if self.start.kmeans_rounds and cells < 2:

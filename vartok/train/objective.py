@@ -19,7 +19,7 @@ from vartok.train.frozen import FrozenTokens
 from vartok.train.settings import CONTRAST_WINDOW, LossSettings
 
 FAINT_CONTRAST = 1e-3
-"""Local contrast, a variance of pixels in [-1, 1], far below which it counts as none: 4 levels of 255."""
+"""Local contrast, as a variance, far below which it counts as none; its deviation is 4 levels of 255."""
 
 
 class TrainingOutput(NamedTuple):
@@ -150,7 +150,9 @@ def reconstruction_loss(
         excess = spectral_peaks(reconstruction, cells[0]) - spectral_peaks(images, cells[0])
         loss = loss + weights.periodicity * excess.square().mean()
     if weights.local_contrast:
-        loss = loss + weights.local_contrast * _contrast_distance(reconstruction, images)
+        pairs = zip(_log_contrasts(reconstruction), _log_contrasts(images), strict=True)
+        distance = torch.stack([F.mse_loss(decoded, original) for decoded, original in pairs]).mean()
+        loss = loss + weights.local_contrast * distance
     if lpips is not None:
         rgb = [batch.expand(-1, 3, -1, -1) for batch in (reconstruction, images)]  # a grey level three times
         loss = loss + weights.lpips * lpips(*rgb).mean()
@@ -166,24 +168,21 @@ def visible_cells(config: TokenizerConfig) -> tuple[int, ...]:
     return (config.downsample, CELL) if light else (config.downsample,)
 
 
-def _contrast_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the mean squared difference of the logarithms of local contrast, a differentiable scalar.
+def _log_contrasts(images: Tensor) -> list[Tensor]:
+    """Return the logarithms of local contrast at full and at half resolution, each [B, C, rows, columns].
 
     Local contrast is the variance about the mean of 5x5 pixels, in each channel, averaged over windows of
-    `CONTRAST_WINDOW` pixels a side that overlap by half. It is compared at full and at half resolution.
+    `CONTRAST_WINDOW` pixels a side that overlap by half.
 
     Args:
-        first: [B, C, H, W] in about [-1, 1], with sides of `CONTRAST_WINDOW` or more.
-        second: [B, C, H, W].
+        images: [B, C, H, W] in about [-1, 1], with sides of `CONTRAST_WINDOW` or more.
     """
-    both, window, distances = torch.cat([first, second]), CONTRAST_WINDOW, []
-    for _ in range(2):
-        detail = both - F.avg_pool2d(both, 5, 1, padding=2, count_include_pad=False)
+    found = []
+    for reduced, window in ((images, CONTRAST_WINDOW), (F.avg_pool2d(images, 2), CONTRAST_WINDOW // 2)):
+        detail = reduced - F.avg_pool2d(reduced, 5, 1, padding=2, count_include_pad=False)
         contrast = F.avg_pool2d(detail.square(), window, window // 2)
-        one, other = torch.log(contrast + FAINT_CONTRAST).chunk(2)
-        distances.append((one - other).square().mean())
-        both, window = F.avg_pool2d(both, 2), window // 2
-    return torch.stack(distances).mean()
+        found.append(torch.log(contrast + FAINT_CONTRAST))
+    return found
 
 
 def _blockiness(images: Tensor, cell: int) -> Tensor:

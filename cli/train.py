@@ -232,6 +232,7 @@ def _run(
     """
     from vartok.images import configure_pillow
     from vartok.train import train
+    from vartok.train.distributed import destroy_process_group
 
     configure_pillow()
     stopper = _Stopper(display)
@@ -247,6 +248,7 @@ def _run(
                 report=lambda event: _show(display, event),
                 should_stop=stopper,
             )
+        destroy_process_group()
     finally:
         display.close()
     if not done:

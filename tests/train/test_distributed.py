@@ -1,13 +1,14 @@
-"""The processes of a run: what they say of their precision."""
+"""The processes of a run: what they say of their precision, and how they part."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from vartok.train.distributed import Processes
+from vartok.train.distributed import Processes, destroy_process_group
 
 backends: Any = torch.backends
 
@@ -40,3 +41,11 @@ def test_float32_on_cuda_says_what_is_tf32(products: str, convolutions: str, tol
     assert describe("cuda", "float32") == told
     assert describe("cpu", "float32") == "float32"
     assert describe("cuda", "bf16") == "bf16"
+
+
+def test_the_process_group_is_destroyed_if_there_is_one(tmp_path: Path) -> None:
+    place = (tmp_path / "store").as_uri()
+    torch.distributed.init_process_group("gloo", init_method=place, rank=0, world_size=1)
+    destroy_process_group()
+    assert not torch.distributed.is_initialized()
+    destroy_process_group()

@@ -120,6 +120,15 @@ class Processes:
         self.accelerator.wait_for_everyone()
 
 
+def destroy_process_group() -> None:
+    """Destroy torch's process group, if there is one. No collective operation works after it.
+
+    At the end of a program its threads would otherwise still run while the interpreter exits, and NCCL warns.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def takes_bf16(precision: str, device: torch.device) -> bool:
     """Return True for "bf16", and for "auto" on a CUDA GPU or a CPU that computes bfloat16 in hardware."""
     if precision != "auto":

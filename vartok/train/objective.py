@@ -19,7 +19,7 @@ from vartok.train.frozen import FrozenTokens
 from vartok.train.settings import CONTRAST_WINDOW, LossSettings
 
 FAINT_CONTRAST = 1e-3
-"""Local contrast, as a variance, far below which it counts as none; its deviation is 4 levels of 255."""
+"""Variance added before the logarithm, so that far less counts as no contrast: that of 4 levels of 255."""
 
 
 class TrainingOutput(NamedTuple):
@@ -171,8 +171,8 @@ def visible_cells(config: TokenizerConfig) -> tuple[int, ...]:
 def _log_contrasts(images: Tensor) -> list[Tensor]:
     """Return the logarithms of local contrast at full and at half resolution, each [B, C, rows, columns].
 
-    Local contrast is the variance about the mean of 5x5 pixels, in each channel, averaged over windows of
-    `CONTRAST_WINDOW` pixels a side that overlap by half.
+    Local contrast is the squared difference of a pixel from the mean of the 5x5 pixels around it, in each
+    channel, averaged over windows that overlap by half. Their side is `CONTRAST_WINDOW` pixels of the images.
 
     Args:
         images: [B, C, H, W] in about [-1, 1], with sides of `CONTRAST_WINDOW` or more.

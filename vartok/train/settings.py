@@ -125,10 +125,10 @@ class LossSettings:
         periodicity: mean squared difference between the peaks of the decoded batch's spectrum and those of
             the originals', see `spectral_peaks`, at the multiples of one cycle per latent cell. A texture
             that repeats in every cell has such peaks. Needs crops of 8 cells a side or more.
-        local_contrast: mean squared difference of the logarithms of local contrast: the variance about the
-            mean of 5x5 pixels, averaged over windows of 16 pixels a side, at full and at half resolution.
-            Blur has less of it than the original. Texture need not match pixel by pixel. Needs crops of 16
-            pixels a side or more.
+        local_contrast: mean squared difference of the logarithms of local contrast: the squared difference
+            of a pixel from the mean of the 5x5 pixels around it, averaged over windows of 16 pixels a side,
+            at full and at half resolution. Blur has less of it than the original. Texture need not match
+            pixel by pixel. Needs crops of 16 pixels a side or more.
         commitment: mean squared distance of latents from f_hat, mean over scales, as in VAR. The f_hat of
             coarse scales lacks detail, so this loss pulls latents to zero, and fine scales use fewer codes.
         final_commitment: the commitment loss of the last scale alone, which hardly has these effects.

@@ -181,7 +181,7 @@ def psnr(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize(
     ("weights", "prefixes", "unquantized"),
     [
-        (shipped_checkpoint(), [11.95, 15.54, 25.70], 23.41),
+        (shipped_checkpoint(), [11.95, 15.53, 25.81], 23.55),
         (DATA.parent / "vartok-light-v0.safetensors", [12.03, 15.56, 24.74], 29.04),  # linear alone
     ],
     ids=["shipped", "v0"],
